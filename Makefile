@@ -1,0 +1,43 @@
+# Everything that a person does here. Each target sets up .venv by itself.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help venv demo test test-slow check format bench clean
+
+help:
+	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST)
+
+venv: $(VENV)/.ready ## make .venv and install the project into it
+
+# torch comes first and pinned: without a GPU the pinned build is the small one for CPUs.
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check $$(grep '^torch==' constraints.txt)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,dev]'
+	touch $@
+
+demo: venv ## run the main job on the miniature; ends by naming the report to open
+	$(BIN)/dbray demo
+
+test: venv ## run the tests
+	$(BIN)/pytest
+
+test-slow: venv ## run the slow tests too (kills, elastic lanes)
+	$(BIN)/pytest --slow
+
+check: venv ## format, lint, types and floors
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+format: venv ## put the code into shape
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: venv ## run the benchmark of the main job
+	$(BIN)/python benchmarks/bulk.py
+
+clean: ## remove what the targets made
+	rm -rf $(VENV) demo

@@ -1,0 +1,146 @@
+"""The command line: argv -> spec -> call -> exit code. The only place that prints.
+
+Exit codes: 0 ok, 1 internal, 2 invalid input (nothing ran), 3 finished with failed subjects,
+4 stopped at --max-failures, 130 interrupted. Commands import what they need when they run, so that
+`--help` and `validate` start at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from dbray.errors import DbrayError, SpecError
+
+_DEFAULT_REGISTRY = "runs"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit code."""
+    args = _parser().parse_args(argv)
+    logging.basicConfig(
+        level=logging.INFO if args.verbose else logging.ERROR,
+        format="%(asctime)s %(levelname)s %(name)s %(message)s",
+    )
+    _quieten_libraries()
+    module, function = args.run.split(":")
+    try:
+        return getattr(importlib.import_module(f"dbray.cli.{module}"), function)(args)
+    except SpecError as exc:
+        num_errors = sum(problem.severity == "error" for problem in exc.problems)
+        print(f"{exc}\n\n{num_errors} error(s); nothing ran.", file=sys.stderr)
+        return exc.exit_code
+    except DbrayError as exc:
+        print(f"error: {exc}", file=sys.stderr)
+        return exc.exit_code
+    except BrokenPipeError:
+        # The reader (head, less) has left: nothing more to say, also not at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _quieten_libraries() -> None:
+    """Silence banners and progress bars of libraries; the user asked dbray, not them."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dbray",
+        description="DreamBooth in bulk: from folders of photographs to published, promptable "
+        "text-to-image models.",
+        epilog="Start with: dbray demo",
+    )
+    parser.add_argument("-v", "--verbose", action="store_true", help="log what happens")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_job_commands(commands)
+    _add_model_commands(commands)
+    return parser
+
+
+def _add(commands: Any, name: str, run: str, text: str) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    command.set_defaults(run=run)
+    return command
+
+
+def _add_job_commands(commands: Any) -> None:
+    demo = _add(commands, "demo", "jobs:demo", "personalise six drawn subjects on the miniature")
+    demo.add_argument("-o", "--output", default="demo", help="folder to make (default: demo)")
+
+    init = _add(commands, "init", "jobs:init", "write a manifest and a job file for a folder")
+    init.add_argument("photos", help="folder with one sub-folder of photographs per subject")
+    init.add_argument("-o", "--output", default="job.yaml", help="job file (default: job.yaml)")
+    init.add_argument("--class", dest="class_noun", metavar="NOUN",
+                      help="class noun of subjects whose folder has no class.txt")  # fmt: skip
+    init.add_argument("--base", default="miniature", help="miniature, a diffusers folder or hub id")
+    init.add_argument("--force", action="store_true", help="overwrite existing files")
+
+    validate = _add(commands, "validate", "jobs:validate", "list every mistake; needs no GPU")
+    plan = _add(commands, "plan", "jobs:plan", "say what would run and what it costs")
+    run = _add(commands, "run", "jobs:run", "run a job, or continue it")
+    for command in (validate, plan, run):
+        command.add_argument("job", help="job file (YAML)")
+    for command in (validate, plan):
+        command.add_argument("--json", action="store_true", help="for machines")
+    run.add_argument("--retry-failed", action="store_true",
+                     help="also try again what failed in a way that repeats itself")  # fmt: skip
+    run.add_argument("--max-failures", type=int, metavar="N", help="stop when more have failed")
+    run.add_argument("--address", help="Ray cluster (default: $RAY_ADDRESS, or a local one)")
+
+    status = _add(commands, "status", "jobs:status", "show the jobs of a storage")
+    status.add_argument("storage", nargs="?", default=_DEFAULT_REGISTRY)
+    status.add_argument("--watch", action="store_true", help="go on until no job runs")
+    status.add_argument("--json", action="store_true", help="for machines")
+
+    report = _add(commands, "report", "jobs:report", "write the report of a job anew")
+    report.add_argument("job_folder", help="<storage>/jobs/<job id>")
+
+    schema = _add(commands, "schema", "jobs:schema", "print the JSON Schema of a job file")
+    schema.add_argument("--subject", action="store_true", help="of a line of a manifest instead")
+
+
+def _add_model_commands(commands: Any) -> None:
+    models = commands.add_parser("models", help="list, show, remove or export published models")
+    actions = models.add_subparsers(title="actions", metavar="ACTION", required=True)
+    listing = _add(actions, "list", "models:list_models", "list the published models")
+    show = _add(actions, "show", "models:show", "show the record of a model")
+    remove = _add(actions, "remove", "models:remove", "remove a model, leaving nothing behind")
+    export = _add(actions, "export", "models:export", "write a model as a diffusers folder")
+    for action in (show, remove, export):
+        action.add_argument("model", help="id, or id@revision")
+    remove.add_argument("--yes", action="store_true", help="do not ask")
+    export.add_argument("-o", "--output", required=True, help="folder to make")
+    for action in (listing, show):
+        action.add_argument("--json", action="store_true", help="for machines")
+
+    generate = _add(commands, "generate", "models:generate", "sample images of a model")
+    generate.add_argument("model", help="id, id@revision, or 'base'")
+    generate.add_argument("prompt", help='e.g. "a photo of {subject} on the beach"')
+    generate.add_argument("-n", type=int, default=1, help="number of images (default: 1)")
+    generate.add_argument("-o", "--output", default="out", help="folder (default: out)")
+    generate.add_argument("--seed", type=int, default=0, help="of the first image (default: 0)")
+    generate.add_argument("--steps", type=int, help="sampling steps")
+    generate.add_argument("--guidance", type=float, help="guidance scale")
+    generate.add_argument("--sampler", choices=("ddpm", "ddim", "euler_ancestral", "dpm++"))
+    generate.add_argument("--negative", default="", metavar="PROMPT", help="negative prompt")
+    generate.add_argument("--base", help="base, where the model is 'base'")
+
+    serve = _add(commands, "serve", "models:serve", "serve every model of a registry over HTTP")
+    serve.add_argument("--port", type=int, default=8000, help="default: 8000")
+    serve.add_argument("--host", default="127.0.0.1", help="default: loopback only")
+    serve.add_argument("--keys", help="file of API keys; required beyond loopback")
+    for command in (listing, show, remove, export, generate, serve):
+        text = f"storage of the models (default: {_DEFAULT_REGISTRY})"
+        command.add_argument("--registry", default=_DEFAULT_REGISTRY, metavar="STORAGE", help=text)

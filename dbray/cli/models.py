@@ -1,0 +1,158 @@
+"""Commands about published models: models list|show|remove|export, generate, serve."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dbray import backbones
+from dbray.errors import BaseError, RegistryError
+from dbray.registry import ModelRecord, Registry
+from dbray.spec import Previews, fill_prompt
+from dbray.store import Store
+
+if TYPE_CHECKING:
+    from dbray.backbones import Backbone
+    from dbray.generate import Sampling
+
+
+def _registry(args: argparse.Namespace) -> Registry:
+    return Registry(Store(args.registry))
+
+
+def list_models(args: argparse.Namespace) -> int:
+    """List the latest revision of every model."""
+    records = list(_registry(args).list())
+    if args.json:
+        print(json.dumps([_brief(record) for record in records], indent=2))
+        return 0
+    for record in records:
+        name = f"{record.identifier} {record.class_noun}"
+        print(f"{record.name:<48} {name:<24} {record.base:<16} {record.created_at}")
+    if not records:
+        print(f"no models in {args.registry}", file=sys.stderr)
+    return 0
+
+
+def _brief(record: ModelRecord) -> dict[str, Any]:
+    chosen = {"id", "revision", "class_noun", "identifier", "base", "steps", "created_at", "job_id"}
+    return record.model_dump(mode="json", include=chosen)
+
+
+def show(args: argparse.Namespace) -> int:
+    """Show the record of one model."""
+    registry = _registry(args)
+    record = registry.find(args.model)
+    if args.json:
+        print(record.model_dump_json(indent=2))
+        return 0
+    for name, value in record.model_dump(mode="json", exclude={"loss"}).items():
+        print(f"{name:<14} {value if isinstance(value, str) else json.dumps(value)}")
+    if record.loss:
+        print(f"{'loss':<14} {record.loss[0][1]:.4f} at first, {record.loss[-1][1]:.4f} at last")
+    others = [one.revision for one in registry.revisions(record.id) if one != record]
+    print(f"{'other revs':<14} {', '.join(others) or 'none'}")
+    return 0
+
+
+def remove(args: argparse.Namespace) -> int:
+    """Remove a model, or one revision of it."""
+    if not args.yes:
+        if not sys.stdin.isatty():
+            raise RegistryError(f"removing {args.model} is final: add --yes")
+        if input(f"Remove {args.model} for good? [y/N] ").strip().lower() != "y":
+            return 0
+    for name in _registry(args).remove(args.model):
+        print(f"removed {name}")
+    return 0
+
+
+def export(args: argparse.Namespace) -> int:
+    """Write a model as a diffusers folder, which any diffusers program loads."""
+    output = Path(args.output)
+    if output.exists() and any(output.iterdir()):
+        raise RegistryError(f"{output} is not empty; choose another -o")
+    record, backbone = _load(args)
+    backbone.save(output)
+    if record is not None:
+        (output / "dbray.json").write_text(record.model_dump_json(indent=1))
+    print(f"wrote {output}; load it with StableDiffusionPipeline.from_pretrained({str(output)!r})")
+    return 0
+
+
+def generate(args: argparse.Namespace) -> int:
+    """Sample images, each from its own seed, and write them as PNG."""
+    from PIL import Image, PngImagePlugin
+
+    from dbray.generate import generate as sample
+
+    if args.n < 1:
+        raise RegistryError("-n has to be at least 1")
+    record, backbone = _load(args)
+    noun, identifier = (record.class_noun, record.identifier) if record else ("", None)
+    prompt = fill_prompt(args.prompt, noun, identifier)
+    if record and noun not in prompt:
+        print(f'note: the prompt names no "{noun}"; write {{subject}} where it should be',
+              file=sys.stderr)  # fmt: skip
+    sampling = _sampling(args, backbone)
+    seeds = [args.seed + index for index in range(args.n)]
+    output = Path(args.output)
+    output.mkdir(parents=True, exist_ok=True)
+    for seed in seeds:
+        [pixels] = sample(backbone, [prompt], [seed], sampling)
+        # Where people look for them: the parameters travel inside the picture.
+        about = PngImagePlugin.PngInfo()
+        about.add_text("parameters", json.dumps({"model": args.model, "prompt": prompt,
+                                                 "seed": seed, **vars(sampling)}))  # fmt: skip
+        file = output / f"{args.model.replace('@', '-')}-{seed}.png"
+        Image.fromarray(pixels).save(file, pnginfo=about)
+        print(file)
+    return 0
+
+
+def _sampling(args: argparse.Namespace, backbone: Backbone) -> Sampling:
+    """The flags, else what the base's makers recommend."""
+    from dbray.generate import Sampling
+
+    default = Previews.model_validate(backbone.base.defaults.get("previews", {}))
+    return Sampling(
+        args.sampler or default.sampler,
+        args.steps or default.steps,
+        args.guidance or default.guidance,
+        args.negative,
+    )
+
+
+def _load(args: argparse.Namespace) -> tuple[ModelRecord | None, Backbone]:
+    """Load a model onto its base, or the base alone."""
+    if args.model == "base":
+        name = getattr(args, "base", None) or backbones.MINIATURE
+        return None, backbones.load(backbones.resolve(name), device=_device())
+    registry = _registry(args)
+    record = registry.find(args.model)
+    base = backbones.resolve(getattr(args, "base", None) or record.base, record.base_revision)
+    if base.digest != record.base_digest:
+        raise BaseError(f"{record.name} was trained on another {record.base!r} "
+                        f"({record.base_digest[:12]}, here is {base.digest[:12]})")  # fmt: skip
+    backbone = backbones.load(base, record.recipe, _device())
+    with tempfile.TemporaryDirectory() as folder:
+        backbone.set_weights(backbones.read_weights(registry.weights(record, Path(folder))))
+    return record, backbone
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def serve(args: argparse.Namespace) -> int:
+    """Serve every model of a registry until stopped."""
+    from dbray.serving import launch
+
+    launch(args.registry, args.port, Path(args.keys) if args.keys else None, host=args.host)
+    return 0

@@ -1,0 +1,95 @@
+"""Progress for people: bars on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.progress import TimeElapsedColumn as Elapsed
+from rich.progress import TimeRemainingColumn as Remaining
+
+from dbray.leases import Outcome
+
+_LINE_SECONDS = 10.0
+
+
+class Terminal:
+    """Draws one bar per phase; fulfils `dbray.job.Watch`."""
+
+    def __init__(self) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description:<13}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            Elapsed(),
+            Remaining(),
+            TextColumn("[dim]{task.fields[detail]}"),
+            console=Console(),
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Terminal:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def note(self, text: str) -> None:
+        """Print a line above the bars."""
+        self._progress.console.print(text, highlight=False, markup=False)
+
+    def progress(self, phase: str, done: int, total: int, detail: str = "") -> None:
+        """Move the bar of a phase."""
+        if phase not in self._tasks:
+            self._tasks[phase] = self._progress.add_task(phase, total=total, detail="")
+        self._progress.update(self._tasks[phase], completed=done, total=total, detail=detail)
+
+    def ended(self, outcome: Outcome) -> None:
+        """Name a subject that failed; the bar counts the others."""
+        if outcome.error is not None:
+            self.note(describe(outcome))
+
+
+class Lines:
+    """Prints a line for what ends, and one every ten seconds; for logs."""
+
+    def __init__(self) -> None:
+        self._last = 0.0
+
+    def __enter__(self) -> Lines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        """Print a line."""
+        print(text, flush=True)
+
+    def progress(self, phase: str, done: int, total: int, detail: str = "") -> None:
+        """Print a line, if the last one is a while ago or the phase is done."""
+        if done == total or time.monotonic() - self._last > _LINE_SECONDS:
+            self._last = time.monotonic()
+            print(f"{phase}: {done}/{total} {detail}".rstrip(), flush=True)
+
+    def ended(self, outcome: Outcome) -> None:
+        """Print what became of a subject."""
+        print(describe(outcome), flush=True)
+
+
+def describe(outcome: Outcome) -> str:
+    """Say in one line what became of a subject."""
+    if outcome.error is not None:
+        return f"failed    {outcome.id}: {outcome.error.kind}: {outcome.error.message}"
+    return (
+        f"published {outcome.id}@{outcome.revision} "
+        f'("{outcome.identifier} {outcome.class_noun}", {outcome.seconds:.1f} s)'
+    )
+
+
+def watch() -> Terminal | Lines:
+    """Bars where a person looks, else lines."""
+    return Terminal() if sys.stdout.isatty() else Lines()

@@ -1,0 +1,126 @@
+"""The tree of errors, and the problems that validation lists.
+
+    DbrayError
+    ├── SpecError            what the user wrote is wrong; nothing ran        exit 2
+    ├── SubjectError         one subject's images or fields are unusable      exit 3
+    ├── BaseError            the base model cannot be found, read or trusted  exit 2
+    ├── StoreError           storage cannot be read or written                exit 1
+    │   └── DigestMismatch   a stored file is not what was published
+    ├── RegistryError        a registry request cannot be carried out         exit 2
+    │   └── ModelNotFound
+    ├── TrainError           a subject's fine-tuning failed                   exit 3
+    │   ├── Diverged         the loss is not finite
+    │   └── OutOfMemory
+    ├── LaneLost             the workers of a lane died                       exit 3, retryable
+    ├── JobBusy              another run holds this job                       exit 2
+    └── TooManyFailures      stopped at --max-failures                        exit 4
+
+Errors cross processes by pickle, so they take positional arguments only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+
+class DbrayError(Exception):
+    """Anything that dbray reports to its user. `retryable` says whether trying again may help."""
+
+    retryable: ClassVar[bool] = False
+    exit_code: ClassVar[int] = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One finding of validation: what is wrong, where, and what to do about it."""
+
+    severity: Literal["error", "warning"]
+    where: str
+    what: str
+    fix: str
+    subject: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.severity}: {self.where}: {self.what}\n    fix: {self.fix}"
+
+
+class SpecError(DbrayError):
+    """What the user wrote is wrong. Carries every problem found, not only the first."""
+
+    exit_code = 2
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__(self.problems)
+
+    def __str__(self) -> str:
+        return "\n".join(str(problem) for problem in self.problems)
+
+
+class SubjectError(DbrayError):
+    """One subject's images or fields are unusable; trying again will not help."""
+
+    exit_code = 3
+
+
+class BaseError(DbrayError):
+    """The base model cannot be found, read or trusted."""
+
+    exit_code = 2
+
+
+class StoreError(DbrayError):
+    """Storage cannot be read or written. Remote storage often answers the second time."""
+
+    retryable = True
+
+
+class DigestMismatch(StoreError):
+    """A stored file is not what was published: truncated, overwritten or rotten."""
+
+    retryable = False
+
+
+class RegistryError(DbrayError):
+    """A registry request cannot be carried out."""
+
+    exit_code = 2
+
+
+class ModelNotFound(RegistryError):
+    """No model is published under that id or revision."""
+
+
+class TrainError(DbrayError):
+    """A subject's fine-tuning failed."""
+
+    exit_code = 3
+
+
+class Diverged(TrainError):
+    """The loss is not finite. The same seed would diverge again, so it is not retried."""
+
+
+class OutOfMemory(TrainError):
+    """The device's memory does not hold this recipe."""
+
+
+class LaneLost(DbrayError):
+    """The workers of a lane died: killed, out of memory, or their node is gone."""
+
+    retryable = True
+    exit_code = 3
+
+
+class JobBusy(DbrayError):
+    """Another run holds this job."""
+
+    exit_code = 2
+
+
+class TooManyFailures(DbrayError):
+    """The job was stopped because more subjects failed than it allows."""
+
+    exit_code = 4

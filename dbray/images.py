@@ -1,0 +1,214 @@
+"""Photographs in, pixels out: decoding of what strangers send, checks, crops, encoding.
+
+Owns the list of formats and the caps on bytes and pixels; every byte from outside is decoded here.
+Knows neither where bytes come from nor what the pixels are for. Pillow and numpy only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from dbray.errors import SubjectError
+
+MAX_IMAGE_BYTES = 64 * 1024 * 1024
+MAX_IMAGE_PIXELS = 64 * 1024 * 1024
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
+
+# Only these decoders are ever offered the bytes: most holes of image libraries are in rare formats.
+_FORMATS = ("PNG", "JPEG", "WEBP")
+_EXIF_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Magic numbers of what people send by mistake: (offset, bytes, name).
+_FOREIGN_MAGIC = (
+    (0, b"GIF8", "GIF"),
+    (0, b"BM", "BMP"),
+    (0, b"II*\x00", "TIFF"),
+    (0, b"MM\x00*", "TIFF"),
+    (4, b"ftypheic", "HEIC"),
+    (4, b"ftypheix", "HEIC"),
+    (4, b"ftypmif1", "HEIC"),
+    (4, b"ftypavif", "AVIF"),
+    (0, b"%PDF", "PDF"),
+    (0, b"\x00\x00\x00\x0cJXL ", "JPEG XL"),
+    (0, b"\xff\x0a", "JPEG XL"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageCheck:
+    """What is known of an image that decodes: size in pixels as seen, and its two digests.
+
+    `digest` is the hex SHA-256 of the file, `perceptual` a 64-bit difference hash of the picture.
+    """
+
+    width: int
+    height: int
+    digest: str
+    perceptual: int
+
+
+def decode(data: bytes, name: str) -> Image.Image:
+    """Decode a PNG, JPEG or WebP file to RGB as a person sees it.
+
+    EXIF orientation is applied, alpha is laid on white, of an animation the first frame is taken,
+    16 bits become 8, and no metadata (place, camera) is kept.
+
+    Raises:
+        SubjectError: f"{name}: reason". Caps are checked before any pixel is decoded.
+    """
+    if not data:
+        raise SubjectError(f"{name}: is empty (0 bytes)")
+    if len(data) > MAX_IMAGE_BYTES:
+        raise SubjectError(f"{name}: is larger than {MAX_IMAGE_BYTES >> 20} MiB")
+    with _open(data, name) as image:
+        width, height = image.size
+        if width * height > MAX_IMAGE_PIXELS:
+            raise SubjectError(
+                f"{name}: has {width} x {height} pixels, more than {MAX_IMAGE_PIXELS >> 20} million"
+            )
+        try:
+            image.load()
+            return _to_rgb(image)
+        except Exception as exc:  # whatever a decoder does on hostile bytes, the file is at fault
+            raise SubjectError(f"{name}: is damaged or incomplete ({exc})") from exc
+
+
+def _open(data: bytes, name: str) -> Image.Image:
+    """Read the header only."""
+    try:
+        return Image.open(io.BytesIO(data), formats=_FORMATS)
+    except UnidentifiedImageError as exc:
+        raise SubjectError(f"{name}: {_what_instead(data)}") from exc
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
+        raise SubjectError(
+            f"{name}: claims to have more than {MAX_IMAGE_PIXELS >> 20} million pixels"
+        ) from exc
+    except Exception as exc:  # whatever a decoder does on hostile bytes, the file is at fault
+        raise SubjectError(f"{name}: is damaged or incomplete ({exc})") from exc
+
+
+def _what_instead(data: bytes) -> str:
+    """Say what bytes are that no decoder took."""
+    for offset, magic, kind in _FOREIGN_MAGIC:
+        if data[offset : offset + len(magic)] == magic:
+            return f"is a {kind} file; convert it to PNG, JPEG or WebP"
+    if data[:3] == b"\xff\xd8\xff" or data[:8] == b"\x89PNG\r\n\x1a\n" or data[8:12] == b"WEBP":
+        return "is damaged or incomplete (its header cannot be read)"
+    return "is no PNG, JPEG or WebP image"
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Upright 8-bit RGB on white, without metadata."""
+    turn = _TURNS.get(_orientation(image))
+    if image.mode.startswith("I"):
+        # Pillow would clip 16-bit grey at 255; the upper byte is the picture.
+        grey = np.asarray(image).astype(np.int64) >> 8
+        rgb = Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8)).convert("RGB")
+    elif image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        rgb = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        rgb.alpha_composite(rgba)
+        rgb = rgb.convert("RGB")
+    else:
+        rgb = image.convert("RGB")
+    if turn is not None:
+        rgb = rgb.transpose(turn)
+    rgb.info.clear()
+    return rgb
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_EXIF_ORIENTATION, 1))
+    except Exception:  # noqa: BLE001 - a broken EXIF block is no reason to refuse the picture
+        return 1
+
+
+def check(data: bytes, name: str) -> ImageCheck:
+    """Decode an image fully and measure it. Raises SubjectError as `decode` does."""
+    image = decode(data, name)
+    return ImageCheck(
+        width=image.width,
+        height=image.height,
+        digest=hashlib.sha256(data).hexdigest(),
+        perceptual=_difference_hash(image),
+    )
+
+
+def _difference_hash(image: Image.Image) -> int:
+    """64 bits: is each of 8 x 8 patches brighter than its right neighbour?
+
+    Survives scaling, recompression and small edits of colour; two photographs of one thing differ
+    in about half of the bits.
+    """
+    grey = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.LANCZOS), dtype=np.int16)
+    bits = np.packbits((grey[:, :-1] > grey[:, 1:]).reshape(-1))
+    return int.from_bytes(bits.tobytes(), "big")
+
+
+def perceptual_distance(a: int, b: int) -> int:
+    """Count the bits (0 to 64) in which two difference hashes differ."""
+    return (a ^ b).bit_count()
+
+
+def views(image: Image.Image, resolution: int, crop: str) -> list[np.ndarray]:
+    """Cut the squares that training may see, as uint8 HWC of resolution x resolution.
+
+    'centre' gives one; 'random' gives up to three along the longer side (start, centre, end), one
+    of which is drawn per step.
+    """
+    side = min(image.size)
+    slack = max(image.size) - side
+    if crop == "centre":
+        offsets = [slack // 2]
+    elif crop == "random":
+        offsets = sorted({0, slack // 2, slack})
+    else:
+        raise ValueError(f"crop is 'centre' or 'random', not {crop!r}")
+    squares = []
+    for offset in offsets:
+        left, top = (offset, 0) if image.width >= image.height else (0, offset)
+        # Cut before scaling: the other way round a thin strip would grow to gigabytes.
+        square = image.crop((left, top, left + side, top + side)).convert("RGB")
+        square = square.resize((resolution, resolution), Image.Resampling.LANCZOS)
+        squares.append(np.array(square, dtype=np.uint8))
+    return squares
+
+
+def encode_png(pixels: np.ndarray) -> bytes:
+    """Encode uint8 HWC RGB pixels without loss."""
+    return _encode(pixels, "PNG")
+
+
+def decode_png(data: bytes) -> np.ndarray:
+    """Decode an image to writable uint8 HWC. Raises SubjectError."""
+    return np.array(decode(data, "image"), dtype=np.uint8)
+
+
+def encode_webp(pixels: np.ndarray, quality: int = 80, size: int | None = None) -> bytes:
+    """Encode uint8 HWC RGB pixels with loss; `size` caps the longer side in pixels."""
+    return _encode(pixels, "WEBP", size, quality=quality, method=4)
+
+
+def _encode(pixels: np.ndarray, file_format: str, size: int | None = None, **options: int) -> bytes:
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise ValueError(f"pixels are uint8 HWC with 3 channels, not {pixels.dtype} {pixels.shape}")
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    if size is not None:
+        image.thumbnail((size, size), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, file_format, **options)
+    return buffer.getvalue()

@@ -1,0 +1,397 @@
+"""A lane: a held group of workers with a warm backbone and engine, one subject after another.
+
+The only Ray Train code. One lane is one `TorchTrainer.fit`; subjects come from the lease queue and
+go to the registry, so that a lane may die at any moment and cost only the subject in its hands.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+import ray
+import ray.train
+import ray.train.torch
+import torch
+from PIL import Image
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+from torch import distributed as dist
+
+from dbray import backbones, images, metrics
+from dbray.backbones import Backbone, Base
+from dbray.diffusion import NoiseSchedule
+from dbray.engine import Engine, make_engine
+from dbray.errors import DbrayError, LaneLost, SubjectError, TrainError
+from dbray.finetune import (
+    Latents,
+    LossPoint,
+    Progress,
+    Share,
+    TrainingData,
+    encode_subject,
+    finetune,
+    instance_prompts,
+)
+from dbray.leases import Failure
+from dbray.plan import PlannedSubject
+from dbray.priorset import load_images
+from dbray.registry import ModelRecord, Registry
+from dbray.spec import Job, fill_prompt
+from dbray.store import Store, digest, read_uri
+
+logger = logging.getLogger(__name__)
+
+NUM_WARM_PRIORS = 16
+"""PriorSets whose latents a lane keeps: 200 images of 64 x 64 x 4 latents are 26 MB."""
+_BEAT_SECONDS = 1.0
+_WAIT_SECONDS = 0.5
+_CURVE = "dbray.loss_curve"
+_VERSIONED = ("dbray", "torch", "diffusers", "transformers", "deepspeed", "ray")
+
+
+@dataclass(frozen=True)
+class LaneSpec:
+    """What a lane's workers need to know; crosses to them once."""
+
+    name: str
+    job: Job
+    base: Base
+    queue: Any
+    """Handle of the actor that holds the LeaseQueue."""
+    use_gpu: bool
+
+
+def run_lane(spec: LaneSpec) -> None:
+    """Hold one lane until no subject waits. Returns when its work is done.
+
+    Raises:
+        LaneLost: when its workers died more often than `max_lane_failures`.
+    """
+    # Read by Ray in this process; its defaults wait two seconds at every turn.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    resources = spec.job.resources
+    per_worker = {"CPU": float(resources.threads_per_worker)}
+    trainer = ray.train.torch.TorchTrainer(
+        _work,
+        train_loop_config={"spec": spec},
+        scaling_config=ScalingConfig(
+            num_workers=resources.gpus_per_subject,
+            use_gpu=spec.use_gpu,
+            resources_per_worker=per_worker | ({"GPU": 1.0} if spec.use_gpu else {}),
+        ),
+        run_config=RunConfig(
+            name=spec.name,
+            storage_path=f"{spec.job.storage}/jobs/{spec.job.id}/lanes",
+            failure_config=FailureConfig(max_failures=resources.max_lane_failures),
+        ),
+    )
+    try:
+        trainer.fit()
+    except Exception as exc:
+        raise LaneLost(f"{spec.name}: {exc}") from exc
+
+
+def _work(config: dict[str, Any]) -> None:
+    """What every worker of the lane runs."""
+    spec: LaneSpec = config["spec"]
+    torch.set_num_threads(spec.job.resources.threads_per_worker)
+    _Worker(spec).run()
+
+
+@dataclass
+class _Clock:
+    """Seconds of one subject by phase."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        start = time.monotonic()
+        yield
+        elapsed = time.monotonic() - start
+        self.seconds[name] = self.seconds.get(name, 0.0) + elapsed
+        metrics.phase_seconds().observe(elapsed, {"phase": name})
+
+
+class _Worker:
+    """One rank of a lane, with everything that stays warm between subjects."""
+
+    def __init__(self, spec: LaneSpec) -> None:
+        context = ray.train.get_context()
+        self.spec = spec
+        self.share = Share(context.get_world_rank(), context.get_world_size())
+        self.device = ray.train.torch.get_device()
+        self.store = Store(spec.job.storage)
+        self.recipe = spec.job.recipe
+        self.backbone: Backbone = backbones.load(spec.base, self.recipe, str(self.device))
+        self.engine: Engine = make_engine(
+            self.backbone.trained, self.recipe, spec.job.resources.zero_stage, self.device
+        )
+        schedule = NoiseSchedule(self.backbone.alphas_cumprod, self.backbone.prediction)
+        self.schedule = schedule.to(self.device)
+        self.priors: OrderedDict[str, Latents] = OrderedDict()
+
+    @property
+    def leads(self) -> bool:
+        """Whether this rank speaks for the lane."""
+        return self.share.rank == 0
+
+    def run(self) -> None:
+        """Train subjects until none waits."""
+        queue = self.spec.queue
+        if self.leads:
+            ray.get(queue.enter.remote(self.spec.name))
+        while True:
+            clock = _Clock()
+            with clock.phase("lease"):
+                leased = self._lease()
+            if leased is None:
+                return
+            planned, attempt = leased
+            logger.info("subject leased id=%s attempt=%d", planned.subject.id, attempt)
+            failure = self._train_safely(planned, clock)
+            if not self.leads:
+                continue
+            if failure is None:
+                ray.get(queue.complete.remote(planned.subject.id, clock.seconds))
+            else:
+                ray.get(queue.fail.remote(self.spec.name, planned.subject.id, failure))
+
+    def _lease(self) -> tuple[PlannedSubject, int] | None:
+        """The next subject; rank 0 asks and tells the others. None when all have ended."""
+        box: list[Any] = [None]
+        if self.leads:
+            # Waiting for others' last subjects: should their lane die, this one takes over.
+            while True:
+                box[0], is_done = ray.get(self.spec.queue.lease.remote(self.spec.name))
+                if box[0] is not None or is_done:
+                    break
+                time.sleep(_WAIT_SECONDS)
+        if self.share.world_size > 1:
+            dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def _train_safely(self, planned: PlannedSubject, clock: _Clock) -> Failure | None:
+        """Train one subject; one that fails does not stop the lane.
+
+        With several ranks an error in the steps may leave the others waiting in a collective, so
+        there it ends the lane's workers, and Ray Train starts them anew.
+        """
+        try:
+            self._train(planned, clock)
+        except DbrayError as exc:
+            logger.warning("subject failed id=%s error=%s", planned.subject.id, exc)
+            return Failure.of(exc)
+        except Exception as exc:  # a subject must never stop the job
+            logger.exception("subject failed id=%s", planned.subject.id)
+            if self.share.world_size > 1:
+                raise
+            return Failure.of(TrainError(f"{type(exc).__name__}: {exc}"))
+        return None
+
+    def _train(self, planned: PlannedSubject, clock: _Clock) -> None:
+        with clock.phase("encode"):
+            data = self._encode(planned)
+        with clock.phase("reset"):
+            self.engine.reset()
+            checkpoint = _Checkpoint(self.store, self.spec.job.id, planned.revision, self.share)
+            resume = checkpoint.restore(self.engine)
+        with clock.phase("train"):
+            beat = _Beat(self.spec.queue, self.spec.name, planned.subject.id, self.leads)
+            every = self.spec.job.resources.checkpoint_every
+
+            def on_step(progress: Progress) -> None:
+                beat(progress.step)
+                if every and progress.step % every == 0 and progress.step < self.recipe.steps:
+                    checkpoint.save(self.engine, progress)
+
+            curve = finetune(
+                self.engine,
+                self.schedule,
+                data,
+                self.recipe,
+                share=self.share,
+                resume=resume,
+                on_step=on_step,
+            )
+        with clock.phase("publish"):
+            self._publish(planned, curve, clock)
+            checkpoint.remove()
+        metrics.subjects().inc(tags={"status": "published"})
+
+    def _encode(self, planned: PlannedSubject) -> TrainingData:
+        """Read and encode the subject's images, and embed its prompts, with base weights."""
+        subject, resolution = planned.subject, self.backbone.resolution
+        views = []
+        for uri, expected in zip(subject.images, planned.image_digests, strict=True):
+            data = read_uri(uri)
+            image = images.decode(data, uri)
+            if digest(data) != expected:
+                raise SubjectError(f"{uri} has changed since the job was validated; run again")
+            views.append(images.views(image, resolution, self.recipe.crop))
+        latents, views_of_image = encode_subject(self.backbone, views, self.recipe)
+        prompts = instance_prompts(
+            planned.identifier, subject.class_noun, subject.captions, len(views)
+        )
+        class_prompt = fill_prompt(self.spec.job.prior.prompt, subject.class_noun)
+        return TrainingData(
+            subject_id=subject.id,
+            views=latents,
+            views_of_image=views_of_image,
+            instance_text_NL=self.backbone.condition(prompts),
+            prior=self._prior(planned.prior_digest),
+            prior_text_1L=self.backbone.condition([class_prompt]),
+        )
+
+    def _prior(self, prior_digest: str | None) -> Latents | None:
+        """Latents of a PriorSet, encoded once per lane."""
+        if prior_digest is None:
+            return None
+        if prior_digest not in self.priors:
+            pixels = load_images(self.store, prior_digest)
+            resolution = self.backbone.resolution
+            if pixels.shape[1:3] != (resolution, resolution):
+                pixels = np.concatenate(
+                    [images.views(Image.fromarray(one), resolution, "centre") for one in pixels]
+                )
+            self.priors[prior_digest] = Latents(*self.backbone.encode(pixels))
+        self.priors.move_to_end(prior_digest)
+        if len(self.priors) > NUM_WARM_PRIORS:
+            self.priors.popitem(last=False)
+        return self.priors[prior_digest]
+
+    def _publish(
+        self, planned: PlannedSubject, curve: tuple[LossPoint, ...], clock: _Clock
+    ) -> None:
+        weights = self.engine.weights()
+        if not self.leads:
+            return
+        dtype = torch.float16 if self.recipe.publish_precision == "fp16" else torch.float32
+        files = {
+            f"{part}.safetensors": save_tensors(tensors)
+            for part, tensors in _by_part(weights, dtype).items()
+        }
+        record = _record(self.spec, planned, curve, tuple(files), clock)
+        Registry(self.store).publish(record, files)
+
+
+def _by_part(weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, dict[str, Tensor]]:
+    """Split 'unet.conv_in.weight' into part and name."""
+    parts: dict[str, dict[str, Tensor]] = {}
+    for full_name, tensor in weights.items():
+        part, name = full_name.split(".", 1)
+        parts.setdefault(part, {})[name] = tensor.to(dtype).contiguous()
+    return parts
+
+
+def _record(
+    spec: LaneSpec,
+    planned: PlannedSubject,
+    curve: tuple[LossPoint, ...],
+    files: tuple[str, ...],
+    clock: _Clock,
+) -> ModelRecord:
+    subject, job = planned.subject, spec.job
+    return ModelRecord(
+        id=subject.id,
+        revision=planned.revision,
+        fingerprint=planned.fingerprint,
+        class_noun=subject.class_noun,
+        identifier=planned.identifier,
+        base=spec.base.name,
+        base_revision=job.base_revision,
+        base_digest=spec.base.digest,
+        recipe=job.recipe,
+        prior=job.prior,
+        prior_digest=planned.prior_digest,
+        seed=job.recipe.seed,
+        image_digests=planned.image_digests,
+        captions=subject.captions,
+        versions={name: metadata.version(name) for name in _VERSIONED},
+        timings={name: round(seconds, 4) for name, seconds in clock.seconds.items()},
+        steps=job.recipe.steps,
+        loss=tuple((p.step, p.loss, p.instance_loss, p.prior_loss) for p in curve),
+        files=files,
+        created_at=_now(),
+        job_id=job.id,
+    )
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime()) + "Z"
+
+
+class _Beat:
+    """Tells the queue now and then that the lane is alive, without waiting for an answer."""
+
+    def __init__(self, queue: Any, lane: str, subject_id: str, leads: bool) -> None:
+        self._queue, self._lane, self._subject_id, self._leads = queue, lane, subject_id, leads
+        self._last_time, self._last_step = time.monotonic(), 0
+
+    def __call__(self, step: int) -> None:
+        now = time.monotonic()
+        if self._leads and now - self._last_time > _BEAT_SECONDS:
+            metrics.train_steps().inc(step - self._last_step)
+            self._last_time, self._last_step = now, step
+            self._queue.beat.remote(self._lane, self._subject_id, step)
+
+
+class _Checkpoint:
+    """The state of a subject in flight, one file per rank and step, safetensors only.
+
+    A checkpoint counts when every rank's file of its step is committed.
+    """
+
+    def __init__(self, store: Store, job_id: str, revision: str, share: Share) -> None:
+        self._store, self._share = store, share
+        self._folder = f"jobs/{job_id}/checkpoints/{revision}"
+
+    def _rank_folder(self, step: int, rank: int) -> str:
+        return f"{self._folder}/{step:08d}-of-{self._share.world_size}/rank-{rank}"
+
+    def save(self, engine: Engine, progress: Progress) -> None:
+        """Commit this rank's state; drop the one before."""
+        earlier, step = self._steps(), progress.step
+        curve = [(p.step, p.loss, p.instance_loss, p.prior_loss) for p in progress.curve]
+        tensors = engine.state() | {_CURVE: torch.tensor(curve, dtype=torch.float64).reshape(-1, 4)}
+        folder = self._rank_folder(step, self._share.rank)
+        self._store.commit(folder, {"state.safetensors": save_tensors(tensors)})
+        if self._share.world_size > 1:
+            dist.barrier()
+        if self._share.rank == 0:
+            for old in earlier:
+                if old != step:
+                    self._store.remove(self._rank_folder(old, 0).rsplit("/", 1)[0])
+
+    def restore(self, engine: Engine) -> Progress:
+        """Load the newest complete checkpoint into the engine, if there is one."""
+        for step in reversed(self._steps()):
+            ranks = range(self._share.world_size)
+            if all(self._store.is_committed(self._rank_folder(step, rank)) for rank in ranks):
+                folder = self._rank_folder(step, self._share.rank)
+                tensors = load_tensors(self._store.read_committed(folder, "state.safetensors"))
+                curve = tensors.pop(_CURVE).tolist()
+                engine.load_state(tensors)
+                return Progress(step, tuple(LossPoint(int(row[0]), *row[1:]) for row in curve))
+        return Progress()
+
+    def remove(self) -> None:
+        """Forget the checkpoints of a subject that is published."""
+        if self._share.rank == 0:
+            self._store.remove(self._folder)
+
+    def _steps(self) -> list[int]:
+        suffix = f"-of-{self._share.world_size}"
+        names = self._store.names(self._folder)
+        return sorted(int(name.removesuffix(suffix)) for name in names if name.endswith(suffix))

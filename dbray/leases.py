@@ -1,0 +1,206 @@
+"""Which subject is whose: leases that expire, attempts, outcomes. Plain Python; knows no Ray.
+
+The queue lives in one actor. Lanes lease subjects from it and the driver reads progress from it.
+Losing it costs nothing that is published: the registry is the truth, and the queue is made anew
+from what is missing there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+from dbray.errors import DbrayError, LaneLost
+from dbray.plan import PlannedSubject
+
+Status = Literal["published", "kept", "failed", "cancelled"]
+"""published: in this run. kept: published before, under the same fingerprint. cancelled: the run
+ended before its turn."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a subject failed: the error's class, its text, and whether trying again may help."""
+
+    kind: str
+    message: str
+    retryable: bool
+
+    @classmethod
+    def of(cls, error: DbrayError) -> Failure:
+        """Describe an error."""
+        return cls(type(error).__name__, str(error), error.retryable)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one subject ended; a row of results.jsonl."""
+
+    id: str
+    class_noun: str
+    status: Status
+    revision: str
+    """Under which it is published, or would have been."""
+    identifier: str
+    attempts: int
+    seconds: float = 0.0
+    timings: dict[str, float] = field(default_factory=dict)
+    error: Failure | None = None
+
+    def row(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> Outcome:
+        """Read a row of results.jsonl."""
+        error = Failure(**row["error"]) if row.get("error") else None
+        return cls(**{**row, "error": error})
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A subject in the hands of a lane."""
+
+    planned: PlannedSubject
+    attempt: int
+    lane: str
+    started: float
+    beaten: float
+    step: int = 0
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Progress of the queue, for people and for the driver's loop."""
+
+    num_subjects: int
+    num_pending: int
+    in_flight: dict[str, tuple[str, int]]
+    """Subject id and step of every lane at work."""
+    outcomes: tuple[Outcome, ...]
+    """Outcomes after the number that the caller has seen."""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every subject has an outcome."""
+        return not self.num_pending and not self.in_flight
+
+
+class LeaseQueue:
+    """Hands out subjects, each until it is completed, fails for good, or its lease expires."""
+
+    def __init__(
+        self,
+        subjects: Sequence[PlannedSubject],
+        max_attempts: int,
+        lease_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        # Neighbours share a class noun, so that a lane's encoded class images serve in a row.
+        ordered = sorted(subjects, key=lambda planned: planned.subject.class_noun)
+        self._pending = deque((planned, 1) for planned in ordered)
+        self._num_subjects = len(ordered)
+        self._max_attempts = max_attempts
+        self._lease_seconds = lease_seconds
+        self._clock = clock
+        self._leases: dict[str, Lease] = {}
+        self._outcomes: list[Outcome] = []
+        self._ended: set[str] = set()
+
+    def enter(self, lane: str) -> None:
+        """A lane (re)starts: what it held before is lost work."""
+        self._expire(lambda lease: lease.lane == lane, f"the workers of {lane} died")
+
+    def lease(self, lane: str) -> tuple[tuple[PlannedSubject, int] | None, bool]:
+        """The next subject with the number of this attempt, if one waits; and whether all ended."""
+        now = self._clock()
+        self._expire(
+            lambda lease: now - lease.beaten > self._lease_seconds,
+            f"its lane was silent for {self._lease_seconds:g} seconds",
+        )
+        if not self._pending:
+            return None, not self._leases
+        planned, attempt = self._pending.popleft()
+        self._leases[planned.subject.id] = Lease(planned, attempt, lane, now, now)
+        return (planned, attempt), False
+
+    def beat(self, lane: str, subject_id: str, step: int) -> None:
+        """The lane is alive, and has taken `step` steps on its subject."""
+        lease = self._leases.get(subject_id)
+        if lease is not None and lease.lane == lane:
+            self._leases[subject_id] = replace(lease, beaten=self._clock(), step=step)
+
+    def complete(self, subject_id: str, timings: dict[str, float]) -> None:
+        """The subject is published. Twice is harmless: what counts is that it is published."""
+        lease = self._leases.pop(subject_id, None) or self._take_pending(subject_id)
+        if lease is not None:
+            self._end(lease, "published", timings, None)
+
+    def fail(self, lane: str, subject_id: str, failure: Failure) -> None:
+        """The subject failed in this lane: it is tried again if that may help."""
+        lease = self._leases.get(subject_id)
+        if lease is None or lease.lane != lane:
+            return
+        del self._leases[subject_id]
+        if failure.retryable and lease.attempt < self._max_attempts:
+            self._pending.append((lease.planned, lease.attempt + 1))
+        else:
+            self._end(lease, "failed", {}, failure)
+
+    def abandon(self, message: str) -> None:
+        """No lane is left: whatever has not ended has failed."""
+        self._expire(lambda _: True, message)
+        failure = Failure.of(LaneLost(message))
+        while self._pending:
+            planned, attempt = self._pending.popleft()
+            now = self._clock()
+            self._end(Lease(planned, attempt, "", now, now), "failed", {}, failure)
+
+    def snapshot(self, num_seen: int) -> Snapshot:
+        """Progress, with the outcomes after the first `num_seen`."""
+        return Snapshot(
+            self._num_subjects,
+            len(self._pending),
+            {lease.lane: (subject_id, lease.step) for subject_id, lease in self._leases.items()},
+            tuple(self._outcomes[num_seen:]),
+        )
+
+    def _expire(self, is_lost: Callable[[Lease], bool], message: str) -> None:
+        for subject_id, lease in list(self._leases.items()):
+            if is_lost(lease):
+                self.fail(lease.lane, subject_id, Failure.of(LaneLost(message)))
+
+    def _take_pending(self, subject_id: str) -> Lease | None:
+        """A lane whose lease expired has published after all: nobody needs to do it again."""
+        for entry in self._pending:
+            planned, attempt = entry
+            if planned.subject.id == subject_id:
+                self._pending.remove(entry)
+                now = self._clock()
+                return Lease(planned, attempt - 1, "", now, now)
+        return None
+
+    def _end(
+        self, lease: Lease, status: Status, timings: dict[str, float], error: Failure | None
+    ) -> None:
+        subject = lease.planned.subject
+        if subject.id in self._ended:
+            return
+        self._ended.add(subject.id)
+        self._outcomes.append(
+            Outcome(
+                id=subject.id,
+                class_noun=subject.class_noun,
+                status=status,
+                revision=lease.planned.revision,
+                identifier=lease.planned.identifier,
+                attempts=lease.attempt,
+                seconds=self._clock() - lease.started,
+                timings=timings,
+                error=error,
+            )
+        )

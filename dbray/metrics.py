@@ -1,0 +1,53 @@
+"""Counters, gauges and histograms of a job, for the Ray dashboard and Prometheus.
+
+Owns the names. None has a label per subject: with 100,000 subjects that would bury the server.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+from ray.util.metrics import Counter, Gauge, Histogram
+
+_SECONDS = [0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000]
+
+
+@cache
+def subjects() -> Counter:
+    """Subjects that ended, by status: published, failed or retried."""
+    return Counter("dbray_subjects", "Subjects that ended, by status.", tag_keys=("status",))
+
+
+@cache
+def train_steps() -> Counter:
+    """Optimiser steps taken."""
+    return Counter("dbray_train_steps", "Optimiser steps taken.")
+
+
+@cache
+def prior_images() -> Counter:
+    """Class images sampled."""
+    return Counter("dbray_prior_images", "Class images sampled.")
+
+
+@cache
+def phase_seconds() -> Histogram:
+    """Seconds that one subject spent in a phase: encode, reset, train, publish, preview."""
+    return Histogram(
+        "dbray_phase_seconds",
+        "Seconds of one subject in a phase.",
+        boundaries=_SECONDS,
+        tag_keys=("phase",),
+    )
+
+
+@cache
+def pending_subjects() -> Gauge:
+    """Subjects of the running job that nobody has taken yet."""
+    return Gauge("dbray_pending_subjects", "Subjects that wait for a lane.")
+
+
+@cache
+def lanes() -> Gauge:
+    """Lanes at work."""
+    return Gauge("dbray_lanes", "Lanes at work.")

@@ -1,0 +1,161 @@
+"""Class images: the only writer of PriorSets.
+
+Samples "a [class noun]" from the frozen base, on Ray Data, only where images are missing. The
+actors write whole parts, atomically and always the same ones, so a kill at any moment costs at most
+the parts in the making, and doing a part twice is harmless. Knows neither subjects nor training.
+
+Source: Ruiz et al. 2022 (arXiv 2208.12242), section 3.3, class-specific prior preservation.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+from dbray import metrics
+from dbray.backbones import Base
+from dbray.diffusion import seed_of
+from dbray.generate import Sampling
+from dbray.images import encode_png
+from dbray.priorset import (
+    DESCRIPTION,
+    PriorPlan,
+    describe,
+    encode_part,
+    is_made,
+    missing_parts,
+    part_name,
+)
+from dbray.sampling import SamplingActor, SamplingPool, generate_in_batches, sample
+from dbray.spec import Prior
+from dbray.store import COMMITTED, Store
+
+OnProgress = Callable[[int, int], None]
+
+_CHECKS_AT_ONCE = 8
+_VERSIONED = ("dbray", "torch", "diffusers", "transformers")
+
+
+@dataclass(frozen=True)
+class PriorReport:
+    """What making class images came to. `digests` are of all sets asked for, made or found."""
+
+    num_images: int
+    seconds: float
+    digests: tuple[str, ...]
+
+    @property
+    def images_per_second(self) -> float:
+        """Rate of sampling, start of the actors included; 0 if nothing was to be made."""
+        return self.num_images / self.seconds if self.num_images else 0.0
+
+
+class PartActor(SamplingActor):
+    """Samples one part of a PriorSet at a time, and writes it."""
+
+    def __init__(self, base: Base, threads: int, store: Store) -> None:
+        super().__init__(base, threads)
+        self._store = store
+
+    def make(self, task: dict[str, Any]) -> dict[str, bytes]:
+        """Sample a part and write it. The images depend on its number, not on who makes it."""
+        prior = Prior.model_validate(task["prior"])
+        plan = PriorPlan(self.base.digest, task["class_noun"], prior)
+        indices = plan.indices(task["part"])
+        seeds = [seed_of(prior.seed, plan.class_noun, index) for index in indices]
+        sampling = Sampling(prior.sampler, prior.steps, prior.guidance)
+        prompts = [plan.prompt] * len(indices)
+        images = generate_in_batches(self.backbone(), prompts, seeds, sampling)
+        data = encode_part(indices, seeds, [encode_png(image) for image in images])
+        self._store.write_bytes(f"{plan.folder}/{part_name(task['part'])}", data)
+        metrics.prior_images().inc(len(indices))
+        return {}
+
+
+def make_priors(
+    store: Store,
+    base: Base,
+    plans: Sequence[PriorPlan],
+    pool: SamplingPool | None = None,
+    on_progress: OnProgress | None = None,
+) -> PriorReport:
+    """Make PriorSets, so that each is there, whole and published.
+
+    Finished sets are kept, interrupted ones continued, and parts that rotted are made again.
+
+    Args:
+        store: where the sets are kept.
+        base: the base that all the plans name by its digest.
+        plans: the sets; two equal plans are one set.
+        pool: the sampling actors.
+        on_progress: called with the images made so far and the images to make, at the start and
+            after every part.
+
+    Raises:
+        StoreError: when the storage cannot be written.
+        BaseError: when the base cannot be loaded.
+        LaneLost: when actors die again and again. What was made is kept for the next run.
+    """
+    started = time.monotonic()
+    unique = {plan.digest: plan for plan in plans}
+    if any(plan.base_digest != base.digest for plan in unique.values()):
+        raise ValueError(f"a plan is for another base than {base.name!r}")
+    with ThreadPoolExecutor(_CHECKS_AT_ONCE) as threads:
+        missing = list(threads.map(lambda plan: _open(store, plan), unique.values()))
+    open_sets = {plan: parts for plan, parts in zip(unique.values(), missing, strict=True)
+                 if parts is not None}  # fmt: skip
+    num_images = _make_parts(store, base, open_sets, pool or SamplingPool(), on_progress)
+    return PriorReport(num_images, time.monotonic() - started, tuple(unique))
+
+
+def _open(store: Store, plan: PriorPlan) -> list[int] | None:
+    """Prepare a set for work: number the missing parts. None: it is finished, and left alone."""
+    if is_made(store, plan):
+        return None
+    parts = missing_parts(store, plan)
+    # From here on nobody may take it for finished: the marker would not fit the new parts.
+    store.remove(f"{plan.folder}/{COMMITTED}")
+    return parts
+
+
+def _make_parts(
+    store: Store,
+    base: Base,
+    open_sets: dict[PriorPlan, list[int]],
+    pool: SamplingPool,
+    on_progress: OnProgress | None,
+) -> int:
+    """Sample the missing parts of all sets in one run, and publish each set when it is whole."""
+    work = [(plan, part) for plan, parts in open_sets.items() for part in parts]
+    waiting = {plan: len(parts) for plan, parts in open_sets.items()}
+    total, done = sum(len(plan.indices(part)) for plan, part in work), 0
+    for plan in [plan for plan, num_parts in waiting.items() if num_parts == 0]:
+        _publish(store, base, plan)
+    if on_progress is not None:
+        on_progress(done, total)
+    tasks = [{"class_noun": plan.class_noun, "prior": plan.prior.model_dump(mode="json"),
+              "part": part} for plan, part in work]  # fmt: skip
+    with closing(sample(PartActor, (base, pool.threads, store), tasks, pool)) as results:
+        for result in results:
+            if result.error is not None:
+                raise result.error
+            plan, part = work[result.index]
+            done += len(plan.indices(part))
+            waiting[plan] -= 1
+            if waiting[plan] == 0:
+                _publish(store, base, plan)
+            if on_progress is not None:
+                on_progress(done, total)
+    return done
+
+
+def _publish(store: Store, base: Base, plan: PriorPlan) -> None:
+    """Say what the set is, and put the marker on it."""
+    versions = {name: metadata.version(name) for name in _VERSIONED}
+    store.write_json(f"{plan.folder}/{DESCRIPTION}", describe(plan, base.name, versions))
+    store.seal(plan.folder, plan.files)

@@ -1,0 +1,46 @@
+"""The report of a job: one HTML file that opens from disk.
+
+Owns what a person sees after a job. Reads what the job left on storage, and decides nothing: a
+report can be written again at any time, also of a job that was interrupted. `contents` reads,
+`thumbnails` shrinks, `page` writes HTML; the page itself is page.html, page.css, parts.js, page.js.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from dbray.errors import Problem, SpecError
+from dbray.report.contents import read_contents
+from dbray.report.page import render
+from dbray.spec import SUBJECT_ID_PATTERN, Subject
+from dbray.store import Store
+
+__all__ = ["build_report"]
+
+
+def build_report(
+    store: Store, job_id: str, *, photographs: Callable[[Subject], list[bytes]] | None = None
+) -> str:
+    """Write `jobs/<job id>/report.html` and return that path, relative to the store.
+
+    Args:
+        store: The job's storage.
+        job_id: Name of a job that has run there, to its end or not.
+        photographs: Gives the image files of a subject. None: the small copies that were published
+            with its previews, else the files that the manifest names. What cannot be read any more
+            is left out, and the page says so.
+
+    Raises:
+        SpecError: when `job_id` is no job id.
+        StoreError: when there is no such job, or storage cannot be read or written.
+    """
+    if not re.match(SUBJECT_ID_PATTERN, job_id):
+        problem = Problem("error", "job id", f"{job_id!r} is no job id",
+                          "name a folder of <storage>/jobs")  # fmt: skip
+        raise SpecError([problem])
+    contents = read_contents(store, job_id, photographs)
+    path = f"jobs/{job_id}/report.html"
+    # Names of files may hold bytes that are no text; they must not cost the whole report.
+    store.write_bytes(path, render(contents).encode("utf-8", "replace"))
+    return path

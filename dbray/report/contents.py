@@ -1,0 +1,306 @@
+"""What a report shows, read from storage: the job's files, the registry, the photographs.
+
+Owns the reading and its tolerance: an interrupted job has no summary and perhaps half a line of
+results, a photograph may be gone, a model removed. Such gaps are shown, they are no errors.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from dbray.errors import DbrayError, StoreError
+from dbray.images import MAX_IMAGE_BYTES
+from dbray.registry import ModelRecord, Registry
+from dbray.report.thumbnails import Thumbnails
+from dbray.spec import Job, Subject
+from dbray.store import Store, read_uri
+
+logger = logging.getLogger(__name__)
+
+_READERS = 8
+_LOSS_POINTS = 100
+
+
+class _Row(BaseModel):
+    """Written by dbray itself, perhaps by a newer one: unknown keys are left alone."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+_R = TypeVar("_R", bound=_Row)
+
+
+class ErrorRow(_Row):
+    """Why a subject failed."""
+
+    kind: str
+    message: str
+    retryable: bool = False
+
+
+class ResultRow(_Row):
+    """One line of results.jsonl."""
+
+    id: str
+    class_noun: str
+    status: Literal["published", "kept", "failed", "cancelled"]
+    revision: str | None = None
+    identifier: str | None = None
+    attempts: int = 1
+    seconds: float | None = None
+    timings: dict[str, float] = {}
+    error: ErrorRow | None = None
+
+    @property
+    def is_published(self) -> bool:
+        """Whether the registry has it; a failed subject's revision is what it would have been."""
+        return self.status in ("published", "kept") and self.revision is not None
+
+
+class FailureRow(_Row):
+    """Failures of one cause."""
+
+    kind: str
+    count: int
+    example: str
+    subjects: tuple[str, ...] = ()
+
+
+class Summary(_Row):
+    """summary.json. What is None was not written, because the job did not come to its end."""
+
+    state: str = "interrupted"
+    counts: dict[str, int] = {}
+    started_at: str | None = None
+    ended_at: str | None = None
+    wall_seconds: float | None = None
+    phase_seconds: dict[str, float] = {}
+    subjects_per_hour: float | None = None
+    prior_images: int | None = None
+    prior_images_per_second: float | None = None
+    prior_sets: int | None = None
+    train_steps: int | None = None
+    lanes: int | None = None
+    failures: tuple[FailureRow, ...] = ()
+    retry_command: str | None = None
+
+
+class BaseRow(_Row):
+    """The base that the job resolved."""
+
+    name: str
+    digest: str = ""
+
+
+class SubjectRow(_Row):
+    """A subject of the job."""
+
+    id: str
+    class_noun: str
+    images: tuple[str, ...] = ()
+
+
+class JobFile(_Row):
+    """job.json."""
+
+    job: Job
+    job_file: str | None = None
+    started_at: str | None = None
+    dbray_version: str = ""
+    base: BaseRow
+    subjects: tuple[SubjectRow, ...] = ()
+
+
+@dataclass(frozen=True)
+class Preview:
+    """One prompt: the subject's thumbnail, the key of the base's, and what both were asked."""
+
+    image: str | None
+    base: str | None
+    prompt: str
+    base_prompt: str
+    seed: str | None
+
+
+@dataclass(frozen=True)
+class Card:
+    """All that the page shows of one subject."""
+
+    id: str
+    class_noun: str
+    result: ResultRow | None
+    record: ModelRecord | None = None
+    photographs: list[str] = field(default_factory=list)
+    missing_photographs: int = 0
+    previews: list[Preview] = field(default_factory=list)
+    note: str | None = None
+
+    @property
+    def status(self) -> str:
+        """The result's status; 'waiting' for a subject that the job did not come to."""
+        return self.result.status if self.result else "waiting"
+
+    @property
+    def loss(self) -> list[tuple[int, float, float, float]]:
+        """The loss curve, thinned; its last point is kept."""
+        points = self.record.loss if self.record else ()
+        stride = -(-len(points) // _LOSS_POINTS) or 1
+        return list(points[::-stride])[::-1]
+
+
+@dataclass(frozen=True)
+class Contents:
+    """All that the page shows."""
+
+    job_id: str
+    job: JobFile
+    summary: Summary
+    cards: Sequence[Card]
+    thumbnails: Thumbnails
+
+
+def read_contents(
+    store: Store, job_id: str, photographs: Callable[[Subject], list[bytes]] | None
+) -> Contents:
+    """Read everything, and shrink the images at once: as files they may not fit in memory."""
+    folder = f"jobs/{job_id}"
+    job = _parse(JobFile, store.read_json(f"{folder}/job.json"), f"{folder}/job.json")
+    results = _read_results(store, f"{folder}/results.jsonl")
+    summary = _read_summary(store, f"{folder}/summary.json", results.values())
+    subjects = {subject.id: subject for subject in job.subjects}
+    for result in results.values():
+        subjects.setdefault(result.id, SubjectRow(id=result.id, class_noun=result.class_noun))
+    num_images = sum(len(subject.images) for subject in subjects.values())
+    num_images += len(subjects) * (len(job.job.previews.prompts) + 1)
+    reader = _Reader(Registry(store), Thumbnails(num_images), photographs)
+    with ThreadPoolExecutor(_READERS) as threads:
+        cards = list(threads.map(reader.card, subjects.values(), map(results.get, subjects.keys())))
+    return Contents(job_id, job, summary, cards, reader.thumbnails)
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reads what belongs to one subject."""
+
+    registry: Registry
+    thumbnails: Thumbnails
+    photographs: Callable[[Subject], list[bytes]] | None
+
+    def card(self, subject: SubjectRow, result: ResultRow | None) -> Card:
+        record, note, files = None, None, {}
+        if result is not None and result.is_published:
+            try:
+                record = self.registry.find(f"{result.id}@{result.revision}")
+                files = self.registry.previews(record) or {}
+            except DbrayError as exc:
+                note = f"The published model cannot be read: {exc}"
+        previews: list[Preview] = []
+        try:
+            previews = self._previews(files)
+        except (KeyError, TypeError, ValueError) as exc:
+            note = f"The previews cannot be read: {exc!r}"
+        if record is not None and not previews and note is None:
+            note = "It has no previews, or they are damaged. Running the job again makes them."
+        shots = self._photographs(subject, files)
+        return Card(
+            id=subject.id,
+            class_noun=subject.class_noun,
+            result=result,
+            record=record,
+            photographs=shots,
+            missing_photographs=max(0, len(subject.images) - len(shots)),
+            previews=previews,
+            note=note,
+        )
+
+    def _photographs(self, row: SubjectRow, files: Mapping[str, bytes]) -> list[str]:
+        """Take the caller's, else the small copies beside the previews, else the files."""
+        try:
+            subject = Subject.model_validate(row.model_dump())
+            names = sorted((len(name), name) for name in files if name.startswith("photo-"))
+            copies = [files[name] for _, name in names]
+            shots = self.photographs(subject) if self.photographs else copies
+            shots = shots or _read_photographs(subject)
+        except (DbrayError, ValidationError) as exc:
+            logger.warning("report photographs unreadable subject=%s: %s", row.id, exc)
+            return []
+        made = (self.thumbnails.make(data) for data in shots)
+        return [thumbnail for thumbnail in made if thumbnail is not None]
+
+    def _previews(self, files: Mapping[str, bytes]) -> list[Preview]:
+        if "previews.json" not in files:
+            return []
+        about = json.loads(files["previews.json"])
+        prompts = [str(prompt) for prompt in about["prompts"]]
+        base_prompts = [str(prompt) for prompt in about.get("base_prompts", prompts)]
+        # Seeds have 63 bits, more than a number in a browser.
+        seeds = [str(seed) for seed in about.get("seeds", ())] or [None] * len(prompts)
+        previews = []
+        for number, asked in enumerate(zip(prompts, base_prompts, seeds, strict=True)):
+            image, base = files.get(f"{number}.png"), files.get(f"base-{number}.png")
+            shown = self.thumbnails.make(image) if image else None
+            previews.append(Preview(shown, self.thumbnails.share(base) if base else None, *asked))
+        return previews
+
+
+def _read_photographs(subject: Subject) -> list[bytes]:
+    files = []
+    for path in subject.images:
+        try:
+            files.append(read_uri(path, MAX_IMAGE_BYTES))
+        except DbrayError as exc:
+            logger.warning("report photograph unreadable subject=%s: %s", subject.id, exc)
+    return files
+
+
+def _read_results(store: Store, path: str) -> dict[str, ResultRow]:
+    """Read the last row of every subject. A line that was cut off by a kill is left out."""
+    if not store.exists(path):
+        return {}
+    results: dict[str, ResultRow] = {}
+    for number, line in enumerate(store.read_bytes(path).splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = ResultRow.model_validate_json(line)
+        except ValidationError:
+            logger.warning("report line unreadable path=%s line=%d", path, number)
+            continue
+        results[row.id] = row
+    return results
+
+
+def _read_summary(store: Store, path: str, results: Iterable[ResultRow]) -> Summary:
+    if store.exists(path):
+        return _parse(Summary, store.read_json(path), path)
+    counts: dict[str, int] = defaultdict(int)
+    causes: dict[str, list[ResultRow]] = defaultdict(list)
+    for row in results:
+        counts[row.status] += 1
+        if row.error:
+            causes[row.error.kind].append(row)
+    failures = tuple(
+        FailureRow(
+            kind=kind,
+            count=len(rows),
+            example=rows[0].error.message if rows[0].error else "",
+            subjects=tuple(row.id for row in rows[:20]),
+        )
+        for kind, rows in sorted(causes.items(), key=lambda cause: -len(cause[1]))
+    )
+    return Summary(counts=dict(counts), failures=failures)
+
+
+def _parse(model: type[_R], data: Any, path: str) -> _R:
+    try:
+        return model.model_validate(data)
+    except ValidationError as exc:
+        raise StoreError(f"{path} is not what this dbray writes: {exc}") from exc

@@ -1,0 +1,154 @@
+"""The main job for real: Ray Data, Ray Train, registry, report; its laws and its failures."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+from worlds import load_job
+
+from dbray import manifest
+from dbray.errors import JobBusy, SpecError
+from dbray.job import RunOptions, Silence, run_job
+from dbray.journal import Journal
+from dbray.registry import Registry
+from dbray.spec import Job, Subject
+from dbray.store import Store
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+
+SUBJECTS = {"ace": "cat", "bob": "dog", "cid": "dog", "dot": "cat", "eve": "dog"}
+
+
+def weights_of(job: Job, model: str) -> bytes:
+    registry = Registry(Store(job.storage))
+    record = registry.find(model)
+    return Path(registry.weights(record, Path(job.storage))["unet.safetensors"]).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def finished(ray_session, tiny_base, tmp_path_factory):
+    """Five subjects of two class nouns through one lane."""
+    job = load_job(tmp_path_factory.mktemp("one-lane"), tiny_base, SUBJECTS)
+    return job, run_job(job)
+
+
+def test_every_subject_is_published_with_one_prior_set_per_noun(finished):
+    job, result = finished
+    assert result.exit_code == 0
+    assert {outcome.id: outcome.status for outcome in result.outcomes} == dict.fromkeys(
+        SUBJECTS, "published"
+    )
+    assert len(Store(job.storage).names("priors")) == 2
+    assert result.summary["prior_images"] == 12
+
+
+def test_a_record_tells_how_the_model_came_to_be(finished):
+    job, _ = finished
+    record = Registry(Store(job.storage)).find("bob")
+    assert (record.class_noun, record.steps, record.base) == ("dog", 8, job.base)
+    assert len(record.image_digests) == 3
+    assert [point[0] for point in record.loss] == list(range(1, 9))
+    assert {"lease", "encode", "reset", "train"} <= record.timings.keys()
+    assert record.versions["torch"]
+
+
+def test_previews_and_report_are_there(finished):
+    job, result = finished
+    registry = Registry(Store(job.storage))
+    previews = registry.previews(registry.find("eve"))
+    assert previews is not None
+    assert {"0.png", "1.png", "base-0.png", "base-1.png", "previews.json"} <= previews.keys()
+    page = Path(result.report).read_text()
+    assert all(subject_id in page for subject_id in SUBJECTS)
+
+
+def test_running_again_keeps_everything_and_needs_no_cluster(finished):
+    job, _ = finished
+    before = weights_of(job, "ace")
+    result = run_job(job, RunOptions(address="ray://nowhere.invalid:1"))
+    assert {outcome.status for outcome in result.outcomes} == {"kept"}
+    assert result.exit_code == 0
+    assert weights_of(job, "ace") == before
+
+
+def test_a_second_run_beside_the_first_is_refused(finished):
+    job, _ = finished
+    with Journal(Store(job.storage), job.id).hold(), pytest.raises(JobBusy, match="being run by"):
+        run_job(job)
+
+
+def test_invalid_input_runs_nothing(tmp_path, tiny_base):
+    job = load_job(tmp_path, tiny_base, SUBJECTS)
+    (tmp_path / "photos" / "bob" / "0.png").write_bytes(b"no image")
+    with pytest.raises(SpecError, match=r"0\.png"):
+        run_job(job, RunOptions(address="ray://nowhere.invalid:1"))
+    assert not (tmp_path / "runs" / "jobs").exists()
+
+
+class Saboteur(Silence):
+    """Truncates a subject's images after validation, and kills the lanes' workers in training."""
+
+    def __init__(self, photos: Path) -> None:
+        self._photos = photos
+        self.killed = 0
+
+    def progress(self, phase, done, total, detail=""):
+        for image in self._photos.glob("*.png"):
+            image.write_bytes(image.read_bytes()[:100])
+        if phase == "training" and detail and not self.killed:
+            for child in psutil.Process().children(recursive=True):
+                if "RayTrainWorker" in " ".join(child.cmdline()):
+                    os.kill(child.pid, signal.SIGKILL)
+                    self.killed += 1
+
+
+@pytest.fixture(scope="module")
+def sabotaged(ray_session, tiny_base, tmp_path_factory):
+    """The same subjects and a poisoned one through two lanes, one of which is killed."""
+    folder = tmp_path_factory.mktemp("two-lanes")
+    job = load_job(folder, tiny_base, {**SUBJECTS, "poor": "dog"},
+                   recipe={"steps": 150}, resources={"lanes": 2})  # fmt: skip
+    saboteur = Saboteur(folder / "photos" / "poor")
+    result = run_job(job, watch=saboteur)
+    return job, result, saboteur
+
+
+def test_a_killed_lane_and_a_poisoned_subject_do_not_stop_the_job(sabotaged):
+    _, result, saboteur = sabotaged
+    assert saboteur.killed
+    found = {outcome.id: outcome for outcome in result.outcomes}
+    assert {name for name, one in found.items() if one.status == "published"} == set(SUBJECTS)
+    assert max(one.attempts for one in found.values()) == 2
+    assert found["poor"].error.kind == "SubjectError"
+    assert result.exit_code == 3
+    [cause] = result.summary["failures"]
+    assert (cause["kind"], cause["count"], cause["subjects"]) == ("SubjectError", 1, ["poor"])
+
+
+def test_failed_jsonl_is_a_manifest_of_the_failed(sabotaged):
+    job, _, _ = sabotaged
+    failed = Store(job.storage).local_path(f"jobs/{job.id}/failed.jsonl")
+    rows, problems = manifest.read(str(failed))
+    assert problems == []
+    assert [subject.id for subject, _ in rows] == ["poor"]
+
+
+def test_weights_depend_on_neither_lane_nor_company_nor_kills(
+    sabotaged, ray_session, tiny_base, tmp_path
+):
+    many, _, _ = sabotaged
+    registry = Registry(Store(many.storage))
+    photos = Path(str(many.subjects)) / "eve"
+    eve = Subject(
+        id="eve",
+        class_noun="dog",
+        identifier=registry.find("eve").identifier,
+        images=tuple(str(photos / f"{number}.png") for number in range(3)),
+    )
+    alone = many.model_copy(update={"storage": str(tmp_path / "runs"), "subjects": (eve,)})
+    assert run_job(alone).exit_code == 0
+    assert weights_of(alone, "eve") == weights_of(many, "eve")

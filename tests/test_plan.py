@@ -1,0 +1,173 @@
+"""Plans: what remains, resolved to the last value."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from worlds import load_job
+
+from dbray import backbones, manifest
+from dbray.plan import Hardware, estimate, latest_rates, make_plan, num_lanes, resolve_job
+from dbray.registry import ModelRecord, Registry
+from dbray.spec import Job, Recipe
+from dbray.store import Store
+
+SUBJECTS = {"rex": "dog", "fido": "dog", "tom": "cat"}
+
+
+@pytest.fixture(scope="module")
+def base(tiny_base):
+    return backbones.resolve(str(tiny_base))
+
+
+@pytest.fixture
+def job(tmp_path, tiny_base):
+    return load_job(tmp_path, tiny_base, SUBJECTS)
+
+
+def plan_of(job, base):
+    found = manifest.validate(job.subjects)
+    assert not found.errors
+    return make_plan(job, base, found.subjects, Store(job.storage))
+
+
+def publish(plan, planned):
+    registry = Registry(Store(plan.job.storage))
+    record = ModelRecord(
+        id=planned.subject.id, revision=planned.revision, fingerprint=planned.fingerprint,
+        class_noun=planned.subject.class_noun, identifier=planned.identifier, base=plan.base.name,
+        base_digest=plan.base.digest, recipe=plan.job.recipe, prior=plan.job.prior,
+        prior_digest=planned.prior_digest, seed=0, image_digests=planned.image_digests,
+        versions={}, timings={}, steps=1, files=("unet.safetensors",),
+        created_at="2026-01-01T00:00:00Z", job_id="job",
+    )  # fmt: skip
+    registry.publish(record, {"unet.safetensors": b"weights"})
+
+
+def by_id(plan):
+    return {planned.subject.id: planned for planned in (*plan.to_train, *plan.kept)}
+
+
+def test_one_prior_set_per_class_noun(job, base):
+    plan = plan_of(job, base)
+    assert {one.subject.id for one in plan.to_train} == set(SUBJECTS)
+    assert [prior.class_noun for prior in plan.missing_priors] == ["cat", "dog"]
+    assert plan.num_prior_images == 12
+    planned = by_id(plan)
+    assert planned["rex"].prior_digest == planned["fido"].prior_digest
+    assert planned["rex"].prior_digest != planned["tom"].prior_digest
+
+
+def test_a_plan_is_the_same_every_time(job, base):
+    assert plan_of(job, base) == plan_of(job, base)
+
+
+def test_published_subjects_are_kept_with_their_identifiers(job, base):
+    first = plan_of(job, base)
+    publish(first, by_id(first)["rex"])
+    second = plan_of(job, base)
+    assert [one.subject.id for one in second.kept] == ["rex"]
+    assert by_id(second) == by_id(first)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"recipe": {"steps": 9}},
+        {"recipe": {"seed": 1}},
+        {"prior": {"seed": 1}},
+        {"recipe": {"prior_weight": 0.5}},
+    ],
+)
+def test_what_shapes_the_weights_changes_the_fingerprint(tmp_path, tiny_base, base, job, change):
+    first = plan_of(job, base)
+    publish(first, by_id(first)["rex"])
+    changed = load_job(tmp_path, tiny_base, SUBJECTS, **change)
+    assert plan_of(changed, base).kept == ()
+
+
+@pytest.mark.parametrize(
+    "change", [{"previews": {"seed": 1}}, {"resources": {"lanes": 2}}, {"id": "other"}]
+)
+def test_what_does_not_shape_the_weights_keeps_them(tmp_path, tiny_base, base, job, change):
+    first = plan_of(job, base)
+    publish(first, by_id(first)["rex"])
+    changed = load_job(tmp_path, tiny_base, SUBJECTS, **change)
+    assert [one.subject.id for one in plan_of(changed, base).kept] == ["rex"]
+
+
+def test_changed_images_are_trained_anew(tmp_path, tiny_base, base, job):
+    first = plan_of(job, base)
+    publish(first, by_id(first)["rex"])
+    image = tmp_path / "photos" / "rex" / "0.png"
+    image.write_bytes((tmp_path / "photos" / "tom" / "0.png").read_bytes())
+    assert plan_of(job, base).kept == ()
+
+
+def test_without_prior_weight_no_class_images_are_made(tmp_path, tiny_base, base):
+    job = load_job(tmp_path, tiny_base, SUBJECTS, recipe={"prior_weight": 0})
+    plan = plan_of(job, base)
+    assert plan.missing_priors == ()
+    assert {one.prior_digest for one in plan.to_train} == {None}
+
+
+def test_identifiers_avoid_those_of_other_published_models(tmp_path, tiny_base, base, job):
+    taken = by_id(plan_of(job, base))["rex"].identifier
+    other = load_job(tmp_path / "other", tiny_base, {"bello": "dog"}, storage=job.storage)
+    manifest_file = tmp_path / "other" / "named.jsonl"
+    image = str(tmp_path / "other" / "photos" / "bello" / "0.png")
+    row = {"id": "bello", "class_noun": "dog", "images": [image], "identifier": taken}
+    manifest_file.write_text(json.dumps(row))
+    other_plan = plan_of(other.model_copy(update={"subjects": str(manifest_file)}), base)
+    publish(other_plan, other_plan.to_train[0])
+    assert by_id(plan_of(job, base))["rex"].identifier != taken
+
+
+def test_a_common_word_as_identifier_is_warned_of(tmp_path, tiny_base, base, job):
+    file = tmp_path / "named.jsonl"
+    image = str(tmp_path / "photos" / "rex" / "0.png")
+    row = {"id": "rex", "class_noun": "dog", "images": [image], "identifier": "beach"}
+    file.write_text(json.dumps(row))
+    plan = plan_of(job.model_copy(update={"subjects": str(file)}), base)
+    assert any("beach" in warning.what for warning in plan.warnings)
+    assert by_id(plan)["rex"].identifier == "beach"
+
+
+def test_the_makers_of_a_base_recommend_and_the_user_decides(base):
+    recommending = backbones.Base(
+        base.name, base.folder, base.digest, {"recipe": {"steps": 77, "learning_rate": 1e-4}}
+    )
+    job = Job(base="x", subjects="y", recipe=Recipe(learning_rate=5e-6))
+    resolved = resolve_job(job, recommending)
+    assert (resolved.recipe.steps, resolved.recipe.learning_rate) == (77, 5e-6)
+    assert resolved.recipe.resolution == 32
+
+
+def test_cost(job, base):
+    plan = plan_of(job, base)
+    rates = {"step_seconds": 0.5, "overhead_seconds": 1.0, "prior_images_per_second": 4.0}
+    cost = estimate(plan, Hardware(num_cpus=2, num_gpus=0), rates)
+    assert cost.lanes == 1  # the job says so
+    assert cost.train_steps == 3 * 8
+    assert cost.train_seconds == pytest.approx(3 * (1.0 + 8 * 0.5))
+    assert cost.prior_seconds == pytest.approx(12 / 4.0)
+    assert cost.storage_bytes == 3 * 2 * base.num_parameters("unet")
+    assert estimate(plan, Hardware(2, 0), None).train_seconds is None
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "lanes"), [(2, 0, 1), (8, 0, 3), (8, 1, 1), (8, 4, 2), (1, 0, 1)]
+)
+def test_lanes_fill_the_cluster(tmp_path, tiny_base, base, cpus, gpus, lanes):
+    job = load_job(tmp_path, tiny_base, SUBJECTS, resources={"lanes": None, "gpus_per_subject": 2})
+    assert num_lanes(plan_of(job, base), Hardware(cpus, gpus)) == lanes
+
+
+def test_rates_come_from_the_last_job_on_the_same_base(tmp_path):
+    store = Store(str(tmp_path))
+    for name, base_digest, ended in (("a", "x", "1"), ("b", "x", "2"), ("c", "y", "3")):
+        summary = {"base_digest": base_digest, "ended_at": ended, "rates": {"of": name}}
+        store.write_json(f"jobs/{name}/summary.json", summary)
+    assert latest_rates(store, "x") == {"of": "b"}
+    assert latest_rates(store, "z") is None

@@ -1,0 +1,116 @@
+"""Specs: every mistake at once, with its line and a fix."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from dbray import errors
+from dbray.errors import DbrayError, Problem, SpecError
+from dbray.spec import Job, Prior, Recipe, Subject, anchor, fill_prompt, slug
+
+
+def load(tmp_path, text):
+    file = tmp_path / "my job.yaml"
+    file.write_text(text)
+    return Job.load(file)
+
+
+def problems(tmp_path, text):
+    with pytest.raises(SpecError) as caught:
+        load(tmp_path, text)
+    return caught.value.problems
+
+
+def test_paths_are_relative_to_the_job_file(tmp_path):
+    (tmp_path / "base").mkdir()
+    job = load(tmp_path, "base: base\nsubjects: photos\nstorage: s3://bucket/runs\n")
+    assert job.subjects == str(tmp_path / "photos")
+    assert job.base == str(tmp_path / "base")
+    assert job.storage == "s3://bucket/runs"
+    assert job.id == "my-job"
+
+
+def test_all_mistakes_are_named_with_line_and_fix(tmp_path):
+    found = problems(
+        tmp_path,
+        "base: miniature\n"
+        "subjects: photos\n"
+        "recipe:\n"
+        "  stepz: 100\n"
+        "  learning_rate: -1\n"
+        "prior:\n"
+        "  prompt: a photo\n"
+        "previews:\n"
+        "  prompts: ['a {thing}']\n"
+        "id: Not An Id\n",
+    )
+    lines = {problem.where.rsplit(":", 1)[1]: problem for problem in found}
+    assert set(lines) == {"4", "5", "7", "9", "10"}
+    assert "stepz" in lines["4"].fix
+    assert "{class}" in lines["7"].what
+    assert "{thing}" in lines["9"].what
+    assert all(problem.fix for problem in found)
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("base: [", "YAML"),
+        ("just a text", "mapping"),
+        ("", "mapping"),
+        ("subjects: x\n", "base"),
+        ("base: miniature\nsubjects: x\nrecipe: {method: lora}\n", "full"),
+    ],
+)
+def test_broken_files(tmp_path, text, what):
+    found = problems(tmp_path, text)
+    assert any(what in problem.what for problem in found)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(SpecError, match="does not exist"):
+        Job.load(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize("bad", ["", "Rex", "../rex", "-rex", "a" * 64, "re/x", "rex\n", "ré"])
+def test_ids_that_could_leave_their_folder_are_refused(bad):
+    with pytest.raises(ValueError, match="id"):
+        Subject(id=bad, class_noun="dog", images=())
+
+
+def test_values_are_frozen_and_digests_follow_them():
+    recipe = Recipe()
+    with pytest.raises(ValueError, match="frozen"):
+        recipe.steps = 3  # pyright: ignore[reportAttributeAccessIssue]
+    assert Recipe(steps=3).digest() != recipe.digest() == Recipe().digest()
+    assert Prior(seed=1).digest() != Prior().digest()
+
+
+def test_prompts_are_filled():
+    assert fill_prompt("a {subject} and a {class}", "dog", "zb") == "a zb dog and a dog"
+    assert fill_prompt("a {subject}", "dog") == "a dog"
+
+
+@pytest.mark.parametrize("name", ["Rex", "my dog!", "ünï", "...", "a" * 100])
+def test_slugs_are_valid_ids(name):
+    assert Subject(id=slug(name), class_noun="dog", images=()).id
+
+
+def test_anchor(tmp_path):
+    assert anchor("x/y", tmp_path) == str(tmp_path / "x" / "y")
+    assert anchor("gs://b/x", tmp_path) == "gs://b/x"
+
+
+def test_every_error_survives_a_process_border():
+    classes = [value for value in vars(errors).values()
+               if isinstance(value, type) and issubclass(value, DbrayError)]  # fmt: skip
+    assert len(classes) > 10
+    for error_class in classes:
+        problem = Problem("error", "here", "is wrong", "mend it")
+        error = error_class([problem] if error_class is SpecError else "what happened")
+        again = pickle.loads(pickle.dumps(error))
+        assert type(again) is error_class
+        assert str(again) == str(error)
+        assert again.exit_code in {1, 2, 3, 4}
