@@ -18,11 +18,12 @@ import ray
 
 import dbray
 from dbray import backbones, manifest, metrics
+from dbray.cluster import connected, hardware
 from dbray.errors import DbrayError, SpecError, TooManyFailures
 from dbray.journal import Journal, counts, failures_by_cause, now
 from dbray.lane import LaneSpec, run_lane
 from dbray.leases import LeaseQueue, Outcome, Snapshot
-from dbray.plan import Hardware, Plan, make_plan, num_lanes
+from dbray.plan import Plan, make_plan, num_lanes
 from dbray.previews import PreviewRequest, make_previews
 from dbray.priors import make_priors
 from dbray.registry import Registry
@@ -34,7 +35,6 @@ from dbray.store import Store
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.25
-_OBJECT_STORE_BYTES = 512 * 2**20
 _JOIN_SECONDS = 15.0
 
 State = Literal["running", "finished", "stopped", "interrupted", "broken"]
@@ -190,7 +190,7 @@ class _Run:
     def _work(self) -> None:
         registry = Registry(self.journal.store)
         if self.to_train or self._without_previews(registry):
-            with _ray(self.options.address, self.watch):
+            with connected(self.options.address, self.watch.note):
                 self._make_priors()
                 self._train()
                 self._make_previews(registry)
@@ -231,13 +231,13 @@ class _Run:
         queue = ray.remote(LeaseQueue).options(num_cpus=0).remote(
             self.to_train, resources.max_attempts, resources.lease_seconds
         )  # fmt: skip
-        hardware = _hardware()
-        count = min(num_lanes(self.plan, hardware), len(self.to_train))
+        held = hardware()
+        count = min(num_lanes(self.plan, held), len(self.to_train))
         self.facts["lanes"] = count
         lanes = [
             _LaneThread(
                 LaneSpec(f"lane-{index}", self.plan.job, self.plan.base, queue,
-                         use_gpu=hardware.num_gpus > 0)
+                         use_gpu=held.num_gpus > 0)
             )
             for index in range(count)
         ]  # fmt: skip
@@ -257,6 +257,7 @@ class _Run:
             for outcome in snapshot.outcomes:
                 self.outcomes[outcome.id] = outcome
                 self.watch.ended(outcome)
+                metrics.subjects().inc(tags={"status": outcome.status})
             self._show(snapshot, num_seen, steps)
             self._update("running", force=False)
             self._check_failures()
@@ -390,30 +391,3 @@ class _LaneThread(threading.Thread):
         except DbrayError as exc:
             logger.warning("lane lost lane=%s error=%s", self._spec.name, exc)
             self.error = exc
-
-
-def _hardware() -> Hardware:
-    """What the connected cluster holds."""
-    resources = ray.cluster_resources()
-    return Hardware(int(resources.get("CPU", 0)), int(resources.get("GPU", 0)))
-
-
-@contextmanager
-def _ray(address: str | None, watch: Watch) -> Iterator[None]:
-    """Use the connected cluster, or the one at `address`, or a local one for as long as needed."""
-    if ray.is_initialized():
-        yield
-        return
-    context = ray.init(
-        # Without "local" Ray would join whatever cluster it finds on this machine.
-        address=address or "local",
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        object_store_memory=None if address else _OBJECT_STORE_BYTES,
-    )
-    if context.dashboard_url:
-        watch.note(f"Ray dashboard: http://{context.dashboard_url}")
-    try:
-        yield
-    finally:
-        ray.shutdown()

@@ -23,13 +23,13 @@ import ray.train.torch
 import torch
 from PIL import Image
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 from torch import distributed as dist
 
 from dbray import backbones, images, metrics
 from dbray.backbones import Backbone, Base
+from dbray.checkpoint import Checkpoint
 from dbray.diffusion import NoiseSchedule
 from dbray.engine import Engine, make_engine
 from dbray.errors import DbrayError, LaneLost, SubjectError, TrainError
@@ -56,7 +56,6 @@ NUM_WARM_PRIORS = 16
 """PriorSets whose latents a lane keeps: 200 images of 64 x 64 x 4 latents are 26 MB."""
 _BEAT_SECONDS = 1.0
 _WAIT_SECONDS = 0.5
-_CURVE = "dbray.loss_curve"
 _VERSIONED = ("dbray", "torch", "diffusers", "transformers", "deepspeed", "ray")
 
 
@@ -205,7 +204,7 @@ class _Worker:
             data = self._encode(planned)
         with clock.phase("reset"):
             self.engine.reset()
-            checkpoint = _Checkpoint(self.store, self.spec.job.id, planned.revision, self.share)
+            checkpoint = Checkpoint(self.store, self.spec.job.id, planned.revision, self.share)
             resume = checkpoint.restore(self.engine)
         with clock.phase("train"):
             beat = _Beat(self.spec.queue, self.spec.name, planned.subject.id, self.leads)
@@ -228,7 +227,6 @@ class _Worker:
         with clock.phase("publish"):
             self._publish(planned, curve, clock)
             checkpoint.remove()
-        metrics.subjects().inc(tags={"status": "published"})
 
     def _encode(self, planned: PlannedSubject) -> TrainingData:
         """Read and encode the subject's images, and embed its prompts, with base weights."""
@@ -345,53 +343,3 @@ class _Beat:
             metrics.train_steps().inc(step - self._last_step)
             self._last_time, self._last_step = now, step
             self._queue.beat.remote(self._lane, self._subject_id, step)
-
-
-class _Checkpoint:
-    """The state of a subject in flight, one file per rank and step, safetensors only.
-
-    A checkpoint counts when every rank's file of its step is committed.
-    """
-
-    def __init__(self, store: Store, job_id: str, revision: str, share: Share) -> None:
-        self._store, self._share = store, share
-        self._folder = f"jobs/{job_id}/checkpoints/{revision}"
-
-    def _rank_folder(self, step: int, rank: int) -> str:
-        return f"{self._folder}/{step:08d}-of-{self._share.world_size}/rank-{rank}"
-
-    def save(self, engine: Engine, progress: Progress) -> None:
-        """Commit this rank's state; drop the one before."""
-        earlier, step = self._steps(), progress.step
-        curve = [(p.step, p.loss, p.instance_loss, p.prior_loss) for p in progress.curve]
-        tensors = engine.state() | {_CURVE: torch.tensor(curve, dtype=torch.float64).reshape(-1, 4)}
-        folder = self._rank_folder(step, self._share.rank)
-        self._store.commit(folder, {"state.safetensors": save_tensors(tensors)})
-        if self._share.world_size > 1:
-            dist.barrier()
-        if self._share.rank == 0:
-            for old in earlier:
-                if old != step:
-                    self._store.remove(self._rank_folder(old, 0).rsplit("/", 1)[0])
-
-    def restore(self, engine: Engine) -> Progress:
-        """Load the newest complete checkpoint into the engine, if there is one."""
-        for step in reversed(self._steps()):
-            ranks = range(self._share.world_size)
-            if all(self._store.is_committed(self._rank_folder(step, rank)) for rank in ranks):
-                folder = self._rank_folder(step, self._share.rank)
-                tensors = load_tensors(self._store.read_committed(folder, "state.safetensors"))
-                curve = tensors.pop(_CURVE).tolist()
-                engine.load_state(tensors)
-                return Progress(step, tuple(LossPoint(int(row[0]), *row[1:]) for row in curve))
-        return Progress()
-
-    def remove(self) -> None:
-        """Forget the checkpoints of a subject that is published."""
-        if self._share.rank == 0:
-            self._store.remove(self._folder)
-
-    def _steps(self) -> list[int]:
-        suffix = f"-of-{self._share.world_size}"
-        names = self._store.names(self._folder)
-        return sorted(int(name.removesuffix(suffix)) for name in names if name.endswith(suffix))

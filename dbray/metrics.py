@@ -14,7 +14,7 @@ _SECONDS = [0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000]
 
 @cache
 def subjects() -> Counter:
-    """Subjects that ended, by status: published, failed or retried."""
+    """Subjects that ended, by status: published or failed."""
     return Counter("dbray_subjects", "Subjects that ended, by status.", tag_keys=("status",))
 
 

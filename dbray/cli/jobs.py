@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import time
 from dataclasses import asdict
@@ -201,6 +202,8 @@ def run(args: argparse.Namespace) -> int:
     options = RunOptions(
         args.retry_failed, args.max_failures, address, command=f"dbray run {args.job}"
     )
+    # `ray job stop` and schedulers ask with SIGTERM: end as Ctrl-C does, with the journal written.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with watch() as progress:
         result = run_job(job, options, progress)
     found = result.summary["counts"]

@@ -35,7 +35,7 @@ def build_report(
         SpecError: when `job_id` is no job id.
         StoreError: when there is no such job, or storage cannot be read or written.
     """
-    if not re.match(SUBJECT_ID_PATTERN, job_id):
+    if not re.fullmatch(SUBJECT_ID_PATTERN, job_id):
         problem = Problem("error", "job id", f"{job_id!r} is no job id",
                           "name a folder of <storage>/jobs")  # fmt: skip
         raise SpecError([problem])

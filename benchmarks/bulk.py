@@ -1,0 +1,217 @@
+"""How many subjects an hour? The main job on drawn subjects, start-up included, beside a peer.
+
+    python benchmarks/bulk.py [--peer PATH-TO-train_dreambooth.py] [--keep]
+
+The peer is the diffusers script of that name, run as its users do: one process per subject, on the
+same base, photographs and settings. It is timed on a few subjects and extrapolated, since each of
+its subjects costs the same. Measure on an otherwise idle machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+from measure import finish, print_table
+
+from dbray import backbones
+from dbray.miniature import world
+
+PRIOR = {"count": 64, "sampler": "ddpm", "steps": 50, "guidance": 7.5}
+LEARNING_RATE = 1e-4
+RESOLUTION = 64
+# The script imports torchvision, which has no build for CPUs alone: these are what it uses of it.
+_TRANSFORMS = """
+import enum
+import random
+
+import numpy as np
+import torch
+from PIL import Image
+
+
+class InterpolationMode(enum.Enum):
+    BILINEAR = Image.Resampling.BILINEAR
+
+
+class Compose(list):
+    def __call__(self, image):
+        for transform in self:
+            image = transform(image)
+        return image
+
+
+class Resize:
+    def __init__(self, size, interpolation=InterpolationMode.BILINEAR):
+        self.size, self.interpolation = size, interpolation
+
+    def __call__(self, image):
+        scale = self.size / min(image.size)
+        size = tuple(round(side * scale) for side in image.size)
+        return image.resize(size, self.interpolation.value)
+
+
+class RandomCrop:
+    def __init__(self, size):
+        self.size = size
+
+    def corner(self, room):
+        return random.randint(0, room)
+
+    def __call__(self, image):
+        left, top = (self.corner(side - self.size) for side in image.size)
+        return image.crop((left, top, left + self.size, top + self.size))
+
+
+class CenterCrop(RandomCrop):
+    def corner(self, room):
+        return room // 2
+
+
+class ToTensor:
+    def __call__(self, image):
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+
+
+class Normalize:
+    def __init__(self, mean, std):
+        self.mean, self.std = mean[0], std[0]
+
+    def __call__(self, tensor):
+        return (tensor - self.mean) / self.std
+"""
+
+
+def measure_dbray(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Run the main job in a process of its own."""
+    subjects = world.write_photographs(folder / "photos", args.subjects, args.class_nouns)
+    for subject_id, noun in subjects:
+        (folder / "photos" / subject_id / "class.txt").write_text(noun)
+    job = {
+        "base": "miniature",
+        "subjects": "photos",
+        "recipe": {"steps": args.steps, "learning_rate": LEARNING_RATE},
+        "prior": PRIOR,
+        "previews": {"prompts": []},  # the peer makes none
+    }
+    (folder / "bulk.yaml").write_text(yaml.safe_dump(job))
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "dbray", "run", str(folder / "bulk.yaml")], check=True)
+    wall = time.perf_counter() - start
+    journal = folder / "runs" / "jobs" / "bulk"
+    summary = json.loads((journal / "summary.json").read_text())
+    outcomes = [json.loads(line) for line in (journal / "results.jsonl").read_text().splitlines()]
+    if summary["counts"]["published"] != args.subjects:
+        raise SystemExit(f"only {summary['counts']} of {args.subjects} were published")
+    timings = [outcome["timings"] for outcome in outcomes]
+    overheads = [sum(one.values()) - one["train"] for one in timings]
+    return {
+        "wall_seconds": round(wall, 1),
+        "subjects_per_hour": round(args.subjects / wall * 3600, 1),
+        "phase_seconds": summary["phase_seconds"],
+        "lanes": summary["lanes"],
+        "steps_per_second_and_lane": round(
+            args.steps / statistics.mean(one["train"] for one in timings), 2
+        ),
+        # A lane's first subject of a class noun also encodes the class images for all the others.
+        "overhead_seconds_median": round(statistics.median(overheads), 3),
+        "overhead_seconds_mean": round(statistics.mean(overheads), 3),
+        "overhead_seconds_max": round(max(overheads), 3),
+        "prior_images": summary["prior_images"],
+        "prior_images_per_second": summary["prior_images_per_second"],
+    }
+
+
+def measure_peer(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Time the peer's script on a few subjects; once more with class images that lie there."""
+    stand_in = folder / "stand-in" / "torchvision"
+    stand_in.mkdir(parents=True)
+    (stand_in / "__init__.py").write_text('__version__ = "0.0"\n')
+    (stand_in / "transforms.py").write_text(_TRANSFORMS)
+    subjects = sorted((folder / "photos").iterdir())[: args.peer_subjects]
+    fresh = [run_peer(folder, args, subject, f"classes-{subject.name}") for subject in subjects]
+    shared = run_peer(folder, args, subjects[0], f"classes-{subjects[0].name}")
+    return {
+        "peer_seconds_per_subject": round(statistics.mean(fresh), 1),
+        "peer_seconds": [round(seconds, 1) for seconds in fresh],
+        "peer_seconds_with_class_images_at_hand": round(shared, 1),
+        "peer_subjects_per_hour": round(3600 / statistics.mean(fresh), 1),
+        "peer_subjects_per_hour_with_class_images_at_hand": round(3600 / shared, 1),
+    }
+
+
+def run_peer(folder: Path, args: argparse.Namespace, subject: Path, classes: str) -> float:
+    """Run the script for one subject. Returns seconds."""
+    noun = (subject / "class.txt").read_text()
+    photographs = folder / "peer-photos" / subject.name  # it opens every file as an image
+    shutil.rmtree(photographs, ignore_errors=True)
+    shutil.copytree(subject, photographs, ignore=shutil.ignore_patterns("class.txt"))
+    options = {
+        "pretrained_model_name_or_path": backbones.resolve("miniature").folder,
+        "instance_data_dir": photographs,
+        "class_data_dir": folder / classes,
+        "instance_prompt": f"a zwx {noun}",
+        "class_prompt": f"a {noun}",
+        "num_class_images": PRIOR["count"],
+        "sample_batch_size": 16,
+        "prior_loss_weight": 1.0,
+        "resolution": RESOLUTION,
+        "train_batch_size": 1,
+        "max_train_steps": args.steps,
+        "learning_rate": LEARNING_RATE,
+        "lr_scheduler": "constant",
+        "lr_warmup_steps": 0,
+        "checkpointing_steps": 10 * args.steps,
+        "mixed_precision": "no",
+        "seed": 0,
+        "output_dir": folder / "peer-out" / subject.name,
+    }
+    command = [sys.executable, args.peer, "--with_prior_preservation"]
+    command += [f"--{name}={value}" for name, value in options.items()]
+    environment = {**os.environ, "PYTHONPATH": str(folder / "stand-in"), "HF_HUB_OFFLINE": "1"}
+    start = time.perf_counter()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"the peer failed:\n{done.stderr[-3000:]}")
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--subjects", type=int, default=32)
+    parser.add_argument("--class-nouns", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--peer", help="path to diffusers' train_dreambooth.py")
+    parser.add_argument("--peer-subjects", type=int, default=3)
+    parser.add_argument("--keep", action="store_true", help="keep the figures in results/")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        facts: dict[str, Any] = {
+            "subjects": args.subjects,
+            "class_nouns": args.class_nouns,
+            "steps": args.steps,
+            "prior": PRIOR,
+            **measure_dbray(Path(name), args),
+        }
+        if args.peer:
+            facts |= measure_peer(Path(name), args)
+            ours = facts["subjects_per_hour"]
+            facts["times_the_peer"] = round(ours / facts["peer_subjects_per_hour"], 2)
+            at_hand = facts["peer_subjects_per_hour_with_class_images_at_hand"]
+            facts["times_the_peer_with_class_images_at_hand"] = round(ours / at_hand, 2)
+    print_table(facts)
+    finish("bulk", facts, args.keep)
+
+
+if __name__ == "__main__":
+    main()

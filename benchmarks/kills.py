@@ -1,0 +1,173 @@
+"""What does a kill cost? SIGKILL of driver, lane worker and prior actor, at random moments.
+
+    python benchmarks/kills.py [--rounds 5] [--seed 0] [--keep]
+
+After each kill the job is run again until it has ended, and compared with an undisturbed run: every
+subject published exactly once, what was published before the kill untouched, all weights bitwise
+equal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+from measure import finish, print_table
+
+from dbray.miniature import world
+
+VICTIMS = {"driver": None, "lane worker": "RayTrainWorker", "prior actor": "PartActor"}
+_DEADLINE_SECONDS = 300.0
+
+
+def prepare(folder: Path, args: argparse.Namespace) -> Path:
+    """Write the photographs once; returns the job file of a fresh storage."""
+    photos = folder.parent / "photos"
+    if not photos.exists():
+        for subject_id, noun in world.write_photographs(photos, args.subjects, 2):
+            (photos / subject_id / "class.txt").write_text(noun)
+    folder.mkdir()
+    job = {
+        "base": "miniature",
+        "subjects": str(photos),
+        "recipe": {"steps": args.steps, "learning_rate": 1e-4},
+        "prior": {"count": 48, "steps": 10},
+        "previews": {"prompts": []},
+        "resources": {"checkpoint_every": args.steps // 3},
+    }
+    file = folder / "job.yaml"
+    file.write_text(yaml.safe_dump(job))
+    return file
+
+
+def start(job: Path) -> psutil.Popen:
+    """Start the job in a process of its own."""
+    with (job.parent / "log.txt").open("a") as log:
+        return psutil.Popen(
+            [sys.executable, "-m", "dbray", "run", str(job)], stdout=log, stderr=log
+        )
+
+
+def run(job: Path) -> float:
+    """Run the job to its end. Returns seconds."""
+    began = time.monotonic()
+    code = start(job).wait(_DEADLINE_SECONDS)
+    if code != 0:
+        raise SystemExit(f"the job ended with {code}:\n{(job.parent / 'log.txt').read_text()}")
+    return time.monotonic() - began
+
+
+def published(job: Path) -> dict[str, str]:
+    """Digest of the weights, and of the record, of every published revision."""
+    found = {}
+    for marker in (job.parent / "runs" / "models").glob("*/*/_COMMITTED"):
+        name = "/".join(marker.parts[-3:-1])
+        for file in ("unet.safetensors", "model.json"):
+            content = (marker.parent / file).read_bytes()
+            found[f"{name}/{file}"] = hashlib.sha256(content).hexdigest()
+    return found
+
+
+def weights(of: dict[str, str]) -> dict[str, str]:
+    """Only the weights; records tell times too."""
+    return {name: value for name, value in of.items() if name.endswith(".safetensors")}
+
+
+def kill(process: psutil.Popen, title: str | None, delay: float) -> bool:
+    """Kill the driver, or the first of its processes with that title, `delay` after it is there."""
+    victim: psutil.Process | None = process if title is None else None
+    while victim is None and process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            victim = next((child for child in process.children(recursive=True)
+                           if title in " ".join(child.cmdline())), None)  # fmt: skip
+        time.sleep(0.05)
+    time.sleep(delay)
+    try:
+        assert victim is not None
+        victim.kill()
+    except (psutil.NoSuchProcess, AssertionError):
+        return False
+    return True
+
+
+def one_round(folder: Path, args: argparse.Namespace, victim: str, delay: float,
+              wanted: dict[str, str]) -> dict[str, Any]:  # fmt: skip
+    """Kill once, run again, compare."""
+    job = prepare(folder, args)
+    process = start(job)
+    hit = kill(process, VICTIMS[victim], delay)
+    process.wait(_DEADLINE_SECONDS)
+    before = published(job)
+    seconds = run(job)
+    after = published(job)
+    return {
+        "victim": victim,
+        "delay_seconds": round(delay, 2),
+        "hit": hit,
+        "published_before_rerun": len(weights(before)),
+        "rerun_seconds": round(seconds, 1),
+        "each_published_once": len(weights(after)) == args.subjects,
+        "published_untouched": all(after.get(name) == value for name, value in before.items()),
+        "bitwise_equal": weights(after) == wanted,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--subjects", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=90)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", action="store_true", help="keep the figures in results/")
+    args = parser.parse_args()
+    rng = random.Random(args.seed)
+    rounds = []
+    with tempfile.TemporaryDirectory() as name:
+        undisturbed = prepare(Path(name) / "undisturbed", args)
+        whole = run(undisturbed)
+        wanted = weights(published(undisturbed))
+        phases = json.loads(
+            (undisturbed.parent / "runs" / "jobs" / "job" / "summary.json").read_text()
+        )["phase_seconds"]
+        longest = {
+            "driver": whole,
+            # Most of these phases is the start of processes, before the victim is there.
+            "lane worker": phases["training"] / 2,
+            "prior actor": phases["class images"] / 2,
+        }
+        for victim in VICTIMS:
+            for number in range(args.rounds):
+                folder = Path(name) / f"{victim.replace(' ', '-')}-{number}"
+                found = one_round(folder, args, victim, rng.uniform(0, longest[victim]), wanted)
+                print(json.dumps(found), flush=True)
+                rounds.append(found)
+    laws = ("each_published_once", "published_untouched", "bitwise_equal")
+    good = [one for one in rounds if all(one[law] for law in laws)]
+    facts = {
+        "subjects": args.subjects,
+        "steps": args.steps,
+        "seed": args.seed,
+        "undisturbed_seconds": round(whole, 1),
+        "kills": len(rounds),
+        "kills_that_hit": sum(one["hit"] for one in rounds),
+        "kills_after_which_all_was_right": len(good),
+        "rounds": rounds,
+    }
+    print_table({name: value for name, value in facts.items() if name != "rounds"})
+    finish("kills", facts, args.keep)
+    if len(good) < len(rounds):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

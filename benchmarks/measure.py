@@ -1,0 +1,51 @@
+"""What all benchmarks share: the surroundings of a figure, and how it is told and kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+_VERSIONED = ("dbray", "torch", "diffusers", "transformers", "ray", "deepspeed")
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def surroundings() -> dict[str, Any]:
+    """Commit, versions and hardware."""
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
+    )  # fmt: skip
+    processor = next(
+        (line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+         if line.startswith("model name")), platform.processor(),
+    )  # fmt: skip
+    return {
+        "commit": commit.stdout.strip() or None,
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "versions": {name: metadata.version(name) for name in _VERSIONED},
+        "python": platform.python_version(),
+        "hardware": f"{os.cpu_count()} x {processor}",
+    }
+
+
+def print_table(rows: dict[str, Any]) -> None:
+    """Print names and figures, a line each."""
+    width = max(map(len, rows))
+    for name, value in rows.items():
+        text = f"{value:.3f}".rstrip("0").rstrip(".") if isinstance(value, float) else value
+        print(f"{name:<{width}}  {text}")
+
+
+def finish(name: str, facts: dict[str, Any], keep: bool) -> None:
+    """Print the one JSON line; with `keep`, write it to benchmarks/results/ too."""
+    line = json.dumps({"benchmark": name, **surroundings(), **facts})
+    if keep:
+        folder = ROOT / "benchmarks" / "results"
+        folder.mkdir(exist_ok=True)
+        (folder / f"{name}.json").write_text(line + "\n")
+    print(line)

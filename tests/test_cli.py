@@ -1,0 +1,212 @@
+"""The command line as its users meet it: output, exit codes, and what it does not load."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from worlds import write_job, write_photos
+
+from dbray import backbones
+from dbray.cli import main
+from dbray.plan import make_plan
+from dbray.registry import ModelRecord, Registry
+from dbray.spec import Job
+from dbray.store import Store
+
+SUBJECTS = {"rex": "dog", "tom": "cat"}
+
+
+def run(*argv: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "dbray", *argv], capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def registry(tiny_base, tmp_path_factory):
+    """A storage with one published model, as a lane would have published it."""
+    from safetensors.torch import save
+
+    from dbray import manifest
+
+    folder = tmp_path_factory.mktemp("registry")
+    job = Job.load(write_job(folder, tiny_base, SUBJECTS))
+    base = backbones.resolve(job.base)
+    plan = make_plan(job, base, manifest.validate(job.subjects).subjects, Store(job.storage))
+    planned = next(one for one in plan.to_train if one.subject.id == "rex")
+    unet = backbones.load(base).trained.state_dict()
+    changed = {name.removeprefix("unet."): (value * 1.1).half() for name, value in unet.items()}
+    record = ModelRecord(
+        id="rex", revision=planned.revision, fingerprint=planned.fingerprint, class_noun="dog",
+        identifier=planned.identifier, base=job.base, base_digest=base.digest,
+        recipe=plan.job.recipe, prior=plan.job.prior, prior_digest=planned.prior_digest, seed=0,
+        image_digests=planned.image_digests, versions={}, timings={}, steps=8,
+        files=("unet.safetensors",), created_at="2026-01-01T00:00:00Z", job_id="job",
+    )  # fmt: skip
+    Registry(Store(job.storage)).publish(record, {"unet.safetensors": save(changed)})
+    return job.storage
+
+
+def test_help_loads_neither_torch_nor_ray():
+    code = ("import sys\nfrom dbray.cli import main\n"
+            "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+            "assert not {'torch', 'ray', 'diffusers', 'transformers'} & set(sys.modules)")  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "validate" in done.stdout
+
+
+def test_ten_faults_are_named_in_one_go_and_start_nothing(tmp_path, tiny_base):
+    job = write_job(tmp_path, tiny_base, {"rex": "dog", "tom": "cat", "ace": "cat"})
+    photos = tmp_path / "photos"
+    (photos / "rex" / "0.png").write_bytes(b"")
+    (photos / "tom" / "0.png").write_bytes((photos / "tom" / "0.png").read_bytes()[:200])
+    (photos / "ace" / "0.png").write_text("no image")
+    good = str(photos / "rex" / "1.png")
+    rows = [
+        {"id": "rex", "class_noun": "dog", "images": [str(photos / "rex")]},
+        {"id": "tom", "class_noun": "cat", "images": [str(photos / "tom")]},
+        {"id": "ace", "class_noun": "cat", "images": [str(photos / "ace" / "0.png")]},
+        {"id": "rex", "class_noun": "dog", "images": [good]},
+        {"id": "../up", "class_noun": "dog", "images": [good]},
+        {"id": "none", "class_noun": "dog", "images": []},
+        {"id": "gone", "class_noun": "dog", "images": ["missing.png"]},
+        {"id": "odd", "class_noun": "dog", "images": [good], "colour": "red"},
+        {"id": "noun", "images": [good]},
+    ]
+    (tmp_path / "m.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows) + '{"id": "broken"\n'
+    )
+    job.write_text(job.read_text().replace("subjects: photos", "subjects: m.jsonl"))
+    done = run("validate", str(job), "--json")
+    assert done.returncode == 2
+    found = json.loads(done.stdout)
+    errors = [one for one in found["problems"] if one["severity"] == "error"]
+    wheres = " ".join(one["where"] for one in errors)
+    assert len(errors) >= 10
+    assert all(f"m.jsonl:{line}" in wheres for line in range(1, 11))
+    assert all(one["fix"] for one in errors)
+
+    ran = run("run", str(job))
+    assert ran.returncode == 2
+    assert "nothing ran" in ran.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_init_writes_a_job_that_validates(tmp_path, capsys):
+    write_photos(tmp_path / "photos", SUBJECTS)
+    job = tmp_path / "my.yaml"
+    assert main(["init", str(tmp_path / "photos"), "-o", str(job)]) == 0
+    assert main(["init", str(tmp_path / "photos"), "-o", str(job)]) == 2
+    assert "--force" in capsys.readouterr().err
+    rows = [json.loads(line) for line in (tmp_path / "my.jsonl").read_text().splitlines()]
+    assert {row["id"]: row["class_noun"] for row in rows} == SUBJECTS
+    assert rows[0]["images"][0].startswith("photos/")
+    assert main(["validate", str(job)]) == 0
+    assert "2 usable subject(s), 0 error(s)" in capsys.readouterr().out
+
+
+def test_init_asks_for_class_nouns(tmp_path, capsys):
+    write_photos(tmp_path / "photos", SUBJECTS)
+    (tmp_path / "photos" / "tom" / "class.txt").unlink()
+    arguments = ["init", str(tmp_path / "photos"), "-o", str(tmp_path / "my.yaml")]
+    assert main(arguments) == 2
+    assert "tom" in capsys.readouterr().err
+    assert main([*arguments, "--class", "cat"]) == 0
+
+
+def test_validate_names_faults_of_job_and_manifest_together(tmp_path, tiny_base, capsys):
+    job = write_job(tmp_path, tiny_base, SUBJECTS)
+    (tmp_path / "photos" / "rex" / "0.png").write_text("no image")
+    job.write_text(job.read_text() + "stepz: 1\n")
+    assert main(["validate", str(job)]) == 2
+    printed = capsys.readouterr().out
+    assert "stepz" in printed
+    assert "0.png" in printed
+
+
+def test_plan_says_what_would_run(tmp_path, tiny_base, capsys):
+    job = write_job(tmp_path, tiny_base, SUBJECTS)
+    assert main(["plan", str(job), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert sorted(facts["subjects_to_train"]) == ["rex", "tom"]
+    assert facts["class_images_to_make"] == 12
+    assert main(["plan", str(job)]) == 0
+    assert "2 subjects of 2 class nouns" in capsys.readouterr().out
+
+
+def test_models_are_listed_and_shown(registry, capsys):
+    assert main(["models", "list", "--registry", registry, "--json"]) == 0
+    [brief] = json.loads(capsys.readouterr().out)
+    assert (brief["id"], brief["class_noun"]) == ("rex", "dog")
+    assert main(["models", "show", "rex", "--registry", registry]) == 0
+    assert "dog" in capsys.readouterr().out
+    assert main(["models", "show", "rax", "--registry", registry]) == 2
+    assert "did you mean rex" in capsys.readouterr().err
+
+
+def test_generate_writes_images_that_tell_how_they_were_made(registry, tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = ["generate", "rex", "a photo of {subject}", "-n", "2", "--steps", "2",
+                 "--registry", registry, "-o", str(out), "--seed", "7"]  # fmt: skip
+    assert main(arguments) == 0
+    files = sorted(out.glob("*.png"))
+    assert [file.name for file in files] == ["rex-7.png", "rex-8.png"]
+    with Image.open(files[0]) as image:
+        assert image.size == (32, 32)
+        about = json.loads(image.info["parameters"])
+    assert about["seed"] == 7
+    assert about["prompt"].endswith(" dog")
+    first = files[0].read_bytes()
+    assert main(arguments) == 0
+    assert files[0].read_bytes() == first
+
+
+def test_an_exported_model_loads_in_diffusers(registry, tmp_path):
+    from diffusers import StableDiffusionPipeline
+
+    folder = tmp_path / "exported"
+    assert main(["models", "export", "rex", "-o", str(folder), "--registry", registry]) == 0
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True)
+    record = Registry(Store(registry)).find("rex")
+    base = backbones.load(backbones.resolve(record.base))
+    exported = pipeline.unet.state_dict()
+    for name, value in base.trained.state_dict().items():
+        wanted = (value * 1.1).half().numpy()
+        np.testing.assert_array_equal(
+            exported[name.removeprefix("unet.")].half().numpy(), wanted, err_msg=name
+        )
+
+
+def test_removal_asks_first_and_leaves_nothing(registry, tmp_path, capsys):
+    import shutil
+
+    copy = tmp_path / "runs"
+    shutil.copytree(registry, copy)
+    assert main(["models", "remove", "rex", "--registry", str(copy)]) == 2
+    assert main(["models", "remove", "rex", "--registry", str(copy), "--yes"]) == 0
+    assert not list((copy / "models").glob("rex*"))
+
+
+def test_schema_is_json(capsys):
+    assert main(["schema"]) == 0
+    assert "recipe" in json.loads(capsys.readouterr().out)["properties"]
+    assert main(["schema", "--subject"]) == 0
+    assert "class_noun" in json.loads(capsys.readouterr().out)["properties"]
+
+
+def test_status_of_an_empty_storage(tmp_path, capsys):
+    assert main(["status", str(tmp_path)]) == 0
+    assert "no jobs" in capsys.readouterr().out
+
+
+def test_unwritable_storage_is_told_and_loses_nothing(registry, tiny_base, tmp_path, capsys):
+    job = write_job(tmp_path, tiny_base, SUBJECTS, storage="taken/runs")
+    (tmp_path / "taken").write_text("a file where a folder should be")
+    assert main(["run", str(job)]) == 1
+    assert "storage" in capsys.readouterr().err
+    assert Path(registry).is_dir()
