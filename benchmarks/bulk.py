@@ -91,6 +91,20 @@ class Normalize:
         return (tensor - self.mean) / self.std
 """
 
+# The libraries look for torchvision before the stand-in is there, or they would ask more of it.
+_RUNNER = """
+import runpy
+import sys
+
+import diffusers.utils
+import transformers.utils
+
+transformers.utils.is_torchvision_available()
+sys.path.insert(0, sys.argv[1])
+sys.argv = sys.argv[2:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
 
 def measure_dbray(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Run the main job in a process of its own."""
@@ -176,9 +190,10 @@ def run_peer(folder: Path, args: argparse.Namespace, subject: Path, classes: str
         "seed": 0,
         "output_dir": folder / "peer-out" / subject.name,
     }
-    command = [sys.executable, args.peer, "--with_prior_preservation"]
+    command = [sys.executable, "-c", _RUNNER, str(folder / "stand-in"), args.peer]
+    command += ["--with_prior_preservation"]
     command += [f"--{name}={value}" for name, value in options.items()]
-    environment = {**os.environ, "PYTHONPATH": str(folder / "stand-in"), "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     start = time.perf_counter()
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:

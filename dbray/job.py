@@ -247,6 +247,7 @@ class _Run:
             self._follow(queue, lanes)
             for lane in lanes:
                 lane.join(_JOIN_SECONDS)
+        self.journal.forget_lanes()
 
     def _follow(self, queue: Any, lanes: Sequence[_LaneThread]) -> None:
         """Watch the queue until every subject has ended. Raises TooManyFailures."""
@@ -287,6 +288,8 @@ class _Run:
 
     def _without_previews(self, registry: Registry) -> list[PreviewRequest]:
         """Published subjects of this job that have no previews yet."""
+        if not self.plan.job.previews.prompts:
+            return []
         requests = []
         for planned in (*self.plan.kept, *self.plan.to_train):
             if not registry.has(planned.subject.id, planned.revision):
@@ -298,7 +301,7 @@ class _Run:
 
     def _make_previews(self, registry: Registry) -> None:
         requests = self._without_previews(registry)
-        if not requests or not self.plan.job.previews.prompts:
+        if not requests:
             return
         with self._phase("previews"):
             broken = make_previews(

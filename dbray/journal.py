@@ -28,6 +28,7 @@ from dbray.store import Store
 _SHARE_OF_TIME = 0.02
 """Share of a run's time that may go into writing its journal."""
 _MAX_LISTED = 20
+LANES_FOLDER = "lanes"
 
 
 def now() -> str:
@@ -85,6 +86,10 @@ class Journal:
                 "subjects": [subject.model_dump(mode="json") for subject in subjects],
             },
         )
+
+    def forget_lanes(self) -> None:
+        """Remove what Ray Train keeps of lanes that have ended; nothing is read from it."""
+        self.store.remove(f"{self.folder}/{LANES_FOLDER}")
 
     def outcomes(self) -> dict[str, Outcome]:
         """Outcomes of the last run, by subject id."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 from dbray import identifiers
 from dbray.backbones import Base, load_tokenizer
 from dbray.engine import memory_plan
-from dbray.errors import Problem
+from dbray.errors import Problem, SpecError
 from dbray.manifest import CheckedSubject
 from dbray.priorset import PriorPlan, is_made
 from dbray.registry import Registry
@@ -186,15 +187,26 @@ def _name_subjects(
     taken = {name for subject_id, name in published.items() if subject_id not in set(ids)}
     warnings += _shared_names(given | own, taken)
     candidates = identifiers.candidates(tokenizer, job.identifiers.rank_range, in_use)
-    names = identifiers.assign(
-        candidates, ids, given | own, taken, job.identifiers.seed, job.identifiers.num_tokens
-    )
+    names = _draw_names(job, candidates, ids, given | own, taken)
     return names, warnings
 
 
-def _is_from(identifier: str, num_tokens: int) -> bool:
-    """Whether a published identifier may be kept: it has as many tokens as now asked for."""
-    return len(identifier.split()) == num_tokens
+def _draw_names(
+    job: Job, candidates: list[str], ids: list[str], given: dict[str, str], taken: set[str]
+) -> dict[str, str]:
+    """Draw with as many tokens as the job says, else with the fewest that suffice."""
+    asked = job.identifiers.num_tokens
+    for num_tokens in [asked] if asked else [1, 2]:
+        with suppress(SpecError):
+            return identifiers.assign(
+                candidates, ids, given, taken, job.identifiers.seed, num_tokens
+            )
+    return identifiers.assign(candidates, ids, given, taken, job.identifiers.seed, asked or 3)
+
+
+def _is_from(identifier: str, num_tokens: int | None) -> bool:
+    """Whether a published identifier may be kept: it has as many tokens as are asked for."""
+    return num_tokens is None or len(identifier.split()) == num_tokens
 
 
 def _shared_names(names: dict[str, str], taken: Iterable[str]) -> list[Problem]:

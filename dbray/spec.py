@@ -172,7 +172,12 @@ class Identifiers(Spec):
         description="Token ids to choose from, first included, last not. Absent: for a large "
         "vocabulary the paper's [5000, 10000), else all of it.",
     )
-    num_tokens: int = Field(default=1, ge=1, le=3, description="Tokens per identifier (k).")
+    num_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        le=3,
+        description="Tokens per identifier (k); absent: the fewest that give each subject its own.",
+    )
     seed: int = Field(default=0, ge=0, lt=2**63, description="Root of the draw.")
 
 

@@ -52,9 +52,15 @@ def registry(tiny_base, tmp_path_factory):
 
 
 def test_help_loads_neither_torch_nor_ray():
-    code = ("import sys\nfrom dbray.cli import main\n"
-            "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
-            "assert not {'torch', 'ray', 'diffusers', 'transformers'} & set(sys.modules)")  # fmt: skip
+    code = """
+import sys
+from dbray.cli import main
+try:
+    main(["--help"])
+except SystemExit:
+    pass
+assert not {"torch", "ray", "diffusers", "transformers"} & set(sys.modules)
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "validate" in done.stdout

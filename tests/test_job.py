@@ -8,6 +8,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
+from safetensors.torch import load
 from worlds import load_job
 
 from dbray import manifest
@@ -152,3 +154,23 @@ def test_weights_depend_on_neither_lane_nor_company_nor_kills(
     alone = many.model_copy(update={"storage": str(tmp_path / "runs"), "subjects": (eve,)})
     assert run_job(alone).exit_code == 0
     assert weights_of(alone, "eve") == weights_of(many, "eve")
+
+
+def test_two_workers_with_zero_train_one_subject_together(finished, ray_session, tmp_path):
+    """DeepSpeed ZeRO-2 under Ray Train: the weights follow those of plain torch."""
+    plain, _ = finished
+    sharded = plain.model_copy(
+        update={
+            "storage": str(tmp_path / "runs"),
+            "resources": plain.resources.model_copy(
+                update={"gpus_per_subject": 2, "zero_stage": 2, "checkpoint_every": 3}
+            ),
+        }
+    )
+    result = run_job(sharded)
+    assert result.exit_code == 0, result.summary["failures"]
+    ours, theirs = load(weights_of(sharded, "bob")), load(weights_of(plain, "bob"))
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], atol=2e-3, rtol=1e-2)
+    assert Store(sharded.storage).names(f"jobs/{sharded.id}/checkpoints") == []

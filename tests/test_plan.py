@@ -8,6 +8,7 @@ import pytest
 from worlds import load_job
 
 from dbray import backbones, manifest
+from dbray.errors import SpecError
 from dbray.plan import Hardware, estimate, latest_rates, make_plan, num_lanes, resolve_job
 from dbray.registry import ModelRecord, Registry
 from dbray.spec import Job, Recipe
@@ -171,3 +172,18 @@ def test_rates_come_from_the_last_job_on_the_same_base(tmp_path):
         store.write_json(f"jobs/{name}/summary.json", summary)
     assert latest_rates(store, "x") == {"of": "b"}
     assert latest_rates(store, "z") is None
+
+
+def test_many_subjects_get_identifiers_of_several_tokens(tmp_path, tiny_base, base):
+    job = load_job(tmp_path, tiny_base, {"rex": "dog"})
+    image = tmp_path / "photos" / "rex" / "0.png"
+    rows = [{"id": f"s{i}", "class_noun": "dog", "images": [str(image)]} for i in range(2000)]
+    file = tmp_path / "many.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    job = job.model_copy(update={"subjects": str(file)})
+    names = {one.identifier for one in plan_of(job, base).to_train}
+    assert len(names) == 2000
+    assert {len(name.split()) for name in names} == {2}
+    one_token = job.identifiers.model_copy(update={"num_tokens": 1})
+    with pytest.raises(SpecError, match="num_tokens"):
+        plan_of(job.model_copy(update={"identifiers": one_token}), base)

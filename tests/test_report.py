@@ -191,7 +191,7 @@ def test_headline_and_card_of_a_published_subject(world):
     world.publish("rex")
     world.write(summary_of(world.rows))
     page = world.build()
-    for figure in ("1 h 2 min", "1,234", "1,200", "9.5 per second", "2 lanes", "of 1 subjects"):
+    for figure in ("1 h 2 min", "1,234", "1,200", "9.5 per second", "2 lanes", "of 1 subject"):
         assert figure in page.text
     assert page.index["phase_seconds"] == {"class images": 600, "training": 3000, "other": 125}
     [listed] = page.index["subjects"]

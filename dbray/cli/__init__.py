@@ -13,11 +13,13 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from dbray.errors import DbrayError, SpecError
 
 _DEFAULT_REGISTRY = "runs"
+_DEMO_REGISTRY = "demo/runs"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -100,7 +102,7 @@ def _add_job_commands(commands: Any) -> None:
     run.add_argument("--address", help="Ray cluster (default: $RAY_ADDRESS, or a local one)")
 
     status = _add(commands, "status", "jobs:status", "show the jobs of a storage")
-    status.add_argument("storage", nargs="?", default=_DEFAULT_REGISTRY)
+    status.add_argument("storage", nargs="?", default=_default_registry())
     status.add_argument("--watch", action="store_true", help="go on until no job runs")
     status.add_argument("--json", action="store_true", help="for machines")
 
@@ -142,5 +144,13 @@ def _add_model_commands(commands: Any) -> None:
     serve.add_argument("--host", default="127.0.0.1", help="default: loopback only")
     serve.add_argument("--keys", help="file of API keys; required beyond loopback")
     for command in (listing, show, remove, export, generate, serve):
-        text = f"storage of the models (default: {_DEFAULT_REGISTRY})"
-        command.add_argument("--registry", default=_DEFAULT_REGISTRY, metavar="STORAGE", help=text)
+        text = f"storage of the models (default: {_DEFAULT_REGISTRY}, or the demo's)"
+        command.add_argument(
+            "--registry", default=_default_registry(), metavar="STORAGE", help=text
+        )
+
+
+def _default_registry() -> str:
+    """The storage that `init` names or, where there is none, that of the demo."""
+    exists = [name for name in (_DEFAULT_REGISTRY, _DEMO_REGISTRY) if Path(name).is_dir()]
+    return exists[0] if exists else _DEFAULT_REGISTRY

@@ -44,7 +44,7 @@ def demo(args: argparse.Namespace) -> int:
     """Draw six subjects of three class nouns, and run the main job on them."""
     from dbray.miniature import world
 
-    folder = Path(args.output)
+    folder = Path(args.output).resolve()
     subjects = world.write_photographs(folder / "photos", num_subjects=6, num_classes=3, seed=0)
     manifest.write_jsonl(
         [

@@ -154,5 +154,15 @@ def serve(args: argparse.Namespace) -> int:
     """Serve every model of a registry until stopped."""
     from dbray.serving import launch
 
-    launch(args.registry, args.port, Path(args.keys) if args.keys else None, host=args.host)
+    launch(
+        args.registry,
+        args.port,
+        Path(args.keys) if args.keys else None,
+        host=args.host,
+        on_ready=_tell_address,
+    )
     return 0
+
+
+def _tell_address(address: str) -> None:
+    print(f"serving on {address}, playground at {address}/playground; stop with Ctrl-C", flush=True)

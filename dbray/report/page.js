@@ -248,8 +248,10 @@ function follow() {
   document.querySelectorAll(".found").forEach((other) => other.classList.remove("found"));
   card.classList.add("found");
   fill(card, subject);
-  card.scrollIntoView();
   card.focus({ preventScroll: true });
+  card.scrollIntoView();
+  // The cards above it are filled now and grow; then it has moved.
+  requestAnimationFrame(() => requestAnimationFrame(() => card.scrollIntoView()));
 }
 
 function start() {

@@ -105,7 +105,9 @@ def _figures(contents: Contents) -> str:
     """The headline: a row of figures with what they count."""
     summary, total = contents.summary, len(contents.cards)
     counts = summary.counts
-    figures = [("Published", f"{counts.get('published', 0):,}", f"of {total:,} subjects", "good")]
+    figures = [
+        ("Published", f"{counts.get('published', 0):,}", f"of {_plural(total, 'subject')}", "good")
+    ]
     if counts.get("kept"):
         figures.append(("Kept", f"{counts['kept']:,}", "published before", ""))
     failed = counts.get("failed", 0)

@@ -128,7 +128,7 @@ function lossChart(points, last) {
   const legend = make("ul", { class: "legend" });
   for (const line of series) {
     const smoothed = smooth(line.points.map(([, value]) => value));
-    const end = Number(smoothed[smoothed.length - 1].toPrecision(2));
+    const end = Number(smoothed[smoothed.length - 1].toPrecision(3));
     chart.append(draw("path", { class: `raw ${line.name}`, d: path(line.points) }));
     chart.append(draw("path", {
       class: line.name, d: path(line.points.map(([step], at) => [step, smoothed[at]])),
