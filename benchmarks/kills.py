@@ -38,7 +38,7 @@ def prepare(folder: Path, args: argparse.Namespace) -> Path:
             (photos / subject_id / "class.txt").write_text(noun)
     folder.mkdir()
     job = {
-        "base": "miniature",
+        "base": args.base,
         "subjects": str(photos),
         "recipe": {"steps": args.steps, "learning_rate": 1e-4},
         "prior": {"count": 48, "steps": 10},
@@ -125,6 +125,7 @@ def one_round(folder: Path, args: argparse.Namespace, victim: str, delay: float,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--base", default="miniature")
     parser.add_argument("--subjects", type=int, default=4)
     parser.add_argument("--steps", type=int, default=90)
     parser.add_argument("--seed", type=int, default=0)

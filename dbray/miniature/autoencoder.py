@@ -1,0 +1,203 @@
+"""The first stages: the autoencoder, its latents, and a decoder that is refined afterwards.
+
+Owns everything between pixels and latents. Once latents are cached the encoder is frozen, for the
+UNet is trained on them; the decoder may still get better at any time, beside or after the UNet.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dbray.miniature import data, networks
+from dbray.miniature.data import Rows
+from dbray.miniature.training import Average, Run, Trainer, load_checkpoint, save_checkpoint
+
+logger = logging.getLogger(__name__)
+
+KL_WEIGHT = 3e-4
+SILENT_LOGVAR = -8.0
+
+
+def to_images(pixels: np.ndarray, device: torch.device) -> torch.Tensor:
+    """uint8 B, H, W, C -> float B, C, H, W in [-1, 1]."""
+    tensor = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2)
+    return tensor.float().div_(127.5).sub_(1.0).contiguous()
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """bfloat16 where it is faster, for convolutions and matrix products."""
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+def train_autoencoder(run: Run) -> None:
+    """Train the autoencoder on renders and, one image in four, on textures."""
+    if data.shards(run.folder / "cache", "latents"):
+        logger.info("vae skipped=latents_are_cached")
+        return
+    torch.manual_seed(run.seed)
+    model = networks.build_autoencoder().to(run.device)
+    trainer = _trainer(run, "vae", list(model.parameters()), peak=2e-3)
+    batches = _Batches(run)
+    while trainer.going():
+        images = batches.draw(trainer.generator())
+        with autocast(run.device):
+            posterior = model.encode(images).latent_dist
+            decoded = model.decode(posterior.sample()).sample
+        mean, logvar = posterior.mean.float(), posterior.logvar.float()
+        divergence = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+        loss, psnr = _reconstruction(decoded, images)
+        trainer.step(
+            loss + KL_WEIGHT * divergence,
+            len(images),
+            psnr=psnr,
+            divergence=float(divergence.detach()),
+        )
+    if run.peers.leads:
+        trainer.save()
+        _finish(run.folder)
+
+
+def refine_decoder(run: Run) -> None:
+    """Train the decoder alone, on what the frozen encoder makes."""
+    torch.manual_seed(run.seed)
+    model = load_autoencoder(run.folder, run.device)
+    parameters = _decoder_parameters(model)
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    trainer = _trainer(run, "decoder", parameters, peak=1e-3)
+    batches = _Batches(run)
+    while trainer.going():
+        images = batches.draw(trainer.generator())
+        with autocast(run.device):
+            with torch.no_grad():
+                latents = model.encode(images).latent_dist.sample()
+            decoded = model.decode(latents).sample
+        loss, psnr = _reconstruction(decoded, images)
+        trainer.step(loss, len(images), psnr=psnr)
+    if run.peers.leads:
+        trainer.save()
+
+
+class _Batches:
+    """Three renders to one texture."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.renders = Rows(data.load_pixels(run.folder / "cache", "scenes"))
+        self.textures = Rows(data.load_pixels(run.folder / "cache", "textures"))
+
+    def draw(self, rng: np.random.Generator) -> torch.Tensor:
+        """Return a batch and seed torch for the noise of this step."""
+        torch.manual_seed(int(rng.integers(1 << 62)))
+        num_textures = self.run.batch_size // 4
+        num_renders = self.run.batch_size - num_textures
+        rows = [
+            self.renders.take(rng.integers(len(self.renders), size=num_renders)),
+            self.textures.take(rng.integers(len(self.textures), size=num_textures)),
+        ]
+        return to_images(np.concatenate(rows), self.run.device)
+
+
+def _trainer(run: Run, stage: str, parameters: list[torch.nn.Parameter], peak: float) -> Trainer:
+    optimiser = torch.optim.AdamW(
+        parameters, lr=0.0, betas=(0.9, 0.98), weight_decay=0.0, fused=True
+    )
+    trainer = Trainer(run, stage, parameters, optimiser, peak)
+    trainer.average.decay = 0.98
+    trainer.restore()
+    return trainer
+
+
+def _reconstruction(decoded: torch.Tensor, images: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """Return the loss, and the PSNR of the renders among `images`."""
+    error = decoded.float() - images
+    num_renders = len(images) - len(images) // 4
+    psnr = -10.0 * torch.log10(error.detach()[:num_renders].square().mean() / 4.0)
+    return error.square().mean() + 0.1 * error.abs().mean(), float(psnr)
+
+
+def _decoder_parameters(model: Any) -> list[torch.nn.Parameter]:
+    return [*model.decoder.parameters(), *model.post_quant_conv.parameters()]
+
+
+@torch.no_grad()
+def _finish(folder: Path) -> None:
+    """Write the averaged autoencoder, its latents brought to zero mean and unit deviation.
+
+    A pipeline knows one scaling factor for all channels, and channels differ by a factor of five;
+    so the scales go into the two 1 x 1 convolutions next to the latents, where they cost nothing.
+    """
+    state = load_checkpoint(folder / "vae.pt")
+    if state is None:
+        raise FileNotFoundError(f"no autoencoder in {folder}: run the stage `vae` first")
+    model = networks.build_autoencoder()
+    average = Average(list(model.parameters()))
+    average.values = state["average"]
+    average.copy_to(model.parameters())
+    pixels = data.load_pixels(folder / "cache", "scenes")[0][:2_000]
+    moments = []
+    for start in range(0, len(pixels), 100):
+        images = to_images(np.array(pixels[start : start + 100]), torch.device("cpu"))
+        moments.append(model.encode(images).latent_dist.parameters)
+    mean, logvar = torch.cat(moments).chunk(2, dim=1)
+    _normalise(model, mean, logvar)
+    save_checkpoint(folder / "autoencoder.pt", {"model": model.state_dict()})
+
+
+def _normalise(model: Any, mean: torch.Tensor, logvar: torch.Tensor) -> None:
+    """Bring latents to zero mean and unit deviation; silence channels that say nothing."""
+    informative, spread = mean.var(dim=(0, 2, 3)), logvar.exp().mean(dim=(0, 2, 3))
+    centre, scale = mean.mean(dim=(0, 2, 3)), (informative + spread).sqrt()
+    silent = informative < 0.05 * spread
+    before, after = model.quant_conv, model.post_quant_conv
+    size = networks.LATENT_CHANNELS
+    after.bias += after.weight.flatten(1) @ centre
+    after.weight *= scale.view(1, -1, 1, 1)
+    before.bias[:size] = (before.bias[:size] - centre) / scale
+    before.weight[:size] /= scale.view(-1, 1, 1, 1)
+    before.bias[size:] -= 2.0 * scale.log()
+    # the decoder has learnt to ignore a collapsed channel; its noise would only tire the UNet
+    after.weight[:, silent] = 0.0
+    both = silent.repeat(2)
+    before.weight[both] = 0.0
+    before.bias[both] = torch.tensor([0.0, SILENT_LOGVAR]).repeat_interleave(size)[both]
+
+
+def load_autoencoder(folder: Path, device: torch.device) -> Any:
+    """Return the finished autoencoder, with its refined decoder if there is one, frozen."""
+    state = load_checkpoint(folder / "autoencoder.pt")
+    if state is None:
+        _finish(folder)
+        state = load_checkpoint(folder / "autoencoder.pt")
+        assert state is not None
+    model = networks.build_autoencoder()
+    model.load_state_dict(state["model"])
+    refined = load_checkpoint(folder / "decoder.pt")
+    if refined is not None:
+        for parameter, value in zip(_decoder_parameters(model), refined["average"], strict=True):
+            parameter.data.copy_(value)
+    return model.to(device).eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def encode_shard(run: Run, model: Any, index: int) -> None:
+    """Write the latents' means of one shard as float16, unless they are there."""
+    path = run.folder / "cache" / f"latents-{index:04d}.npy"
+    if path.exists():
+        return
+    pixels = np.load(run.folder / "cache" / f"scenes-{index:04d}.npy", mmap_mode="r")
+    latents = []
+    for start in range(0, len(pixels), 100):
+        with autocast(run.device):
+            posterior = model.encode(
+                to_images(np.array(pixels[start : start + 100]), run.device)
+            ).latent_dist
+        latents.append(posterior.mean.float().cpu().numpy().astype(np.float16))
+    beside = path.with_suffix(".part.npy")
+    np.save(beside, np.concatenate(latents))
+    beside.rename(path)

@@ -1,0 +1,115 @@
+"""What the miniature is trained on: scenes rendered once to disk, captions, and textures.
+
+Owns the training cache. Renders are uint8 in one .npy per shard, captions one JSON line per scene
+with several wordings each, so that every epoch can say something else about the same picture.
+Textures stand in for the photographs that the world does not hold: only the autoencoder sees them.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from dbray.miniature.captions import caption
+from dbray.miniature.world import SIZE, random_scene, render
+
+SHARD_SIZE = 4_000
+NUM_CAPTIONS = 6
+
+
+def write_shard(folder: Path, index: int) -> None:
+    """Render one shard of scenes and textures unless it is there; the pixels are renamed last."""
+    pixels_path = folder / f"scenes-{index:04d}.npy"
+    if pixels_path.exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng([7, index])
+    pixels = np.empty((SHARD_SIZE, SIZE, SIZE, 3), dtype=np.uint8)
+    lines: list[str] = []
+    for row in range(SHARD_SIZE):
+        scene = random_scene(rng)
+        pixels[row] = np.asarray(render(scene))
+        lines.append(json.dumps([caption(scene, rng) for _ in range(NUM_CAPTIONS)]))
+    (folder / f"captions-{index:04d}.jsonl").write_text("\n".join(lines) + "\n")
+    textures = np.stack([texture(rng) for _ in range(SHARD_SIZE // 5)])
+    _save(folder / f"textures-{index:04d}.npy", textures)
+    _save(pixels_path, pixels)
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    beside = path.with_name(f"{path.stem}.part.npy")
+    np.save(beside, array)
+    beside.rename(path)
+
+
+def shards(folder: Path, kind: str) -> list[Path]:
+    """Return the finished shards of `scenes`, `textures` or `captions`, in order."""
+    return [path for path in sorted(folder.glob(f"{kind}-*")) if ".part" not in path.name]
+
+
+def load_pixels(folder: Path, kind: str) -> list[np.ndarray]:
+    """Map every shard of a kind into memory without reading it."""
+    return [np.load(path, mmap_mode="r") for path in shards(folder, kind)]
+
+
+def load_captions(folder: Path, num_shards: int) -> list[list[str]]:
+    """Return the wordings of every scene of the first shards, in the order of the pixels."""
+    return [
+        json.loads(line)
+        for path in shards(folder, "captions")[:num_shards]
+        for line in path.read_text().splitlines()
+    ]
+
+
+def texture(rng: np.random.Generator) -> np.ndarray:
+    """Draw a 64 x 64 image with the statistics of a photograph rather than of a drawing."""
+    ground = _cloud(rng, rng.uniform(1.0, 2.2))
+    other = _cloud(rng, rng.uniform(0.7, 2.2))
+    edge = np.clip((_noise(rng, 1, rng.uniform(1.6, 2.6)) * rng.uniform(1.0, 14.0)) + 0.5, 0, 1)
+    image = ground * (1 - edge) + other * edge
+    if rng.random() < 0.5:  # light from one side, as a photograph has and a drawing has not
+        rows, columns = np.mgrid[-1 : 1 : SIZE * 1j, -1 : 1 : SIZE * 1j]
+        angle = rng.uniform(0, 2 * np.pi)
+        light = 1 + rng.uniform(0.1, 0.5) * (np.cos(angle) * rows + np.sin(angle) * columns)
+        image = image * light[..., None]
+    return np.clip(image * 255.0, 0, 255).astype(np.uint8)
+
+
+def _cloud(rng: np.random.Generator, roughness: float) -> np.ndarray:
+    """Coloured noise around a random colour: channels mostly move together, as in nature."""
+    base = rng.uniform(0.05, 0.95, 3)
+    grey = _noise(rng, 1, roughness) * rng.uniform(0.03, 0.28)
+    tint = _noise(rng, 3, roughness + 0.5) * rng.uniform(0.0, 0.1)
+    return base + grey + tint
+
+
+def _noise(rng: np.random.Generator, channels: int, roughness: float) -> np.ndarray:
+    """Noise with a 1/f^roughness amplitude spectrum, zero mean, unit deviation."""
+    frequency = np.hypot(np.fft.fftfreq(SIZE)[:, None], np.fft.rfftfreq(SIZE)[None]) * SIZE
+    spectrum = rng.normal(size=(channels, *frequency.shape)) + 1j * rng.normal(
+        size=(channels, *frequency.shape)
+    )
+    field = np.fft.irfft2(spectrum / np.maximum(frequency, 1.0) ** roughness, s=(SIZE, SIZE))
+    field -= field.mean(axis=(1, 2), keepdims=True)
+    field /= field.std(axis=(1, 2), keepdims=True) + 1e-9
+    return field.transpose(1, 2, 0)
+
+
+class Rows:
+    """Rows of several mapped arrays under one index."""
+
+    def __init__(self, arrays: list[np.ndarray]) -> None:
+        self.arrays = arrays
+        self.starts = np.cumsum([0, *(len(array) for array in arrays)])
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def take(self, indices: np.ndarray) -> np.ndarray:
+        """Return the rows at `indices`."""
+        shard = np.searchsorted(self.starts, indices, side="right") - 1
+        return np.stack(
+            [self.arrays[s][i - self.starts[s]] for s, i in zip(shard, indices, strict=True)]
+        )

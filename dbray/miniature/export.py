@@ -1,0 +1,82 @@
+"""Turn checkpoints into the weights folder that ships with the package.
+
+Owns the layout of `weights/`: what `diffusers.StableDiffusionPipeline.from_pretrained` reads. The
+folder is written beside and renamed, so that a reader never sees half of one; what was written by
+hand stays.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dbray.miniature import data, networks
+from dbray.miniature.autoencoder import load_autoencoder
+from dbray.miniature.data import Rows
+from dbray.miniature.denoiser import load_unet, scaling_factor
+
+logger = logging.getLogger(__name__)
+
+KEPT = ("README.md", "dbray.yaml")
+"""Written by hand: the model card, and the recommended recipe."""
+INDEX: dict[str, Any] = {
+    "_class_name": "StableDiffusionPipeline",
+    "_diffusers_version": "0.42.1",
+    "feature_extractor": [None, None],
+    "image_encoder": [None, None],
+    "requires_safety_checker": False,
+    "safety_checker": [None, None],
+    "scheduler": ["diffusers", "DDPMScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+
+
+def export(folder: Path, weights: Path) -> None:
+    """Write the averaged weights of `folder`'s checkpoints to `weights`, as 16-bit safetensors."""
+    beside = weights.with_name(weights.name + ".part")
+    shutil.rmtree(beside, ignore_errors=True)
+    # the very tokenizer of the training, whatever the word lists say today
+    shutil.copytree(folder / "tokenizer", beside / "tokenizer")
+    vocabulary_size = len(json.loads((beside / "tokenizer" / "vocab.json").read_text()))
+    unet, text_encoder = load_unet(folder, vocabulary_size)
+    autoencoder = load_autoencoder(folder, torch.device("cpu"))
+    latents = Rows(data.load_pixels(folder / "cache", "latents"))
+    autoencoder.register_to_config(scaling_factor=scaling_factor(latents))
+    for name, model in (("vae", autoencoder), ("unet", unet), ("text_encoder", text_encoder)):
+        model.half().save_pretrained(beside / name, safe_serialization=True)
+    _declare_float32(beside / "text_encoder" / "config.json")
+    networks.build_scheduler().save_pretrained(beside / "scheduler")
+    (beside / "model_index.json").write_text(json.dumps(INDEX, indent=2) + "\n")
+    for name in KEPT:
+        if (weights / name).exists():
+            shutil.copy(weights / name, beside / name)
+    for path in beside.rglob("*.safetensors"):
+        path.chmod(0o644)  # written for their owner alone, but shipped to everybody
+    _swap(beside, weights)
+    size = sum(path.stat().st_size for path in weights.rglob("*") if path.is_file())
+    logger.info("export weights=%s size_mb=%.1f", weights, size / 1e6)
+
+
+def _declare_float32(config_path: Path) -> None:
+    # transformers loads in the declared type; diffusers loads UNet and VAE in float32 anyway, and
+    # a half-precision text encoder would not fit them
+    config = json.loads(config_path.read_text())
+    config["dtype"] = "float32"
+    config_path.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _swap(beside: Path, target: Path) -> None:
+    old = target.with_name(target.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    beside.rename(target)
+    shutil.rmtree(old, ignore_errors=True)

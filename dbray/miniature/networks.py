@@ -1,0 +1,87 @@
+"""The three networks of the miniature and their sizes.
+
+Owns the architecture. Widths put the work where the latents are small: the UNet's cost is what
+every fine-tuning step of a demo, a test or a benchmark pays. What is built is typed `Any`: the
+annotations of diffusers and transformers claim tuples of one element, and models whose `to` takes
+no device.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+LATENT_CHANNELS = 8
+LATENT_SIZE = 16
+TEXT_WIDTH = 128
+TEXT_LENGTH = 32
+
+
+def build_autoencoder() -> Any:
+    """64 x 64 pixels to 16 x 16 latents of eight channels."""
+    from diffusers import AutoencoderKL
+
+    blocks: Any = ("DownEncoderBlock2D",) * 3, ("UpDecoderBlock2D",) * 3, (16, 32, 64)
+    down, up, widths = blocks
+    return AutoencoderKL(
+        down_block_types=down,
+        up_block_types=up,
+        block_out_channels=widths,
+        layers_per_block=1,
+        latent_channels=LATENT_CHANNELS,
+        norm_num_groups=8,
+        sample_size=64,
+        mid_block_add_attention=False,
+    )
+
+
+def build_text_encoder(vocabulary_size: int, end_token: int) -> Any:
+    """A two-layer CLIP text transformer."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=vocabulary_size,
+            hidden_size=TEXT_WIDTH,
+            intermediate_size=4 * TEXT_WIDTH,
+            projection_dim=TEXT_WIDTH,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=TEXT_LENGTH,
+            bos_token_id=end_token - 1,
+            eos_token_id=end_token,
+            pad_token_id=end_token,
+        )
+    )
+
+
+def build_unet() -> Any:
+    """Cross-attention at 8 x 8 and 4 x 4, plain residual blocks at 16 x 16."""
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        sample_size=LATENT_SIZE,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(64, 128, 160),
+        layers_per_block=1,
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=4,  # diffusers means the number of heads: 32, then 40 wide
+        norm_num_groups=16,
+    )
+
+
+def build_scheduler() -> Any:
+    """Stable Diffusion's noise schedule."""
+    from diffusers import DDPMScheduler
+
+    return DDPMScheduler(
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="epsilon",
+        clip_sample=False,
+        steps_offset=1,
+    )

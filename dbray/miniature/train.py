@@ -1,0 +1,184 @@
+"""Train the miniature's base: python -m dbray.miniature.train STAGE.
+
+Owns the command line and the order of stages: `render` draws the training set, `vae` trains the
+autoencoder, `encode` caches latents, `unet` trains the UNet with the text encoder, `decoder`
+refines the decoder alone, `export` writes the weights folder; `all` does one after another. Each
+may be killed and run again: finished work is kept, and training continues from the last
+checkpoint, at most two minutes old.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import logging
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from dbray.miniature import data, weights_path
+
+logger = logging.getLogger("dbray.miniature.train")
+
+STAGES = ("render", "vae", "encode", "unet", "decoder", "export")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse the command line, start peers, run autoencoder."""
+    options = _parse(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
+    stages = STAGES if options.stage == "all" else (options.stage,)
+    for stage in stages:
+        deadline = _deadline(options, stage)
+        if options.rank is not None or options.processes == 1 or stage == "export":
+            _run_stage(options, stage, deadline)
+            continue
+        if code := _run_peers(options, stage, deadline):
+            return code
+    return 0
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m dbray.miniature.train", description=__doc__)
+    parser.add_argument("stage", choices=(*STAGES, "all"))
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path("scratch/miniature"),
+        help="where the training set and checkpoints live",
+    )
+    parser.add_argument("--weights", type=Path, default=weights_path(), help="where to export to")
+    parser.add_argument("--minutes", type=float, help="time for vae or unet, instead of --until")
+    parser.add_argument("--until", help="time of day, HH:MM, at which vae or unet is done")
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=_default_processes(),
+        help="single-threaded processes that average parameters",
+    )
+    parser.add_argument("--num-shards", type=int, default=40, help="shards of 4000 scenes")
+    parser.add_argument("--batch-size", type=int, help="per process")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--deadline", type=float, help=argparse.SUPPRESS)
+    return parser.parse_args(argv)
+
+
+def _default_processes() -> int:
+    import torch
+
+    return 1 if torch.cuda.is_available() else min(2, os.cpu_count() or 1)
+
+
+def _deadline(options: argparse.Namespace, stage: str) -> float:
+    if options.deadline is not None:
+        return float(options.deadline)
+    if options.until:
+        hour, minute = map(int, options.until.split(":"))
+        now = datetime.datetime.now()
+        end = now.replace(hour=hour, minute=minute, second=0)
+        return (end if end > now else end + datetime.timedelta(days=1)).timestamp()
+    minutes = options.minutes or {"vae": 20.0, "unet": 90.0, "decoder": 10.0}.get(stage, 0.0)
+    return time.time() + 60.0 * minutes
+
+
+def _run_peers(options: argparse.Namespace, stage: str, deadline: float) -> int:
+    """Run a stage in several processes; all end if one fails."""
+    options.folder.mkdir(parents=True, exist_ok=True)
+    (options.folder / "meeting").unlink(missing_ok=True)
+    command = [sys.executable, "-m", "dbray.miniature.train", stage, "--deadline", str(deadline)]
+    for name in ("folder", "weights", "processes", "num_shards", "batch_size", "seed"):
+        value = getattr(options, name)
+        if value is not None:
+            command += ["--" + name.replace("_", "-"), str(value)]
+    children = [
+        subprocess.Popen([*command, "--rank", str(rank)]) for rank in range(options.processes)
+    ]
+    try:
+        while any(child.poll() is None for child in children):
+            time.sleep(1.0)
+            if any(child.returncode for child in children):
+                break
+    finally:
+        for child in children:
+            child.terminate()
+        codes = [child.wait() for child in children]
+    return next((code for code in codes if code), 0)
+
+
+def _run_stage(options: argparse.Namespace, stage: str, deadline: float) -> None:
+    cache = options.folder / "cache"
+    rank = options.rank or 0
+    if stage == "render":
+        for index in range(rank, options.num_shards, options.processes):
+            data.write_shard(cache, index)
+            logger.info("render shard=%d", index)
+        return
+    if stage == "export":
+        from dbray.miniature.export import export
+
+        export(options.folder, options.weights)
+        return
+    _run_torch_stage(options, stage, deadline)
+
+
+def _run_torch_stage(options: argparse.Namespace, stage: str, deadline: float) -> None:
+    import torch
+
+    from dbray.miniature import autoencoder, denoiser
+    from dbray.miniature.training import Peers, Run
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    rank = options.rank or 0
+    alone = stage == "encode"  # shards are dealt out; nobody needs to meet
+    meeting_file = (options.folder / "meeting").resolve()
+    peers = Peers.meet(rank, 1 if alone else options.processes, meeting_file)
+    if device.type == "cuda":
+        torch.set_num_threads(os.cpu_count() or 1)
+    batch_size = options.batch_size or {"vae": 16, "unet": 16, "decoder": 16}.get(stage, 1)
+    if device.type == "cuda":
+        batch_size *= 4
+    run = Run(options.folder, deadline, peers, device, batch_size, options.seed)
+    if stage == "vae":
+        autoencoder.train_autoencoder(run)
+    elif stage == "decoder":
+        autoencoder.refine_decoder(run)
+    elif stage == "encode":
+        model = autoencoder.load_autoencoder(options.folder, device)
+        num_shards = min(options.num_shards, len(data.shards(options.folder / "cache", "scenes")))
+        for index in range(rank, num_shards, options.processes):
+            autoencoder.encode_shard(run, model, index)
+            logger.info("encode shard=%d", index)
+    else:
+        ids, blank, size = _tokens(options.folder)
+        denoiser.train_unet(run, ids, blank, size)
+
+
+def _tokens(folder: Path) -> tuple[np.ndarray, np.ndarray, int]:
+    """Tokenize the cached captions: scenes x wordings x length, the empty caption, the size."""
+    from transformers import CLIPTokenizer
+
+    from dbray.miniature.networks import TEXT_LENGTH
+    from dbray.miniature.vocabulary import write_tokenizer
+
+    path = folder / "tokenizer"
+    if not (path / "vocab.json").exists():
+        write_tokenizer(path)
+    tokenizer = CLIPTokenizer.from_pretrained(path, local_files_only=True)
+    num_shards = len(data.shards(folder / "cache", "latents"))
+    captions = data.load_captions(folder / "cache", num_shards)
+    flat = [wording for wordings in captions for wording in wordings]
+    unique = sorted(set(flat))
+    rows = tokenizer(["", *unique], padding="max_length", truncation=True, max_length=TEXT_LENGTH)
+    table = np.asarray(rows["input_ids"], dtype=np.uint16)
+    index = {wording: row + 1 for row, wording in enumerate(unique)}
+    ids = table[np.asarray([index[wording] for wording in flat])]
+    return ids.reshape(len(captions), -1, TEXT_LENGTH), table[0], len(tokenizer)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,32 @@
+"""Serving: any published subject over HTTP, loaded when it is asked for, on Ray Serve.
+
+    HTTP -> ingress (api, guard, service) -> replicas (replica, waiting, painter) -> base + weights
+                                                           cache: storage, disk, RAM, device
+
+`build` is the import path of a Serve configuration; `launch` serves on one machine. Importing this
+package loads neither torch nor Ray.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ray import serve
+
+__all__ = ["build", "launch"]
+
+
+def build(args: dict[str, Any]) -> serve.Application:
+    """Make the Ray Serve application; `args` are fields of `options.ServeOptions`."""
+    from dbray.serving.app import build as build_app
+    from dbray.serving.options import ServeOptions
+
+    return build_app(ServeOptions.model_validate(args))
+
+
+def launch(*args: Any, **options: Any) -> None:
+    """Serve on one machine until stopped; see `dbray.serving.launch.launch`."""
+    from dbray.serving.launch import launch as launch_here
+
+    launch_here(*args, **options)

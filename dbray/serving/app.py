@@ -1,0 +1,105 @@
+"""The Ray Serve application: its deployments, and what each may use of the cluster."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+from ray import serve
+from ray.serve.config import AutoscalingConfig, BackpressureConfig, RequestRouterConfig
+
+from dbray import backbones
+from dbray.errors import Problem, SpecError
+from dbray.registry import Registry
+from dbray.serving.ingress import Ingress
+from dbray.serving.options import ServeOptions
+from dbray.serving.predictions import Predictions
+from dbray.serving.router import RendezvousRouter
+from dbray.store import Store
+
+# Serve counts requests that are still being routed as queued, so a burst must fit; the limits that
+# answer callers are the ingress's and the replicas' own, which know how long things take.
+_BURST = 10_000
+_BUSY = BackpressureConfig(status_code=503, retry_after_s=2)
+
+
+def build(options: ServeOptions) -> serve.Application:
+    """Make the application that serves a registry."""
+    from dbray.serving.replica import Replica  # imports torch, which the ingress does without
+
+    options = with_base(options)
+    deployment: Any = serve.deployment  # its types know the decorator without arguments only
+    router: Any = RendezvousRouter
+    model = deployment(
+        Replica,
+        name="Model",
+        ray_actor_options=_resources(options),
+        request_router_config=RequestRouterConfig(request_router_class=router),
+        max_ongoing_requests=2 * options.max_queued_images,
+        max_queued_requests=_BURST,
+        backpressure_config=_BUSY,
+        graceful_shutdown_timeout_s=options.drain_seconds,
+        health_check_period_s=5,
+        health_check_timeout_s=30,
+        **_scale(options),
+    ).bind(options)
+    predictions = deployment(
+        Predictions,
+        name="Predictions",
+        ray_actor_options={"num_cpus": 0},
+        max_ongoing_requests=_BURST,
+        graceful_shutdown_timeout_s=options.drain_seconds,
+    ).bind(model)
+    return deployment(
+        Ingress,
+        name="Ingress",
+        num_replicas=options.num_ingress,
+        ray_actor_options={"num_cpus": 0},
+        max_ongoing_requests=2 * options.max_requests,
+        max_queued_requests=_BURST,
+        backpressure_config=_BUSY,
+        graceful_shutdown_timeout_s=options.drain_seconds,
+    ).bind(options, model, predictions)
+
+
+def with_base(options: ServeOptions) -> ServeOptions:
+    """Fill in the base: that of the registry's first model.
+
+    Raises:
+        SpecError: when the registry has no model either.
+        BaseError: when the base is not there.
+    """
+    if options.base is None:
+        record = next(iter(Registry(Store(options.registry)).list()), None)
+        if record is None:
+            raise SpecError([Problem("error", options.registry, "holds no model, so the base is "
+                                     "not known", "publish a model, or give a base")])  # fmt: skip
+        options = options.model_copy(
+            update={"base": record.base, "base_revision": record.base_revision}
+        )
+    assert options.base is not None
+    backbones.resolve(options.base, options.base_revision)
+    return options
+
+
+def _resources(options: ServeOptions) -> dict[str, Any]:
+    num_gpus = ray.cluster_resources().get("GPU", 0) if options.device == "auto" else 0
+    on_gpu = options.device == "cuda" or num_gpus >= 1
+    # torch reads this before it is asked for a number of threads.
+    environment = {"env_vars": {"OMP_NUM_THREADS": str(options.threads)}}
+    if on_gpu:
+        return {"num_gpus": 1, "num_cpus": 1, "runtime_env": environment}
+    return {"num_cpus": options.threads, "runtime_env": environment}
+
+
+def _scale(options: ServeOptions) -> dict[str, Any]:
+    if options.min_replicas is None:
+        return {"num_replicas": options.num_replicas}
+    scaling = AutoscalingConfig(
+        min_replicas=options.min_replicas,
+        max_replicas=max(options.max_replicas, options.min_replicas, 1),
+        target_ongoing_requests=2 * options.batch_images,
+        upscale_delay_s=5,
+        downscale_delay_s=300,
+    )
+    return {"autoscaling_config": scaling}

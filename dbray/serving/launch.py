@@ -1,0 +1,100 @@
+"""Serving on one machine: starts Ray and the application, waits for a signal, drains, ends."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import serve
+
+from dbray.errors import Problem, SpecError
+from dbray.serving.app import build, with_base
+from dbray.serving.options import ServeOptions
+from dbray.serving.tenants import is_loopback, read_keys
+
+_log = logging.getLogger(__name__)
+
+APP = "dbray"
+_POLL_SECONDS = 0.2
+
+
+def launch(
+    registry: str,
+    port: int = 8000,
+    keys: Path | None = None,
+    host: str = "127.0.0.1",
+    on_ready: Callable[[str], None] | None = None,
+    **options: Any,
+) -> None:
+    """Serve a registry until SIGTERM or SIGINT; then finish what was begun.
+
+    Args:
+        registry: folder or URI of the results of jobs.
+        port: of HTTP.
+        keys: key file; without one, access is open and only for this machine.
+        host: address to listen on.
+        on_ready: is told the address once images can be asked for.
+        options: further fields of ServeOptions.
+
+    Raises:
+        SpecError: open access on an address that others can reach, or a wrong key file.
+    """
+    if keys is None and not is_loopback(host):
+        raise SpecError([Problem("error", f"host {host}", "others can reach it, and there are no "
+                                 "keys", "give --keys, or serve on 127.0.0.1")])  # fmt: skip
+    if keys is not None:
+        read_keys(keys)
+    given = ServeOptions(registry=registry, keys=str(keys) if keys else None, **options)
+    given = with_base(given)
+    stop = threading.Event()
+    start(given, port, host)
+    try:
+        previous = {
+            name: signal.signal(name, lambda *_: stop.set())
+            for name in (signal.SIGTERM, signal.SIGINT)
+        }
+        if on_ready:
+            on_ready(f"http://{host}:{port}")
+        # Not wait() without a time: on some platforms it blocks signals.
+        while not stop.wait(_POLL_SECONDS):
+            pass
+        drain(given.drain_seconds)
+        for name, handler in previous.items():
+            signal.signal(name, handler)
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+
+
+def start(options: ServeOptions, port: int, host: str = "127.0.0.1") -> None:
+    """Start Ray, unless it runs in this process, and the application on it."""
+    if not ray.is_initialized():
+        # Ray's workers are nice by default; here people wait for them.
+        os.environ.setdefault("RAY_worker_niceness", "0")
+        ray.init(
+            address="local",
+            num_cpus=max(8, options.num_replicas * options.threads + 1),
+            logging_level=logging.WARNING,
+            log_to_driver=False,
+        )
+    serve.start(http_options={"host": host, "port": port})
+    serve.run(build(options), name=APP, route_prefix="/")
+
+
+def drain(seconds: float) -> int:
+    """Refuse new requests and wait for those in flight; returns how many were left."""
+    handle, ends = serve.get_app_handle(APP), time.monotonic() + seconds
+    left = handle.drain.remote().result(timeout_s=seconds + 5)
+    while left and time.monotonic() < ends:
+        time.sleep(_POLL_SECONDS)
+        left = handle.drain.remote().result(timeout_s=seconds + 5)
+    if left:
+        _log.warning("ending with requests in flight: %d", left)
+    return left

@@ -1,0 +1,58 @@
+"""What serving can be told: the `args` of a Serve configuration, and of `launch`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from dbray.spec import Spec
+
+GIB = 2**30
+
+
+class ServeOptions(Spec):
+    """Arguments of `dbray.serving:build`."""
+
+    registry: str = Field(description="Folder or URI of the results of jobs (their `storage`).")
+    base: str | None = Field(
+        None, description="Base model; absent: that of the registry's first model."
+    )
+    base_revision: str | None = Field(None, description="Commit of a base from the hub.")
+    keys: str | None = Field(
+        None, description="Key file; absent: open, but to requests from the same machine only."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto: cuda where the cluster has a GPU now."
+    )
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="Compute precision.")
+    threads: int = Field(1, ge=1, le=256, description="CPU threads of each replica.")
+    num_replicas: int = Field(1, ge=1, le=1000, description="Replicas, where not autoscaled.")
+    min_replicas: int | None = Field(None, ge=0, description="Set to scale; 0: from zero.")
+    max_replicas: int = Field(4, ge=1, le=1000, description="Most replicas, where autoscaled.")
+    num_ingress: int = Field(1, ge=1, le=100, description="HTTP ingress replicas.")
+
+    disk_gib: float = Field(50.0, gt=0, description="Local copies, per replica of a remote store.")
+    ram_gib: float = Field(4.0, gt=0, description="Weights in RAM as published, per replica.")
+    device_gib: float = Field(
+        2.0, gt=0, description="Weights in the compute precision on the device, per replica."
+    )
+    scratch: str | None = Field(None, description="Folder of local copies; absent: temporary.")
+
+    batch_images: int = Field(4, ge=1, le=256, description="Images sampled together.")
+    max_queued_images: int = Field(64, ge=1, description="Per replica; more gets 503.")
+    max_tenant_images: int = Field(32, ge=1, description="Per replica and tenant; more gets 429.")
+    patience_seconds: float = Field(
+        2.0, ge=0, description="Longest wait for a swap while the resident subject is asked for."
+    )
+    deadline_seconds: float = Field(60.0, gt=0, description="A request fails after this time.")
+    drain_seconds: float = Field(30.0, ge=0, description="Time for requests in flight at the end.")
+    max_steps: int = Field(150, ge=1, le=1000, description="Most sampling steps of a request.")
+    max_body_kib: int = Field(64, ge=1, description="Larger request bodies get 413.")
+    max_requests: int = Field(512, ge=1, description="In flight per ingress; more gets 503.")
+    fresh_seconds: float = Field(
+        0.0, ge=0, description="How old a look into the registry may be; 0: one per request."
+    )
+    sweep_seconds: float = Field(
+        10.0, gt=0, description="How often replicas drop what was removed from the registry."
+    )

@@ -1,0 +1,115 @@
+"""Asynchronous requests: put under an id of the caller's choice, looked up later, cancelled.
+
+One replica keeps them all, in memory, for an hour: whoever finds one lost (404) puts it again, and
+with a seed gets the same images. Putting the same request twice is one request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from dbray.serving.messages import Answer, Ask, Refusal
+from dbray.serving.replicas import as_models
+from dbray.serving.wire import GenerationRequest
+
+KEEP_SECONDS = 3600.0
+MAX_BYTES = 256 * 2**20
+MAX_PREDICTIONS = 10_000
+
+Status = Literal["processing", "succeeded", "failed", "canceled"]
+
+CONFLICT = Refusal(409, "id_in_use", "Another request was put under this id.")
+FULL = Refusal(503, "overloaded", "Too many predictions are kept; try again later.", retry_after=5)
+
+
+@dataclass
+class Outcome:
+    """What became of a prediction so far."""
+
+    status: Status
+    created: int
+    ask: Ask
+    request: GenerationRequest
+    result: Answer | Refusal | None = None
+
+
+@dataclass
+class _Kept:
+    outcome: Outcome
+    digest: str
+    ends: float
+    task: asyncio.Task[None] | None = field(default=None)
+
+    @property
+    def size_bytes(self) -> int:
+        result = self.outcome.result
+        return sum(map(len, result.images)) if isinstance(result, Answer) else 0
+
+
+class Predictions:
+    """The predictions of all tenants, each seen by its own only."""
+
+    def __init__(self, models: object, clock: Callable[[], float] = time.monotonic) -> None:
+        self._models = as_models(models)
+        self._clock = clock
+        self._kept: OrderedDict[tuple[str, str], _Kept] = OrderedDict()
+
+    async def put(
+        self, name: str, digest: str, ask: Ask, request: GenerationRequest
+    ) -> Outcome | Refusal:
+        """Begin a prediction, or return the one that was begun with the same request."""
+        self._make_room()
+        known = self._kept.get((ask.tenant, name))
+        if known is not None:
+            return known.outcome if known.digest == digest else CONFLICT
+        if len(self._kept) >= MAX_PREDICTIONS:
+            return FULL
+        outcome = Outcome("processing", int(time.time()), ask, request)
+        kept = _Kept(outcome, digest, self._clock() + KEEP_SECONDS)
+        self._kept[ask.tenant, name] = kept
+        kept.task = asyncio.create_task(self._run(kept))
+        return outcome
+
+    async def get(self, tenant: str, name: str) -> Outcome | None:
+        """Look one up."""
+        self._make_room()
+        kept = self._kept.get((tenant, name))
+        return kept.outcome if kept else None
+
+    async def cancel(self, tenant: str, name: str) -> Outcome | None:
+        """Stop one that runs; one that has ended is forgotten."""
+        kept = self._kept.get((tenant, name))
+        if kept is None:
+            return None
+        if kept.outcome.status == "processing" and kept.task:
+            kept.outcome.status = "canceled"
+            kept.task.cancel()
+        else:
+            del self._kept[tenant, name]
+        return kept.outcome
+
+    async def num_running(self) -> int:
+        """How many are not over."""
+        return sum(kept.outcome.status == "processing" for kept in self._kept.values())
+
+    async def _run(self, kept: _Kept) -> None:
+        outcome = kept.outcome
+        result = await self._models.generate(outcome.ask)
+        if outcome.status == "processing":
+            outcome.result = result
+            outcome.status = "failed" if isinstance(result, Refusal) else "succeeded"
+
+    def _make_room(self) -> None:
+        """Forget what is too old and, from the oldest on, what is too much."""
+        now, total = self._clock(), sum(kept.size_bytes for kept in self._kept.values())
+        for name, kept in list(self._kept.items()):
+            if kept.outcome.status == "processing":
+                continue
+            if now > kept.ends or total > MAX_BYTES or len(self._kept) >= MAX_PREDICTIONS:
+                total -= kept.size_bytes
+                del self._kept[name]

@@ -1,0 +1,196 @@
+"""What waits for the device: who comes next, who shares a batch, and who is refused at once.
+
+Owns fairness between tenants, affinity to the weights that are in the module, and the limits.
+Knows neither devices nor Ray. Thread-safe: requests arrive on one thread, the device takes on
+another.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from dbray.generate import Sampling
+from dbray.serving.cache import Lease
+from dbray.serving.messages import Ask, Refusal, Refused
+
+Clock = Callable[[], float]
+
+_SMOOTHING = 0.2
+
+
+@dataclass(eq=False)
+class Job:
+    """A request on its way. `emit` may be called from any thread."""
+
+    ask: Ask
+    sampling: Sampling
+    size: tuple[int, int]
+    emit: Callable[[object], None]
+    arrived: float
+    waiting: deque[int] = field(default_factory=deque)
+    lease: Lease | None = None
+    ready_since: float | None = None
+    begun: bool = False
+    over: bool = False
+
+    @property
+    def kind(self) -> tuple[str, Sampling, tuple[int, int]]:
+        """Jobs of the same kind can share a batch."""
+        return self.ask.key, self.sampling, self.size
+
+    @property
+    def deadline(self) -> float:
+        """When nobody waits for it any more."""
+        return self.arrived + self.ask.deadline_seconds
+
+    def refuse(self, refusal: Refusal) -> None:
+        """End it; only the first end counts."""
+        if not self.over:
+            self.over = True
+            self.emit(refusal)
+
+
+Batch = list[tuple[Job, int]]
+"""Images to sample together: jobs of one kind, and the index of the image within each."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much may wait.
+
+    Attributes:
+        max_images: in all; more is refused with 503.
+        max_images_per_tenant: of one tenant; more is refused with 429.
+        batch_images: in one batch.
+        patience_seconds: how long a ready job waits at most for jobs whose weights are in place.
+    """
+
+    max_images: int = 64
+    max_images_per_tenant: int = 32
+    batch_images: int = 4
+    patience_seconds: float = 2.0
+
+
+class FairQueue:
+    """Jobs, in the order of their tenants' use of the device so far."""
+
+    def __init__(self, limits: Limits, clock: Clock = time.monotonic) -> None:
+        self.limits = limits
+        self._clock = clock
+        self._jobs: list[Job] = []
+        self._used: dict[str, float] = {}
+        self._running_steps = 0
+        self._seconds_per_step = 0.0
+        self._condition = threading.Condition()
+
+    @property
+    def num_images(self) -> int:
+        """Images that wait."""
+        with self._condition:
+            return sum(len(job.waiting) for job in self._jobs)
+
+    def seconds_ahead(self) -> float:
+        """How long the device will be busy with what is here, as far as one can tell."""
+        with self._condition:
+            steps = sum(len(job.waiting) * job.sampling.steps for job in self._jobs)
+            return (steps + self._running_steps) * self._seconds_per_step
+
+    def push(self, job: Job) -> None:
+        """Take a job in; it is not sampled before `ready`. Raises Refused."""
+        with self._condition:
+            self._check(job)
+            tenant = job.ask.tenant
+            active = {other.ask.tenant for other in self._jobs}
+            if tenant not in active:  # who was away has no claim from that time
+                least = min((self._used[name] for name in active), default=0.0)
+                self._used = {name: self._used[name] for name in active}
+                self._used[tenant] = max(self._used.get(tenant, 0.0), least)
+            job.waiting.extend(range(len(job.ask.seeds)))
+            self._jobs.append(job)
+
+    def _check(self, job: Job) -> None:
+        num_new, tenant = len(job.ask.seeds), job.ask.tenant
+        ahead = self.seconds_ahead()
+        own = num_new * job.sampling.steps * self._seconds_per_step
+        if self.num_images + num_new > self.limits.max_images or (
+            ahead > 0 and ahead + own > job.ask.deadline_seconds
+        ):
+            raise Refused(Refusal(
+                503, "overloaded", "The server is busy; try again later.", retry_after=max(1, ahead)
+            ))  # fmt: skip
+        of_tenant = sum(len(other.waiting) for other in self._jobs if other.ask.tenant == tenant)
+        if of_tenant + num_new > self.limits.max_images_per_tenant:
+            raise Refused(Refusal(
+                429, "too_many_requests", "Too many of your images wait already; try again later.",
+                retry_after=max(1, ahead),
+            ))  # fmt: skip
+
+    def ready(self, job: Job, lease: Lease | None) -> None:
+        """Say that a job's weights are loaded, or that it needs none."""
+        with self._condition:
+            job.lease, job.ready_since = lease, self._clock()
+            self._condition.notify()
+
+    def withdraw(self, job: Job) -> None:
+        """Forget a job: done, or nobody waits for it any more. Its place is free at once."""
+        with self._condition:
+            job.over = True
+            job.waiting.clear()
+            if job in self._jobs:
+                self._jobs.remove(job)
+
+    def refuse(self, chosen: Callable[[Job], bool], refusal: Refusal) -> None:
+        """End the jobs that are chosen."""
+        with self._condition:
+            for job in [job for job in self._jobs if chosen(job)]:
+                job.refuse(refusal)
+
+    def wake(self) -> None:
+        """Make `take` return, maybe with nothing."""
+        with self._condition:
+            self._condition.notify()
+
+    def take(self, resident: str, timeout_seconds: float) -> Batch:
+        """Wait for the next batch. `resident` is the key whose weights are in place."""
+        with self._condition:
+            batch = self._choose(resident)
+            if not batch:
+                self._condition.wait(timeout_seconds)
+                batch = self._choose(resident)
+            self._running_steps = sum(job.sampling.steps for job, _ in batch)
+            return batch
+
+    def done(self, num_steps: int, seconds: float) -> None:
+        """Learn how long `num_steps` steps of single images took."""
+        with self._condition:
+            self._running_steps = 0
+            if num_steps:
+                rate = seconds / num_steps
+                known = self._seconds_per_step or rate
+                self._seconds_per_step = known + _SMOOTHING * (rate - known)
+
+    def _choose(self, resident: str) -> Batch:
+        now = self._clock()
+        for job in self._jobs:
+            if job.waiting and now > job.deadline:
+                job.refuse(Refusal(503, "timed_out", "The server was too busy.", retry_after=1))
+        ready = [j for j in self._jobs if j.waiting and j.ready_since is not None and not j.over]
+        if not ready:
+            return []
+        longest = max(now - (job.ready_since or now) for job in ready)
+        in_place = [job for job in ready if job.ask.key == resident]
+        patient = longest < self.limits.patience_seconds
+        lead = min(in_place if in_place and patient else ready, key=self._turn)
+        batch: Batch = []
+        for job in sorted((j for j in ready if j.kind == lead.kind), key=self._turn):
+            while job.waiting and len(batch) < self.limits.batch_images:
+                batch.append((job, job.waiting.popleft()))
+                self._used[job.ask.tenant] += job.sampling.steps
+        return batch
+
+    def _turn(self, job: Job) -> tuple[float, float]:
+        return self._used[job.ask.tenant], job.arrived
