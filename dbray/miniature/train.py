@@ -18,8 +18,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
-
 from dbray.miniature import data, weights_path
 
 logger = logging.getLogger("dbray.miniature.train")
@@ -154,30 +152,7 @@ def _run_torch_stage(options: argparse.Namespace, stage: str, deadline: float) -
             autoencoder.encode_shard(run, model, index)
             logger.info("encode shard=%d", index)
     else:
-        ids, blank, size = _tokens(options.folder)
-        denoiser.train_unet(run, ids, blank, size)
-
-
-def _tokens(folder: Path) -> tuple[np.ndarray, np.ndarray, int]:
-    """Tokenize the cached captions: scenes x wordings x length, the empty caption, the size."""
-    from transformers import CLIPTokenizer
-
-    from dbray.miniature.networks import TEXT_LENGTH
-    from dbray.miniature.vocabulary import write_tokenizer
-
-    path = folder / "tokenizer"
-    if not (path / "vocab.json").exists():
-        write_tokenizer(path)
-    tokenizer = CLIPTokenizer.from_pretrained(path, local_files_only=True)
-    num_shards = len(data.shards(folder / "cache", "latents"))
-    captions = data.load_captions(folder / "cache", num_shards)
-    flat = [wording for wordings in captions for wording in wordings]
-    unique = sorted(set(flat))
-    rows = tokenizer(["", *unique], padding="max_length", truncation=True, max_length=TEXT_LENGTH)
-    table = np.asarray(rows["input_ids"], dtype=np.uint16)
-    index = {wording: row + 1 for row, wording in enumerate(unique)}
-    ids = table[np.asarray([index[wording] for wording in flat])]
-    return ids.reshape(len(captions), -1, TEXT_LENGTH), table[0], len(tokenizer)
+        denoiser.train_unet(run, denoiser.load_wordings(options.folder))
 
 
 if __name__ == "__main__":

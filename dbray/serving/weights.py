@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import mmap
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import Executor
@@ -199,13 +200,19 @@ class Spare:
         """Memory of this size, the spare one if it fits."""
         memory, self._memory = self._memory, None
         if memory is None or not size <= len(memory) <= size * 1.1:
-            return torch.empty(size, dtype=torch.uint8)
+            return _room(size)
         return memory[:size]
 
     def replace(self, size: int) -> None:
         """Make a new one, for when the next read is in a hurry."""
         if self._memory is None:
-            self._memory = torch.ones(size, dtype=torch.uint8)
+            self._memory = _room(size).fill_(1)
+
+
+def _room(size: int) -> Tensor:
+    """Memory straight from the system, to which it returns; a heap would keep the holes."""
+    memory = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(memory, dtype=torch.uint8)[:size]
 
 
 def _bytes(content: Tensor) -> memoryview:
