@@ -184,7 +184,7 @@ def test_weights_are_small_safe_and_half_precision():
 
     files = [path for path in weights_path().rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 25_000_000
-    assert {path.suffix for path in files} <= {".json", ".txt", ".md", ".safetensors"}
+    assert {path.suffix for path in files} <= {".json", ".txt", ".md", ".yaml", ".safetensors"}
     assert (weights_path() / "README.md").exists()
     for path in files:
         if path.suffix == ".safetensors":
