@@ -154,6 +154,7 @@ def _normalise(model: Any, mean: torch.Tensor, logvar: torch.Tensor) -> None:
     informative, spread = mean.var(dim=(0, 2, 3)), logvar.exp().mean(dim=(0, 2, 3))
     centre, scale = mean.mean(dim=(0, 2, 3)), (informative + spread).sqrt()
     silent = informative < 0.05 * spread
+    silent &= informative < informative.max()  # of an untrained encoder, one channel stays
     before, after = model.quant_conv, model.post_quant_conv
     size = networks.LATENT_CHANNELS
     after.bias += after.weight.flatten(1) @ centre
