@@ -20,7 +20,7 @@ import dbray
 from dbray import backbones, manifest, metrics
 from dbray.cluster import connected, hardware
 from dbray.errors import DbrayError, SpecError, TooManyFailures
-from dbray.journal import Journal, counts, failures_by_cause, now
+from dbray.journal import Journal, counts, failures_by_cause
 from dbray.lane import LaneSpec, run_lane
 from dbray.leases import LeaseQueue, Outcome, Snapshot
 from dbray.plan import Plan, make_plan, num_lanes
@@ -29,7 +29,7 @@ from dbray.priors import make_priors
 from dbray.registry import Registry
 from dbray.report import build_report
 from dbray.sampling import SamplingPool
-from dbray.spec import Job
+from dbray.spec import Job, utc_now
 from dbray.store import Store
 
 logger = logging.getLogger(__name__)
@@ -139,7 +139,7 @@ class _Run:
 
     def carry_out(self) -> JobResult:
         """Do what the plan says, whatever happens write down how it ended."""
-        self._started, self._started_at = time.monotonic(), now()
+        self._started, self._started_at = time.monotonic(), utc_now()
         self._carry_over()
         self.journal.begin(self.plan, dbray.__version__)
         state: State = "broken"
@@ -337,7 +337,7 @@ class _Run:
             "counts": counts(outcomes),
             "num_subjects": len(self.plan.to_train) + len(self.plan.kept),
             "started_at": self._started_at,
-            "ended_at": now(),
+            "ended_at": utc_now(),
             "wall_seconds": round(wall, 2),
             "phase_seconds": {k: round(v, 2) for k, v in self.phase_seconds.items()},
             "subjects_per_hour": round(len(published) / wall * 3600, 1),
@@ -366,7 +366,7 @@ class _Run:
 
 def _rates(
     published: Sequence[Outcome], steps: int, facts: dict[str, Any]
-) -> dict[str, float] | None:
+) -> dict[str, float | None] | None:
     """Seconds per step and per subject beside its steps, for the next plan's estimate."""
     if not published:
         return None
@@ -375,7 +375,7 @@ def _rates(
     return {
         "step_seconds": round(train / len(published) / steps, 6),
         "overhead_seconds": round(other / len(published), 4),
-        "prior_images_per_second": facts.get("prior_images_per_second") or 1.0,
+        "prior_images_per_second": facts.get("prior_images_per_second"),
     }
 
 

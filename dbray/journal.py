@@ -14,7 +14,6 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +21,13 @@ from dbray.errors import JobBusy
 from dbray.leases import Outcome
 from dbray.manifest import write_jsonl
 from dbray.plan import Plan
-from dbray.spec import Job, Subject
+from dbray.spec import Job, Subject, utc_now
 from dbray.store import Store
 
 _SHARE_OF_TIME = 0.02
 """Share of a run's time that may go into writing its journal."""
 _MAX_LISTED = 20
 LANES_FOLDER = "lanes"
-
-
-def now() -> str:
-    """The present time, ISO 8601 in UTC."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 class Journal:
@@ -67,7 +61,7 @@ class Journal:
                 raise JobBusy(f"job {self.job_id!r} is being run by {holder}; wait for it, stop "
                               "it, or give this job another id") from exc  # fmt: skip
             lock.truncate(0)
-            lock.write(f"process {os.getpid()} since {now()}")
+            lock.write(f"process {os.getpid()} since {utc_now()}")
             lock.flush()
             yield
 
@@ -80,7 +74,7 @@ class Journal:
                 "job": plan.job.model_copy(update={"subjects": ()}).model_dump(
                     mode="json", by_alias=True
                 ),
-                "started_at": now(),
+                "started_at": utc_now(),
                 "dbray_version": version,
                 "base": {"name": plan.base.name, "digest": plan.base.digest},
                 "subjects": [subject.model_dump(mode="json") for subject in subjects],
@@ -101,7 +95,7 @@ class Journal:
 
     def sample(self, measured: dict[str, Any]) -> None:
         """Add one row to metrics.jsonl; it is written with the next `update`."""
-        self._samples.append({"time": now(), **measured})
+        self._samples.append({"time": utc_now(), **measured})
 
     def update(self, outcomes: Sequence[Outcome], summary: dict[str, Any], force: bool) -> None:
         """Write results, metrics and summary; unless forced, only when it is cheap by now."""
@@ -110,7 +104,7 @@ class Journal:
             return
         self._write_lines("results.jsonl", [outcome.row() for outcome in outcomes])
         self._write_lines("metrics.jsonl", self._samples)
-        self.store.write_json(f"{self.folder}/summary.json", {**summary, "updated_at": now()})
+        self.store.write_json(f"{self.folder}/summary.json", {**summary, "updated_at": utc_now()})
         ended = time.monotonic()
         self._not_before = ended + max(1.0, (ended - started) / _SHARE_OF_TIME)
 

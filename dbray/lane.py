@@ -47,7 +47,7 @@ from dbray.leases import Failure
 from dbray.plan import PlannedSubject
 from dbray.priorset import load_images
 from dbray.registry import ModelRecord, Registry
-from dbray.spec import Job, fill_prompt
+from dbray.spec import Job, fill_prompt, utc_now
 from dbray.store import Store, digest, read_uri
 
 logger = logging.getLogger(__name__)
@@ -321,13 +321,9 @@ def _record(
         steps=job.recipe.steps,
         loss=tuple((p.step, p.loss, p.instance_loss, p.prior_loss) for p in curve),
         files=files,
-        created_at=_now(),
+        created_at=utc_now(),
         job_id=job.id,
     )
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime()) + "Z"
 
 
 class _Beat:

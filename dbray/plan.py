@@ -238,7 +238,7 @@ def estimate(plan: Plan, hardware: Hardware, rates: dict[str, Any] | None) -> Co
         plan: what remains.
         hardware: what the cluster holds.
         rates: of an earlier job on the same base: step_seconds, overhead_seconds (per subject) and
-            prior_images_per_second; None where there was none.
+            prior_images_per_second, which may be None; None where there was no such job.
     """
     resources, recipe = plan.job.resources, plan.job.recipe
     lanes = num_lanes(plan, hardware)
@@ -250,7 +250,11 @@ def estimate(plan: Plan, hardware: Hardware, rates: dict[str, Any] | None) -> Co
     if rates:
         per_subject = rates["overhead_seconds"] + recipe.steps * rates["step_seconds"]
         train_seconds = -(-len(plan.to_train) // max(lanes, 1)) * per_subject
-        prior_seconds = plan.num_prior_images / rates["prior_images_per_second"]
+        # A job that found all its class images made tells no rate of making them.
+        if not plan.num_prior_images:
+            prior_seconds = 0.0
+        elif rates["prior_images_per_second"]:
+            prior_seconds = plan.num_prior_images / rates["prior_images_per_second"]
     return Cost(
         lanes=lanes,
         prior_actors=num_prior_actors(plan, hardware),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -400,6 +401,11 @@ def slug(text: str) -> str:
     kept = "".join(char if (char.isascii() and char.isalnum()) or char in "._-" else "-"
                    for char in text.lower())  # fmt: skip
     return kept.strip("._-")[:63] or "unnamed"
+
+
+def utc_now() -> str:
+    """The present time as every file of dbray tells it: ISO 8601, UTC, in seconds."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def digest_json(value: Any) -> str:

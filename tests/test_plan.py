@@ -155,6 +155,8 @@ def test_cost(job, base):
     assert cost.prior_seconds == pytest.approx(12 / 4.0)
     assert cost.storage_bytes == 3 * 2 * base.num_parameters("unet")
     assert estimate(plan, Hardware(2, 0), None).train_seconds is None
+    without_rate = estimate(plan, Hardware(2, 0), {**rates, "prior_images_per_second": None})
+    assert without_rate.prior_seconds is None
 
 
 @pytest.mark.parametrize(
