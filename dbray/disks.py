@@ -186,7 +186,11 @@ class Bucket:
     def _is_consistent(self, folder: str) -> bool:
         """Say whether a folder is what its marker says, whoever wrote that."""
         with self.open(f"{folder}/{COMMITTED}") as file:
-            records = json.loads(file.read())["files"]
+            text = file.read()
+        try:
+            records = json.loads(text)["files"]
+        except ValueError:  # a rival is writing it, and this filesystem shows half of it
+            return False
         for name, record in records.items():
             with self.open(f"{folder}/{name}") as file:
                 if asdict(copy(file)) != record:

@@ -145,6 +145,24 @@ class Registry:
         """Return verified local files of a model's weights; see `Store.fetch`."""
         return self.store.fetch(_folder(record.id, record.revision), record.files, destination)
 
+    def local_weights(self, record: ModelRecord) -> dict[str, Path]:
+        """Return the published files themselves, unverified; `digests` says what they must be.
+
+        Raises:
+            RegistryError: the store is not on this machine; `weights` copies from any.
+        """
+        folder = _folder(record.id, record.revision)
+        files = {name: self.store.local_path(f"{folder}/{name}") for name in record.files}
+        here = {name: file for name, file in files.items() if file is not None}
+        if len(here) < len(files):
+            raise RegistryError(f"{self.store} is not on this machine")
+        return here
+
+    def digests(self, record: ModelRecord) -> dict[str, str]:
+        """Return the SHA-256 of each of a model's weight files, as published."""
+        published = self.store.committed(_folder(record.id, record.revision))
+        return {name: published[name].sha256 for name in record.files}
+
     def remove(self, model: str) -> list[str]:
         """Remove 'id' (all revisions) or 'id@revision'; return what was removed as 'id@revision'.
 

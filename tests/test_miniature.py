@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -273,6 +274,41 @@ def test_textures_are_images():
     image = texture(np.random.default_rng(0))
     assert image.shape == (64, 64, 3)
     assert image.dtype == np.uint8
+
+
+def test_accessory_cells_are_where_the_accessory_is():
+    from dbray.miniature.data import accessory_cells
+
+    rng = np.random.default_rng(0)
+    scene = replace(
+        world.random_scene(rng, "dog"), accessory="hat", style=None, from_behind=False, tilt=0.0
+    )
+    cells = accessory_cells(scene, np.asarray(world.render(scene)))
+    rows = np.flatnonzero(cells.any(axis=1))
+    assert 0 < cells.sum() < 80
+    assert rows.max() < 12  # on a head, not on the floor
+    bare = replace(scene, accessory=None)
+    assert not accessory_cells(bare, np.asarray(world.render(bare))).any()
+
+
+def test_batches_dwell_on_accessories_only_where_they_are_named():
+    from dbray.miniature.data import NUM_CAPTIONS
+    from dbray.miniature.denoiser import NAMED_SHARE, Wordings
+
+    num_scenes = 50
+    ids = np.arange(num_scenes * NUM_CAPTIONS, dtype=np.uint16)[:, None] + 1
+    names = np.zeros(len(ids), dtype=bool)
+    names[: 2 * NUM_CAPTIONS] = True
+    wordings = Wordings(ids, names, np.flatnonzero(names), np.zeros(1, dtype=np.uint16), 1_000)
+    scenes, words, named = wordings.draw(np.random.default_rng(0), 20_000)
+    blank = words[:, 0] == 0
+    assert np.array_equal((words[~blank, 0] - 1) // NUM_CAPTIONS, scenes[~blank])
+    assert np.array_equal(named[~blank], names[words[~blank, 0] - 1])
+    assert not named[blank].any()
+    assert named.mean() == pytest.approx(NAMED_SHARE + (1 - NAMED_SHARE) * 0.9 * 2 / 50, abs=0.02)
+    assert (scenes[blank] < 2).mean() == pytest.approx(2 / 50, abs=0.02)
+    plain = Wordings(ids, names & False, np.zeros(0, dtype=int), np.zeros(1, np.uint16), 1_000)
+    assert not plain.draw(np.random.default_rng(0), 100)[2].any()
 
 
 @pytest.mark.timeout(200)

@@ -341,6 +341,22 @@ def test_object_store_writes_the_marker_last(s3_uri, monkeypatch):
     assert written == ["m/1/model.json", "m/1/unet.safetensors", f"m/1/{COMMITTED}"]
 
 
+def test_a_commit_outlives_a_marker_that_a_rival_has_half_written(s3_uri, monkeypatch):
+    store = Store(s3_uri)
+    original = store._disk.write
+    torn = iter([True])
+
+    def write(path, source):
+        record = original(path, source)
+        if path.endswith(COMMITTED) and next(torn, False):
+            original(path, b"")  # as a filesystem shows it between its truncation and its bytes
+        return record
+
+    monkeypatch.setattr(store._disk, "write", write)
+    store.commit("m/1", MODEL)
+    assert store.verify("m/1") == []
+
+
 def test_object_store_commit_mends_what_another_writer_mixed_in(s3_uri, monkeypatch):
     store, rival = Store(s3_uri), Store(s3_uri)
     original = store._disk.write

@@ -88,8 +88,8 @@ class _Batches:
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.renders = Rows(data.load_pixels(run.folder / "cache", "scenes"))
-        self.textures = Rows(data.load_pixels(run.folder / "cache", "textures"))
+        self.renders = Rows(data.load_arrays(run.folder / "cache", "scenes"))
+        self.textures = Rows(data.load_arrays(run.folder / "cache", "textures"))
 
     def draw(self, rng: np.random.Generator) -> torch.Tensor:
         """Return a batch and seed torch for the noise of this step."""
@@ -139,7 +139,7 @@ def _finish(folder: Path) -> None:
     average = Average(list(model.parameters()))
     average.values = state["average"]
     average.copy_to(model.parameters())
-    pixels = data.load_pixels(folder / "cache", "scenes")[0][:2_000]
+    pixels = data.load_arrays(folder / "cache", "scenes")[0][:2_000]
     moments = []
     for start in range(0, len(pixels), 100):
         images = to_images(np.array(pixels[start : start + 100]), torch.device("cpu"))

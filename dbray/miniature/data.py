@@ -2,21 +2,25 @@
 
 Owns the training cache. Renders are uint8 in one .npy per shard, captions one JSON line per scene
 with several wordings each, so that every epoch can say something else about the same picture.
+Details say where an accessory is: small things add so little to a loss that they are learnt last.
 Textures stand in for the photographs that the world does not hold: only the autoencoder sees them.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from dbray.miniature.captions import caption
-from dbray.miniature.world import SIZE, random_scene, render
+from dbray.miniature.world import SIZE, Scene, random_scene, render
 
 SHARD_SIZE = 4_000
 NUM_CAPTIONS = 6
+CELL = 4  # pixels along a side of one latent
+VISIBLE = 24  # of 255 levels, what makes a difference to the eye
 
 
 def write_shard(folder: Path, index: int) -> None:
@@ -27,15 +31,27 @@ def write_shard(folder: Path, index: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng([7, index])
     pixels = np.empty((SHARD_SIZE, SIZE, SIZE, 3), dtype=np.uint8)
+    details = np.zeros((SHARD_SIZE, SIZE // CELL, SIZE // CELL), dtype=bool)
     lines: list[str] = []
     for row in range(SHARD_SIZE):
         scene = random_scene(rng)
         pixels[row] = np.asarray(render(scene))
+        details[row] = accessory_cells(scene, pixels[row])
         lines.append(json.dumps([caption(scene, rng) for _ in range(NUM_CAPTIONS)]))
     (folder / f"captions-{index:04d}.jsonl").write_text("\n".join(lines) + "\n")
     textures = np.stack([texture(rng) for _ in range(SHARD_SIZE // 5)])
     _save(folder / f"textures-{index:04d}.npy", textures)
+    _save(folder / f"details-{index:04d}.npy", details)
     _save(pixels_path, pixels)
+
+
+def accessory_cells(scene: Scene, pixels: np.ndarray) -> np.ndarray:
+    """Return 16 x 16 latents, True where the accessory of a rendered scene is seen."""
+    if scene.accessory is None:
+        return np.zeros((SIZE // CELL, SIZE // CELL), dtype=bool)
+    without = np.asarray(render(replace(scene, accessory=None)))
+    differs = np.abs(pixels.astype(int) - without) > VISIBLE
+    return np.any(differs.reshape(SIZE // CELL, CELL, SIZE // CELL, CELL, 3), axis=(1, 3, 4))
 
 
 def _save(path: Path, array: np.ndarray) -> None:
@@ -45,11 +61,11 @@ def _save(path: Path, array: np.ndarray) -> None:
 
 
 def shards(folder: Path, kind: str) -> list[Path]:
-    """Return the finished shards of `scenes`, `textures` or `captions`, in order."""
+    """Return the finished shards of `scenes`, `details`, `captions` and so on, in order."""
     return [path for path in sorted(folder.glob(f"{kind}-*")) if ".part" not in path.name]
 
 
-def load_pixels(folder: Path, kind: str) -> list[np.ndarray]:
+def load_arrays(folder: Path, kind: str) -> list[np.ndarray]:
     """Map every shard of a kind into memory without reading it."""
     return [np.load(path, mmap_mode="r") for path in shards(folder, kind)]
 

@@ -48,7 +48,7 @@ def export(folder: Path, weights: Path) -> None:
     vocabulary_size = len(json.loads((beside / "tokenizer" / "vocab.json").read_text()))
     unet, text_encoder = load_unet(folder, vocabulary_size)
     autoencoder = load_autoencoder(folder, torch.device("cpu"))
-    latents = Rows(data.load_pixels(folder / "cache", "latents"))
+    latents = Rows(data.load_arrays(folder / "cache", "latents"))
     autoencoder.register_to_config(scaling_factor=scaling_factor(latents))
     for name, model in (("vae", autoencoder), ("unet", unet), ("text_encoder", text_encoder)):
         model.half().save_pretrained(beside / name, safe_serialization=True)

@@ -17,7 +17,7 @@ import logging
 import mmap
 import shutil
 from collections.abc import Mapping
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,7 @@ class Resident:
         self.layouts: dict[str, Layout] = {}
         self._flat: dict[str, Tensor] = {}
         self._base: dict[str, Tensor] = {}
+        self._helper = ThreadPoolExecutor(1, "copier")
         for part, module in backbone.trained.named_children():
             self.layouts[part], self._flat[part] = _gather(module)
 
@@ -98,7 +99,16 @@ class Resident:
         for part in parts.keys() - self._base.keys():
             self._base[part] = self._flat[part].to("cpu", copy=True)
         for part, base in self._base.items():
-            self._flat[part].copy_(parts.get(part, base))
+            self._overwrite(self._flat[part], parts.get(part, base))
+
+    def _overwrite(self, target: Tensor, source: Tensor) -> None:
+        """Copy one half here and one beside: a single core cannot use all of the memory's speed."""
+        half = len(target) // 2
+        beside = self._helper.submit(target[half:].copy_, source[half:])
+        try:
+            target[:half].copy_(source[:half])
+        finally:
+            beside.result()
 
 
 @torch.no_grad()
@@ -140,11 +150,12 @@ class Source:
     def read(self, key: str, folder: Path | None) -> tuple[Flat, int]:
         """Level "ram": the files' bytes; fit, but not yet verified."""
         record = self._record(key)
-        store, published = self._registry.store, _folder(record)
+        if folder is None:
+            files = self._registry.local_weights(record)
+        else:
+            files = {name: folder / name for name in record.files}
         contents, parts = {}, {}
-        for name in record.files:
-            file = folder / name if folder else store.local_path(f"{published}/{name}")
-            assert file is not None
+        for name, file in files.items():
             part = name.removesuffix(".safetensors")
             if part not in self._layouts:
                 raise BaseError(f"{key}: the base has no part {part!r} to replace")
@@ -155,9 +166,9 @@ class Source:
 
     def verify(self, key: str, weights: Flat) -> None:
         """Compare the digests of the very bytes that are used. Raises DigestMismatch."""
-        published = self._registry.store.committed(_folder(self._record(key)))
+        digests = self._registry.digests(self._record(key))
         for name, content in weights.contents.items():
-            if hashlib.sha256(_bytes(content)).hexdigest() != published[name].sha256:
+            if hashlib.sha256(_bytes(content)).hexdigest() != digests[name]:
                 raise DigestMismatch(f"{key}: {name} is not what was published")
         self._spare.replace(max(map(len, weights.contents.values())))
 
@@ -171,10 +182,6 @@ class Source:
         if record.base_digest != self._base_digest:
             raise BaseError(f"{key} was trained on another base")
         return record
-
-
-def _folder(record: ModelRecord) -> str:
-    return f"models/{record.id}/{record.revision}"
 
 
 def _read(file: Path, spare: Spare) -> Tensor:
