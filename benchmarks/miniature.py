@@ -5,17 +5,14 @@ name the class, place, colour and accessory of an image. Their accuracy on fresh
 ceiling of every figure after it. Then: the base's accuracy over prompts of known truth, the
 autoencoder's PSNR, latency and loading time.
 
-    python -m benchmarks.miniature [--num-prompts 512] [--photographs FOLDER] [--weights FOLDER]
+    python benchmarks/miniature.py [--photographs FOLDER] [--weights FOLDER] [--keep]
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import os
-import platform
-import subprocess
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,9 +20,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from measure import finish, print_table
 from PIL import Image, ImageFilter
 
 from dbray.miniature import weights_path
+from dbray.miniature.autoencoder import to_images
 from dbray.miniature.captions import PLACE_PHRASES
 from dbray.miniature.faces import ACCESSORIES
 from dbray.miniature.world import (
@@ -46,6 +45,7 @@ LABELS: dict[str, tuple[str, ...]] = {
 }
 TARGETS = {"class": 0.95, "place": 0.95, "colour": 0.90, "accessory": 0.80}
 IGNORED = -1
+CPU = torch.device("cpu")
 TRAIN_SEED, FRESH_SEED = 1_000_001, 2_000_002
 NUM_TRAIN, NUM_FRESH, NUM_EPOCHS = 40_000, 2_000, 6
 
@@ -118,11 +118,6 @@ def draw(seed: int, count: int, *, softened: bool) -> tuple[np.ndarray, np.ndarr
     return pixels, labels
 
 
-def to_tensor(pixels: np.ndarray) -> torch.Tensor:
-    """uint8 B, H, W, C -> float B, C, H, W in [-1, 1]."""
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div(127.5).sub(1.0).contiguous()
-
-
 def train_judge(path: Path) -> Judge:
     """Return the judge, trained once and kept at `path`."""
     torch.manual_seed(0)
@@ -137,7 +132,7 @@ def train_judge(path: Path) -> Judge:
     rng = np.random.default_rng(0)
     for step in range(steps):
         rows = rng.integers(NUM_TRAIN, size=64)
-        images = to_tensor(pixels[rows])
+        images = to_images(pixels[rows], CPU)
         images = images + 0.06 * torch.randn_like(images) * float(rng.random())
         answers = judge(images)
         truths = torch.from_numpy(labels[rows])
@@ -163,7 +158,7 @@ def score(judge: Judge, pixels: np.ndarray, labels: np.ndarray) -> dict[str, flo
     """Return the share of right answers per question, where a label is asked."""
     answers: dict[str, list[np.ndarray]] = {name: [] for name in LABELS}
     for start in range(0, len(pixels), 250):
-        for name, logits in judge(to_tensor(pixels[start : start + 250])).items():
+        for name, logits in judge(to_images(pixels[start : start + 250], CPU)).items():
             answers[name].append(logits.argmax(dim=1).numpy())
     shares = {}
     for at, name in enumerate(LABELS):
@@ -231,7 +226,7 @@ def reconstruction_psnr(vae: Any, pixels: np.ndarray) -> float:
     """Return the mean over images of the PSNR after encoding and decoding, in dB."""
     values: list[torch.Tensor] = []
     for start in range(0, len(pixels), 50):
-        images = to_tensor(pixels[start : start + 50])
+        images = to_images(pixels[start : start + 50], CPU)
         decoded = vae.decode(vae.encode(images).latent_dist.mode()).sample.clamp(-1, 1)
         error = (decoded - images).square().mean(dim=(1, 2, 3)) / 4.0
         values.append(-10.0 * torch.log10(error))
@@ -280,12 +275,18 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(options.threads)
     judge = train_judge(options.folder / "judge.pt")
     fresh, fresh_labels = draw(FRESH_SEED, NUM_FRESH, softened=False)
-    result: dict[str, Any] = {"judge": score(judge, fresh, fresh_labels)}
+    result: dict[str, Any] = {
+        "num_prompts": options.num_prompts,
+        "steps": options.steps,
+        "guidance": options.guidance,
+        "threads": options.threads,
+        "judge": score(judge, fresh, fresh_labels),
+    }
     print("judge on fresh renders", result["judge"], flush=True)
     pipe, result["load_seconds"] = load_pipeline(options.weights)
     result["four_images_seconds"] = latency(pipe)
     result["vae_psnr_renders"] = reconstruction_psnr(pipe.vae, fresh[:500])
-    if options.photographs and options.photographs.exists():
+    if options.photographs:
         photographs = load_photographs(options.photographs)
         result["vae_psnr_photographs"] = reconstruction_psnr(pipe.vae, photographs)
         result["num_photographs"] = len(photographs)
@@ -298,54 +299,24 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def table(result: dict[str, Any]) -> str:
-    """Return the figures for people."""
-    lines = [f"{'question':<12}{'judge on renders':>18}{'generated':>12}{'target':>9}"]
-    for name in LABELS:
-        lines.append(
-            f"{name:<12}{result['judge'][name]:>18.3f}{result['generated'][name]:>12.3f}"
-            f"{TARGETS[name]:>9.2f}"
-        )
+def rows_of(result: dict[str, Any]) -> dict[str, Any]:
+    """Return the figures for people: a row each, shares beside their ceiling and their target."""
+    rows: dict[str, Any] = {}
     for name, value in result.items():
-        if isinstance(value, float):
-            lines.append(f"{name:<34}{value:>10.3f}")
-    return "\n".join(lines)
-
-
-def provenance(options: argparse.Namespace) -> dict[str, Any]:
-    """Return commit, versions, hardware and the resolved spec."""
-    import diffusers
-    import transformers
-
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return {
-        "commit": commit.stdout.strip() if commit.returncode == 0 else None,
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "diffusers": diffusers.__version__,
-            "transformers": transformers.__version__,
-        },
-        "hardware": {"cpus": os.cpu_count(), "machine": platform.machine()},
-        "spec": {
-            "num_prompts": options.num_prompts,
-            "steps": options.steps,
-            "guidance": options.guidance,
-            "threads": options.threads,
-        },
-    }
+        if name == "generated":
+            for question, share in value.items():
+                ceiling, target = result["judge"][question], TARGETS[question]
+                rows[f"{question} right"] = f"{share:.3f} (renders {ceiling:.3f}, target {target})"
+        elif name != "judge":
+            rows[name] = value
+    return rows
 
 
 def main() -> None:
-    """Parse the command line, measure, print a table and one JSON line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--num-prompts", type=int, default=512)
     parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--guidance", type=float, default=7.5, help="diffusers' own default")
+    parser.add_argument("--guidance", type=float, default=7.5, help="default: 7.5, as diffusers'")
     parser.add_argument(
         "--threads",
         type=int,
@@ -356,14 +327,15 @@ def main() -> None:
     parser.add_argument(
         "--folder",
         type=Path,
-        default=Path("scratch/miniature"),
-        help="where the judge is kept between runs",
+        default=Path("build/miniature"),
+        help="where the judge is kept between runs (default: build/miniature)",
     )
-    parser.add_argument("--photographs", type=Path, default=Path("shared/data/dreambooth"))
+    parser.add_argument("--photographs", type=Path, help="photographs for the autoencoder")
+    parser.add_argument("--keep", action="store_true", help="keep the figures in results/")
     options = parser.parse_args()
     result = measure(options)
-    print(table(result))
-    print(json.dumps({"benchmark": "miniature", **result, **provenance(options)}))
+    print_table(rows_of(result))
+    finish("miniature", result, options.keep)
 
 
 if __name__ == "__main__":

@@ -22,9 +22,6 @@ from dbray.miniature.vocabulary import (
     write_tokenizer,
 )
 
-HAS_WEIGHTS = (weights_path() / "model_index.json").exists()
-needs_weights = pytest.mark.skipif(not HAS_WEIGHTS, reason="weights are not exported yet")
-
 
 def difference(a: Image.Image, b: Image.Image) -> float:
     return float(np.abs(np.asarray(a, dtype=float) - np.asarray(b, dtype=float)).mean())
@@ -179,7 +176,6 @@ def pipe():
     return pipe
 
 
-@needs_weights
 def test_weights_are_small_safe_and_half_precision():
     from safetensors import safe_open
 
@@ -195,7 +191,6 @@ def test_weights_are_small_safe_and_half_precision():
             assert path.stat().st_mode & 0o044 == 0o044
 
 
-@needs_weights
 def test_weights_agree_with_each_other(pipe):
     config = pipe.text_encoder.config
     assert config.vocab_size == len(pipe.tokenizer)
@@ -207,7 +202,6 @@ def test_weights_agree_with_each_other(pipe):
     assert pipe.scheduler.config.prediction_type == "epsilon"
 
 
-@needs_weights
 def test_rare_tokens_are_as_large_as_others(pipe):
     embeddings = pipe.text_encoder.get_input_embeddings().weight.detach()
     ids = pipe.tokenizer.convert_tokens_to_ids
@@ -216,7 +210,6 @@ def test_rare_tokens_are_as_large_as_others(pipe):
     assert 0.05 < float(rare.mean() / known.mean()) < 5.0
 
 
-@needs_weights
 def test_the_base_tells_day_from_night_and_repeats_itself(pipe):
     import torch
 
@@ -341,6 +334,26 @@ def test_training_runs_resumes_and_exports(tmp_path, monkeypatch):
     assert index["_class_name"] == "StableDiffusionPipeline"
     pipe = StableDiffusionPipeline.from_pretrained(weights, safety_checker=None)
     assert pipe.text_encoder.dtype == pipe.unet.dtype == torch.float32
+
+
+def test_one_time_of_day_is_the_end_of_all_stages(monkeypatch):
+    from dbray.miniature import train
+
+    now, seen = [1_000.0], {}
+    monkeypatch.setattr(time, "time", lambda: now[0])
+    monkeypatch.setattr(train, "_next", lambda time_of_day: now[0] + 1_200)
+
+    def run_stage(options, stage, deadline):
+        seen[stage] = now[0] = deadline
+
+    monkeypatch.setattr(train, "_run_stage", run_stage)
+    assert train.main(["all", "--until", "12:00", "--processes", "1"]) == 0
+    assert list(seen) == list(train.STAGES)
+    assert [seen[stage] for stage in ("vae", "unet", "decoder")] == pytest.approx(
+        [1_200, 2_100, 2_200]
+    )
+    assert train.main(["unet", "--until", "12:00", "--processes", "1"]) == 0
+    assert seen["unet"] == pytest.approx(2_200 + 1_200)
 
 
 def test_training_needs_its_earlier_stage(tmp_path):

@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 KL_WEIGHT = 3e-4
 SILENT_LOGVAR = -8.0
+LOG_WEIGHT = 0.01  # brings the gradient's norm to that of a squared error
 
 
 def to_images(pixels: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -42,7 +43,7 @@ def train_autoencoder(run: Run) -> None:
     torch.manual_seed(run.seed)
     model = networks.build_autoencoder().to(run.device)
     trainer = _trainer(run, "vae", list(model.parameters()), peak=2e-3)
-    batches = _Batches(run)
+    batches = _Batches(run, renders_to_one_texture=3)
     while trainer.going():
         images = batches.draw(trainer.generator())
         with autocast(run.device):
@@ -50,7 +51,9 @@ def train_autoencoder(run: Run) -> None:
             decoded = model.decode(posterior.sample()).sample
         mean, logvar = posterior.mean.float(), posterior.logvar.float()
         divergence = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-        loss, psnr = _reconstruction(decoded, images)
+        error = decoded.float() - images
+        loss = error.square().mean() + 0.1 * error.abs().mean()
+        psnr = _psnr(error.square().mean(dim=(1, 2, 3))[: batches.num_renders])
         trainer.step(
             loss + KL_WEIGHT * divergence,
             len(images),
@@ -70,35 +73,37 @@ def refine_decoder(run: Run) -> None:
     for parameter in parameters:
         parameter.requires_grad_(True)
     trainer = _trainer(run, "decoder", parameters, peak=1e-3)
-    batches = _Batches(run)
+    batches = _Batches(run, renders_to_one_texture=7)
     while trainer.going():
         images = batches.draw(trainer.generator())
         with autocast(run.device):
             with torch.no_grad():
                 latents = model.encode(images).latent_dist.sample()
             decoded = model.decode(latents).sample
-        loss, psnr = _reconstruction(decoded, images)
-        trainer.step(loss, len(images), psnr=psnr)
+        squares = (decoded.float() - images).square().mean(dim=(1, 2, 3))
+        # The logarithm weighs a quiet picture as much as a busy one, as PSNR does.
+        loss = LOG_WEIGHT * (squares + 1e-5).log().mean()
+        trainer.step(loss, len(images), psnr=_psnr(squares[: batches.num_renders]))
     if run.peers.leads:
         trainer.save()
 
 
 class _Batches:
-    """Three renders to one texture."""
+    """Renders, and one texture to so many of them, in this order."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, renders_to_one_texture: int) -> None:
         self.run = run
+        self.num_textures = max(1, run.batch_size // (renders_to_one_texture + 1))
+        self.num_renders = run.batch_size - self.num_textures
         self.renders = Rows(data.load_arrays(run.folder / "cache", "scenes"))
         self.textures = Rows(data.load_arrays(run.folder / "cache", "textures"))
 
     def draw(self, rng: np.random.Generator) -> torch.Tensor:
         """Return a batch and seed torch for the noise of this step."""
         torch.manual_seed(int(rng.integers(1 << 62)))
-        num_textures = self.run.batch_size // 4
-        num_renders = self.run.batch_size - num_textures
         rows = [
-            self.renders.take(rng.integers(len(self.renders), size=num_renders)),
-            self.textures.take(rng.integers(len(self.textures), size=num_textures)),
+            self.renders.take(rng.integers(len(self.renders), size=self.num_renders)),
+            self.textures.take(rng.integers(len(self.textures), size=self.num_textures)),
         ]
         return to_images(np.concatenate(rows), self.run.device)
 
@@ -113,12 +118,9 @@ def _trainer(run: Run, stage: str, parameters: list[torch.nn.Parameter], peak: f
     return trainer
 
 
-def _reconstruction(decoded: torch.Tensor, images: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """Return the loss, and the PSNR of the renders among `images`."""
-    error = decoded.float() - images
-    num_renders = len(images) - len(images) // 4
-    psnr = -10.0 * torch.log10(error.detach()[:num_renders].square().mean() / 4.0)
-    return error.square().mean() + 0.1 * error.abs().mean(), float(psnr)
+def _psnr(squares: torch.Tensor) -> float:
+    """Return the mean PSNR in dB of images, by their mean squared errors in [-1, 1]."""
+    return float(-10.0 * torch.log10(squares.detach() / 4.0).mean())
 
 
 def _decoder_parameters(model: Any) -> list[torch.nn.Parameter]:

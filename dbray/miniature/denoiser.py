@@ -1,4 +1,4 @@
-"""The third stage: the UNet and the text encoder, trained together on cached latents.
+"""The fourth stage: the UNet and the text encoder, trained together on cached latents.
 
 Owns the loss, the batches and the loading of this stage. Epsilon prediction with min-SNR weights
 (Hang et al. 2023, arXiv 2303.09556); one caption in ten is dropped for classifier-free guidance.
@@ -122,7 +122,10 @@ def train_unet(run: Run, wordings: Wordings) -> None:
             states = text_encoder(torch.from_numpy(words).to(run.device)).last_hidden_state
             predicted = unet(noisy, timesteps, states).sample
         named = details.take(rows) & names[:, None, None]
-        importance = torch.from_numpy(1.0 + (NAMED_WEIGHT - 1.0) * named)
+        # It fades: what weighs more is expected more, and a dog that may look left or right would
+        # wear a hat at both ends.
+        more = (NAMED_WEIGHT - 1.0) * (1.0 - trainer.progress.fraction) ** 3
+        importance = torch.from_numpy(1.0 + more * named)
         errors = (predicted.float() - noise).square().mean(dim=1)
         weighted = (errors * importance.to(run.device, torch.float32)).mean(dim=(1, 2))
         trainer.step(

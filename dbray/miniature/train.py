@@ -23,15 +23,19 @@ from dbray.miniature import data, weights_path
 logger = logging.getLogger("dbray.miniature.train")
 
 STAGES = ("render", "vae", "encode", "unet", "decoder", "export")
+MINUTES = {"vae": 20.0, "unet": 90.0, "decoder": 10.0}
+"""Of the stages that train until a deadline; with --until, they share its time like this."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Parse the command line, start peers, run autoencoder."""
+    """Parse the command line and run the stages."""
     options = _parse(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
     stages = STAGES if options.stage == "all" else (options.stage,)
-    for stage in stages:
-        deadline = _deadline(options, stage)
+    # Once: a stage that begins after that time of day would take it for tomorrow's.
+    end = _next(options.until) if options.until else None
+    for index, stage in enumerate(stages):
+        deadline = _deadline(options, stages[index:], end)
         if options.rank is not None or options.processes == 1 or stage == "export":
             _run_stage(options, stage, deadline)
             continue
@@ -46,12 +50,12 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--folder",
         type=Path,
-        default=Path("scratch/miniature"),
-        help="where the training set and checkpoints live",
+        default=Path("build/miniature"),
+        help="where the training set and checkpoints live (default: build/miniature)",
     )
     parser.add_argument("--weights", type=Path, default=weights_path(), help="where to export to")
-    parser.add_argument("--minutes", type=float, help="time for vae or unet, instead of --until")
-    parser.add_argument("--until", help="time of day, HH:MM, at which vae or unet is done")
+    parser.add_argument("--minutes", type=float, help="time for each of vae, unet and decoder")
+    parser.add_argument("--until", help="instead: time of day, HH:MM, at which the last is done")
     parser.add_argument(
         "--processes",
         type=int,
@@ -72,16 +76,23 @@ def _default_processes() -> int:
     return 1 if torch.cuda.is_available() else min(2, os.cpu_count() or 1)
 
 
-def _deadline(options: argparse.Namespace, stage: str) -> float:
+def _deadline(options: argparse.Namespace, stages: tuple[str, ...], end: float | None) -> float:
+    """When the first of the stages to come is done, in seconds since the epoch."""
     if options.deadline is not None:
         return float(options.deadline)
-    if options.until:
-        hour, minute = map(int, options.until.split(":"))
-        now = datetime.datetime.now()
-        end = now.replace(hour=hour, minute=minute, second=0)
-        return (end if end > now else end + datetime.timedelta(days=1)).timestamp()
-    minutes = options.minutes or {"vae": 20.0, "unet": 90.0, "decoder": 10.0}.get(stage, 0.0)
-    return time.time() + 60.0 * minutes
+    now, usual = time.time(), MINUTES.get(stages[0], 0.0)
+    if end is not None:
+        all_usual = sum(MINUTES.get(stage, 0.0) for stage in stages)
+        return now + (end - now) * (usual / all_usual if all_usual else 0.0)
+    return now + 60.0 * (usual if options.minutes is None else options.minutes)
+
+
+def _next(time_of_day: str) -> float:
+    """When it is HH:MM next, in seconds since the epoch."""
+    hour, minute = map(int, time_of_day.split(":"))
+    now = datetime.datetime.now()
+    end = now.replace(hour=hour, minute=minute, second=0)
+    return (end if end > now else end + datetime.timedelta(days=1)).timestamp()
 
 
 def _run_peers(options: argparse.Namespace, stage: str, deadline: float) -> int:
