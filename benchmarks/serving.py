@@ -46,7 +46,7 @@ from safetensors.torch import load_file, save
 
 from dbray import backbones
 from dbray.registry import ModelRecord, Registry
-from dbray.serving.launch import start
+from dbray.serving.local import start
 from dbray.serving.options import GIB, ServeOptions
 from dbray.serving.tenants import new_key
 from dbray.spec import Prior, Recipe

@@ -89,7 +89,7 @@ def site(ray_session, tiny_base, tmp_path_factory):
     """One server with two replicas, room for two models on the device and four in RAM."""
     from ray import serve
 
-    from dbray.serving.launch import start
+    from dbray.serving.local import start
     from dbray.serving.options import GIB, ServeOptions
 
     storage = tmp_path_factory.mktemp("registry")

@@ -118,7 +118,7 @@ def test_a_flood_of_unknown_ids_evicts_nothing(site, client):
 
 
 def test_a_client_who_hangs_up_frees_the_replica(site, client):
-    body = BODY | {"model": "rex", "num_inference_steps": 1000, "n": 4}
+    body = BODY | {"model": "rex", "num_inference_steps": 999, "n": 4}
     with pytest.raises(httpx.ReadTimeout):
         client.post("/v1/images/generations", json=body, timeout=0.5)
     with client.stream("POST", "/v1/images/generations", json=body | {"stream": True}) as stream:
@@ -127,14 +127,14 @@ def test_a_client_who_hangs_up_frees_the_replica(site, client):
     assert post(client, "rex").status_code == 200
     freed = time.monotonic() - started
     started = time.monotonic()
-    assert post(client, "rex", num_inference_steps=1000, n=4).status_code == 200
+    assert post(client, "rex", num_inference_steps=999, n=4).status_code == 200
     assert freed < (time.monotonic() - started) / 2
 
 
 def test_too_much_at_once_is_refused_and_says_when(client):
-    with ThreadPoolExecutor(8) as pool:
-        slow = {"n": 4, "num_inference_steps": 300}
-        answers = list(pool.map(lambda _: post(client, "rex", **slow), range(8)))
+    with ThreadPoolExecutor(14) as pool:  # two replicas hold 8 of these requests
+        slow = {"n": 4, "num_inference_steps": 150}
+        answers = list(pool.map(lambda _: post(client, "rex", **slow), range(14)))
     codes = sorted(answer.status_code for answer in answers)
     assert codes[0] == 200
     assert set(codes[1:]) <= {200, 429, 503}
@@ -143,6 +143,17 @@ def test_too_much_at_once_is_refused_and_says_when(client):
     for answer in refused:
         assert int(answer.headers["retry-after"]) >= 1
         assert answer.json()["error"]["code"] in ("overloaded", "too_many_requests")
+
+
+def test_a_full_replica_passes_requests_on(site, client):
+    site.publish("crowded", 41)
+    with ThreadPoolExecutor(7) as pool:  # a batch, and 12 images that wait, fill one replica
+        slow = {"n": 4, "num_inference_steps": 150}
+        answers = list(pool.map(lambda seed: post(client, "crowded", seed=seed, **slow), range(6)))
+        stream = post(client, "crowded", stream=True, **slow)
+    assert [answer.status_code for answer in (*answers, stream)] == [200] * 7
+    held = [str(figures["keys"]) for figures in site.figures()]
+    assert ["crowded" in keys for keys in held] == [True, True]
 
 
 def test_a_takedown_reaches_every_replica(site, client):
@@ -164,6 +175,15 @@ def test_a_prediction_outlives_its_connection(site, client):
         return now if now["status"] != "processing" else None
 
     assert wait_for(ended)["output"]["data"] == post(client, "rex").json()["data"]
+
+
+def test_a_cancelled_prediction_frees_the_replica(site, client):
+    body = BODY | {"model": "rex", "num_inference_steps": 999, "n": 10}
+    assert client.put("/v1/predictions/long", json=body).status_code == 202
+    wait_for(lambda: any(figures["queued_images"] for figures in site.figures()))
+    assert client.delete("/v1/predictions/long").json()["status"] == "canceled"
+    wait_for(lambda: not any(figures["queued_images"] for figures in site.figures()))
+    assert client.get("/v1/predictions/long").json()["status"] == "canceled"
 
 
 def test_the_page_and_the_schema_are_there(client):

@@ -104,6 +104,43 @@ def test_arguments_are_known(file):
     assert bool(options.keys) == is_public
 
 
+def test_the_cluster_has_what_the_configuration_names():
+    spec = yaml.safe_load((ROOT / "cluster" / "kuberay" / "rayservice.yaml").read_text())["spec"]
+    [application] = yaml.safe_load(spec["serveConfigV2"])["applications"]
+    options = ServeOptions.model_validate(application["args"])
+    cluster = spec["rayClusterConfig"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        pod = group["template"]["spec"]
+        [container] = pod["containers"]
+        assert pod["terminationGracePeriodSeconds"] >= options.drain_seconds
+        mounts = container["volumeMounts"]
+        assert {m["name"] for m in mounts} == {volume["name"] for volume in pod["volumes"]}
+        for path in (options.base, options.keys):
+            assert any(Path(path).is_relative_to(m["mountPath"]) for m in mounts), path
+
+
+STOPPED_AT_THE_START = """
+import os, signal, sys, time
+from dbray.serving import launch, local
+
+def start(*_):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+
+local.start = start
+launch(sys.argv[1], base=sys.argv[2], on_ready=lambda url: print("ready", flush=True))
+print("ended", signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, flush=True)
+"""
+
+
+def test_a_signal_ends_what_is_still_starting(storage, tiny_base, tmp_path):
+    process = start(STOPPED_AT_THE_START, storage, tiny_base, cwd=tmp_path)
+    try:
+        assert process.stdout.read() == "ended True\n"
+    finally:
+        end(process)
+
+
 @pytest.mark.parametrize("name", ["local", pytest.param("production", marks=pytest.mark.slow)])
 def test_a_configuration_deploys_from_the_wheel(name, wheel, storage, tiny_base, tmp_path):
     key, digest = new_key()
@@ -145,7 +182,7 @@ def test_launch_finishes_what_was_begun(storage, tiny_base, tmp_path):
             url = f"http://127.0.0.1:{port}/v1/images/generations"
             answers.append(httpx.post(url, json=BODY | changes, timeout=120))
 
-        slow = threading.Thread(target=ask, kwargs={"num_inference_steps": 1000, "n": 4})
+        slow = threading.Thread(target=ask, kwargs={"num_inference_steps": 999, "n": 4})
         slow.start()
         while "disk" not in httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=30).text:
             time.sleep(0.1)

@@ -35,10 +35,10 @@ def make_queue(**limits):
     return FairQueue(Limits(**limits), clock), clock
 
 
-def make_job(clock, subject="rex", tenant="t", num_images=1, steps=10, deadline=60.0):
+def make_job(clock, subject="rex", tenant="t", num_images=1, steps=10, deadline=60.0, area=1.0):
     ask = Ask(subject, "abc" if subject else "", tenant, "p", tuple(range(num_images)), deadline)
     events = []
-    job = Job(ask, Sampling(steps=steps), (32, 32), events.append, arrived=clock())
+    job = Job(ask, Sampling(steps=steps), (32, 32), events.append, clock(), area)
     job.events = events
     return job
 
@@ -106,15 +106,58 @@ def test_limits_of_all_and_of_one_tenant():
         queue.push(make_job(clock))
     assert caught.value.refusal.status == 429
     assert caught.value.refusal.headers()["retry-after"] == "1"
-    put(queue, make_job(clock, tenant="u", num_images=2))
     with pytest.raises(Refused) as caught:
-        queue.push(make_job(clock, tenant="v"))
-    assert caught.value.refusal.status == 503
+        queue.push(make_job(clock, tenant="u", num_images=3))
+    assert (caught.value.refusal.status, caught.value.refusal.code) == (503, "overloaded")
+    put(queue, make_job(clock, tenant="u", num_images=2))
+
+
+def test_the_greedy_do_not_shut_others_out():
+    queue, clock = make_queue(max_images=8, max_images_per_tenant=4, batch_images=1)
+    queue.done(work=10, seconds=10)  # a second per step
+    for tenant in ("greedy", "glutton"):
+        put(queue, *(make_job(clock, f"{tenant}{i}", tenant, deadline=90) for i in range(4)))
+    # Their 80 seconds come before nobody else's first 10.
+    put(queue, make_job(clock, "b", "modest", deadline=30))
+    with pytest.raises(Refused) as caught:
+        queue.push(make_job(clock, "b", "hasty", deadline=39))
+    assert caught.value.refusal.headers() == {"retry-after": "30"}
+    with pytest.raises(Refused) as caught:
+        queue.push(make_job(clock, "b", "late", num_images=4, deadline=1e6))
+    assert caught.value.refusal.code == "overloaded"
+    assert "modest" in [taken(queue)[0][1] for _ in range(3)]
+
+
+def test_who_asks_again_and_again_gets_no_more_than_who_does_too():
+    queue, clock = make_queue(batch_images=10)
+    sizes = {"large": 10, "small": 1}
+    waiting = {tenant: make_job(clock, tenant, tenant, n) for tenant, n in sizes.items()}
+    put(queue, *waiting.values())
+    served = dict.fromkeys(sizes, 0)
+    for _ in range(400):  # each asks anew when its request is done, so it is often not there
+        batch = queue.take("base", 0)
+        job = batch[0][0]
+        tenant = job.ask.tenant
+        served[tenant] += len(batch)
+        queue.withdraw(job)
+        clock.now += 1
+        put(queue, make_job(clock, tenant, tenant, sizes[tenant]))
+    assert served["large"] == pytest.approx(served["small"], rel=0.1)
+
+
+def test_a_larger_image_costs_more_and_fewer_share_a_batch():
+    queue, clock = make_queue(batch_images=4)
+    put(queue, make_job(clock, num_images=4, area=2.0))
+    assert len(taken(queue)) == 2
+    put(queue, make_job(clock, "b", "other", steps=39), make_job(clock, "c", "other"))
+    assert [taken(queue)[0][0] for _ in range(2)] == ["b", "c"]  # 39 is less than was done for "t"
+    put(queue, make_job(clock, "huge", area=9.0))
+    assert [subject for subject, *_ in (*taken(queue), *taken(queue))] == ["rex", "rex", "huge"]
 
 
 def test_what_cannot_be_in_time_is_refused_at_once():
     queue, clock = make_queue()
-    queue.done(num_steps=10, seconds=10)  # a second per step
+    queue.done(work=10, seconds=10)  # a second per step
     put(queue, make_job(clock, steps=20, deadline=60))
     with pytest.raises(Refused) as caught:
         queue.push(make_job(clock, steps=20, deadline=30))
@@ -125,7 +168,7 @@ def test_what_cannot_be_in_time_is_refused_at_once():
 
 def test_an_idle_server_tries_whatever_is_asked():
     queue, clock = make_queue()
-    queue.done(num_steps=10, seconds=10)
+    queue.done(work=10, seconds=10)
     put(queue, make_job(clock, steps=20, deadline=1))
     assert taken(queue)
 
@@ -161,7 +204,7 @@ def write_keys(tmp_path, **changes):
 def test_a_key_opens_and_a_wrong_one_does_not(tmp_path):
     key, file = write_keys(tmp_path)
     assert key not in file.read_text()
-    gate = Gate(read_keys(file))
+    gate = Gate(file)
     found = gate.admit(f"Bearer {key}", "10.0.0.1", "generate")
     assert (found.name, found.tenant) == ("web", "acme")
     for given in (None, "", "Bearer", "Bearer ", f"Basic {key}", f"Bearer {key}x", "Bearer \udcff"):
@@ -172,7 +215,7 @@ def test_a_key_opens_and_a_wrong_one_does_not(tmp_path):
 
 def test_scopes_and_ownership(tmp_path):
     key, file = write_keys(tmp_path)
-    gate = Gate(read_keys(file))
+    gate = Gate(file)
     with pytest.raises(Refused) as caught:
         gate.admit(f"Bearer {key}", None, "manage")
     assert caught.value.refusal.status == 403
@@ -184,7 +227,7 @@ def test_scopes_and_ownership(tmp_path):
 def test_the_rate_of_a_tenant(tmp_path):
     key, file = write_keys(tmp_path)
     clock = Clock()
-    gate = Gate(read_keys(file), rate_share=0.5, clock=clock)
+    gate = Gate(file, rate_share=0.5, clock=clock)
     found = gate.admit(f"Bearer {key}", None, "generate")
     for _ in range(3):
         gate.charge(found, 10)
@@ -194,6 +237,33 @@ def test_the_rate_of_a_tenant(tmp_path):
     assert caught.value.refusal.headers()["retry-after"] == "20"
     clock.now += 20
     gate.charge(found, 10)
+
+
+def test_a_charge_is_given_back(tmp_path):
+    key, file = write_keys(tmp_path)
+    gate = Gate(file, clock=Clock())
+    found = gate.admit(f"Bearer {key}", None, "generate")
+    for _ in range(20):
+        gate.charge(found, 60)
+        gate.refund(found, 60)
+    gate.charge(found, 60)
+    with pytest.raises(Refused):
+        gate.charge(found, 1)
+
+
+def test_keys_are_read_again_when_their_file_changes(tmp_path):
+    old, file = write_keys(tmp_path)
+    gate = Gate(file)
+    gate.admit(f"Bearer {old}", None, "generate")
+    (tmp_path / "new").mkdir()
+    new, changed = write_keys(tmp_path / "new")
+    changed.replace(file)
+    assert gate.admit(f"Bearer {new}", None, "generate")
+    with pytest.raises(Refused):
+        gate.admit(f"Bearer {old}", None, "generate")
+    for change in (lambda: file.write_text("keys: [broken"), file.unlink):
+        change()
+        assert gate.admit(f"Bearer {new}", None, "generate")
 
 
 def test_a_bucket_refills_to_its_brim_only():

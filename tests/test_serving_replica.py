@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import threading
 from contextlib import aclosing
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from dbray.registry import Registry
 from dbray.serving.messages import Answer, Ask, Begun, Finished, Partial, Refusal
 from dbray.serving.options import GIB, ServeOptions
 from dbray.serving.replica import Replica
-from dbray.serving.weights import Flat, Resident, flatten
+from dbray.serving.weights import Flat, Resident, Source, flatten
 from dbray.spec import Recipe
 from dbray.store import Store
 
@@ -158,6 +159,62 @@ def test_a_caller_who_hangs_up_frees_the_device(replica, storage, monkeypatch):
     assert len(steps) < 900
 
 
+def test_slow_storage_stops_only_who_waits_for_it(storage, tiny_base, monkeypatch):
+    names = [publish(storage, tiny_base, f"slow{i}", 80 + i).name for i in range(4)]
+    opened, read = threading.Event(), Source.read
+
+    def late(self, key, files):
+        assert not key.startswith("slow") or opened.wait(60)
+        return read(self, key, files)
+
+    monkeypatch.setattr(Source, "read", late)
+    replica = make_replica(storage, tiny_base)
+
+    async def run():
+        await replica.generate(ask(storage, "rex"))
+        waiting = [asyncio.create_task(replica.generate(ask(storage, name))) for name in names * 3]
+        await asyncio.sleep(0)  # each is on its way
+        others = [await replica.generate(ask(storage, name)) for name in ("base", "rex")]
+        assert not any(task.done() for task in waiting)
+        opened.set()
+        return others, await asyncio.gather(*waiting)
+
+    others, slow = asyncio.run(run())
+    assert all(images(answer) for answer in (*others, *slow))
+    replica.close()
+
+
+def test_what_was_never_verified_is_not_taken_for_loaded(storage, tiny_base, monkeypatch):
+    opened, verify = threading.Event(), Source.verify
+
+    def late(self, key, value):
+        assert opened.wait(30)
+        verify(self, key, value)
+
+    monkeypatch.setattr(Source, "verify", late)
+    replica = make_replica(storage, tiny_base)
+
+    async def resident():
+        return (await replica.figures())["resident"]
+
+    async def run():
+        async with aclosing(replica.stream(ask(storage, "rex", steps=1000))) as events:
+            await anext(events)
+            assert (await resident()).startswith("rex@")
+
+        async def is_unknown():
+            return await resident() == "?"
+
+        await until(is_unknown)
+        opened.set()
+        answer = await replica.generate(ask(storage, "rex", steps=1))
+        assert answer.begun.source != "resident"
+        assert (await resident()).startswith("rex@")
+
+    asyncio.run(run())
+    replica.close()
+
+
 def test_one_of_a_batch_hangs_up_and_the_others_get_theirs(replica, storage):
     async def run():
         stay = asyncio.create_task(replica.generate(ask(storage, seeds=(3,), steps=50)))
@@ -216,6 +273,22 @@ def test_bad_models_are_refused_and_throw_nothing_out(storage, tiny_base):
     replica.close()
 
 
+def test_a_takedown_of_one_revision_leaves_the_others(storage, tiny_base):
+    old, new = (publish(storage, tiny_base, "grown", seed) for seed in (62, 63))
+    replica = make_replica(storage, tiny_base)
+
+    async def run():
+        for record in (old, new):
+            await replica.generate(ask(storage, record.name))
+        await replica.forget([old.name])
+        return await replica.generate(ask(storage, new.name)), await replica.figures()
+
+    answer, figures = asyncio.run(run())
+    assert answer.begun.source == "resident"
+    assert figures["keys"] == {"ram": [new.name], "device": [new.name]}
+    replica.close()
+
+
 def test_a_takedown_empties_every_tier_and_the_module(storage, tiny_base):
     publish(storage, tiny_base, "doomed", 60)
     replica = make_replica(storage, tiny_base)
@@ -227,8 +300,7 @@ def test_a_takedown_empties_every_tier_and_the_module(storage, tiny_base):
         while not figures["resident"].startswith("doomed"):
             await asyncio.sleep(0.01)
             figures = await replica.figures()
-        Registry(Store(str(storage))).remove("doomed")
-        await replica.forget("doomed")
+        await replica.forget(Registry(Store(str(storage))).remove("doomed"))
         return await running, await replica.generate(request), await replica.figures()
 
     running, after, figures = asyncio.run(run())
@@ -271,8 +343,9 @@ def test_a_remote_registry_is_copied_and_the_copies_are_bounded(
         assert asyncio.run(replica.generate(ask(storage, name))).begun.source == "storage"
     assert asyncio.run(replica.generate(ask(storage, "tom"))).begun.source == "disk"
     assert sum(file.stat().st_size for file in tmp_path.rglob("*.safetensors")) <= 2.5 * size
-    replica.close()
+    replica.__del__()  # what Ray Serve calls at the end
     assert list(tmp_path.iterdir()) == []
+    replica.close()
 
 
 def test_health_is_that_of_the_device_thread(storage, tiny_base):

@@ -26,7 +26,7 @@ def build(args: dict[str, Any]) -> serve.Application:
 
 
 def launch(*args: Any, **options: Any) -> None:
-    """Serve on one machine until stopped; see `dbray.serving.launch.launch`."""
-    from dbray.serving.launch import launch as launch_here
+    """Serve on one machine until stopped; see `dbray.serving.local.launch`."""
+    from dbray.serving.local import launch as launch_here
 
     launch_here(*args, **options)

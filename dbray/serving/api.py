@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import re
-from collections.abc import AsyncGenerator
-from typing import Any
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -17,10 +18,25 @@ from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
 import dbray
+from dbray.errors import StoreError
 from dbray.serving import meters, playground, replies, wire
-from dbray.serving.messages import BASE, BROKEN, NOT_FOUND, Begun, Event, Refusal, Refused
+from dbray.serving.messages import (
+    BASE,
+    BROKEN,
+    NOT_FOUND,
+    STORAGE_DOWN,
+    Begun,
+    Event,
+    Refusal,
+    Refused,
+)
+from dbray.serving.predictions import Outcome
 from dbray.serving.service import PredictionStore, Prepared, Service
 from dbray.serving.tenants import Key, Scope
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _BODY = {
     "requestBody": {
@@ -43,42 +59,46 @@ class Routes:
 
     async def create_images(self, request: Request) -> Response:
         """Sample images of a subject, or of the base."""
-        prepared = await self._prepared(request)
-        if prepared.request.stream:
-            return await self._streamed(prepared)
-        answer = await self._service.models.generate(prepared.ask)
-        if isinstance(answer, Refusal):
-            raise Refused(answer)
+        key, parsed = await self._parsed(request)
+        with self._service.charged(key, parsed.n):
+            prepared = await self._service.prepare(key, parsed)
+            if parsed.stream:
+                return await self._streamed(prepared)
+            answer = _unless_refused(await self._service.models.generate(prepared.ask))
         return replies.dumped(
             replies.images(prepared.request, prepared.ask, answer),
             headers=prepared.headers | replies.timing(answer.begun),
         )
 
-    async def _prepared(self, request: Request) -> Prepared:
+    async def _parsed(self, request: Request) -> tuple[Key, wire.GenerationRequest]:
         key = self._admit(request, "generate")
-        parsed = wire.parse_request(await request.body())
-        if isinstance(parsed, Refusal):
-            raise Refused(parsed)
-        return await self._service.prepare(key, parsed)
+        parsed = _unless_refused(wire.parse_request(await request.body()))
+        self._service.check(parsed)
+        return key, parsed
 
     async def _streamed(self, prepared: Prepared) -> Response:
         events = self._service.models.stream(prepared.ask)
-        first = await anext(events)  # decides the status, which goes out before the rest
-        if isinstance(first, Refusal):
-            raise Refused(first)
+        # Decides the status, which goes out before the rest.
+        first = _unless_refused(await anext(events))
         assert isinstance(first, Begun)
         headers = prepared.headers | replies.timing(first) | {"x-accel-buffering": "no"}
         return StreamingResponse(
             _sse(events, prepared, first), media_type="text/event-stream", headers=headers
         )
 
-    async def list_models(self, request: Request, limit: int = 100, after: str = "") -> Response:
-        """List the models that the caller may use, by id."""
-        key = self._admit(request, "generate")
-        records = [r for r in await self._service.visible(key) if r.id > after]
+    async def list_models(
+        self, request: Request, limit: int = 100, after: str = "", contains: str = ""
+    ) -> Response:
+        """List the models that the caller may use, by id; `contains`: in the id or class noun."""
+        key, wanted = self._admit(request, "generate"), contains.strip().casefold()
+        records = [
+            record
+            for record in await self._service.visible(key)
+            if record.id > after and wanted in f"{record.id} {record.class_noun}".casefold()
+        ]
         shown = records[: max(1, min(limit, _MAX_LIST))]
         data = [replies.model(record) for record in shown]
-        if not after:
+        if not after and wanted in BASE:
             data.insert(0, replies.base_model(self._service.options.base))
         return replies.dumped(wire.ModelList(data=data, has_more=len(shown) < len(records)))
 
@@ -87,50 +107,53 @@ class Routes:
         key = self._admit(request, "generate")
         if model == BASE:
             return replies.dumped(replies.base_model(self._service.options.base))
-        record = await self._service.find(key, _checked(model))
-        files = await asyncio.to_thread(self._service.catalogue.previews, record)
-        return replies.dumped(replies.model(record, files))
+        record, catalogue = await self._service.find(key, _checked(model)), self._service.catalogue
+        names = await asyncio.to_thread(catalogue.previews, record)
+        prompts = await asyncio.to_thread(catalogue.preview_prompts, record) if names else []
+        return replies.dumped(replies.model(record, names, prompts))
 
     async def get_preview(self, request: Request, model: str, name: str) -> Response:
         """One file of a model's previews: an image."""
         key = self._admit(request, "generate")
         record = await self._service.find(key, _checked(model))
-        files = await asyncio.to_thread(self._service.catalogue.previews, record)
-        if name not in files or not name.endswith((".png", ".webp")):
+        content = await asyncio.to_thread(self._service.catalogue.preview, record, name)
+        if content is None:
             raise Refused(NOT_FOUND)
         media_type = "image/png" if name.endswith(".png") else "image/webp"
         headers = {"cache-control": "private, max-age=3600"}
-        return Response(files[name], media_type=media_type, headers=headers)
+        return Response(content, media_type=media_type, headers=headers)
 
     async def warm_model(self, request: Request, model: str) -> Response:
         """Load a model's weights ahead of its first request."""
         key = self._admit(request, "generate")
-        record = await self._service.find(key, _checked(model))
-        warmed = await self._service.models.warm(record.id, record.revision)
-        if isinstance(warmed, Refusal):
-            raise Refused(warmed)
-        source, load_ms = warmed
+        with self._service.charged(key, 1):
+            record = await self._service.find(key, _checked(model))
+            warmed = await self._service.models.warm(record.id, record.revision)
+            source, load_ms = _unless_refused(warmed)
         return replies.dumped(
             wire.Warmth(id=record.id, revision=record.revision, source=source, load_ms=load_ms)
         )
 
     async def delete_model(self, request: Request, model: str) -> Response:
-        """Take a model down: out of the registry and every tier of every replica."""
+        """Take a model down: out of the registry, every tier of every replica, and predictions."""
         key = self._admit(request, "manage")
-        await self._service.take_down(key, _checked(model))
+        keys = await self._service.take_down(key, _checked(model))
+        await self._predictions.forget(keys)
         return replies.dumped(wire.Deletion(id=model))
 
     async def put_prediction(self, request: Request, name: str) -> Response:
         """Begin an asynchronous request; again with the same body is the same request."""
         if not _PREDICTION_ID.fullmatch(name):
             raise Refused(_BAD_PREDICTION)
-        prepared = await self._prepared(request)
-        digest = hashlib.sha256(prepared.request.model_dump_json().encode()).hexdigest()
-        outcome = await self._predictions.put(name, digest, prepared.ask, prepared.request)
-        if isinstance(outcome, Refusal):
-            raise Refused(outcome)
-        status = 202 if outcome.status == "processing" else 200
-        return replies.dumped(replies.prediction(name, outcome), status, prepared.headers)
+        key, parsed = await self._parsed(request)
+        digest = hashlib.sha256(parsed.model_dump_json().encode()).hexdigest()
+        known = await self._predictions.known(key.tenant, name, digest)
+        if known is not None:  # asked for and charged before
+            return _prediction(name, _unless_refused(known))
+        with self._service.charged(key, parsed.n):
+            prepared = await self._service.prepare(key, parsed)
+            begun = await self._predictions.put(name, digest, prepared.ask, parsed)
+            return _prediction(name, _unless_refused(begun), prepared.headers)
 
     async def get_prediction(self, request: Request, name: str) -> Response:
         """Say what became of an asynchronous request."""
@@ -209,6 +232,7 @@ def create_api(service: Service, predictions: PredictionStore) -> FastAPI:
     for path in ("/", "/playground", "/playground/", "/playground/{name}"):
         add(path, routes.page, include_in_schema=False)  # fmt: skip
     api.add_exception_handler(Refused, _refused)
+    api.add_exception_handler(StoreError, _storage_down)
     api.add_exception_handler(HTTPException, _http_error)
     api.add_exception_handler(RequestValidationError, _bad_query)
     api.add_exception_handler(Exception, _broken)
@@ -220,7 +244,19 @@ async def _sse(
 ) -> AsyncGenerator[str]:
     """Server-sent events with OpenAI's names."""
     async for event in events:
+        assert not isinstance(event, Begun)  # that was the first
         yield replies.event(event, prepared.request, prepared.ask, begun)
+
+
+def _unless_refused(answer: T | Refusal) -> T:
+    if isinstance(answer, Refusal):
+        raise Refused(answer)
+    return answer
+
+
+def _prediction(name: str, outcome: Outcome, headers: Mapping[str, str] | None = None) -> Response:
+    status = 202 if outcome.status == "processing" else 200
+    return replies.dumped(replies.prediction(name, outcome), status, headers)
 
 
 def _checked(model: str) -> str:
@@ -249,6 +285,11 @@ async def _bad_query(_: Request, exc: Exception) -> Response:
     finding: Any = exc.errors()[0]
     field = str(finding["loc"][-1])
     return _reply(Refusal(400, "invalid_value", f"Invalid '{field}'.", field))
+
+
+async def _storage_down(_: Request, exc: Exception) -> Response:
+    _log.warning("storage does not answer: %s", exc)
+    return _reply(STORAGE_DOWN)
 
 
 async def _broken(_request: Request, _exc: Exception) -> Response:

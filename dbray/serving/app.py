@@ -35,7 +35,8 @@ def build(options: ServeOptions) -> serve.Application:
         name="Model",
         ray_actor_options=_resources(options),
         request_router_config=RequestRouterConfig(request_router_class=router),
-        max_ongoing_requests=2 * options.max_queued_images,
+        # More than a replica lets wait, so that it is the one to refuse, by tenant.
+        max_ongoing_requests=8 * options.max_queued_images,
         max_queued_requests=_BURST,
         backpressure_config=_BUSY,
         graceful_shutdown_timeout_s=options.drain_seconds,

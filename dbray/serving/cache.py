@@ -13,17 +13,21 @@ Owns what stays and what goes; knows neither torch nor Ray nor what the values a
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from dbray.errors import DbrayError
 from dbray.serving.tiers import Level, Tier, Watcher
+
+_log = logging.getLogger(__name__)
 
 Clock = Callable[[], float]
 
@@ -37,12 +41,23 @@ class CacheFull(DbrayError):
 
 
 class _Flight:
-    """A key on its way up, and how that ended."""
+    """A key on its way up, and how that ended.
+
+    `verified` comes first: what was made with the value may leave. `landed`: it is as far up as
+    there is room. `error` may be set at any time, by a purge.
+    """
 
     def __init__(self) -> None:
-        self.done = threading.Event()
+        self.verified = threading.Event()
+        self.landed: Future[None] = Future()
+        self.landed.set_running_or_notify_cancel()  # who stops waiting must not stop the others
         self.error: Exception | None = None
         self.source = ""
+
+    def check(self) -> None:
+        """Raise what went wrong."""
+        if self.error is not None:
+            raise self.error.with_traceback(None)
 
 
 @dataclass
@@ -71,12 +86,23 @@ class Lease:
         if rise is not None:
             rise()
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether the value is known to be what was published."""
+        flight = self._flight
+        return flight is None or (flight.verified.is_set() and flight.error is None)
+
     def settle(self) -> None:
         """Wait until the value is verified. Raises what was found wrong with it."""
         if self._flight is not None:
-            self._flight.done.wait()
-            if self._flight.error is not None:
-                raise self._flight.error.with_traceback(None)
+            self._flight.verified.wait()
+            self._flight.check()
+
+    async def landed(self) -> None:
+        """Wait until the key is as far up as there is room. Raises like `settle`."""
+        if self._flight is not None:
+            await asyncio.wrap_future(self._flight.landed)
+            self._flight.check()
 
     def release(self) -> None:
         """Give it back; twice is harmless."""
@@ -112,11 +138,6 @@ class Failures:
                 del self._errors[key]
                 return None
             return error
-
-    def forget(self, key: Hashable) -> None:
-        """Let the key be tried again."""
-        with self._lock:
-            self._errors.pop(key, None)
 
 
 class TieredCache:
@@ -176,37 +197,64 @@ class TieredCache:
         started = self._clock()
         followed: _Flight | None = None
         while True:
-            for level in reversed(self.levels[self._lowest_usable :]):
-                value = level.tier.pin(key)
-                if value is not None:
-                    source = followed.source if followed else level.tier.name
-                    seconds = self._clock() - started
-                    lease = Lease(key, value, level.tier, source, seconds)
-                    if level is not self.levels[-1]:
-                        lease._rise = lambda: self._rise(key)
-                    return self._given(lease)
-            flight, leads = self._join(key)
+            lease = self._pin(key, started, followed)
+            if lease is not None:
+                return lease
+            followed, leads = self._join(key)
             if leads:
-                return self._given(self._first(key, flight, started))
-            flight.done.wait()
-            if flight.error is not None:
-                raise flight.error.with_traceback(None)
-            followed = flight
+                return self._first(key, followed, started)
+            followed.landed.result()
+            followed.check()
+
+    async def lease_soon(self, key: str, readers: Executor) -> Lease:
+        """`lease` for an event loop: nobody holds a thread of `readers` but who reads storage."""
+        started = self._clock()
+        followed: _Flight | None = None
+        while True:
+            lease = self._pin(key, started, followed)
+            if lease is not None:
+                return lease
+            followed, leads = self._join(key)
+            if leads:
+                loop = asyncio.get_running_loop()
+                # Shielded: a caller who hangs up must not end a load that others wait for.
+                return await asyncio.shield(
+                    loop.run_in_executor(readers, self._first, key, followed, started)
+                )
+            await asyncio.wrap_future(followed.landed)
+            followed.check()
 
     def purge(self, doomed: Callable[[str], bool], error: Exception) -> int:
         """Drop every key that `doomed` names from every tier, and refuse it for a short time."""
         with self._lock:
-            keys = set(self._flights)
-        chosen = [key for key in keys | self.keys() if doomed(key)]
+            flying = {key: flight for key, flight in self._flights.items() if doomed(key)}
+            for flight in flying.values():  # however long it still takes, it will not be kept
+                flight.error = error
+        chosen = flying.keys() | {key for key in self.keys() if doomed(key)}
         for key in chosen:
             self.failures.remember(key, error)
-            for level in self.levels:
-                level.tier.discard(key)
+            self._discard(key)
         return len(chosen)
 
     def keys(self) -> set[str]:
         """Everything held in any tier."""
         return {key for level in self.levels for key in level.tier.keys()}  # noqa: SIM118
+
+    def _discard(self, key: str) -> None:
+        for level in self.levels:
+            level.tier.discard(key)
+
+    def _pin(self, key: str, started: float, followed: _Flight | None) -> Lease | None:
+        """Lease a key that a usable tier has. Returns at once."""
+        for level in reversed(self.levels[self._lowest_usable :]):
+            value = level.tier.pin(key)
+            if value is not None:
+                source = (followed.source if followed else "") or level.tier.name
+                lease = Lease(key, value, level.tier, source, self._clock() - started)
+                if level is not self.levels[-1]:
+                    lease._rise = lambda: self._rise(key)
+                return self._given(lease)
+        return None
 
     def _given(self, lease: Lease) -> Lease:
         if self._watcher:
@@ -231,7 +279,7 @@ class TieredCache:
         except Exception:  # noqa: BLE001 - purged since: the next lease will say so
             return
         if leads:
-            self._background.submit(self._fly, key, flight, lambda: self._climb(key))
+            self._background.submit(self._fly, key, flight, lambda: None)
 
     def _first(self, key: str, flight: _Flight, started: float) -> Lease:
         """Read a key that no tier has. It is verified and admitted in the background."""
@@ -255,10 +303,9 @@ class TieredCache:
             if level.tier.reserve(size_bytes):
                 level.tier.commit(key, value, size_bytes)
                 level.tier.unpin(key)
-                self._climb(key)
 
         self._background.submit(self._fly, key, flight, admit)
-        return Lease(key, value, None, flight.source, seconds, flight)
+        return self._given(Lease(key, value, None, flight.source, seconds, flight))
 
     def _fetch(self, key: str) -> tuple[Any, str, Tier[Any] | None]:
         """Bring a key to the level below the lowest usable; returns value, source, pinned tier."""
@@ -273,24 +320,30 @@ class TieredCache:
             raise CacheFull(f"no room to fetch {key}: all that is held is in use")
         return value, self._storage, level.tier
 
-    def _fly(self, key: str, flight: _Flight, work: Callable[[], object]) -> None:
+    def _fly(self, key: str, flight: _Flight, admit: Callable[[], object]) -> None:
+        error: Exception | None = None
         try:
-            work()
-            purged = self.failures.get(key)
-            if purged is not None:
-                for level in self.levels:
-                    level.tier.discard(key)
-            self._land(key, flight, purged)
+            admit()
+            flight.check()
+            flight.verified.set()
+            self._climb(key)
         except Exception as exc:  # noqa: BLE001 - kept for all who wait for this key
-            self._land(key, flight, exc)
+            if flight.verified.is_set():  # what is in the lower tiers is good all the same
+                _log.warning("model=%s stays in a lower tier: %s", key, type(exc).__name__)
+            else:
+                error = exc
+        self._land(key, flight, error)
 
     def _land(self, key: str, flight: _Flight, error: Exception | None) -> None:
-        flight.error = error
         if isinstance(error, self._remembered):
             self.failures.remember(key, error)
         with self._lock:
+            flight.error = flight.error or error
+            if flight.error is not None:  # maybe a purge's: what was made since goes too
+                self._discard(key)
             del self._flights[key]
-        flight.done.set()
+        flight.verified.set()
+        flight.landed.set_result(None)
 
     def _climb(self, key: str) -> None:
         """Make a key in every level above the highest usable one that has it, if there is room."""
@@ -318,6 +371,7 @@ class TieredCache:
         if level.size_of is None:
             value, size_bytes = level.make(key, below)
             if not tier.reserve(size_bytes):
+                tier.dispose(value)
                 return None
         else:
             size_bytes = level.size_of(below)

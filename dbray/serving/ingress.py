@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -18,7 +19,7 @@ from dbray.serving.options import ServeOptions
 from dbray.serving.predictions import Outcome
 from dbray.serving.replicas import Replicas
 from dbray.serving.service import Service
-from dbray.serving.tenants import Gate, read_keys
+from dbray.serving.tenants import Gate
 from dbray.serving.wire import GenerationRequest
 
 _log = logging.getLogger(__name__)
@@ -41,6 +42,10 @@ class PredictionHandle:
         """Begin a prediction."""
         return await self._handle.put.remote(name, digest, ask, request)
 
+    async def known(self, tenant: str, name: str, digest: str) -> Outcome | Refusal | None:
+        """What was begun with the same request."""
+        return await self._handle.known.remote(tenant, name, digest)
+
     async def get(self, tenant: str, name: str) -> Outcome | None:
         """Look one up."""
         return await self._handle.get.remote(tenant, name)
@@ -48,6 +53,10 @@ class PredictionHandle:
     async def cancel(self, tenant: str, name: str) -> Outcome | None:
         """Stop or forget one."""
         return await self._handle.cancel.remote(tenant, name)
+
+    async def forget(self, keys: Collection[str]) -> None:
+        """Drop those of revisions that were taken down."""
+        await self._handle.forget.remote(list(keys))
 
 
 @serve.ingress()
@@ -57,10 +66,9 @@ class Ingress:
     def __init__(
         self, options: ServeOptions, models: DeploymentHandle, predictions: DeploymentHandle
     ) -> None:
-        key_file = read_keys(Path(options.keys)) if options.keys else None
-        if key_file is None:
+        gate = Gate(Path(options.keys) if options.keys else None, 1 / options.num_ingress)
+        if gate.is_open:
             _log.warning(OPEN_WARNING)
-        gate = Gate(key_file, rate_share=1 / options.num_ingress)
         catalogue = Catalogue(options.registry, options.fresh_seconds)
         self._service = Service(options, catalogue, gate, Replicas(models))
         self._predictions = predictions

@@ -10,9 +10,9 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
-from dbray.spec import Sampler
+from dbray.spec import UNTOUCHED, Sampler
 
-BASE = "base"
+BASE = UNTOUCHED
 """The model id of the untouched base."""
 
 OutputFormat: TypeAlias = Literal["png", "webp", "jpeg"]

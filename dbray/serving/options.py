@@ -40,7 +40,9 @@ class ServeOptions(Spec):
     scratch: str | None = Field(None, description="Folder of local copies; absent: temporary.")
 
     batch_images: int = Field(4, ge=1, le=256, description="Images sampled together.")
-    max_queued_images: int = Field(64, ge=1, description="Per replica; more gets 503.")
+    max_queued_images: int = Field(
+        64, ge=1, description="Ahead of a request and its own, per replica; more gets 503."
+    )
     max_tenant_images: int = Field(32, ge=1, description="Per replica and tenant; more gets 429.")
     patience_seconds: float = Field(
         2.0, ge=0, description="Longest wait for a swap while the resident subject is asked for."

@@ -30,6 +30,8 @@ from dbray.serving.weights import Resident, load_refusal
 _log = logging.getLogger(__name__)
 
 _IDLE_SECONDS = 1.0
+UNKNOWN = "?"
+"""In the module is a half of two, or what turned out bad, or what was never verified."""
 
 
 class _Cancelled(Exception):
@@ -84,7 +86,8 @@ class Painter:
         """End after the batch at hand."""
         self._stopping = True
         self._queue.wake()
-        self._thread.join(_IDLE_SECONDS * 10)
+        if self._thread.is_alive():
+            self._thread.join(_IDLE_SECONDS * 10)
 
     def seconds_silent(self) -> float:
         """Time since the thread last showed that it lives; infinite if it is dead."""
@@ -98,7 +101,7 @@ class Painter:
         return done
 
     def _clear(self, chosen: Callable[[str], bool]) -> None:
-        if self.resident != BASE and chosen(self.resident):
+        if self.resident == UNKNOWN or (self.resident != BASE and chosen(self.resident)):
             self._module.put(None)
             self.resident = BASE
 
@@ -115,13 +118,14 @@ class Painter:
                 self._serve(batch)
 
     def _serve(self, batch: Batch) -> None:
-        started, steps = time.monotonic(), 0
+        started, work = time.monotonic(), 0.0
         refusal: Refusal | None = None
         try:
             self._paint(batch)
-            steps = sum(job.sampling.steps for job, _ in batch)
+            work = sum(job.work for job, _ in batch)
         except _Cancelled:
-            pass
+            if not all(job.lease is None or job.lease.is_settled for job, _ in batch):
+                self.resident = UNKNOWN
         except DbrayError as exc:  # the weights turned out not to be what was published
             refusal = load_refusal(exc, batch[0][0].ask.key)
         except torch.cuda.OutOfMemoryError:
@@ -132,9 +136,9 @@ class Painter:
             place = "".join(traceback.format_tb(exc.__traceback__))
             _log.error("sampling failed: %s\n%s", type(exc).__name__, place)
         finally:
-            self._queue.done(steps, time.monotonic() - started)
+            self._queue.done(work, time.monotonic() - started)
         if refusal:
-            self.resident = "?"  # the module may hold a half of two
+            self.resident = UNKNOWN
             for job, _ in batch:
                 job.refuse(refusal)
 
@@ -158,6 +162,7 @@ class Painter:
     def _swap(self, job: Job) -> bool:
         if job.ask.key == self.resident:
             return False
+        self.resident = UNKNOWN
         self._module.put(job.lease.value if job.lease else None)
         if job.lease:
             job.lease.rise()

@@ -1,21 +1,25 @@
 """Asynchronous requests: put under an id of the caller's choice, looked up later, cancelled.
 
 One replica keeps them all, in memory, for an hour: whoever finds one lost (404) puts it again, and
-with a seed gets the same images. Putting the same request twice is one request.
+with a seed gets the same images. Putting the same request twice is one request, unless the first
+failed in a way that may pass.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections import OrderedDict
-from collections.abc import Callable
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Literal
 
-from dbray.serving.messages import Answer, Ask, Refusal
+from dbray.serving.messages import BROKEN, Answer, Ask, Refusal
 from dbray.serving.replicas import as_models
 from dbray.serving.wire import GenerationRequest
+
+_log = logging.getLogger(__name__)
 
 KEEP_SECONDS = 3600.0
 MAX_BYTES = 256 * 2**20
@@ -46,6 +50,10 @@ class _Kept:
     task: asyncio.Task[None] | None = field(default=None)
 
     @property
+    def is_over(self) -> bool:
+        return self.outcome.status != "processing"
+
+    @property
     def size_bytes(self) -> int:
         result = self.outcome.result
         return sum(map(len, result.images)) if isinstance(result, Answer) else 0
@@ -59,14 +67,29 @@ class Predictions:
         self._clock = clock
         self._kept: OrderedDict[tuple[str, str], _Kept] = OrderedDict()
 
+    async def known(self, tenant: str, name: str, digest: str) -> Outcome | Refusal | None:
+        """What was begun with the same request; None if it is to be begun.
+
+        Also one that failed in passing is to be begun again.
+        """
+        self._make_room()
+        kept = self._kept.get((tenant, name))
+        if kept is None:
+            return None
+        if kept.digest != digest:
+            return CONFLICT
+        result = kept.outcome.result
+        has_passed = isinstance(result, Refusal) and result.retry_after is not None
+        return None if has_passed else kept.outcome
+
     async def put(
         self, name: str, digest: str, ask: Ask, request: GenerationRequest
     ) -> Outcome | Refusal:
         """Begin a prediction, or return the one that was begun with the same request."""
-        self._make_room()
-        known = self._kept.get((ask.tenant, name))
+        known = await self.known(ask.tenant, name, digest)
         if known is not None:
-            return known.outcome if known.digest == digest else CONFLICT
+            return known
+        self._kept.pop((ask.tenant, name), None)
         if len(self._kept) >= MAX_PREDICTIONS:
             return FULL
         outcome = Outcome("processing", int(time.time()), ask, request)
@@ -86,7 +109,7 @@ class Predictions:
         kept = self._kept.get((tenant, name))
         if kept is None:
             return None
-        if kept.outcome.status == "processing" and kept.task:
+        if not kept.is_over and kept.task:
             kept.outcome.status = "canceled"
             kept.task.cancel()
         else:
@@ -95,21 +118,39 @@ class Predictions:
 
     async def num_running(self) -> int:
         """How many are not over."""
-        return sum(kept.outcome.status == "processing" for kept in self._kept.values())
+        return sum(not kept.is_over for kept in self._kept.values())
+
+    async def forget(self, keys: Collection[str]) -> None:
+        """Drop the predictions of revisions that were taken down, with their images."""
+        for name, kept in list(self._kept.items()):
+            if kept.outcome.ask.key in keys:
+                del self._kept[name]
+                if kept.task:
+                    kept.task.cancel()
 
     async def _run(self, kept: _Kept) -> None:
         outcome = kept.outcome
-        result = await self._models.generate(outcome.ask)
-        if outcome.status == "processing":
-            outcome.result = result
-            outcome.status = "failed" if isinstance(result, Refusal) else "succeeded"
+        result: Answer | Refusal = BROKEN
+        try:
+            result = await self._models.generate(outcome.ask)
+        except Exception as exc:  # noqa: BLE001 - it must not stay "processing"
+            _log.error("a prediction failed: %s", type(exc).__name__)
+        finally:
+            if outcome.status == "processing":
+                outcome.result = result
+                outcome.status = "failed" if isinstance(result, Refusal) else "succeeded"
 
     def _make_room(self) -> None:
-        """Forget what is too old and, from the oldest on, what is too much."""
-        now, total = self._clock(), sum(kept.size_bytes for kept in self._kept.values())
+        """Forget what is too old and, while it is too much, the oldest of who has the most."""
         for name, kept in list(self._kept.items()):
-            if kept.outcome.status == "processing":
-                continue
-            if now > kept.ends or total > MAX_BYTES or len(self._kept) >= MAX_PREDICTIONS:
-                total -= kept.size_bytes
+            if kept.is_over and self._clock() > kept.ends:
                 del self._kept[name]
+        while self._is_full() and (over := [name for name, k in self._kept.items() if k.is_over]):
+            shares = defaultdict[str, float](float)
+            for (tenant, _), kept in self._kept.items():
+                shares[tenant] += kept.size_bytes / MAX_BYTES + 1 / MAX_PREDICTIONS
+            del self._kept[max(over, key=lambda name: shares[name[0]])]
+
+    def _is_full(self) -> bool:
+        total = sum(kept.size_bytes for kept in self._kept.values())
+        return total > MAX_BYTES or len(self._kept) >= MAX_PREDICTIONS

@@ -9,12 +9,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import tempfile
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,15 +38,18 @@ from dbray.serving.messages import (
 )
 from dbray.serving.meters import CacheMeters, DeviceMeters
 from dbray.serving.options import GIB, ServeOptions
-from dbray.serving.painter import Painter, Painting, Sketch
+from dbray.serving.painter import UNKNOWN, Painter, Painting, Sketch
 from dbray.serving.pictures import encode
+from dbray.serving.scratch import Scratch
 from dbray.serving.waiting import FairQueue, Job, Limits
 from dbray.spec import Previews, Recipe
 from dbray.store import Store
 
 _log = logging.getLogger(__name__)
 
-_NUM_LOADERS = 4
+_NUM_READERS = 4
+_NUM_LIFTERS = 4
+_NUM_ENCODERS = 2
 _STUCK_SECONDS = 120.0
 
 
@@ -65,13 +66,14 @@ class Replica:
         recipe = Recipe(train_text_encoder=True, precision=options.precision)
         self._backbone = backbones.load(base, recipe, self._device)
         self._defaults = Previews.model_validate(base.defaults.get("previews", {}))
-        self._scratch = tempfile.TemporaryDirectory(prefix="dbray-", dir=options.scratch)
+        self._scratch = Scratch(options.scratch)
         module = weights.Resident(self._backbone)
-        # Apart, so that what waits for a load never holds up what ends it.
-        self._workers = ThreadPoolExecutor(_NUM_LOADERS, "worker")
-        self._lifters = ThreadPoolExecutor(_NUM_LOADERS, "lifter")
+        # Apart, so that slow storage holds up neither what is loaded nor what is sampled.
+        self._readers = ThreadPoolExecutor(_NUM_READERS, "reader")
+        self._lifters = ThreadPoolExecutor(_NUM_LIFTERS, "lifter")
+        self._encoders = ThreadPoolExecutor(_NUM_ENCODERS, "encoder")
         source = weights.Source(
-            self._registry, self._backbone, module.layouts, Path(self._scratch.name)
+            self._registry, self._backbone, module.layouts, self._scratch.folder
         )
         self._cache_meters, self._device_meters = CacheMeters(), DeviceMeters()
         self._cache = weights.make_cache(
@@ -139,7 +141,9 @@ class Replica:
             default.guidance if ask.guidance is None else ask.guidance,
             ask.negative_prompt,
         )
-        return Job(ask, sampling, self._size(ask), emit, arrived=time.monotonic())
+        width, height = size = self._size(ask)
+        area = width * height / self._backbone.resolution**2
+        return Job(ask, sampling, size, emit, time.monotonic(), area)
 
     def _size(self, ask: Ask) -> tuple[int, int]:
         """The size to draw: near the base's own, in steps that its layers can halve."""
@@ -160,9 +164,7 @@ class Replica:
             self._queue.ready(job, None)
             return None
         try:
-            lease = await asyncio.get_running_loop().run_in_executor(
-                self._workers, self._cache.lease, job.ask.key
-            )
+            lease = await self._cache.lease_soon(job.ask.key, self._readers)
         except Exception as exc:  # noqa: BLE001 - every failure must reach the one who waits
             job.refuse(weights.load_refusal(exc, job.ask.key))
             return None
@@ -173,7 +175,7 @@ class Replica:
         if not isinstance(event, Sketch | Painting):
             return event
         data = await asyncio.get_running_loop().run_in_executor(
-            self._workers, encode, event.pixels, ask.output_format, ask.quality
+            self._encoders, encode, event.pixels, ask.output_format, ask.quality
         )
         if isinstance(event, Sketch):
             return Partial(event.index, event.number, data)
@@ -181,22 +183,20 @@ class Replica:
 
     async def warm(self, subject: str, revision: str) -> tuple[str, float] | Refusal:
         """Load a model's weights; returns the tier that had them, and milliseconds."""
-        key = f"{subject}@{revision}"
-
-        def load() -> tuple[str, float]:
-            started = time.monotonic()
-            with self._cache.using(key) as lease:
-                lease.settle()
-                return lease.source, (time.monotonic() - started) * 1000
-
+        key, started = f"{subject}@{revision}", time.monotonic()
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._workers, load)
+            lease = await self._cache.lease_soon(key, self._readers)
+            try:
+                await lease.landed()
+            finally:
+                lease.release()
         except Exception as exc:  # noqa: BLE001 - every failure must reach the one who waits
             return weights.load_refusal(exc, key)
+        return lease.source, (time.monotonic() - started) * 1000
 
-    async def forget(self, subject: str) -> int:
-        """Drop a subject from every tier and from the module; requests for it are ended."""
-        return await self._forget(lambda key: key.partition("@")[0] == subject)
+    async def forget(self, keys: Collection[str]) -> int:
+        """Drop revisions from every tier and the module; requests for them are ended."""
+        return await self._forget(keys.__contains__)
 
     async def _forget(self, chosen: Callable[[str], bool]) -> int:
         count = self._cache.purge(chosen, ModelNotFound("taken down"))
@@ -212,7 +212,7 @@ class Replica:
         """Drop what was removed from the registry by others, such as `dbray models remove`."""
         while True:
             await asyncio.sleep(self.options.sweep_seconds)
-            held = self._cache.keys() | {self._painter.resident} - {BASE, "?"}
+            held = self._cache.keys() | {self._painter.resident} - {BASE, UNKNOWN}
             gone = await asyncio.to_thread(self._gone, held)
             if gone:
                 await self._forget(gone.__contains__)
@@ -249,11 +249,16 @@ class Replica:
             raise RuntimeError("the device does not answer")
 
     def close(self) -> None:
-        """End the threads and remove local copies."""
+        """End the threads and remove local copies; twice is harmless."""
         self._painter.stop()
-        for pool in (self._workers, self._lifters):
+        for pool in (self._readers, self._lifters, self._encoders):
             pool.shutdown(wait=False, cancel_futures=True)
-        self._scratch.cleanup()
+        self._scratch.close()
+
+    def __del__(self) -> None:
+        """Called by Ray Serve at the end, and by nobody else before `close`."""
+        if hasattr(self, "_painter"):  # else it never began
+            self.close()
 
 
 def _release(fetching: asyncio.Task[Lease | None]) -> None:

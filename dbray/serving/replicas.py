@@ -1,4 +1,4 @@
-"""The replicas behind a Ray Serve handle: routed by subject, tried again when one dies.
+"""The replicas behind a Ray Serve handle: routed by subject, tried again when one dies or is full.
 
 A request carries its seeds, so trying it again elsewhere gives the same images.
 """
@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, Callable, Collection
+from contextlib import aclosing
+from typing import Any
 
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
@@ -26,12 +27,12 @@ from dbray.serving.messages import (
     Refused,
 )
 
-T = TypeVar("T")
-
 _log = logging.getLogger(__name__)
 
 _TRIES = 3
 _READY_SECONDS = 5.0
+_WARM_SECONDS = 60.0
+_GRACE_SECONDS = 5.0
 _LOST = Refusal(503, "replica_lost", "The replica died; try again.", retry_after=1)
 _NONE = Refusal(503, "not_ready", "No replica is ready yet; try again.", retry_after=2)
 
@@ -45,40 +46,37 @@ class Replicas:
     async def generate(self, ask: Ask) -> Answer | Refusal:
         """All images of a request."""
         ends = time.monotonic() + ask.deadline_seconds
-        handle = self._for(ask.subject)
 
-        def call() -> Awaitable[Answer | Refusal]:
-            return handle.generate.remote(ask.within(ends - time.monotonic()))
-
-        return await _persist(call, ends)
+        answer = await _generate(self._for(ask.subject), ask, ends)
+        if _may_pass_on(ask, answer):
+            answer = await _generate(self._handle, ask, ends)
+        return answer
 
     async def stream(self, ask: Ask) -> AsyncGenerator[Event]:
-        """Events of a request. A replica that dies before the first is replaced by another."""
+        """Events of a request."""
         ends = time.monotonic() + ask.deadline_seconds
-        handle = self._for(ask.subject).options(stream=True)
-        for attempt in range(_TRIES):
-            begun = False
-            try:
-                events: Any = handle.stream.remote(ask.within(ends - time.monotonic()))
-                async for event in events:
-                    begun = True
+        home = _events(self._for(ask.subject), ask, ends)
+        async with aclosing(home):
+            first = await anext(home)
+            if not _may_pass_on(ask, first):
+                yield first
+                async for event in home:
                     yield event
                 return
-            except Exception as exc:  # noqa: BLE001 - translated, every one
-                refusal = _refusal_of(exc)
-                if begun or refusal is not _LOST or attempt + 1 == _TRIES:
-                    yield refusal
-                    return
+        async with aclosing(_events(self._handle, ask, ends)) as elsewhere:
+            async for event in elsewhere:
+                yield event
 
     async def warm(self, subject: str, revision: str) -> tuple[str, float] | Refusal:
         """Load weights, where requests for them will go."""
         handle = self._for(subject)
-        return await _persist(lambda: handle.warm.remote(subject, revision), time.monotonic() + 60)
+        ends = time.monotonic() + _WARM_SECONDS
+        return await _persist(lambda: handle.warm.remote(subject, revision), ends)
 
-    async def forget(self, subject: str) -> None:
-        """Drop a subject from all replicas. Those that start later never had it."""
+    async def forget(self, keys: Collection[str]) -> None:
+        """Drop revisions from all replicas. Those that start later never had them."""
         try:
-            asked = self._handle.broadcast("forget", subject)
+            asked = self._handle.broadcast("forget", list(keys))
             results = await asked.results_async(timeout_s=60, return_exceptions=True)
         except DeploymentUnavailableError:
             return  # scaled to zero: nothing is held
@@ -109,21 +107,69 @@ def as_models(models: Any) -> Any:
     return Replicas(models) if isinstance(models, DeploymentHandle) else models
 
 
-async def _persist(call: Callable[[], Awaitable[T | Refusal]], ends: float) -> T | Refusal:
-    """Await a call; call again when the replica died."""
+def _may_pass_on(ask: Ask, answer: object) -> bool:
+    """Whether another replica may have room. Without a model id, Serve takes the least loaded."""
+    refused = isinstance(answer, Refusal) and answer.code == OVERLOADED.code
+    return refused and bool(ask.subject)
+
+
+async def _generate(handle: DeploymentHandle, ask: Ask, ends: float) -> Answer | Refusal:
+    return await _persist(lambda: handle.generate.remote(ask.within(ends - time.monotonic())), ends)
+
+
+async def _persist(call: Callable[[], Any], ends: float) -> Any:
+    """Await a call; call again when the replica died. Whoever stops waiting ends the work, too."""
     refusal = _LOST
     for _ in range(_TRIES):
+        response = call()
         try:
-            return await asyncio.wait_for(_awaited(call()), max(0.0, ends - time.monotonic()) + 5)
+            async with asyncio.timeout(_remaining(ends)):
+                return await response
+        except asyncio.CancelledError:
+            response.cancel()
+            raise
         except Exception as exc:  # noqa: BLE001 - translated, every one
+            response.cancel()
             refusal = _refusal_of(exc)
             if refusal is not _LOST:
                 break
     return refusal
 
 
-async def _awaited(response: Awaitable[T]) -> T:
-    return await response
+async def _events(handle: DeploymentHandle, ask: Ask, ends: float) -> AsyncGenerator[Event]:
+    """Events of one replica. One that dies before the first is replaced by another."""
+    streaming = handle.options(stream=True)
+    for attempt in range(_TRIES):
+        begun, over = False, False
+        events: Any = streaming.stream.remote(ask.within(ends - time.monotonic()))
+        try:
+            while (event := await _next(events, ends)) is not None:
+                begun = True
+                yield event
+            over = True
+            return
+        except Exception as exc:  # noqa: BLE001 - translated, every one
+            refusal = _refusal_of(exc)
+            if begun or refusal is not _LOST or attempt + 1 == _TRIES:
+                yield refusal
+                return
+        finally:
+            if not over:
+                events.cancel()
+
+
+async def _next(events: Any, ends: float) -> Event | None:
+    try:
+        # Around one event, not all: who takes the next may be another task.
+        async with asyncio.timeout(_remaining(ends)):
+            return await anext(events)
+    except StopAsyncIteration:
+        return None
+
+
+def _remaining(ends: float) -> float:
+    """Time for an answer. Replicas keep the deadline themselves; this is for those that hang."""
+    return max(0.0, ends - time.monotonic()) + _GRACE_SECONDS
 
 
 def _refusal_of(exc: Exception) -> Refusal:

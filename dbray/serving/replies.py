@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -19,7 +19,6 @@ from dbray.serving.messages import (
     Answer,
     Ask,
     Begun,
-    Event,
     Finished,
     OutputFormat,
     Partial,
@@ -76,12 +75,12 @@ def _image(request: GenerationRequest, seed: int, content: bytes) -> wire.ImageD
     return wire.ImageData(b64_json=text, seed=seed)
 
 
-def event(item: Event, request: GenerationRequest, ask: Ask, begun: Begun) -> str:
+def event(
+    item: Partial | Finished | Refusal, request: GenerationRequest, ask: Ask, begun: Begun
+) -> str:
     """One server-sent event, with OpenAI's names. `index` and `seed` are dbray's."""
     if isinstance(item, Refusal):
         return f"event: error\ndata: {json.dumps(item.body())}\n\n"
-    if isinstance(item, Begun):  # of a second try: a comment, which keeps the connection awake
-        return ": begun\n\n"
     kind = "partial_image" if isinstance(item, Partial) else "completed"
     body: dict[str, Any] = {
         "type": f"image_generation.{kind}",
@@ -101,9 +100,10 @@ def event(item: Event, request: GenerationRequest, ask: Ask, begun: Begun) -> st
     return f"event: {body['type']}\ndata: {json.dumps(body)}\n\n"
 
 
-def model(record: ModelRecord, previews: Mapping[str, bytes] | None = None) -> wire.ModelObject:
+def model(
+    record: ModelRecord, previews: Sequence[str] = (), prompts: Sequence[str] = ()
+) -> wire.ModelObject:
     """A published model as OpenAI's object."""
-    files = previews or {}
     created = datetime.fromisoformat(record.created_at)
     return wire.ModelObject(
         id=record.id,
@@ -115,18 +115,11 @@ def model(record: ModelRecord, previews: Mapping[str, bytes] | None = None) -> w
             identifier=record.identifier,
             base=base_name(record.base),
             trained_steps=record.steps,
-            previews=sorted(name for name in files if name.endswith((".png", ".webp"))),
-            preview_prompts=_prompts(files),
+            resolution=record.recipe.resolution,
+            previews=list(previews),
+            preview_prompts=list(prompts),
         ),
     )
-
-
-def _prompts(files: Mapping[str, bytes]) -> list[str]:
-    try:
-        prompts = json.loads(files["previews.json"])["prompts"]
-        return [str(prompt) for prompt in prompts]
-    except (KeyError, ValueError, TypeError):
-        return []
 
 
 def base_model(name: str | None) -> wire.ModelObject:
@@ -137,6 +130,7 @@ def base_model(name: str | None) -> wire.ModelObject:
         identifier=None,
         base=base_name(name or ""),
         trained_steps=None,
+        resolution=None,
         previews=[],
     )
     return wire.ModelObject(id=BASE, created=0, owned_by="dbray", dbray=details)

@@ -8,14 +8,15 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from dbray.errors import StoreError
+from dbray.errors import RegistryError, StoreError
 from dbray.registry import ModelRecord
 from dbray.serving.catalogue import Catalogue
-from dbray.serving.messages import BASE, STORAGE_DOWN, Answer, Ask, Event, Refusal, Refused
+from dbray.serving.messages import BASE, Answer, Ask, Event, Refusal, Refused
 from dbray.serving.options import ServeOptions
 from dbray.serving.predictions import Outcome
 from dbray.serving.tenants import Gate, Key
@@ -46,8 +47,8 @@ class Models(Protocol):
         """Load weights."""
         ...
 
-    async def forget(self, subject: str) -> None:
-        """Drop a subject from all replicas."""
+    async def forget(self, keys: Collection[str]) -> None:
+        """Drop revisions from all replicas."""
         ...
 
     async def ready(self) -> dict[str, Any]:
@@ -64,12 +65,20 @@ class PredictionStore(Protocol):
         """Begin a prediction."""
         ...
 
+    async def known(self, tenant: str, name: str, digest: str) -> Outcome | Refusal | None:
+        """What was begun with the same request; None if it is to be begun."""
+        ...
+
     async def get(self, tenant: str, name: str) -> Outcome | None:
         """Look one up."""
         ...
 
     async def cancel(self, tenant: str, name: str) -> Outcome | None:
         """Stop or forget one."""
+        ...
+
+    async def forget(self, keys: Collection[str]) -> None:
+        """Drop those of revisions that were taken down."""
         ...
 
 
@@ -97,10 +106,7 @@ class Service:
     async def find(self, key: Key, model: str) -> ModelRecord:
         """Find a model for a tenant. Raises Refused, alike for unknown and foreign ones."""
         started = time.monotonic()
-        try:
-            record = await asyncio.to_thread(self.catalogue.find, model)
-        except StoreError as exc:
-            raise Refused(STORAGE_DOWN) from exc
+        record = await asyncio.to_thread(self.catalogue.find, model)
         if record is None or not key.sees(record.tenant):
             spent = time.monotonic() - started
             await asyncio.sleep(_QUANTUM_SECONDS - spent % _QUANTUM_SECONDS)
@@ -112,10 +118,24 @@ class Service:
         records = await asyncio.to_thread(self.catalogue.models)
         return [record for record in records if key.sees(record.tenant)]
 
-    async def prepare(self, key: Key, request: GenerationRequest) -> Prepared:
-        """Check a request and find its model. Raises Refused."""
+    @contextmanager
+    def charged(self, key: Key, num_images: int) -> Iterator[None]:
+        """Count images against a tenant's rate, unless the block ends in a 503: then none is made.
+
+        Begins before the model is looked for, so that guessing names is not free.
+        """
         if self.draining:
             raise Refused(DRAINING)
+        self.gate.charge(key, num_images)
+        try:
+            yield
+        except (Refused, StoreError) as exc:
+            if not isinstance(exc, Refused) or exc.refusal.status == 503:
+                self.gate.refund(key, num_images)
+            raise
+
+    def check(self, request: GenerationRequest) -> None:
+        """Check what can be checked without the model. Raises Refused."""
         size = parse_size(request.size)
         if isinstance(size, Refusal):
             raise Refused(size)
@@ -126,8 +146,12 @@ class Service:
                 f"Invalid 'num_inference_steps': at most {self.options.max_steps}.",
                 "num_inference_steps",
             ))  # fmt: skip
+
+    async def prepare(self, key: Key, request: GenerationRequest) -> Prepared:
+        """Find the model of a request that was checked. Raises Refused."""
         record = None if request.model == BASE else await self.find(key, request.model)
-        self.gate.charge(key, request.n)
+        size = parse_size(request.size)
+        assert not isinstance(size, Refusal)
         if record and size is None and record.recipe.resolution:
             size = (record.recipe.resolution, record.recipe.resolution)
         return self._prepared(key, request, record, size)
@@ -174,13 +198,20 @@ class Service:
                 return {"status": "ok", "replicas": "start on demand"}
             raise
 
-    async def take_down(self, key: Key, model: str) -> None:
-        """Remove a model from the registry and from every tier of every replica."""
+    async def take_down(self, key: Key, model: str) -> list[str]:
+        """Remove a model from the registry and from every tier of every replica.
+
+        Returns the revisions that are gone, as 'id@revision'.
+        """
         record = await self.find(key, model)
         if not key.owns(record.tenant):
             raise Refused(Refusal(403, "not_yours", "The model belongs to all; you may not."))
-        await asyncio.to_thread(self.catalogue.remove, model)
-        await self.models.forget(record.id)
+        try:
+            keys = await asyncio.to_thread(self.catalogue.remove, model)
+        except RegistryError as exc:  # somebody else took it down meanwhile
+            raise Refused(not_found(model)) from exc
+        await self.models.forget(keys)
+        return keys
 
 
 def not_found(model: str) -> Refusal:

@@ -10,7 +10,8 @@ A key file (YAML) holds digests, never keys:
     images_per_minute:
       acme: 120                    # of all keys of a tenant together; absent: no limit
 
-Keys are random (see `new_key`), so a plain SHA-256 cannot be reversed by guessing.
+Keys are random (see `new_key`), so a plain SHA-256 cannot be reversed by guessing. A file that has
+changed is read again: a key that was taken out is refused from the next request on.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+import logging
 import secrets
 import time
 from collections.abc import Callable
@@ -29,7 +31,10 @@ from pydantic import Field, ValidationError
 
 from dbray.errors import Problem, SpecError
 from dbray.serving.messages import Refusal, Refused
-from dbray.spec import SUBJECT_ID_PATTERN, Spec, problems_of, read_text
+from dbray.spec import SUBJECT_ID_PATTERN, Spec
+from dbray.texts import problems_of, read_text
+
+_log = logging.getLogger(__name__)
 
 Scope = Literal["generate", "manage", "watch"]
 EVERYONE = "*"
@@ -101,26 +106,38 @@ def new_key() -> tuple[str, str]:
 class Gate:
     """Finds the key of a request, and counts the images of tenants.
 
-    `key_file` None is open access: for this machine only. `rate_share` is the part of each rate
-    that this gate may give away, where several ingress replicas share the traffic.
+    `file` None is open access: for this machine only. `rate_share` is the part of each rate that
+    this gate may give away, where several ingress replicas share the traffic. Raises SpecError for
+    a wrong key file; one that turns wrong later changes nothing.
     """
 
     def __init__(
         self,
-        key_file: KeyFile | None,
+        file: Path | None,
         rate_share: float = 1.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._keys = key_file.keys if key_file else None
-        self._rates = dict(key_file.images_per_minute) if key_file else {}
+        self._file = file
+        self._stamp = _stamp(file) if file else None
+        self._key_file = read_keys(file) if file else None
         self._rate_share = rate_share
-        self._buckets: dict[str, Bucket] = {}
+        self._buckets: dict[tuple[str, float], Bucket] = {}
         self._clock = clock
 
     @property
     def is_open(self) -> bool:
         """Whether no keys are asked for."""
-        return self._keys is None
+        return self._file is None
+
+    def _refresh(self) -> None:
+        stamp = _stamp(self._file) if self._file else None
+        if self._file is None or stamp in (None, self._stamp):
+            return
+        self._stamp = stamp
+        try:
+            self._key_file = read_keys(self._file)
+        except SpecError as exc:  # not its text, which may quote the file
+            _log.error("key file not taken, mistakes: %d", len(exc.problems))
 
     def admit(self, authorization: str | None, client_host: str | None, scope: Scope) -> Key:
         """Return who asks. Raises Refused."""
@@ -130,7 +147,8 @@ class Gate:
         return key
 
     def _identify(self, authorization: str | None, client_host: str | None) -> Key:
-        if self._keys is None:
+        self._refresh()
+        if self._key_file is None:
             if not is_loopback(client_host):
                 raise Refused(_NOT_LOCAL)
             return ANYONE
@@ -139,7 +157,7 @@ class Gate:
             raise Refused(_NO_KEY)
         digest = hashlib.sha256(given.strip().encode("utf-8", "surrogateescape")).hexdigest()
         found = None
-        for key in self._keys:  # all of them, always: the time tells nothing
+        for key in self._key_file.keys:  # all of them, always: the time tells nothing
             if hmac.compare_digest(digest, key.sha256):
                 found = key
         if found is None:
@@ -148,18 +166,30 @@ class Gate:
 
     def charge(self, key: Key, num_images: int) -> None:
         """Count images against the rate of the key's tenant. Raises Refused when it is used up."""
-        rate = self._rates.get(key.tenant)
-        if rate is None:
-            return
-        share = rate * self._rate_share / 60
-        bucket = self._buckets.setdefault(key.tenant, Bucket(share, self._clock))
-        wait = bucket.take(num_images)
+        bucket = self._bucket(key)
+        wait = bucket.take(num_images) if bucket else 0.0
         if wait > 0:
             raise Refused(Refusal(
                 429, "rate_limit_exceeded",
-                f"The rate of {rate:g} images per minute is used up.",
+                f"The rate of {self._rate(key):g} images per minute is used up.",
                 retry_after=wait,
             ))  # fmt: skip
+
+    def refund(self, key: Key, num_images: int) -> None:
+        """Give back what was charged for images that were not made."""
+        bucket = self._bucket(key)
+        if bucket:
+            bucket.put(num_images)
+
+    def _rate(self, key: Key) -> float | None:
+        return self._key_file.images_per_minute.get(key.tenant) if self._key_file else None
+
+    def _bucket(self, key: Key) -> Bucket | None:
+        rate = self._rate(key)
+        if rate is None:
+            return None
+        share = rate * self._rate_share / 60
+        return self._buckets.setdefault((key.tenant, rate), Bucket(share, self._clock))
 
 
 class Bucket:
@@ -181,6 +211,19 @@ class Bucket:
             self._tokens -= count
             return 0.0
         return (count - self._tokens) / self._per_second
+
+    def put(self, count: float) -> None:
+        """Give tokens back."""
+        self._tokens = min(self._most, self._tokens + count)
+
+
+def _stamp(file: Path) -> tuple[int, int] | None:
+    """What changes with a file's content; None while there is no such file."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_ino
 
 
 def is_loopback(host: str | None) -> bool:

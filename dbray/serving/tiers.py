@@ -121,6 +121,11 @@ class Tier(Generic[T]):
             else:
                 self._entries[key] = _Entry(value, size_bytes, num_pins=1)
 
+    def dispose(self, value: T) -> None:
+        """Clear up a value that is not held: what it left on a disk, say."""
+        if self._dispose:
+            self._dispose(value)
+
     def discard(self, key: str) -> bool:
         """Let go of a key now, or when its last user is done; it is not handed out again."""
         with self._lock:
@@ -136,8 +141,7 @@ class Tier(Generic[T]):
     def _drop(self, key: str) -> None:
         entry = self._entries.pop(key)
         self._use(-entry.size_bytes)
-        if self._dispose:
-            self._dispose(entry.value)
+        self.dispose(entry.value)
 
     def _use(self, size_bytes: int) -> None:
         self.used_bytes += size_bytes

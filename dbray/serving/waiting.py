@@ -3,19 +3,24 @@
 Owns fairness between tenants, affinity to the weights that are in the module, and the limits.
 Knows neither devices nor Ray. Thread-safe: requests arrive on one thread, the device takes on
 another.
+
+Tenants share the device by start-time fair queueing (Goyal, Vin and Cheng 1996): each has a tag,
+the service it has had; the lowest goes first, and the virtual time is the tag of whom was served
+last. Who comes anew starts from the virtual time: an absence earns nothing, and a short one forgets
+nothing. Service is counted in work: sampling steps of images of the base's own size.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections import defaultdict, deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 from dbray.generate import Sampling
 from dbray.serving.cache import Lease
-from dbray.serving.messages import Ask, Refusal, Refused
+from dbray.serving.messages import OVERLOADED, Ask, Refusal, Refused
 
 Clock = Callable[[], float]
 
@@ -24,13 +29,17 @@ _SMOOTHING = 0.2
 
 @dataclass(eq=False)
 class Job:
-    """A request on its way. `emit` may be called from any thread."""
+    """A request on its way. `emit` may be called from any thread.
+
+    `area` is that of one image; the base's own size has 1.
+    """
 
     ask: Ask
     sampling: Sampling
     size: tuple[int, int]
     emit: Callable[[object], None]
     arrived: float
+    area: float = 1.0
     waiting: deque[int] = field(default_factory=deque)
     lease: Lease | None = None
     ready_since: float | None = None
@@ -41,6 +50,11 @@ class Job:
     def kind(self) -> tuple[str, Sampling, tuple[int, int]]:
         """Jobs of the same kind can share a batch."""
         return self.ask.key, self.sampling, self.size
+
+    @property
+    def work(self) -> float:
+        """What one image costs."""
+        return self.sampling.steps * self.area
 
     @property
     def deadline(self) -> float:
@@ -63,9 +77,9 @@ class Limits:
     """How much may wait.
 
     Attributes:
-        max_images: in all; more is refused with 503.
+        max_images: that would be sampled until a new job is done; more is refused with 503.
         max_images_per_tenant: of one tenant; more is refused with 429.
-        batch_images: in one batch.
+        batch_images: in one batch, of the base's own size; of larger ones fewer.
         patience_seconds: how long a ready job waits at most for jobs whose weights are in place.
     """
 
@@ -83,8 +97,9 @@ class FairQueue:
         self._clock = clock
         self._jobs: list[Job] = []
         self._used: dict[str, float] = {}
-        self._running_steps = 0
-        self._seconds_per_step = 0.0
+        self._virtual = 0.0
+        self._running_work = 0.0
+        self._seconds_per_work = 0.0
         self._condition = threading.Condition()
 
     @property
@@ -93,40 +108,38 @@ class FairQueue:
         with self._condition:
             return sum(len(job.waiting) for job in self._jobs)
 
-    def seconds_ahead(self) -> float:
-        """How long the device will be busy with what is here, as far as one can tell."""
-        with self._condition:
-            steps = sum(len(job.waiting) * job.sampling.steps for job in self._jobs)
-            return (steps + self._running_steps) * self._seconds_per_step
-
     def push(self, job: Job) -> None:
         """Take a job in; it is not sampled before `ready`. Raises Refused."""
         with self._condition:
             self._check(job)
             tenant = job.ask.tenant
             active = {other.ask.tenant for other in self._jobs}
-            if tenant not in active:  # who was away has no claim from that time
-                least = min((self._used[name] for name in active), default=0.0)
-                self._used = {name: self._used[name] for name in active}
-                self._used[tenant] = max(self._used.get(tenant, 0.0), least)
+            # The others' tags are at or behind the virtual time: they would start from there.
+            self._used = {
+                name: used
+                for name, used in self._used.items()
+                if used > self._virtual or name in active
+            }
+            self._used[tenant] = max(self._used.get(tenant, 0.0), self._virtual)
             job.waiting.extend(range(len(job.ask.seeds)))
             self._jobs.append(job)
 
     def _check(self, job: Job) -> None:
         num_new, tenant = len(job.ask.seeds), job.ask.tenant
-        ahead = self.seconds_ahead()
-        own = num_new * job.sampling.steps * self._seconds_per_step
-        if self.num_images + num_new > self.limits.max_images or (
-            ahead > 0 and ahead + own > job.ask.deadline_seconds
-        ):
-            raise Refused(Refusal(
-                503, "overloaded", "The server is busy; try again later.", retry_after=max(1, ahead)
-            ))  # fmt: skip
-        of_tenant = sum(len(other.waiting) for other in self._jobs if other.ask.tenant == tenant)
-        if of_tenant + num_new > self.limits.max_images_per_tenant:
+        images, work = defaultdict[str, int](int), defaultdict[str, float](float)
+        for other in self._jobs:
+            images[other.ask.tenant] += len(other.waiting)
+            work[other.ask.tenant] += len(other.waiting) * other.work
+        own = num_new * job.work
+        before = self._running_work + _until_done(work, tenant, own) - own
+        seconds = before * self._seconds_per_work
+        late = seconds + own * self._seconds_per_work > job.ask.deadline_seconds
+        if _until_done(images, tenant, num_new) > self.limits.max_images or (seconds > 0 and late):
+            raise Refused(replace(OVERLOADED, retry_after=max(1, seconds)))
+        if images[tenant] + num_new > self.limits.max_images_per_tenant:
             raise Refused(Refusal(
                 429, "too_many_requests", "Too many of your images wait already; try again later.",
-                retry_after=max(1, ahead),
+                retry_after=max(1, seconds),
             ))  # fmt: skip
 
     def ready(self, job: Job, lease: Lease | None) -> None:
@@ -161,17 +174,17 @@ class FairQueue:
             if not batch:
                 self._condition.wait(timeout_seconds)
                 batch = self._choose(resident)
-            self._running_steps = sum(job.sampling.steps for job, _ in batch)
+            self._running_work = sum(job.work for job, _ in batch)
             return batch
 
-    def done(self, num_steps: int, seconds: float) -> None:
-        """Learn how long `num_steps` steps of single images took."""
+    def done(self, work: float, seconds: float) -> None:
+        """Learn how long some work took."""
         with self._condition:
-            self._running_steps = 0
-            if num_steps:
-                rate = seconds / num_steps
-                known = self._seconds_per_step or rate
-                self._seconds_per_step = known + _SMOOTHING * (rate - known)
+            self._running_work = 0.0
+            if work:
+                rate = seconds / work
+                known = self._seconds_per_work or rate
+                self._seconds_per_work = known + _SMOOTHING * (rate - known)
 
     def _choose(self, resident: str) -> Batch:
         now = self._clock()
@@ -185,12 +198,24 @@ class FairQueue:
         in_place = [job for job in ready if job.ask.key == resident]
         patient = longest < self.limits.patience_seconds
         lead = min(in_place if in_place and patient else ready, key=self._turn)
+        self._virtual = max(self._virtual, self._used[lead.ask.tenant])
+        most = max(1, int(self.limits.batch_images / max(1.0, lead.area)))
         batch: Batch = []
         for job in sorted((j for j in ready if j.kind == lead.kind), key=self._turn):
-            while job.waiting and len(batch) < self.limits.batch_images:
+            while job.waiting and len(batch) < most:
                 batch.append((job, job.waiting.popleft()))
-                self._used[job.ask.tenant] += job.sampling.steps
+                self._used[job.ask.tenant] += job.work
         return batch
 
     def _turn(self, job: Job) -> tuple[float, float]:
         return self._used[job.ask.tenant], job.arrived
+
+
+def _until_done(waiting: Mapping[str, float], tenant: str, new: float) -> float:
+    """How much is served until a tenant's new job is done, by what waits of each tenant.
+
+    All of the tenant's own comes first; of every other tenant, who takes turns with it, no more
+    than as much again.
+    """
+    mine = waiting.get(tenant, 0) + new
+    return mine + sum(min(theirs, mine) for other, theirs in waiting.items() if other != tenant)

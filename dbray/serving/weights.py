@@ -50,12 +50,14 @@ Layout = Mapping[str, torch.Size]
 class Flat:
     """Weights by part, each one flat tensor in the order of the part's Layout.
 
-    `contents` are the bytes of the files that they are views of, where they are.
+    `contents` are the bytes of the files that they are views of, where they are, and `digests` what
+    the SHA-256 of each must be.
     """
 
     parts: Mapping[str, Tensor]
     method: str = "full"
     contents: Mapping[str, Tensor] = field(default_factory=dict)
+    digests: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def size_bytes(self) -> int:
@@ -126,6 +128,21 @@ def _gather(module: nn.Module) -> tuple[Layout, Tensor]:
     return {name: tensor.shape for name, tensor in own.items()}, flat
 
 
+@dataclass(frozen=True)
+class Files:
+    """A model's weight files on this machine. `folder` holds them, where they are copies."""
+
+    method: str
+    paths: Mapping[str, Path]
+    digests: Mapping[str, str]
+    folder: Path | None = None
+
+    def remove(self) -> None:
+        """Remove the copies."""
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
 class Source:
     """Reads a registry's models and checks that they are for this base."""
 
@@ -141,34 +158,36 @@ class Source:
         half = sum(shape.numel() * 2 for shape in layouts["unet"].values())
         self._spare.replace(int(half * 1.02))
 
-    def fetch(self, key: str, _below: None) -> tuple[Path, int]:
-        """Level "disk": a folder with copies of the files, verified."""
-        folder = self._scratch / key.replace("@", "/")
-        files = self._registry.weights(self._record(key), folder)
-        return folder, sum(file.stat().st_size for file in files.values())
-
-    def read(self, key: str, folder: Path | None) -> tuple[Flat, int]:
-        """Level "ram": the files' bytes; fit, but not yet verified."""
+    def fetch(self, key: str, _below: None) -> tuple[Files, int]:
+        """Level "disk": copies of the files, verified."""
         record = self._record(key)
-        if folder is None:
-            files = self._registry.local_weights(record)
-        else:
-            files = {name: folder / name for name in record.files}
+        folder = self._scratch / key.replace("@", "/")
+        try:
+            paths = self._registry.weights(record, folder)
+            digests = self._registry.digests(record)
+        except DbrayError:
+            shutil.rmtree(folder, ignore_errors=True)  # no tier counts a part of a copy
+            raise
+        files = Files(record.recipe.method, paths, digests, folder)
+        return files, sum(file.stat().st_size for file in paths.values())
+
+    def read(self, key: str, files: Files | None) -> tuple[Flat, int]:
+        """Level "ram": the files' bytes; fit, but not yet verified."""
+        files = files or self._published(key)
         contents, parts = {}, {}
-        for name, file in files.items():
+        for name, file in files.paths.items():
             part = name.removesuffix(".safetensors")
             if part not in self._layouts:
                 raise BaseError(f"{key}: the base has no part {part!r} to replace")
             contents[name] = content = _read(file, self._spare)
             parts[part] = flatten(content, self._layouts[part], name)
-        weights = Flat(parts, record.recipe.method, contents)
+        weights = Flat(parts, files.method, contents, files.digests)
         return weights, weights.size_bytes
 
     def verify(self, key: str, weights: Flat) -> None:
         """Compare the digests of the very bytes that are used. Raises DigestMismatch."""
-        digests = self._registry.digests(self._record(key))
         for name, content in weights.contents.items():
-            if hashlib.sha256(_bytes(content)).hexdigest() != digests[name]:
+            if hashlib.sha256(_bytes(content)).hexdigest() != weights.digests[name]:
                 raise DigestMismatch(f"{key}: {name} is not what was published")
         self._spare.replace(max(map(len, weights.contents.values())))
 
@@ -176,6 +195,12 @@ class Source:
         """Level "device": tensors in the compute precision, on the device."""
         prepared = weights.prepare(self._device)
         return prepared, prepared.size_bytes
+
+    def _published(self, key: str) -> Files:
+        """The published files themselves, of a registry on this machine."""
+        record = self._record(key)
+        paths, digests = self._registry.local_weights(record), self._registry.digests(record)
+        return Files(record.recipe.method, paths, digests)
 
     def _record(self, key: str) -> ModelRecord:
         record = self._registry.find(key)
@@ -287,7 +312,7 @@ def make_cache(
     source: Source, budgets: Budgets, background: Executor, watcher: Watcher, is_local: bool
 ) -> TieredCache:
     """Build a replica's cache. A local registry is its own disk tier: nothing is copied."""
-    disk = Level(Tier("disk", budgets.disk_bytes, watcher, dispose=_remove), source.fetch)
+    disk = Level(Tier("disk", budgets.disk_bytes, watcher, dispose=Files.remove), source.fetch)
     ram = Level(Tier("ram", budgets.ram_bytes, watcher), source.read)
     device: Level[Flat] = Level(
         Tier("device", budgets.device_bytes, watcher),
@@ -303,10 +328,6 @@ def make_cache(
         remembered=REMEMBERED,
         watcher=watcher,
     )
-
-
-def _remove(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def load_refusal(exc: Exception, key: str) -> Refusal:

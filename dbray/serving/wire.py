@@ -11,9 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dbray.serving.messages import BASE, OutputFormat, Refusal
-from dbray.spec import Sampler
+from dbray.spec import MAX_SAMPLING_STEPS, Sampler
 
-ID_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 MODEL_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}(@[0-9a-f]{6,12})?$"
 MAX_PROMPT = 4000
 MAX_SIDE = 2048
@@ -47,7 +46,7 @@ class GenerationRequest(Wire):
     stream: bool = Field(False, description="Server-sent events.")
     partial_images: int = Field(0, ge=0, le=3, description="Unfinished images, when streaming.")
     seed: int | None = Field(None, ge=0, lt=2**63, description="Absent: drawn at random.")
-    num_inference_steps: int | None = Field(None, ge=1, le=1000)
+    num_inference_steps: int | None = Field(None, ge=1, le=MAX_SAMPLING_STEPS)
     guidance_scale: float | None = Field(None, ge=1, le=50)
     negative_prompt: Prompt = ""
     scheduler: Sampler | None = None
@@ -96,6 +95,7 @@ class ModelDetails(Wire):
     identifier: str | None
     base: str
     trained_steps: int | None
+    resolution: int | None = Field(description="Side of its images; absent: the base's own.")
     previews: list[str] = Field(description="Names under /v1/models/{id}/previews/.")
     preview_prompts: list[str] = []
 

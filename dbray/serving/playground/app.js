@@ -14,6 +14,8 @@ const PAGE = 100;
 let chosen = null; // the model object of the server
 let last = ""; // id of the last model listed
 let running = null; // AbortController of what is being drawn
+let asked = ""; // the model that was asked for last: answers of others come too late
+let listing = 0; // counts lists that were begun: pages of older ones come too late
 
 function element(tag, className, text) {
   const node = document.createElement(tag);
@@ -27,8 +29,11 @@ function say(text, isError = false) {
   $("status").classList.toggle("error", isError);
 }
 
-const previewPath = (model, name) =>
-  `/v1/models/${encodeURIComponent(model.id)}/previews/${encodeURIComponent(name)}`;
+// With the revision, so that what a browser has kept is never that of another one.
+const previewPath = (model, name) => {
+  const revision = encodeURIComponent(`${model.id}@${model.dbray.revision}`);
+  return `/v1/models/${revision}/previews/${encodeURIComponent(name)}`;
+};
 
 async function show(image, path) {
   try {
@@ -75,26 +80,48 @@ function makeCard(model) {
   return card;
 }
 
-async function loadModels() {
-  const page = await getJson(`/v1/models?limit=${PAGE}&after=${encodeURIComponent(last)}`);
+// The server filters: only it knows the models that are not on the page yet.
+async function loadModels(isNew = true) {
+  const own = isNew ? ++listing : listing;
+  const wanted = encodeURIComponent($("filter").value.trim());
+  const after = encodeURIComponent(isNew ? "" : last);
+  const page = await getJson(`/v1/models?limit=${PAGE}&after=${after}&contains=${wanted}`);
+  if (own !== listing) return;
+  if (isNew) {
+    for (const card of $("models").children) sight.unobserve(card);
+    $("models").replaceChildren();
+  }
   for (const model of page.data) $("models").append(makeCard(model));
-  last = page.data.at(-1)?.id ?? last;
+  last = page.data.at(-1)?.id ?? "";
   $("more").hidden = !page.has_more;
   const cards = [...$("models").children];
-  if (!chosen && cards.length) await choose((cards[1] || cards[0]).dataset.id);
+  $("no-models").hidden = cards.length > 0;
+  if (!asked && cards.length) await choose((cards[1] || cards[0]).dataset.id);
+  else markChosen();
 }
 
-async function choose(id) {
-  try {
-    chosen = await getJson(`/v1/models/${encodeURIComponent(id)}`);
-  } catch (error) {
-    return fail(error);
-  }
-  for (const card of $("models").children) {
-    const isChosen = card.dataset.id === id;
+// One card at least can be reached with the Tab key, also when the chosen one is filtered out.
+function markChosen() {
+  const cards = [...$("models").children];
+  for (const card of cards) {
+    const isChosen = card.dataset.id === chosen?.id;
     card.setAttribute("aria-checked", String(isChosen));
     card.tabIndex = isChosen ? 0 : -1;
   }
+  if (cards.length && !cards.some((card) => card.tabIndex === 0)) cards[0].tabIndex = 0;
+}
+
+async function choose(id) {
+  asked = id;
+  let model;
+  try {
+    model = await getJson(`/v1/models/${encodeURIComponent(id)}`);
+  } catch (error) {
+    return fail(error);
+  }
+  if (asked !== id) return; // another was chosen meanwhile
+  chosen = model;
+  markChosen();
   const about = chosen.dbray;
   $("studio-title").textContent = id;
   $("studio-about").textContent = about.revision
@@ -103,7 +130,7 @@ async function choose(id) {
   $("compare").disabled = !about.revision;
   showPictures();
   showCurl();
-  $("go").disabled = false;
+  $("go").disabled = running !== null;
 }
 
 function showPictures() {
@@ -143,11 +170,12 @@ function readForm() {
   return body;
 }
 
-// The base has no {subject}: it is asked for the class noun, at the same seed.
+// The base has no {subject}: it is asked for the class noun, at the same seed and size.
 function forBase(body) {
   const noun = chosen.dbray.class_noun || "";
   const prompt = body.prompt.replaceAll("{subject}", noun).replaceAll("{class}", noun);
-  return { ...body, model: "base", prompt };
+  const side = chosen.dbray.resolution;
+  return { ...body, model: "base", prompt, ...(side && { size: `${side}x${side}` }) };
 }
 
 function showCurl() {
@@ -223,19 +251,9 @@ function fail(error) {
   return say(error.message, true);
 }
 
-function filterModels() {
-  const wanted = $("filter").value.trim().toLowerCase();
-  let shown = 0;
-  for (const card of $("models").children) {
-    card.hidden = !card.textContent.toLowerCase().includes(wanted);
-    shown += !card.hidden;
-  }
-  $("no-models").hidden = shown > 0;
-}
-
 function moveChoice(event) {
   const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
-  const cards = [...$("models").children].filter((card) => !card.hidden);
+  const cards = [...$("models").children];
   const at = cards.indexOf(document.activeElement);
   if (!step || at < 0) return;
   event.preventDefault();
@@ -264,9 +282,9 @@ for (const idea of IDEAS) {
 $("ask").addEventListener("submit", run);
 $("ask").addEventListener("input", showCurl);
 $("stop").addEventListener("click", () => running?.abort());
-$("filter").addEventListener("input", filterModels);
+$("filter").addEventListener("input", () => loadModels().catch(fail));
 $("models").addEventListener("keydown", moveChoice);
-$("more").addEventListener("click", () => loadModels().catch(fail));
+$("more").addEventListener("click", () => loadModels(false).catch(fail));
 $("copy").addEventListener("click", copyCurl);
 $("key-form").addEventListener("submit", (event) => {
   event.preventDefault();

@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 from ray import serve
+from ray.serve.exceptions import DeploymentUnavailableError
 
 from dbray.errors import Problem, SpecError
 from dbray.serving.app import build, with_base
@@ -22,6 +23,7 @@ from dbray.serving.tenants import is_loopback, read_keys
 _log = logging.getLogger(__name__)
 
 APP = "dbray"
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _POLL_SECONDS = 0.2
 
 
@@ -54,23 +56,25 @@ def launch(
     given = ServeOptions(registry=registry, keys=str(keys) if keys else None, **options)
     given = with_base(given)
     stop = threading.Event()
-    start(given, port, host)
+    previous = {name: signal.signal(name, signal.default_int_handler) for name in _SIGNALS}
     try:
-        previous = {
-            name: signal.signal(name, lambda *_: stop.set())
-            for name in (signal.SIGTERM, signal.SIGINT)
-        }
+        start(given, port, host)
+        for name in _SIGNALS:  # not before: Ray puts handlers of its own in place
+            signal.signal(name, lambda *_: stop.set())
         if on_ready:
             on_ready(f"http://{host}:{port}")
         # Not wait() without a time: on some platforms it blocks signals.
         while not stop.wait(_POLL_SECONDS):
             pass
         drain(given.drain_seconds)
+    except KeyboardInterrupt:
+        _log.warning("stopped before it was ready")
+    finally:
+        if ray.is_initialized():  # else Serve would start it, to have something to shut down
+            serve.shutdown()
+            ray.shutdown()
         for name, handler in previous.items():
             signal.signal(name, handler)
-    finally:
-        serve.shutdown()
-        ray.shutdown()
 
 
 def start(options: ServeOptions, port: int, host: str = "127.0.0.1") -> None:
@@ -91,10 +95,20 @@ def start(options: ServeOptions, port: int, host: str = "127.0.0.1") -> None:
 def drain(seconds: float) -> int:
     """Refuse new requests and wait for those in flight; returns how many were left."""
     handle, ends = serve.get_app_handle(APP), time.monotonic() + seconds
-    left = handle.drain.remote().result(timeout_s=seconds + 5)
+
+    def ask_all() -> int:
+        """Tell every ingress, also one that started since; one that died has nothing in flight."""
+        try:
+            asked = handle.broadcast("drain")
+            counts = asked.results(timeout_s=seconds + 5, return_exceptions=True)
+        except DeploymentUnavailableError:
+            return 0
+        return sum(count for count in counts if isinstance(count, int))
+
+    left = ask_all()
     while left and time.monotonic() < ends:
         time.sleep(_POLL_SECONDS)
-        left = handle.drain.remote().result(timeout_s=seconds + 5)
+        left = ask_all()
     if left:
         _log.warning("ending with requests in flight: %d", left)
     return left

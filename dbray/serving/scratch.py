@@ -1,0 +1,50 @@
+"""A folder of local copies that does not outlive its process, not even a killed one.
+
+A process holds a lock on a file in its folder as long as it lives. Who makes a folder removes those
+beside it whose lock nobody holds: their owners are dead.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+_PREFIX = "dbray-serving-"
+_LOCK = "lock"
+
+
+class Scratch:
+    """A new folder under `parent`, or where temporary files go; abandoned ones go first."""
+
+    def __init__(self, parent: str | None = None) -> None:
+        place = Path(parent or tempfile.gettempdir())
+        place.mkdir(parents=True, exist_ok=True)
+        for other in place.glob(f"{_PREFIX}*"):
+            _remove_if_abandoned(other)
+        self.folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
+        # Locked before it gets the name that others look for, so that it is never seen unlocked.
+        unlocked = self.folder / f"{_LOCK}.new"
+        self._lock = os.open(unlocked, os.O_CREAT | os.O_RDWR, 0o600)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        unlocked.rename(self.folder / _LOCK)
+
+    def close(self) -> None:
+        """Remove the folder; twice is harmless."""
+        if self._lock >= 0:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            os.close(self._lock)
+            self._lock = -1
+
+
+def _remove_if_abandoned(folder: Path) -> None:
+    with suppress(OSError):  # no lock file yet, somebody else's, or held: not ours to remove
+        lock = os.open(folder / _LOCK, os.O_RDWR)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            os.close(lock)
