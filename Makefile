@@ -10,7 +10,8 @@ help:
 
 venv: $(VENV)/.ready ## make .venv and install the project into it
 
-# torch comes first and pinned: without a GPU the pinned build is the small one for CPUs.
+# torch comes first, by its pin alone: pip takes the small build for CPUs where it is told of one
+# (PIP_INDEX_URL, PIP_FIND_LINKS), else PyPI's, which on Linux brings CUDA and several GB.
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check $$(grep '^torch==' constraints.txt)
@@ -23,7 +24,7 @@ demo: venv ## run the main job on the miniature; ends by naming the report to op
 test: venv ## run the tests
 	$(BIN)/pytest
 
-test-slow: venv ## run the slow tests too (kills, elastic lanes)
+test-slow: venv ## run the tests over 30 s too (deployment of serve/production.yaml)
 	$(BIN)/pytest --slow
 
 check: venv ## format, lint, types and floors

@@ -1,10 +1,10 @@
 """What does a kill cost? SIGKILL of driver, lane worker and prior actor, at random moments.
 
-    python benchmarks/kills.py [--rounds 5] [--seed 0] [--keep]
+    python benchmarks/kills.py [--rounds 5] [--subjects 4] [--steps 90] [--seed 0] [--keep]
 
 After each kill the job is run again until it has ended, and compared with an undisturbed run: every
 subject published exactly once, what was published before the kill untouched, all weights bitwise
-equal.
+equal. The driver is killed after it has published a subject: else nothing could be touched.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from measure import finish, print_table
 
 from dbray.miniature import world
 
-VICTIMS = {"driver": None, "lane worker": "RayTrainWorker", "prior actor": "PartActor"}
+DRIVER = "driver"
+VICTIMS = {DRIVER: "", "lane worker": "RayTrainWorker", "prior actor": "PartActor"}
 _DEADLINE_SECONDS = 300.0
 
 
@@ -83,21 +84,36 @@ def weights(of: dict[str, str]) -> dict[str, str]:
     return {name: value for name, value in of.items() if name.endswith(".safetensors")}
 
 
-def kill(process: psutil.Popen, title: str | None, delay: float) -> bool:
-    """Kill the driver, or the first of its processes with that title, `delay` after it is there."""
-    victim: psutil.Process | None = process if title is None else None
-    while victim is None and process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            victim = next((child for child in process.children(recursive=True)
-                           if title in " ".join(child.cmdline())), None)  # fmt: skip
+def alive(process: psutil.Process) -> bool:
+    """Whether it runs; one that has ended stays a zombie until it is waited for."""
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+def find(process: psutil.Popen, job: Path, victim: str) -> psutil.Process | None:
+    """The process to kill, if it is there; the driver, once it has told of a published subject."""
+    if victim == DRIVER:
+        lines = (job.parent / "log.txt").read_text(errors="replace").splitlines()
+        return process if any(line.startswith("published ") for line in lines) else None
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for child in process.children(recursive=True):
+            if VICTIMS[victim] in " ".join(child.cmdline()):
+                return child
+    return None
+
+
+def kill(process: psutil.Popen, job: Path, victim: str, delay: float) -> bool:
+    """Kill the victim `delay` seconds after it is there; returns whether it still ran then."""
+    found = None
+    while found is None and alive(process):
+        found = find(process, job, victim)
         time.sleep(0.05)
     time.sleep(delay)
-    try:
-        assert victim is not None
-        victim.kill()
-    except (psutil.NoSuchProcess, AssertionError):
+    if found is None or not alive(found):
         return False
-    return True
+    with contextlib.suppress(psutil.NoSuchProcess):
+        found.kill()
+        return True
+    return False
 
 
 def one_round(folder: Path, args: argparse.Namespace, victim: str, delay: float,
@@ -105,7 +121,7 @@ def one_round(folder: Path, args: argparse.Namespace, victim: str, delay: float,
     """Kill once, run again, compare."""
     job = prepare(folder, args)
     process = start(job)
-    hit = kill(process, VICTIMS[victim], delay)
+    hit = kill(process, job, victim, delay)
     process.wait(_DEADLINE_SECONDS)
     before = published(job)
     seconds = run(job)
@@ -124,7 +140,7 @@ def one_round(folder: Path, args: argparse.Namespace, victim: str, delay: float,
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="kills of each kind (default: 5)")
     parser.add_argument("--base", default="miniature")
     parser.add_argument("--subjects", type=int, default=4)
     parser.add_argument("--steps", type=int, default=90)
@@ -141,8 +157,9 @@ def main() -> None:
             (undisturbed.parent / "runs" / "jobs" / "job" / "summary.json").read_text()
         )["phase_seconds"]
         longest = {
-            "driver": whole,
-            # Most of these phases is the start of processes, before the victim is there.
+            # Most of these phases is over when the victim is there: the start of processes, and
+            # for the driver the first subjects.
+            DRIVER: phases["training"] / 2,
             "lane worker": phases["training"] / 2,
             "prior actor": phases["class images"] / 2,
         }

@@ -6,14 +6,21 @@ a checkpoint counts when those of all ranks are committed. Restoring continues b
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Collection
+
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import distributed as dist
 
 from dbray.engine import Engine
+from dbray.errors import StoreError, TrainError
 from dbray.finetune import LossPoint, Progress, Share
 from dbray.store import Store
+
+logger = logging.getLogger(__name__)
 
 _CURVE = "dbray.loss_curve"
 _STATE = "state.safetensors"
@@ -22,15 +29,23 @@ _STATE = "state.safetensors"
 class Checkpoint:
     """The state of a subject in flight, one file per rank and step, safetensors only.
 
-    A checkpoint counts when every rank's file of its step is committed.
+    A checkpoint counts when every rank's file of its step is committed. All ranks make the same
+    calls.
     """
 
-    def __init__(self, store: Store, job_id: str, revision: str, share: Share) -> None:
+    def __init__(
+        self, store: Store, job_id: str, revision: str, share: Share, zero_stage: int
+    ) -> None:
         self._store, self._share = store, share
-        self._folder = f"jobs/{job_id}/checkpoints/{revision}"
+        self._folder = f"{_folder(job_id)}/{revision}"
+        # What was saved with other ranks or another sharding is of no use.
+        self._suffix = f"-of-{share.world_size}-zero-{zero_stage}"
+
+    def _step_folder(self, step: int) -> str:
+        return f"{self._folder}/{step:08d}{self._suffix}"
 
     def _rank_folder(self, step: int, rank: int) -> str:
-        return f"{self._folder}/{step:08d}-of-{self._share.world_size}/rank-{rank}"
+        return f"{self._step_folder(step)}/rank-{rank}"
 
     def save(self, engine: Engine, progress: Progress) -> None:
         """Commit this rank's state; drop the one before."""
@@ -44,19 +59,37 @@ class Checkpoint:
         if self._share.rank == 0:
             for old in earlier:
                 if old != step:
-                    self._store.remove(self._rank_folder(old, 0).rsplit("/", 1)[0])
+                    self._store.remove(self._step_folder(old))
 
     def restore(self, engine: Engine) -> Progress:
-        """Load the newest complete checkpoint into the engine, if there is one."""
-        for step in reversed(self._steps()):
-            ranks = range(self._share.world_size)
-            if all(self._store.is_committed(self._rank_folder(step, rank)) for rank in ranks):
-                folder = self._rank_folder(step, self._share.rank)
-                tensors = load_tensors(self._store.read_committed(folder, _STATE))
-                curve = tensors.pop(_CURVE).tolist()
-                engine.load_state(tensors)
-                return Progress(step, tuple(LossPoint(int(row[0]), *row[1:]) for row in curve))
+        """Load the newest usable checkpoint into the engine, if there is one.
+
+        A damaged one, or one that another lane has just removed, costs its steps and no more: it
+        is removed, and the one before or the beginning taken.
+        """
+        for step in self._everybodys(sorted(self._steps(), reverse=True)):
+            progress = self._load(engine, step)
+            if all(self._of_all(progress is not None)):
+                assert progress is not None
+                return progress
+            engine.reset()
+            if self._share.rank == 0:
+                self._store.remove(self._step_folder(step))
         return Progress()
+
+    def _load(self, engine: Engine, step: int) -> Progress | None:
+        ranks = range(self._share.world_size)
+        try:
+            if not all(self._store.is_committed(self._rank_folder(step, rank)) for rank in ranks):
+                return None
+            folder = self._rank_folder(step, self._share.rank)
+            tensors = load_tensors(self._store.read_committed(folder, _STATE))
+            curve = tensors.pop(_CURVE).tolist()
+            engine.load_state(tensors)
+        except (StoreError, TrainError, SafetensorError, KeyError) as exc:
+            logger.warning("checkpoint unusable folder=%s error=%s", self._step_folder(step), exc)
+            return None
+        return Progress(step, tuple(LossPoint(int(row[0]), *row[1:]) for row in curve))
 
     def remove(self) -> None:
         """Forget the checkpoints of a subject that is published."""
@@ -64,6 +97,30 @@ class Checkpoint:
             self._store.remove(self._folder)
 
     def _steps(self) -> list[int]:
-        suffix = f"-of-{self._share.world_size}"
         names = self._store.names(self._folder)
-        return sorted(int(name.removesuffix(suffix)) for name in names if name.endswith(suffix))
+        starts = (name.removesuffix(self._suffix) for name in names if name.endswith(self._suffix))
+        return [int(start) for start in starts if start.isdecimal()]
+
+    def _everybodys(self, steps: list[int]) -> list[int]:
+        """What rank 0 sees, for all: a listing may differ from one moment to the next."""
+        if self._share.world_size > 1:
+            dist.broadcast_object_list(box := [steps], src=0)
+            [steps] = box
+        return steps
+
+    def _of_all(self, mine: bool) -> list[bool]:
+        found = [mine] * self._share.world_size
+        if self._share.world_size > 1:
+            dist.all_gather_object(found, mine)
+        return found
+
+
+def forget_checkpoints(store: Store, job_id: str, keep: Collection[str]) -> None:
+    """Remove the checkpoints of a job, but those of the revisions that are still to be trained."""
+    for revision in store.names(_folder(job_id)):
+        if revision not in keep:
+            store.remove(f"{_folder(job_id)}/{revision}")
+
+
+def _folder(job_id: str) -> str:
+    return f"jobs/{job_id}/checkpoints"

@@ -66,6 +66,10 @@ class Folder:
             raise StoreError(f"{full} leads out of {self.root} through a symbolic link")
         return real
 
+    def arrow(self, path: str) -> tuple[pafs.FileSystem, str]:
+        """Return the filesystem and the path in it."""
+        return pafs.LocalFileSystem(), str(self.inside(path))
+
     def open(self, path: str) -> BinaryIO:
         """Open a regular file for reading."""
         return open_regular(self.inside(path))
@@ -122,7 +126,8 @@ class Bucket:
         self._uri = uri
         self._given = filesystem
 
-    def _at(self, path: str) -> tuple[pafs.FileSystem, str]:
+    def arrow(self, path: str) -> tuple[pafs.FileSystem, str]:
+        """Return the filesystem and the key in it."""
         filesystem, root = (self._given, self._uri) if self._given else connect(self._uri)
         return filesystem, _join(root, path)
 
@@ -132,12 +137,12 @@ class Bucket:
 
     def open(self, path: str) -> BinaryIO:
         """Open an object for reading."""
-        filesystem, key = self._at(path)
+        filesystem, key = self.arrow(path)
         return filesystem.open_input_stream(key)  # pyright: ignore[reportReturnType]
 
     def write(self, path: str, source: bytes | Path) -> FileRecord:
         """Put an object."""
-        filesystem, key = self._at(path)
+        filesystem, key = self.arrow(path)
         try:
             out = filesystem.open_output_stream(key)
         except FileNotFoundError:  # a filesystem with real folders
@@ -148,18 +153,18 @@ class Bucket:
 
     def exists(self, path: str) -> bool:
         """Say whether an object, or any object below, is there."""
-        filesystem, key = self._at(path)
+        filesystem, key = self.arrow(path)
         return filesystem.get_file_info(key).type != pafs.FileType.NotFound
 
     def names(self, path: str) -> list[str]:
         """List the entries directly under a prefix."""
-        filesystem, key = self._at(path)
+        filesystem, key = self.arrow(path)
         infos = filesystem.get_file_info(pafs.FileSelector(key, allow_not_found=True))
         return [info.base_name for info in infos]
 
     def remove(self, path: str) -> None:
         """Remove an object, or all below a prefix, its marker first."""
-        filesystem, key = self._at(path)
+        filesystem, key = self.arrow(path)
         kind = filesystem.get_file_info(key).type
         if kind == pafs.FileType.File:
             filesystem.delete_file(key)

@@ -35,6 +35,8 @@ class Engine(Protocol):
     """
 
     module: nn.Module
+    broken: bool
+    """Whether a step broke off beyond repair: its process must be replaced."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         """Call the module in the recipe's precision; return its (first) output in float32."""
@@ -129,7 +131,7 @@ class _Training:
         rate, decay = recipe.learning_rate, recipe.weight_decay
         # Fused is the fastest on a GPU, and on a CPU six times as fast as foreach.
         self._optimizer = AdamW(self._trained.values(), lr=rate, weight_decay=decay, fused=True)
-        self._num_steps, self._broken = 0, False
+        self._num_steps, self.broken = 0, False
 
     def _adopt(self, masters: Mapping[str, Tensor]) -> None:
         """Take over the masters, which hold the base weights."""
@@ -165,7 +167,7 @@ class _Training:
     @torch.no_grad()
     def reset(self) -> None:
         """See Engine."""
-        if self._broken:
+        if self.broken:
             raise LaneLost("a training step broke off; its worker processes must be replaced")
         _copy_all(self._masters.values(), self._base)
         _copy_all(self._ema, self._base)
@@ -209,8 +211,9 @@ class _Training:
         try:
             with _translated(self._device):
                 yield
-        except BaseException:
-            self._broken = self._fragile
+        except BaseException as exc:
+            # After an error of the device itself, every later call on it fails.
+            self.broken = self._fragile or isinstance(exc, torch.AcceleratorError)
             raise
 
 

@@ -2,18 +2,22 @@
 
     DbrayError
     ├── SpecError            what the user wrote is wrong; nothing ran        exit 2
-    ├── SubjectError         one subject's images or fields are unusable      exit 3
+    ├── SubjectError         one subject's images or fields are unusable      *
     ├── BaseError            the base model cannot be found, read or trusted  exit 2
     ├── StoreError           storage cannot be read or written                exit 1
     │   └── DigestMismatch   a stored file is not what was published
     ├── RegistryError        a registry request cannot be carried out         exit 2
     │   └── ModelNotFound
-    ├── TrainError           a subject's fine-tuning failed                   exit 3
+    ├── TrainError           a subject's fine-tuning failed                   *
     │   ├── Diverged         the loss is not finite
     │   └── OutOfMemory
-    ├── LaneLost             the workers of a lane died                       exit 3, retryable
+    ├── LaneLost             the workers of a lane died                       *
     ├── JobBusy              another run holds this job                       exit 2
     └── TooManyFailures      stopped at --max-failures                        exit 4
+
+* One subject's errors: a job that finishes without it exits with 3. Where they end a whole run, as
+an actor that cannot make class images, it exits with 1. StoreError and LaneLost may pass by
+themselves: they are tried again.
 
 Errors cross processes by pickle, so they take positional arguments only.
 """
@@ -62,8 +66,6 @@ class SpecError(DbrayError):
 class SubjectError(DbrayError):
     """One subject's images or fields are unusable; trying again will not help."""
 
-    exit_code = 3
-
 
 class BaseError(DbrayError):
     """The base model cannot be found, read or trusted."""
@@ -96,8 +98,6 @@ class ModelNotFound(RegistryError):
 class TrainError(DbrayError):
     """A subject's fine-tuning failed."""
 
-    exit_code = 3
-
 
 class Diverged(TrainError):
     """The loss is not finite. The same seed would diverge again, so it is not retried."""
@@ -111,7 +111,6 @@ class LaneLost(DbrayError):
     """The workers of a lane died: killed, out of memory, or their node is gone."""
 
     retryable = True
-    exit_code = 3
 
 
 class JobBusy(DbrayError):

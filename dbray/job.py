@@ -10,32 +10,33 @@ import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
-
-import ray
+from typing import Literal, Protocol
 
 import dbray
 from dbray import backbones, manifest, metrics
+from dbray.checkpoint import forget_checkpoints
 from dbray.cluster import connected, hardware
 from dbray.errors import DbrayError, SpecError, TooManyFailures
 from dbray.journal import Journal, counts, failures_by_cause
-from dbray.lane import LaneSpec, run_lane
-from dbray.leases import LeaseQueue, Outcome, Snapshot
-from dbray.plan import Plan, make_plan, num_lanes
-from dbray.previews import PreviewRequest, make_previews
-from dbray.priors import make_priors
+from dbray.lanes import open_lanes
+from dbray.leases import Outcome, Snapshot
+from dbray.plan import Plan, PlannedSubject, make_plan, num_lanes, too_small
+from dbray.previews import PreviewRequest, describe, make_previews
+from dbray.priors import PriorReport, make_priors
 from dbray.registry import Registry
 from dbray.report import build_report
 from dbray.sampling import SamplingPool
 from dbray.spec import Job, utc_now
 from dbray.store import Store
+from dbray.summary import InFlight, Rates, Summary, read_summary
 
 logger = logging.getLogger(__name__)
 
-_POLL_SECONDS = 0.25
-_JOIN_SECONDS = 15.0
+_HERALD_SECONDS = 10.0
+_LOOKUPS_AT_ONCE = 16
 
 State = Literal["running", "finished", "stopped", "interrupted", "broken"]
 
@@ -90,18 +91,19 @@ class JobResult:
     job_id: str
     state: State
     outcomes: tuple[Outcome, ...]
-    summary: dict[str, Any]
+    summary: Summary
     report: str
     """Path or URI of report.html."""
 
     @property
     def exit_code(self) -> int:
-        """0: all published. 3: some failed. 4: stopped at max_failures. 130: interrupted."""
+        """0: all published. 3: some were not. 4: stopped at max_failures. 130: interrupted."""
         if self.state == "interrupted":
             return 130
         if self.state == "stopped":
             return TooManyFailures.exit_code
-        return 3 if self.summary["counts"]["failed"] else 0
+        counted = self.summary.counts
+        return 3 if counted["failed"] or counted["unfinished"] else 0
 
 
 def run_job(job: Job, options: RunOptions | None = None, watch: Watch | None = None) -> JobResult:
@@ -118,11 +120,15 @@ def run_job(job: Job, options: RunOptions | None = None, watch: Watch | None = N
         raise SpecError(validation.problems)
     base = backbones.resolve(job.base, job.base_revision)
     store = Store(job.storage)
+    # Workers have other working folders: a relative path means this one's.
+    job = job.model_copy(update={"storage": store.uri})
     journal = Journal(store, job.id)
     with journal.hold():
         plan = make_plan(job, base, validation.subjects, store)
-        run = _Run(plan, journal, options or RunOptions(), watch or Silence())
-        return run.carry_out()
+        watch = watch or Silence()
+        for warning in (*validation.warnings, *plan.warnings):
+            watch.note(str(warning))
+        return _Run(plan, journal, options or RunOptions(), watch).carry_out()
 
 
 @dataclass
@@ -133,14 +139,23 @@ class _Run:
     journal: Journal
     options: RunOptions
     watch: Watch
+    started: float = field(default_factory=time.monotonic)
+    started_at: str = field(default_factory=utc_now)
+    to_train: list[PlannedSubject] = field(default_factory=list)
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     phase_seconds: dict[str, float] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
+    priors: PriorReport | None = None
+    lanes: int = 0
+    failed: set[str] = field(default_factory=set)
+    """Ids of the subjects that failed in this run, not in those before."""
+    snapshot: Snapshot | None = None
+    rates: Rates | None = None
+    """What the run before told."""
 
     def carry_out(self) -> JobResult:
         """Do what the plan says, whatever happens write down how it ended."""
-        self._started, self._started_at = time.monotonic(), utc_now()
         self._carry_over()
+        self._forget_checkpoints()
         self.journal.begin(self.plan, dbray.__version__)
         state: State = "broken"
         try:
@@ -154,7 +169,7 @@ class _Run:
             self.watch.note("interrupted; run the same command to continue")
             state = "interrupted"
         finally:
-            self._cancel_rest()
+            self._mark_unfinished()
             summary = self._update(state, force=True)
         report = build_report(self.journal.store, self.plan.job.id)
         return JobResult(
@@ -168,12 +183,13 @@ class _Run:
     def _carry_over(self) -> None:
         """Outcomes that stand already: published before, or failed in a way that repeats."""
         before = self.journal.outcomes()
+        summary = read_summary(self.journal.store, self.plan.job.id)
+        self.rates = summary and summary.rates
         for planned in self.plan.kept:
             self.outcomes[planned.subject.id] = Outcome(
                 planned.subject.id, planned.subject.class_noun, "kept", planned.revision,
                 planned.identifier, attempts=0,
             )  # fmt: skip
-        self.to_train = []
         for planned in self.plan.to_train:
             last = before.get(planned.subject.id)
             repeats = (
@@ -187,21 +203,51 @@ class _Run:
             else:
                 self.to_train.append(planned)
 
+    def _forget_checkpoints(self) -> None:
+        """Of all but the subjects that this run or the next may continue: they are large."""
+        over = {
+            one.id
+            for one in self.outcomes.values()
+            if one.status in ("published", "kept") or (one.error and not one.error.retryable)
+        }
+        keep = {one.revision for one in self.to_train if one.subject.id not in over}
+        forget_checkpoints(self.journal.store, self.plan.job.id, keep)
+
     def _work(self) -> None:
         registry = Registry(self.journal.store)
         if self.to_train or self._without_previews(registry):
             with connected(self.options.address, self.watch.note):
+                self._count_lanes()
                 self._make_priors()
                 self._train()
                 self._make_previews(registry)
 
+    def _count_lanes(self) -> None:
+        """Say how many lanes the cluster holds. Raises SpecError where it is not a single one."""
+        if self.to_train:
+            self.lanes = min(num_lanes(self.plan, hardware()), len(self.to_train))
+            if not self.lanes:
+                raise SpecError([too_small(self.plan.job.resources, hardware())])
+
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
-        start = time.monotonic()
+        """Time a phase, and meanwhile tell those who look from outside that the run lives."""
+        start, over = time.monotonic(), threading.Event()
+        herald = threading.Thread(target=self._herald, args=(over,), name="herald", daemon=True)
+        herald.start()
         try:
             yield
         finally:
+            over.set()
+            herald.join()
             self.phase_seconds[name] = time.monotonic() - start
+
+    def _herald(self, over: threading.Event) -> None:
+        while not over.wait(_HERALD_SECONDS):
+            try:
+                self._update("running", force=False)
+            except DbrayError as exc:  # what cannot be written is the phase's own to say
+                logger.warning("journal not written error=%s", exc)
 
     def _make_priors(self) -> None:
         nouns = {planned.subject.class_noun for planned in self.to_train}
@@ -209,16 +255,13 @@ class _Run:
         if not plans:
             return
         with self._phase("class images"):
-            made = make_priors(
+            self.priors = make_priors(
                 self.journal.store,
                 self.plan.base,
                 plans,
                 self._pool(),
                 lambda done, total: self.watch.progress("class images", done, total),
             )
-        self.facts["prior_images"] = made.num_images
-        self.facts["prior_images_per_second"] = round(made.images_per_second, 2)
-        self.facts["prior_sets"] = len(plans)
 
     def _pool(self) -> SamplingPool:
         resources = self.plan.job.resources
@@ -227,77 +270,61 @@ class _Run:
     def _train(self) -> None:
         if not self.to_train:
             return
-        resources = self.plan.job.resources
-        queue = ray.remote(LeaseQueue).options(num_cpus=0).remote(
-            self.to_train, resources.max_attempts, resources.lease_seconds
-        )  # fmt: skip
-        held = hardware()
-        count = min(num_lanes(self.plan, held), len(self.to_train))
-        self.facts["lanes"] = count
-        lanes = [
-            _LaneThread(
-                LaneSpec(f"lane-{index}", self.plan.job, self.plan.base, queue,
-                         use_gpu=held.num_gpus > 0)
-            )
-            for index in range(count)
-        ]  # fmt: skip
-        with self._phase("training"):
-            for lane in lanes:
-                lane.start()
-            self._follow(queue, lanes)
-            for lane in lanes:
-                lane.join(_JOIN_SECONDS)
+        job, base, folder = self.plan.job, self.plan.base, self.journal.lanes_folder
+        with (
+            self._phase("training"),
+            open_lanes(job, base, self.to_train, self.lanes, folder) as lanes,
+        ):
+            for snapshot in lanes.snapshots():
+                self._take(snapshot)
         self.journal.forget_lanes()
+        self._forget_checkpoints()
 
-    def _follow(self, queue: Any, lanes: Sequence[_LaneThread]) -> None:
-        """Watch the queue until every subject has ended. Raises TooManyFailures."""
-        num_seen, steps = 0, self.plan.job.recipe.steps
-        while True:
-            snapshot: Snapshot = ray.get(queue.snapshot.remote(num_seen))
-            num_seen += len(snapshot.outcomes)
-            for outcome in snapshot.outcomes:
-                self.outcomes[outcome.id] = outcome
-                self.watch.ended(outcome)
-                metrics.subjects().inc(tags={"status": outcome.status})
-            self._show(snapshot, num_seen, steps)
-            self._update("running", force=False)
-            self._check_failures()
-            if snapshot.is_done:
-                return
-            if not any(lane.is_alive() for lane in lanes):
-                errors = [str(lane.error) for lane in lanes if lane.error]
-                ray.get(queue.abandon.remote("; ".join(errors) or "no lane is left"))
-            time.sleep(_POLL_SECONDS)
-
-    def _show(self, snapshot: Snapshot, num_ended: int, steps: int) -> None:
-        in_flight = {lane: {"id": one, "step": step}
-                     for lane, (one, step) in sorted(snapshot.in_flight.items())}  # fmt: skip
-        self.facts["in_flight"] = in_flight
-        self.facts["pending"] = snapshot.num_pending
-        metrics.pending_subjects().set(snapshot.num_pending)
-        metrics.lanes().set(len(in_flight))
-        detail = ", ".join(f"{at['id']} {at['step']}/{steps}" for at in in_flight.values())
-        self.watch.progress("training", num_ended, snapshot.num_subjects, detail)
-
-    def _check_failures(self) -> None:
+    def _take(self, snapshot: Snapshot) -> None:
+        """Note progress. Raises TooManyFailures."""
+        for outcome in snapshot.outcomes:
+            self.outcomes[outcome.id] = outcome
+            self.watch.ended(outcome)
+            metrics.subjects().inc(tags={"status": outcome.status})
+            (self.failed.add if outcome.error else self.failed.discard)(outcome.id)
+        self._show(snapshot)
+        self._update("running", force=False)
         limit = self.options.max_failures
-        failed = counts(tuple(self.outcomes.values()))["failed"]
-        if limit is not None and failed > limit:
-            raise TooManyFailures(f"stopped: {failed} subjects failed, more than --max-failures "
-                                  f"{limit}; fix the cause and run again")  # fmt: skip
+        if limit is not None and len(self.failed) > limit:
+            raise TooManyFailures(
+                f"stopped: {len(self.failed)} subjects failed, more than --max-failures {limit}; "
+                "fix the cause and run again"
+            )
+
+    def _show(self, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+        metrics.pending_subjects().set(snapshot.num_pending)
+        metrics.lanes().set(len(snapshot.in_flight))
+        at = (snapshot.in_flight[lane] for lane in sorted(snapshot.in_flight))
+        steps = self.plan.job.recipe.steps
+        detail = ", ".join(f"{subject_id} {step}/{steps}" for subject_id, step in at)
+        self.watch.progress("training", snapshot.num_ended, snapshot.num_subjects, detail)
 
     def _without_previews(self, registry: Registry) -> list[PreviewRequest]:
-        """Published subjects of this job that have no previews yet."""
-        if not self.plan.job.previews.prompts:
+        """Published subjects of this job that have no previews, or such as were asked otherwise."""
+        previews = self.plan.job.previews
+        if not previews.prompts:
             return []
-        requests = []
-        for planned in (*self.plan.kept, *self.plan.to_train):
-            if not registry.has(planned.subject.id, planned.revision):
-                continue
-            record = registry.find(f"{planned.subject.id}@{planned.revision}")
-            if not registry.has_previews(record):
-                requests.append(PreviewRequest(record, planned.subject.images))
-        return requests
+
+        def request(planned: PlannedSubject) -> PreviewRequest | None:
+            subject, revision = planned.subject, planned.revision
+            if not registry.has(subject.id, revision):
+                return None
+            description = describe(previews, subject.class_noun, planned.identifier)
+            if registry.has_previews(subject.id, revision, description):
+                return None
+            record = registry.find(f"{subject.id}@{revision}")
+            # Of 100,000 subjects, loss curves alone would fill gigabytes.
+            return PreviewRequest(record.model_copy(update={"loss": ()}), subject.images)
+
+        with ThreadPoolExecutor(_LOOKUPS_AT_ONCE) as threads:
+            found = threads.map(request, (*self.plan.kept, *self.plan.to_train))
+            return [one for one in found if one is not None]
 
     def _make_previews(self, registry: Registry) -> None:
         requests = self._without_previews(registry)
@@ -315,82 +342,79 @@ class _Run:
         for model_id, error in broken:
             self.watch.note(f"no previews of {model_id}: {error}")
 
-    def _cancel_rest(self) -> None:
+    def _mark_unfinished(self) -> None:
         for planned in self.to_train:
             self.outcomes.setdefault(
                 planned.subject.id,
                 Outcome(
-                    planned.subject.id, planned.subject.class_noun, "cancelled", planned.revision,
+                    planned.subject.id, planned.subject.class_noun, "unfinished", planned.revision,
                     planned.identifier, attempts=0,
                 ),
             )  # fmt: skip
 
-    def _update(self, state: State, force: bool) -> dict[str, Any]:
+    def _update(self, state: State, force: bool) -> Summary:
         """Write the journal; returns the summary."""
         outcomes = tuple(self.outcomes.values())
-        wall = time.monotonic() - self._started
-        published = [outcome for outcome in outcomes if outcome.status == "published"]
-        command = self.options.command or f"dbray run {self.plan.job.id}.yaml"
-        summary = {
-            "job_id": self.plan.job.id,
-            "state": state,
-            "counts": counts(outcomes),
-            "num_subjects": len(self.plan.to_train) + len(self.plan.kept),
-            "started_at": self._started_at,
-            "ended_at": utc_now(),
-            "wall_seconds": round(wall, 2),
-            "phase_seconds": {k: round(v, 2) for k, v in self.phase_seconds.items()},
-            "subjects_per_hour": round(len(published) / wall * 3600, 1),
-            "prior_images": 0,
-            "prior_images_per_second": None,
-            "prior_sets": 0,
-            "train_steps": len(published) * self.plan.job.recipe.steps,
-            "lanes": 0,
-            "failures": failures_by_cause(outcomes),
-            "retry_command": f"{command} --retry-failed",
-            "base_digest": self.plan.base.digest,
-            "rates": _rates(published, self.plan.job.recipe.steps, self.facts),
-            **self.facts,
-        }
+        summary = self._summary(state, outcomes)
         if state != "running":
-            summary.pop("in_flight", None)
-            summary.pop("pending", None)
             failed = {outcome.id for outcome in outcomes if outcome.status == "failed"}
             self.journal.write_failed(
                 [one.subject for one in self.plan.to_train if one.subject.id in failed]
             )
-        self.journal.sample({"counts": summary["counts"], "pending": self.facts.get("pending")})
         self.journal.update(outcomes, summary, force)
         return summary
 
+    def _summary(self, state: State, outcomes: Sequence[Outcome]) -> Summary:
+        wall = time.monotonic() - self.started
+        published = [outcome for outcome in outcomes if outcome.status == "published"]
+        command = self.options.command or f"dbray run {self.plan.job.id}.yaml"
+        at_work = self.snapshot if state == "running" else None
+        return Summary(
+            job_id=self.plan.job.id,
+            state=state,
+            counts=counts(outcomes),
+            num_subjects=len(self.plan.to_train) + len(self.plan.kept),
+            started_at=self.started_at,
+            updated_at=utc_now(),
+            wall_seconds=round(wall, 2),
+            phase_seconds={name: round(taken, 2) for name, taken in self.phase_seconds.items()},
+            subjects_per_hour=round(len(published) / wall * 3600, 1),
+            prior_images=self.priors.num_images if self.priors else 0,
+            prior_images_per_second=_rate(self.priors),
+            prior_sets=len(self.priors.digests) if self.priors else 0,
+            train_steps=len(published) * self.plan.job.recipe.steps,
+            lanes=self.lanes,
+            in_flight=_in_flight(at_work) if at_work else {},
+            pending=at_work.num_pending if at_work else None,
+            failures=failures_by_cause(outcomes),
+            retry_command=f"{command} --retry-failed",
+            base_digest=self.plan.base.digest,
+            rates=_rates(published, self.plan.job.recipe.steps, self.priors) or self.rates,
+        )
 
-def _rates(
-    published: Sequence[Outcome], steps: int, facts: dict[str, Any]
-) -> dict[str, float | None] | None:
-    """Seconds per step and per subject beside its steps, for the next plan's estimate."""
+
+def _in_flight(snapshot: Snapshot) -> dict[str, InFlight]:
+    return {
+        lane: InFlight(id=subject_id, step=step)
+        for lane, (subject_id, step) in sorted(snapshot.in_flight.items())
+    }
+
+
+def _rates(published: Sequence[Outcome], steps: int, priors: PriorReport | None) -> Rates | None:
+    """What the next plan's estimate goes by."""
     if not published:
         return None
     train = sum(outcome.timings.get("train", 0.0) for outcome in published)
     other = sum(sum(outcome.timings.values()) for outcome in published) - train
-    return {
-        "step_seconds": round(train / len(published) / steps, 6),
-        "overhead_seconds": round(other / len(published), 4),
-        "prior_images_per_second": facts.get("prior_images_per_second"),
-    }
+    return Rates(
+        step_seconds=round(train / len(published) / steps, 6),
+        overhead_seconds=round(other / len(published), 4),
+        prior_images_per_second=_rate(priors),
+    )
 
 
-class _LaneThread(threading.Thread):
-    """Holds one lane; keeps the error that ended it."""
-
-    def __init__(self, spec: LaneSpec) -> None:
-        super().__init__(name=spec.name, daemon=True)
-        self._spec = spec
-        self.error: DbrayError | None = None
-
-    def run(self) -> None:
-        """Hold the lane until it ends."""
-        try:
-            run_lane(self._spec)
-        except DbrayError as exc:
-            logger.warning("lane lost lane=%s error=%s", self._spec.name, exc)
-            self.error = exc
+def _rate(priors: PriorReport | None) -> float | None:
+    """Class images per second; a job that found them all made tells nothing about it."""
+    if priors is None or not priors.num_images:
+        return None
+    return round(priors.images_per_second, 2)

@@ -10,24 +10,27 @@ import fcntl
 import io
 import json
 import os
+import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from dbray.disks import without_secrets
 from dbray.errors import JobBusy
-from dbray.leases import Outcome
+from dbray.leases import Failure, Outcome, Status
 from dbray.manifest import write_jsonl
 from dbray.plan import Plan
 from dbray.spec import Job, Subject, utc_now
 from dbray.store import Store
+from dbray.summary import STALE_SECONDS, SUMMARY_FILE, Cause, Summary, read_summary
 
 _SHARE_OF_TIME = 0.02
 """Share of a run's time that may go into writing its journal."""
+_MIN_PAUSE = 1.0
 _MAX_LISTED = 20
-LANES_FOLDER = "lanes"
 
 
 class Journal:
@@ -38,17 +41,19 @@ class Journal:
         self.folder = f"jobs/{job_id}"
         self._samples: list[dict[str, Any]] = []
         self._not_before = 0.0
+        self._turn = threading.Lock()
 
     @contextmanager
     def hold(self) -> Iterator[None]:
         """Hold the job against other runs of it.
 
         Raises:
-            JobBusy: another run holds it. On local storage a killed run releases it at once.
+            JobBusy: another run holds it. On local storage a killed run releases it at once; on
+                others, which have no locks, when it has been silent for a while.
         """
         folder = self.store.local_path(self.folder)
         if folder is None:
-            # Object stores have no locks; there the cluster's job name has to be unique.
+            self._refuse_beside_a_living_run()
             yield
             return
         self.store.write_bytes(f"{self.folder}/.keep", b"")
@@ -65,15 +70,21 @@ class Journal:
             lock.flush()
             yield
 
+    def _refuse_beside_a_living_run(self) -> None:
+        found = read_summary(self.store, self.job_id)
+        if found is not None and found.state == "running" and not found.is_gone:
+            raise JobBusy(
+                f"job {self.job_id!r} was at work at {found.updated_at}; if it was killed, run "
+                f"again when it has been silent for {STALE_SECONDS:.0f} s"
+            )
+
     def begin(self, plan: Plan, version: str) -> None:
         """Write job.json: what was asked for, resolved."""
         subjects = [planned.subject for planned in (*plan.to_train, *plan.kept)]
         self.store.write_json(
             f"{self.folder}/job.json",
             {
-                "job": plan.job.model_copy(update={"subjects": ()}).model_dump(
-                    mode="json", by_alias=True
-                ),
+                "job": _without_subjects(plan.job),
                 "started_at": utc_now(),
                 "dbray_version": version,
                 "base": {"name": plan.base.name, "digest": plan.base.digest},
@@ -81,9 +92,14 @@ class Journal:
             },
         )
 
+    @property
+    def lanes_folder(self) -> str:
+        """Where Ray Train keeps what it wants of lanes."""
+        return f"{self.folder}/lanes"
+
     def forget_lanes(self) -> None:
         """Remove what Ray Train keeps of lanes that have ended; nothing is read from it."""
-        self.store.remove(f"{self.folder}/{LANES_FOLDER}")
+        self.store.remove(self.lanes_folder)
 
     def outcomes(self) -> dict[str, Outcome]:
         """Outcomes of the last run, by subject id."""
@@ -93,20 +109,23 @@ class Journal:
         rows = [json.loads(line) for line in self.store.read_bytes(path).splitlines()]
         return {row["id"]: Outcome.from_row(row) for row in rows}
 
-    def sample(self, measured: dict[str, Any]) -> None:
-        """Add one row to metrics.jsonl; it is written with the next `update`."""
-        self._samples.append({"time": utc_now(), **measured})
+    def update(self, outcomes: Sequence[Outcome], summary: Summary, force: bool) -> None:
+        """Write results, metrics and summary; unless forced, only when it is cheap by now.
 
-    def update(self, outcomes: Sequence[Outcome], summary: dict[str, Any], force: bool) -> None:
-        """Write results, metrics and summary; unless forced, only when it is cheap by now."""
-        started = time.monotonic()
-        if not force and started < self._not_before:
-            return
-        self._write_lines("results.jsonl", [outcome.row() for outcome in outcomes])
-        self._write_lines("metrics.jsonl", self._samples)
-        self.store.write_json(f"{self.folder}/summary.json", {**summary, "updated_at": utc_now()})
-        ended = time.monotonic()
-        self._not_before = ended + max(1.0, (ended - started) / _SHARE_OF_TIME)
+        Threads take turns: the file that stands at the end is that of the last call.
+        """
+        with self._turn:
+            started = time.monotonic()
+            if not force and started < self._not_before:
+                return
+            told = {"time": summary.updated_at, "counts": summary.counts}
+            self._samples.append(told | {"pending": summary.pending})
+            self._write_lines("results.jsonl", [outcome.row() for outcome in outcomes])
+            self._write_lines("metrics.jsonl", self._samples)
+            self.store.write_json(f"{self.folder}/{SUMMARY_FILE}", summary.model_dump(mode="json"))
+            ended = time.monotonic()
+            pause = (ended - started) / _SHARE_OF_TIME
+            self._not_before = ended + min(max(_MIN_PAUSE, pause), STALE_SECONDS / 4)
 
     def write_failed(self, subjects: Sequence[Subject]) -> None:
         """Write failed.jsonl, itself a valid manifest; without failures there is none."""
@@ -123,38 +142,34 @@ class Journal:
         self.store.write_bytes(f"{self.folder}/{name}", text.encode())
 
 
-def failures_by_cause(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+def _without_subjects(job: Job) -> dict[str, Any]:
+    """The resolved job as JSON; its subjects stand beside it, its credentials nowhere."""
+    shown = {"subjects": (), "storage": without_secrets(job.storage)}
+    return job.model_copy(update=shown).model_dump(mode="json", by_alias=True)
+
+
+def failures_by_cause(outcomes: Sequence[Outcome]) -> tuple[Cause, ...]:
     """Group failures by the kind of error, most frequent first."""
-    groups: dict[str, list[Outcome]] = defaultdict(list)
+    groups: dict[str, list[tuple[Outcome, Failure]]] = defaultdict(list)
     for outcome in outcomes:
         if outcome.error is not None:
-            groups[outcome.error.kind].append(outcome)
+            groups[outcome.error.kind].append((outcome, outcome.error))
     ranked = sorted(groups.items(), key=lambda item: -len(item[1]))
-    return [
-        {
-            "kind": kind,
-            "count": len(failed),
-            "example": failed[0].error.message if failed[0].error else "",
-            "subjects": [outcome.id for outcome in failed[:_MAX_LISTED]],
-        }
+    return tuple(
+        Cause(
+            kind=kind,
+            count=len(failed),
+            example=failed[0][1].message,
+            subjects=tuple(outcome.id for outcome, _ in failed[:_MAX_LISTED]),
+        )
         for kind, failed in ranked
-    ]
+    )
 
 
 def counts(outcomes: Sequence[Outcome]) -> dict[str, int]:
     """Number of subjects by status; every status is there."""
     found = Counter(outcome.status for outcome in outcomes)
-    return {status: found[status] for status in ("published", "kept", "failed", "cancelled")}
-
-
-def summaries(store: Store) -> dict[str, dict[str, Any]]:
-    """The summary of every job in a storage, by job id."""
-    found = {}
-    for job_id in store.names("jobs"):
-        path = f"jobs/{job_id}/summary.json"
-        if store.exists(path):
-            found[job_id] = store.read_json(path)
-    return found
+    return {status: found[status] for status in get_args(Status)}
 
 
 def read_job(store: Store, job_id: str) -> Job:

@@ -32,7 +32,7 @@ from dbray.backbones import Backbone, Base
 from dbray.checkpoint import Checkpoint
 from dbray.diffusion import NoiseSchedule
 from dbray.engine import Engine, make_engine
-from dbray.errors import DbrayError, LaneLost, SubjectError, TrainError
+from dbray.errors import DbrayError, Diverged, LaneLost, SubjectError, TrainError
 from dbray.finetune import (
     Latents,
     LossPoint,
@@ -56,6 +56,7 @@ NUM_WARM_PRIORS = 16
 """PriorSets whose latents a lane keeps: 200 images of 64 x 64 x 4 latents are 26 MB."""
 _BEAT_SECONDS = 1.0
 _WAIT_SECONDS = 0.5
+_ENCODED_AT_ONCE = 16
 _VERSIONED = ("dbray", "torch", "diffusers", "transformers", "deepspeed", "ray")
 
 
@@ -68,6 +69,8 @@ class LaneSpec:
     base: Base
     queue: Any
     """Handle of the actor that holds the LeaseQueue."""
+    scratch: str
+    """Folder in the job's storage for what Ray Train keeps of the lane."""
     use_gpu: bool
 
 
@@ -81,6 +84,7 @@ def run_lane(spec: LaneSpec) -> None:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     resources = spec.job.resources
     per_worker = {"CPU": float(resources.threads_per_worker)}
+    filesystem, folder = Store(spec.job.storage).arrow(spec.scratch)
     trainer = ray.train.torch.TorchTrainer(
         _work,
         train_loop_config={"spec": spec},
@@ -91,7 +95,8 @@ def run_lane(spec: LaneSpec) -> None:
         ),
         run_config=RunConfig(
             name=spec.name,
-            storage_path=f"{spec.job.storage}/jobs/{spec.job.id}/lanes",
+            storage_filesystem=filesystem,
+            storage_path=folder,
             failure_config=FailureConfig(max_failures=resources.max_lane_failures),
         ),
     )
@@ -165,56 +170,105 @@ class _Worker:
             if failure is None:
                 ray.get(queue.complete.remote(planned.subject.id, clock.seconds))
             else:
-                ray.get(queue.fail.remote(self.spec.name, planned.subject.id, failure))
+                self._report(planned, failure)
+
+    def _report(self, planned: PlannedSubject, failure: Failure) -> None:
+        ray.get(self.spec.queue.fail.remote(self.spec.name, planned.subject.id, failure))
 
     def _lease(self) -> tuple[PlannedSubject, int] | None:
         """The next subject; rank 0 asks and tells the others. None when all have ended."""
-        box: list[Any] = [None]
-        if self.leads:
-            # Waiting for others' last subjects: should their lane die, this one takes over.
-            while True:
-                box[0], is_done = ray.get(self.spec.queue.lease.remote(self.spec.name))
-                if box[0] is not None or is_done:
-                    break
-                time.sleep(_WAIT_SECONDS)
-        if self.share.world_size > 1:
-            dist.broadcast_object_list(box, src=0)
-        return box[0]
+        # Waiting for others' last subjects: should their lane die, this one takes over.
+        while True:
+            box: list[Any] = [None, False]
+            if self.leads:
+                box = list(ray.get(self.spec.queue.lease.remote(self.spec.name)))
+            if self.share.world_size > 1:  # at every turn: a wait in a broadcast has a time limit
+                dist.broadcast_object_list(box, src=0)
+            leased, is_done = box
+            if leased is not None or is_done:
+                return leased
+            time.sleep(_WAIT_SECONDS)
 
     def _train_safely(self, planned: PlannedSubject, clock: _Clock) -> Failure | None:
         """Train one subject; one that fails does not stop the lane.
 
-        With several ranks an error in the steps may leave the others waiting in a collective, so
-        there it ends the lane's workers, and Ray Train starts them anew.
+        All ranks agree before the first step, for one that is missing there would leave the others
+        waiting. Where a failure leaves ranks or device out of order, the workers of the lane end
+        with it, and Ray Train starts them anew.
         """
+        failure = None
         try:
-            self._train(planned, clock)
-        except DbrayError as exc:
-            logger.warning("subject failed id=%s error=%s", planned.subject.id, exc)
-            return Failure.of(exc)
-        except Exception as exc:  # a subject must never stop the job
-            logger.exception("subject failed id=%s", planned.subject.id)
-            if self.share.world_size > 1:
-                raise
-            return Failure.of(TrainError(f"{type(exc).__name__}: {exc}"))
+            ready = self._prepare(planned, clock)
+        except Exception as exc:  # noqa: BLE001 - a subject must never stop the job
+            ready, failure = None, self._failure_of(planned, exc)
+        failure = self._first(failure)
+        if ready is None or failure is not None:
+            return failure
+        try:
+            self._carry_out(planned, clock, *ready)
+        except Exception as exc:
+            failure = self._failure_of(planned, exc)
+            out_of_step = self.share.world_size > 1 and not isinstance(exc, Diverged)
+            if self.engine.broken or out_of_step:
+                self._report(planned, failure)
+                raise LaneLost(f"{planned.subject.id}: {failure.message}") from exc
+            return failure
         return None
 
-    def _train(self, planned: PlannedSubject, clock: _Clock) -> None:
+    def _failure_of(self, planned: PlannedSubject, exc: Exception) -> Failure:
+        name = planned.subject.id
+        if isinstance(exc, DbrayError):
+            logger.warning("subject failed id=%s error=%s", name, exc)
+            return Failure.of(exc)
+        logger.error("subject failed id=%s", name, exc_info=exc)
+        # What the device did is not the subject's fault: elsewhere it may succeed.
+        kind = LaneLost if self.engine.broken else TrainError
+        return Failure.of(kind(f"{type(exc).__name__}: {exc}"))
+
+    def _first(self, failure: Failure | None) -> Failure | None:
+        """The failure of the lowest rank that has one, told to all."""
+        if self.share.world_size == 1:
+            return failure
+        found: list[Failure | None] = [None] * self.share.world_size
+        dist.all_gather_object(found, failure)
+        return next((one for one in found if one is not None), None)
+
+    def _prepare(
+        self, planned: PlannedSubject, clock: _Clock
+    ) -> tuple[TrainingData, Checkpoint, Progress]:
+        """Everything before the first step."""
+        beat = self._beat(planned)
         with clock.phase("encode"):
-            data = self._encode(planned)
+            data = self._encode(planned, beat)
         with clock.phase("reset"):
             self.engine.reset()
-            checkpoint = Checkpoint(self.store, self.spec.job.id, planned.revision, self.share)
-            resume = checkpoint.restore(self.engine)
+            checkpoint = Checkpoint(
+                self.store,
+                self.spec.job.id,
+                planned.revision,
+                self.share,
+                self.spec.job.resources.zero_stage,
+            )
+            return data, checkpoint, checkpoint.restore(self.engine)
+
+    def _carry_out(
+        self,
+        planned: PlannedSubject,
+        clock: _Clock,
+        data: TrainingData,
+        checkpoint: Checkpoint,
+        resume: Progress,
+    ) -> None:
+        """The steps, and what comes of them."""
+        beat = self._beat(planned, resume.step)
+        every = self.spec.job.resources.checkpoint_every
+
+        def on_step(progress: Progress) -> None:
+            beat(progress.step)
+            if every and progress.step % every == 0 and progress.step < self.recipe.steps:
+                checkpoint.save(self.engine, progress)
+
         with clock.phase("train"):
-            beat = _Beat(self.spec.queue, self.spec.name, planned.subject.id, self.leads)
-            every = self.spec.job.resources.checkpoint_every
-
-            def on_step(progress: Progress) -> None:
-                beat(progress.step)
-                if every and progress.step % every == 0 and progress.step < self.recipe.steps:
-                    checkpoint.save(self.engine, progress)
-
             curve = finetune(
                 self.engine,
                 self.schedule,
@@ -224,11 +278,15 @@ class _Worker:
                 resume=resume,
                 on_step=on_step,
             )
+        beat.now(self.recipe.steps)
         with clock.phase("publish"):
             self._publish(planned, curve, clock)
             checkpoint.remove()
 
-    def _encode(self, planned: PlannedSubject) -> TrainingData:
+    def _beat(self, planned: PlannedSubject, step: int = 0) -> _Beat:
+        return _Beat(self.spec.queue, self.spec.name, planned.subject.id, self.leads, step)
+
+    def _encode(self, planned: PlannedSubject, beat: _Beat) -> TrainingData:
         """Read and encode the subject's images, and embed its prompts, with base weights."""
         subject, resolution = planned.subject, self.backbone.resolution
         views = []
@@ -248,11 +306,11 @@ class _Worker:
             views=latents,
             views_of_image=views_of_image,
             instance_text_NL=self.backbone.condition(prompts),
-            prior=self._prior(planned.prior_digest),
+            prior=self._prior(planned.prior_digest, beat),
             prior_text_1L=self.backbone.condition([class_prompt]),
         )
 
-    def _prior(self, prior_digest: str | None) -> Latents | None:
+    def _prior(self, prior_digest: str | None, beat: _Beat) -> Latents | None:
         """Latents of a PriorSet, encoded once per lane."""
         if prior_digest is None:
             return None
@@ -263,11 +321,21 @@ class _Worker:
                 pixels = np.concatenate(
                     [images.views(Image.fromarray(one), resolution, "centre") for one in pixels]
                 )
-            self.priors[prior_digest] = Latents(*self.backbone.encode(pixels))
+            self.priors[prior_digest] = self._encode_slowly(pixels, beat)
         self.priors.move_to_end(prior_digest)
         if len(self.priors) > NUM_WARM_PRIORS:
             self.priors.popitem(last=False)
         return self.priors[prior_digest]
+
+    def _encode_slowly(self, pixels: np.ndarray, beat: _Beat) -> Latents:
+        """Encode many images, showing in between that the lane lives."""
+        means, deviations = [], []
+        for start in range(0, len(pixels), _ENCODED_AT_ONCE):
+            mean, deviation = self.backbone.encode(pixels[start : start + _ENCODED_AT_ONCE])
+            means.append(mean)
+            deviations.append(deviation)
+            beat(0)
+        return Latents(torch.cat(means), torch.cat(deviations))
 
     def _publish(
         self, planned: PlannedSubject, curve: tuple[LossPoint, ...], clock: _Clock
@@ -276,10 +344,11 @@ class _Worker:
         if not self.leads:
             return
         dtype = torch.float16 if self.recipe.publish_precision == "fp16" else torch.float32
-        files = {
-            f"{part}.safetensors": save_tensors(tensors)
-            for part, tensors in _by_part(weights, dtype).items()
-        }
+        parts = _by_part(weights, dtype)
+        if not all(bool(t.isfinite().all()) for part in parts.values() for t in part.values()):
+            raise Diverged("the weights are not finite; lower learning_rate, or use precision and "
+                           "publish_precision fp32")  # fmt: skip
+        files = {f"{part}.safetensors": save_tensors(tensors) for part, tensors in parts.items()}
         record = _record(self.spec, planned, curve, tuple(files), clock)
         Registry(self.store).publish(record, files)
 
@@ -323,19 +392,24 @@ def _record(
         files=files,
         created_at=utc_now(),
         job_id=job.id,
+        tenant=job.tenant,
     )
 
 
 class _Beat:
     """Tells the queue now and then that the lane is alive, without waiting for an answer."""
 
-    def __init__(self, queue: Any, lane: str, subject_id: str, leads: bool) -> None:
+    def __init__(self, queue: Any, lane: str, subject_id: str, leads: bool, step: int) -> None:
         self._queue, self._lane, self._subject_id, self._leads = queue, lane, subject_id, leads
-        self._last_time, self._last_step = time.monotonic(), 0
+        self._last_time, self._last_step = time.monotonic(), step
 
     def __call__(self, step: int) -> None:
-        now = time.monotonic()
-        if self._leads and now - self._last_time > _BEAT_SECONDS:
-            metrics.train_steps().inc(step - self._last_step)
-            self._last_time, self._last_step = now, step
+        if time.monotonic() - self._last_time > _BEAT_SECONDS:
+            self.now(step)
+
+    def now(self, step: int) -> None:
+        """Tell it, however short ago it was told."""
+        if self._leads:
+            metrics.train_steps().inc(max(0, step - self._last_step))
+            self._last_time, self._last_step = time.monotonic(), step
             self._queue.beat.remote(self._lane, self._subject_id, step)

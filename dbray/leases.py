@@ -8,7 +8,7 @@ from what is missing there.
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
@@ -16,9 +16,9 @@ from typing import Any, Literal
 from dbray.errors import DbrayError, LaneLost
 from dbray.plan import PlannedSubject
 
-Status = Literal["published", "kept", "failed", "cancelled"]
-"""published: in this run. kept: published before, under the same fingerprint. cancelled: the run
-ended before its turn."""
+Status = Literal["published", "kept", "failed", "unfinished"]
+"""published: in this run. kept: published before, under the same fingerprint. unfinished: the run
+ended before it did."""
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,14 @@ class Snapshot:
     """Outcomes after the number that the caller has seen."""
 
     @property
+    def num_ended(self) -> int:
+        """Subjects that nobody has to deal with any more."""
+        return self.num_subjects - self.num_pending - len(self.in_flight)
+
+    @property
     def is_done(self) -> bool:
-        """Whether every subject has an outcome."""
-        return not self.num_pending and not self.in_flight
+        """Whether all have ended."""
+        return self.num_ended == self.num_subjects
 
 
 class LeaseQueue:
@@ -109,7 +114,8 @@ class LeaseQueue:
         self._clock = clock
         self._leases: dict[str, Lease] = {}
         self._outcomes: list[Outcome] = []
-        self._ended: set[str] = set()
+        self._failed: dict[str, Lease] = {}
+        self._num_ended: Counter[str] = Counter()
 
     def enter(self, lane: str) -> None:
         """A lane (re)starts: what it held before is lost work."""
@@ -135,8 +141,16 @@ class LeaseQueue:
             self._leases[subject_id] = replace(lease, beaten=self._clock(), step=step)
 
     def complete(self, subject_id: str, timings: dict[str, float]) -> None:
-        """The subject is published. Twice is harmless: what counts is that it is published."""
-        lease = self._leases.pop(subject_id, None) or self._take_pending(subject_id)
+        """The subject is published. Twice is harmless: what counts is that it is published.
+
+        A lane that was slow rather than dead may say so after its last attempt was given up; then
+        this outcome comes after that of the failure, and stands.
+        """
+        lease = (
+            self._leases.pop(subject_id, None)
+            or self._take_pending(subject_id)
+            or self._failed.pop(subject_id, None)
+        )
         if lease is not None:
             self._end(lease, "published", timings, None)
 
@@ -152,13 +166,17 @@ class LeaseQueue:
             self._end(lease, "failed", {}, failure)
 
     def abandon(self, message: str) -> None:
-        """No lane is left: whatever has not ended has failed."""
+        """No lane is left: what was tried has failed, and what waits has no outcome."""
         self._expire(lambda _: True, message)
-        failure = Failure.of(LaneLost(message))
+        failure, now = Failure.of(LaneLost(message)), self._clock()
         while self._pending:
             planned, attempt = self._pending.popleft()
-            now = self._clock()
-            self._end(Lease(planned, attempt, "", now, now), "failed", {}, failure)
+            if attempt > 1:
+                self._end(Lease(planned, attempt - 1, "", now, now), "failed", {}, failure)
+
+    def num_ended(self, lane: str) -> int:
+        """Subjects that ended in the hands of a lane."""
+        return self._num_ended[lane]
 
     def snapshot(self, num_seen: int) -> Snapshot:
         """Progress, with the outcomes after the first `num_seen`."""
@@ -188,9 +206,9 @@ class LeaseQueue:
         self, lease: Lease, status: Status, timings: dict[str, float], error: Failure | None
     ) -> None:
         subject = lease.planned.subject
-        if subject.id in self._ended:
-            return
-        self._ended.add(subject.id)
+        self._num_ended[lease.lane] += 1
+        if status == "failed":
+            self._failed[subject.id] = lease
         self._outcomes.append(
             Outcome(
                 id=subject.id,

@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from dbray import disks, spec, store
+from dbray import disks, spec, store, texts
 from dbray.errors import Problem, SpecError, StoreError
 from dbray.images import IMAGE_SUFFIXES
 from dbray.spec import Subject
@@ -95,7 +95,7 @@ def _read_file(source: str, local: Path, class_noun: str | None) -> list[Entry]:
         fix = "give a .jsonl, .yaml or .csv file, or a folder on this machine"
         raise SpecError([Problem("error", source, "is no manifest", fix)])
     if _is_local(source):
-        text, origin = spec.read_text(local), _Origin(source, str(local.parent), class_noun)
+        text, origin = texts.read_text(local), _Origin(source, str(local.parent), class_noun)
     else:
         text = store.read_uri(source).decode("utf-8")
         origin = _Origin(source, source.rpartition("/")[0], class_noun)
@@ -137,7 +137,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _read_yaml(text: str, origin: _Origin) -> Iterator[Entry]:
-    data, lines = spec.parse_yaml(text, Path(origin.name))
+    data, lines = texts.parse_yaml(text, Path(origin.name))
     start = ()
     if isinstance(data, dict) and set(data) == {"subjects"}:
         data, start = data["subjects"], ("subjects",)
@@ -213,7 +213,7 @@ def _entry(
     try:
         subject = Subject.model_validate(raw)
     except ValidationError as exc:
-        found = spec.problems_of(exc, origin.name if lines else where, lines)
+        found = texts.problems_of(exc, origin.name if lines else where, lines)
         entry.problems += [dataclasses.replace(p, subject=entry.name) for p in found]
         return entry
     entry.subject = subject.model_copy(update={"images": entry.images})
@@ -302,7 +302,7 @@ def _entry_of_folder(folder: Path, class_noun: str | None) -> Entry:
     if own.is_file():
         try:
             class_noun = next(
-                (line for line in spec.read_text(own).split("\n") if line.strip()), ""
+                (line for line in texts.read_text(own).split("\n") if line.strip()), ""
             )
         except SpecError as exc:
             notes.problems += [dataclasses.replace(p, subject=notes.name) for p in exc.problems]
@@ -324,7 +324,7 @@ def _read_classes(file: Path) -> dict[str, str]:
     if not file.is_file():
         return {}
     classes = {}
-    for line in spec.read_text(file).split("\n"):
+    for line in texts.read_text(file).split("\n"):
         if line.strip() == "Prompts":
             break
         name, comma, noun = line.partition(",")

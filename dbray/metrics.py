@@ -32,7 +32,7 @@ def prior_images() -> Counter:
 
 @cache
 def phase_seconds() -> Histogram:
-    """Seconds that one subject spent in a phase: encode, reset, train, publish, preview."""
+    """Seconds that one subject spent in a phase: lease, encode, reset, train, publish, preview."""
     return Histogram(
         "dbray_phase_seconds",
         "Seconds of one subject in a phase.",

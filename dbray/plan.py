@@ -7,27 +7,36 @@ missing, and how many lanes fit. Carries nothing out and knows no Ray.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 
-from dbray import identifiers
-from dbray.backbones import Base, load_tokenizer
+from dbray.backbones import Base
 from dbray.engine import memory_plan
-from dbray.errors import Problem, SpecError
+from dbray.errors import Problem
 from dbray.manifest import CheckedSubject
+from dbray.naming import name_subjects
 from dbray.priorset import PriorPlan, is_made
-from dbray.registry import Registry
-from dbray.spec import Job, Previews, Prior, Recipe, Spec, Subject, digest_json, fill_prompt
+from dbray.registry import REVISION_LENGTH, Registry
+from dbray.spec import (
+    Job,
+    Previews,
+    Prior,
+    Recipe,
+    Resources,
+    Spec,
+    Subject,
+    digest_json,
+)
 from dbray.store import Store
+from dbray.summary import Rates, summaries
 
+_LOOKUPS_AT_ONCE = 16
 WEIGHTS_VERSION = 1
 """Raised when a change of dbray makes the same inputs give other weights."""
-REVISION_LENGTH = 12
 
 
 @dataclass(frozen=True)
@@ -123,7 +132,7 @@ def make_plan(job: Job, base: Base, subjects: Sequence[CheckedSubject], store: S
     """
     job = resolve_job(job, base)
     registry = Registry(store)
-    names, warnings = _name_subjects(job, base, subjects, registry)
+    names, warnings = name_subjects(job, base, [checked.subject for checked in subjects], registry)
     priors: dict[str, PriorPlan] = {}
     if job.recipe.prior_weight > 0:
         for noun in {checked.subject.class_noun for checked in subjects}:
@@ -131,9 +140,10 @@ def make_plan(job: Job, base: Base, subjects: Sequence[CheckedSubject], store: S
     planned = [
         _plan_subject(job, base, checked, names[checked.subject.id], priors) for checked in subjects
     ]
-    kept = [one for one in planned if registry.has(one.subject.id, one.revision)]
-    kept_ids = {one.subject.id for one in kept}
-    to_train = [one for one in planned if one.subject.id not in kept_ids]
+    with ThreadPoolExecutor(_LOOKUPS_AT_ONCE) as threads:
+        is_kept = list(threads.map(lambda one: registry.has(one.subject.id, one.revision), planned))
+    kept = [one for one, there in zip(planned, is_kept, strict=True) if there]
+    to_train = [one for one, there in zip(planned, is_kept, strict=True) if not there]
     nouns = sorted({one.subject.class_noun for one in to_train} & priors.keys())
     missing = [priors[noun] for noun in nouns if not is_made(store, priors[noun])]
     return Plan(job, base, tuple(to_train), tuple(kept), tuple(missing), tuple(warnings))
@@ -163,82 +173,13 @@ def _plan_subject(
     )
 
 
-def _name_subjects(
-    job: Job, base: Base, subjects: Sequence[CheckedSubject], registry: Registry
-) -> tuple[dict[str, str], list[Problem]]:
-    """Give every subject an identifier: the user's, the one it was published with, or a new one."""
-    tokenizer = load_tokenizer(base)
-    ids = [checked.subject.id for checked in subjects]
-    in_use = words_in_use(job, [checked.subject for checked in subjects])
-    given: dict[str, str] = {}
-    warnings: list[Problem] = []
-    for subject in (checked.subject for checked in subjects):
-        if subject.identifier:
-            given[subject.id] = subject.identifier
-            warnings += [
-                Problem("warning", f"subject {subject.id}", finding,
-                        "leave the identifier out, and dbray finds a rare one", subject.id)
-                for finding in identifiers.check_identifier(tokenizer, subject.identifier, in_use)
-            ]  # fmt: skip
-    published = {record.id: record.identifier for record in registry.list()}
-    own = {subject_id: published[subject_id] for subject_id in ids
-           if subject_id in published and subject_id not in given
-           and _is_from(published[subject_id], job.identifiers.num_tokens)}  # fmt: skip
-    taken = {name for subject_id, name in published.items() if subject_id not in set(ids)}
-    warnings += _shared_names(given | own, taken)
-    candidates = identifiers.candidates(tokenizer, job.identifiers.rank_range, in_use)
-    names = _draw_names(job, candidates, ids, given | own, taken)
-    return names, warnings
-
-
-def _draw_names(
-    job: Job, candidates: list[str], ids: list[str], given: dict[str, str], taken: set[str]
-) -> dict[str, str]:
-    """Draw with as many tokens as the job says, else with the fewest that suffice."""
-    asked = job.identifiers.num_tokens
-    for num_tokens in [asked] if asked else [1, 2]:
-        with suppress(SpecError):
-            return identifiers.assign(
-                candidates, ids, given, taken, job.identifiers.seed, num_tokens
-            )
-    return identifiers.assign(candidates, ids, given, taken, job.identifiers.seed, asked or 3)
-
-
-def _is_from(identifier: str, num_tokens: int | None) -> bool:
-    """Whether a published identifier may be kept: it has as many tokens as are asked for."""
-    return num_tokens is None or len(identifier.split()) == num_tokens
-
-
-def _shared_names(names: dict[str, str], taken: Iterable[str]) -> list[Problem]:
-    """Warn of identifiers that two subjects share: a prompt does not say which one it means."""
-    seen: dict[str, str] = dict.fromkeys(taken, "a published model")
-    problems = []
-    for subject_id, name in names.items():
-        if name in seen:
-            problems.append(Problem("warning", f"subject {subject_id}",
-                                    f"its identifier {name!r} is that of {seen[name]} too",
-                                    "give each subject its own", subject_id))  # fmt: skip
-        seen[name] = f"subject {subject_id}"
-    return problems
-
-
-def words_in_use(job: Job, subjects: Sequence[Subject]) -> set[str]:
-    """Words of class nouns, prompts and captions: no identifier may be one of them."""
-    texts = [job.prior.prompt, *job.previews.prompts]
-    for subject in subjects:
-        texts += [subject.class_noun, *(subject.captions or ())]
-    filled = (fill_prompt(text, "", "") for text in texts)
-    return {word.strip(".,;:!?'\"").lower() for text in filled for word in text.split()}
-
-
-def estimate(plan: Plan, hardware: Hardware, rates: dict[str, Any] | None) -> Cost:
+def estimate(plan: Plan, hardware: Hardware, rates: Rates | None) -> Cost:
     """Say what a plan takes.
 
     Args:
         plan: what remains.
         hardware: what the cluster holds.
-        rates: of an earlier job on the same base: step_seconds, overhead_seconds (per subject) and
-            prior_images_per_second, which may be None; None where there was no such job.
+        rates: of an earlier job on the same base; None where there was no such job.
     """
     resources, recipe = plan.job.resources, plan.job.recipe
     lanes = num_lanes(plan, hardware)
@@ -248,13 +189,13 @@ def estimate(plan: Plan, hardware: Hardware, rates: dict[str, Any] | None) -> Co
     steps = len(plan.to_train) * recipe.steps
     train_seconds = prior_seconds = None
     if rates:
-        per_subject = rates["overhead_seconds"] + recipe.steps * rates["step_seconds"]
+        per_subject = rates.overhead_seconds + recipe.steps * rates.step_seconds
         train_seconds = -(-len(plan.to_train) // max(lanes, 1)) * per_subject
         # A job that found all its class images made tells no rate of making them.
         if not plan.num_prior_images:
             prior_seconds = 0.0
-        elif rates["prior_images_per_second"]:
-            prior_seconds = plan.num_prior_images / rates["prior_images_per_second"]
+        elif rates.prior_images_per_second:
+            prior_seconds = plan.num_prior_images / rates.prior_images_per_second
     return Cost(
         lanes=lanes,
         prior_actors=num_prior_actors(plan, hardware),
@@ -269,13 +210,26 @@ def estimate(plan: Plan, hardware: Hardware, rates: dict[str, Any] | None) -> Co
 
 
 def num_lanes(plan: Plan, hardware: Hardware) -> int:
-    """Lanes that the cluster holds, at most one per subject; at least one if there is any."""
+    """Lanes that the cluster holds, at most one per subject; 0 where it does not hold any.
+
+    A number that the user gives stands: a cluster may grow when it is asked to.
+    """
     resources = plan.job.resources
     if hardware.num_gpus:
         room = hardware.num_gpus // resources.gpus_per_subject
     else:
         room = hardware.num_cpus // (resources.gpus_per_subject * resources.threads_per_worker)
-    return min(max(resources.lanes or room, 1), len(plan.to_train))
+    return min(resources.lanes or room, len(plan.to_train))
+
+
+def too_small(resources: Resources, hardware: Hardware) -> Problem:
+    """What to tell of a cluster that does not hold a single lane."""
+    needed = f"{resources.gpus_per_subject} worker(s) with {resources.threads_per_worker} CPU(s)"
+    holds = f"{hardware.num_gpus} GPU(s) and {hardware.num_cpus} CPU(s)"
+    return Problem(
+        "error", "resources", f"a lane needs {needed} each; the cluster holds {holds}",
+        "lower gpus_per_subject or threads_per_worker; or set lanes, if the cluster grows",
+    )  # fmt: skip
 
 
 def num_prior_actors(plan: Plan, hardware: Hardware) -> int:
@@ -284,17 +238,11 @@ def num_prior_actors(plan: Plan, hardware: Hardware) -> int:
     return max(plan.job.resources.prior_actors or room, 1)
 
 
-def latest_rates(store: Store, base_digest: str) -> dict[str, Any] | None:
-    """Rates of the last finished job on this base in this storage; None where there was none."""
-    best: dict[str, Any] | None = None
-    for job_id in store.names("jobs"):
-        path = f"jobs/{job_id}/summary.json"
-        if store.exists(path):
-            summary = store.read_json(path)
-            if (
-                summary.get("rates")
-                and summary.get("base_digest") == base_digest
-                and (best is None or summary["ended_at"] > best["ended_at"])
-            ):
-                best = summary
-    return best["rates"] if best else None
+def latest_rates(store: Store, base_digest: str) -> Rates | None:
+    """Rates of the last job on this base in this storage; None where there was none."""
+    told = [
+        (found.updated_at, found.rates)
+        for _, found in summaries(store)
+        if found.rates and found.base_digest == base_digest
+    ]
+    return max(told, key=lambda pair: pair[0])[1] if told else None

@@ -101,7 +101,7 @@ def make_previews(
     pool: SamplingPool | None = None,
     on_progress: OnProgress | None = None,
 ) -> list[tuple[str, str]]:
-    """Sample previews for every published model that has none, and publish them beside it.
+    """Sample previews for every published model that has none like these; publish them beside it.
 
     Args:
         store: where the models are published.
@@ -115,7 +115,7 @@ def make_previews(
         Subject id and reason of every model that could not get previews; the others have theirs.
     """
     registry = Registry(store)
-    todo = [one for one in requests if not registry.has_previews(one.record)]
+    todo = [one for one in requests if not _is_made(registry, one.record, previews)]
     todo.sort(key=_base_key)  # so that actors seldom change precision
     pairing = _Pairing(registry, previews, todo, on_progress or (lambda _done, _total: None))
     pool = pool or SamplingPool()
@@ -127,6 +127,11 @@ def make_previews(
     except DbrayError as exc:  # the pool is gone: those without previews are told why
         pairing.give_up(str(exc))
     return pairing.failures
+
+
+def _is_made(registry: Registry, record: ModelRecord, previews: Previews) -> bool:
+    description = describe(previews, record.class_noun, record.identifier)
+    return registry.has_previews(record.id, record.revision, description)
 
 
 _BaseKey = tuple[str, str, str]
@@ -206,7 +211,7 @@ class _Pairing:
         if error is None:
             try:
                 self._registry.add_previews(
-                    request.record, ours.files | of_base.files | self._describe(request.record)
+                    request.record, ours.files | of_base.files | self._description(request.record)
                 )
             except DbrayError as exc:
                 error = exc
@@ -218,15 +223,19 @@ class _Pairing:
             self.failures.append((self._requests[index].record.id, failure))
         self._on_progress(len(self._requests) - len(self._pending), len(self._requests))
 
-    def _describe(self, record: ModelRecord) -> Files:
-        previews, noun = self._previews, record.class_noun
-        value = {
-            "prompts": [fill_prompt(p, noun, record.identifier) for p in previews.prompts],
-            "base_prompts": [fill_prompt(p, noun) for p in previews.prompts],
-            "sampler": previews.sampler,
-            "steps": previews.steps,
-            "guidance": previews.guidance,
-            "seed": previews.seed,
-            "seeds": seeds_of(previews),
-        }
-        return {DESCRIPTION: json.dumps(value, indent=1, ensure_ascii=False).encode()}
+    def _description(self, record: ModelRecord) -> Files:
+        return describe(self._previews, record.class_noun, record.identifier)
+
+
+def describe(previews: Previews, class_noun: str, identifier: str) -> Files:
+    """The file beside the pictures that says what was asked: it tells old previews from new."""
+    value = {
+        "prompts": [fill_prompt(p, class_noun, identifier) for p in previews.prompts],
+        "base_prompts": [fill_prompt(p, class_noun) for p in previews.prompts],
+        "sampler": previews.sampler,
+        "steps": previews.steps,
+        "guidance": previews.guidance,
+        "seed": previews.seed,
+        "seeds": seeds_of(previews),
+    }
+    return {DESCRIPTION: json.dumps(value, indent=1, ensure_ascii=False).encode()}

@@ -38,6 +38,7 @@ from dbray.store import COMMITTED, Store
 OnProgress = Callable[[int, int], None]
 
 _CHECKS_AT_ONCE = 8
+_MAX_TRIES = 3
 _VERSIONED = ("dbray", "torch", "diffusers", "transformers")
 
 
@@ -130,28 +131,56 @@ def _make_parts(
     pool: SamplingPool,
     on_progress: OnProgress | None,
 ) -> int:
-    """Sample the missing parts of all sets in one run, and publish each set when it is whole."""
+    """Sample the missing parts of all sets in one run. Returns the number of images.
+
+    Parts that met an error which may pass, as storage that was away for a moment, are tried again.
+    """
+    ledger = _Ledger(store, base, open_sets, on_progress or (lambda _done, _total: None))
     work = [(plan, part) for plan, parts in open_sets.items() for part in parts]
-    waiting = {plan: len(parts) for plan, parts in open_sets.items()}
-    total, done = sum(len(plan.indices(part)) for plan, part in work), 0
-    for plan in [plan for plan, num_parts in waiting.items() if num_parts == 0]:
-        _publish(store, base, plan)
-    if on_progress is not None:
-        on_progress(done, total)
-    tasks = [{"class_noun": plan.class_noun, "prior": plan.prior.model_dump(mode="json"),
-              "part": part} for plan, part in work]  # fmt: skip
-    with closing(sample(PartActor, (base, pool.threads, store), tasks, pool)) as results:
-        for result in results:
-            if result.error is not None:
-                raise result.error
-            plan, part = work[result.index]
-            done += len(plan.indices(part))
-            waiting[plan] -= 1
-            if waiting[plan] == 0:
+    for tries_left in reversed(range(_MAX_TRIES)):
+        failed: list[tuple[PriorPlan, int]] = []
+        tasks = [{"class_noun": plan.class_noun, "prior": plan.prior.model_dump(mode="json"),
+                  "part": part} for plan, part in work]  # fmt: skip
+        with closing(sample(PartActor, (base, pool.threads, store), tasks, pool)) as results:
+            for result in results:
+                if result.error is None:
+                    ledger.finish(*work[result.index])
+                elif result.error.retryable and tries_left:
+                    failed.append(work[result.index])
+                else:
+                    raise result.error
+        work = failed
+    return ledger.num_done
+
+
+class _Ledger:
+    """Counts what is made, and publishes each set when it is whole."""
+
+    def __init__(
+        self,
+        store: Store,
+        base: Base,
+        open_sets: dict[PriorPlan, list[int]],
+        on_progress: OnProgress,
+    ) -> None:
+        self.num_done = 0
+        self._store, self._base, self._on_progress = store, base, on_progress
+        self._waiting = {plan: len(parts) for plan, parts in open_sets.items()}
+        self._num_images = sum(
+            len(plan.indices(part)) for plan, parts in open_sets.items() for part in parts
+        )
+        for plan, num_parts in self._waiting.items():
+            if num_parts == 0:
                 _publish(store, base, plan)
-            if on_progress is not None:
-                on_progress(done, total)
-    return done
+        on_progress(0, self._num_images)
+
+    def finish(self, plan: PriorPlan, part: int) -> None:
+        """A part is made."""
+        self.num_done += len(plan.indices(part))
+        self._waiting[plan] -= 1
+        if self._waiting[plan] == 0:
+            _publish(self._store, self._base, plan)
+        self._on_progress(self.num_done, self._num_images)
 
 
 def _publish(store: Store, base: Base, plan: PriorPlan) -> None:

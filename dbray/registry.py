@@ -8,6 +8,7 @@ neither how a model was made nor who serves it.
 from __future__ import annotations
 
 import difflib
+import json
 import logging
 import re
 from collections.abc import Iterator, Mapping
@@ -16,9 +17,9 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from dbray.errors import ModelNotFound, RegistryError, StoreError
+from dbray.errors import DigestMismatch, ModelNotFound, RegistryError, StoreError
 from dbray.spec import SUBJECT_ID_PATTERN, Prior, Recipe, Spec, SubjectId
-from dbray.store import Store
+from dbray.store import COMMITTED, Store, digest
 
 REVISION_LENGTH = 12
 MIN_PREFIX_LENGTH = 6
@@ -83,10 +84,13 @@ class Registry:
         """Publish a model atomically. Again is harmless; a damaged one is replaced.
 
         Raises:
-            RegistryError: the record and the weights do not fit each other.
+            RegistryError: the record and the weights do not fit each other, or the id is that of
+                another tenant.
             StoreError: nothing was published.
         """
         _check_record(record, weights)
+        if any(other.tenant != record.tenant for other in self.revisions(record.id)):
+            raise RegistryError(f"the id {record.id!r} is another tenant's here; choose another")
         folder = _folder(record.id, record.revision)
         if self.store.is_committed(folder):
             damaged = self._damage(folder)
@@ -120,14 +124,18 @@ class Registry:
         return found[-1]
 
     def revisions(self, model_id: str) -> list[ModelRecord]:
-        """Return every readable revision of a model, oldest first; damaged ones are logged."""
+        """Return every readable revision of a model, oldest first; damaged ones are logged.
+
+        Raises:
+            StoreError: storage failed. Not skipped: an older revision would pass for the latest.
+        """
         _check_id(model_id)
         found = []
         for revision in self._published(model_id):
             try:
                 found.append(self._load(model_id, revision))
-            except (StoreError, RegistryError) as exc:
-                logger.warning("skipping damaged model=%s@%s: %s", model_id, revision, exc)
+            except (DigestMismatch, RegistryError) as exc:
+                logger.warning("skipping model=%s@%s: %s", model_id, revision, exc)
         return sorted(found, key=lambda record: (record.created_at, record.revision))
 
     def list(self) -> Iterator[ModelRecord]:
@@ -203,9 +211,38 @@ class Registry:
             logger.warning("ignoring damaged previews model=%s: %s", record.name, exc)
             return None
 
-    def has_previews(self, record: ModelRecord) -> bool:
-        """Say whether previews are published with a model: one look-up."""
-        return self.store.is_committed(f"{_folder(record.id, record.revision)}/{PREVIEWS_FOLDER}")
+    def preview_names(self, record: ModelRecord) -> list[str]:
+        """List the files of a model's previews; none if there are none yet."""
+        folder = f"{_folder(record.id, record.revision)}/{PREVIEWS_FOLDER}"
+        try:
+            return sorted(self._marker(folder)) if self.store.is_committed(folder) else []
+        except RegistryError as exc:
+            logger.warning("ignoring damaged previews model=%s: %s", record.name, exc)
+            return []
+
+    def preview(self, record: ModelRecord, name: str) -> bytes | None:
+        """Return one file of a model's previews; None if there is no such, or a damaged one."""
+        if name not in self.preview_names(record):
+            return None
+        folder = f"{_folder(record.id, record.revision)}/{PREVIEWS_FOLDER}"
+        try:
+            return self.store.read_committed(folder, name)
+        except DigestMismatch as exc:
+            logger.warning("ignoring damaged preview model=%s: %s", record.name, exc)
+            return None
+
+    def has_previews(self, model_id: str, revision: str, holding: Mapping[str, bytes]) -> bool:
+        """Say whether a model has previews with these files among them; only the marker is read."""
+        folder = f"{_folder(model_id, revision)}/{PREVIEWS_FOLDER}"
+        if not self.store.is_committed(folder):
+            return False
+        try:
+            found = self.store.committed(folder)
+        except StoreError:
+            return False
+        return all(
+            name in found and found[name].sha256 == digest(data) for name, data in holding.items()
+        )
 
     def _published(self, model_id: str) -> list[str]:
         names = self.store.names(f"{_ROOT}/{model_id}")
@@ -233,7 +270,24 @@ class Registry:
         return fitting[0]
 
     def _load(self, model_id: str, revision: str) -> ModelRecord:
-        data = self.store.read_committed(_folder(model_id, revision), RECORD_FILE)
+        folder = _folder(model_id, revision)
+        try:
+            return self._record(model_id, revision, self._marker(folder).get(RECORD_FILE, ""))
+        except DigestMismatch:
+            raise
+        except StoreError as exc:
+            if self.store.is_committed(folder):
+                raise
+            raise ModelNotFound(f"{model_id}@{revision} was removed") from exc
+
+    def _record(self, model_id: str, revision: str, sha256: str) -> ModelRecord:
+        """Read a record, which is the same for ever as long as its digest is."""
+        path = f"{_folder(model_id, revision)}/{RECORD_FILE}"
+        if not self.store.exists(path):
+            raise DigestMismatch(f"{path} was published but is missing")
+        data = self.store.read_bytes(path)
+        if digest(data) != sha256:
+            raise DigestMismatch(f"{path} is not what was published")
         try:
             record = ModelRecord.model_validate_json(data)
         except ValidationError as exc:
@@ -243,6 +297,18 @@ class Registry:
         if (record.id, record.revision) != (model_id, revision):
             raise RegistryError(f"{model_id}@{revision} holds the record of {record.name}")
         return record
+
+    def _marker(self, folder: str) -> dict[str, str]:
+        """Return the SHA-256 of each file of a committed folder.
+
+        Raises:
+            RegistryError: it is damaged, which is no passing failure of storage.
+        """
+        text = self.store.read_bytes(f"{folder}/{COMMITTED}")
+        try:
+            return {name: file["sha256"] for name, file in json.loads(text)["files"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as exc:
+            raise RegistryError(f"the marker of {folder} is unreadable: {exc!r}") from exc
 
     def _damage(self, folder: str) -> list[str]:
         try:

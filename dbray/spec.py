@@ -9,17 +9,30 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+)
 
 from dbray.errors import Problem, SpecError
+from dbray.texts import parse_yaml, problems_of, read_text
 
 SCHEMA_VERSION = "dbray/v1"
 SUBJECT_ID_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+UNTOUCHED = "base"
+"""Where a model is asked for: the untouched base. Hence no subject has this id."""
+MAX_SAMPLING_STEPS = 999
+"""A schedule has 1000 timesteps; one that leads by an offset of 1 has room for one step less."""
 
 SubjectId = Annotated[str, Field(pattern=SUBJECT_ID_PATTERN)]
 Sampler = Literal["ddpm", "euler_ancestral", "ddim", "dpm++"]
@@ -63,6 +76,13 @@ class Subject(Spec):
         'Absent: "a {subject}" for every image, as in the paper.',
     )
 
+    @field_validator("id")
+    @classmethod
+    def _not_reserved(cls, subject_id: str) -> str:
+        if subject_id == UNTOUCHED:
+            raise ValueError(f"{UNTOUCHED!r} names the untouched base; give another id")
+        return subject_id
+
     @field_validator("class_noun")
     @classmethod
     def _plain_noun(cls, noun: str) -> str:
@@ -73,7 +93,7 @@ class Subject(Spec):
 
 
 class Recipe(Spec):
-    """How to fine-tune. Everything here, and nothing else, shapes a subject's weights."""
+    """How to fine-tune; part of every fingerprint."""
 
     method: Literal["full"] = Field(
         default="full", description="full: every layer of the UNet is fine-tuned, as in the paper."
@@ -135,7 +155,9 @@ class Prior(Spec):
     count: int = Field(default=200, ge=1, le=10_000, description="Class images per class noun.")
     prompt: str = Field(default="a {class}", description='The paper\'s "a [class noun]".')
     sampler: Sampler = Field(default="ddpm", description="The paper uses an ancestral sampler.")
-    steps: int = Field(default=50, ge=1, le=1000, description="Sampling steps per image.")
+    steps: int = Field(
+        default=50, ge=1, le=MAX_SAMPLING_STEPS, description="Sampling steps per image."
+    )
     guidance: float = Field(default=7.5, ge=1, le=50, description="Classifier-free guidance scale.")
     seed: int = Field(default=0, ge=0, lt=2**63, description="Image i is sampled from (seed, i).")
 
@@ -153,7 +175,9 @@ class Previews(Spec):
         description="{subject} is '[identifier] [class noun]', {class} the class noun.",
     )
     sampler: Sampler = Field(default="ddim", description="Sampler of the previews.")
-    steps: int = Field(default=50, ge=1, le=1000, description="Sampling steps per preview.")
+    steps: int = Field(
+        default=50, ge=1, le=MAX_SAMPLING_STEPS, description="Sampling steps per preview."
+    )
     guidance: float = Field(default=7.5, ge=1, le=50, description="Classifier-free guidance scale.")
     seed: int = Field(
         default=0, ge=0, lt=2**63, description="The same for the subject and the base."
@@ -201,7 +225,8 @@ class Resources(Spec):
     )
     zero_stage: Literal[0, 1, 2, 3] = Field(
         default=0,
-        description="0: plain torch. 1 to 3: DeepSpeed ZeRO, for bases that one GPU cannot hold.",
+        description="0: plain torch. 1 to 3: DeepSpeed ZeRO, where a base's training state (master "
+        "weights, gradients, optimiser) does not fit one GPU; the base itself has to.",
     )
     prior_actors: int | None = Field(
         default=None, ge=1, description="Sampling actors; absent: one per GPU, or per free CPU."
@@ -224,6 +249,21 @@ class Resources(Spec):
     )
 
 
+# The names of the branches become part of where pydantic finds an error; no key is called so.
+_ADDRESS, _LIST = "an address", "a list of subjects"
+
+
+def _branch_of(subjects: Any) -> str:
+    return _ADDRESS if isinstance(subjects, str) else _LIST
+
+
+# With a discriminator, a mistake in a subject is not also told as "should be a string".
+Subjects = Annotated[
+    Annotated[str, Tag(_ADDRESS)] | Annotated[tuple[Subject, ...], Tag(_LIST)],
+    Discriminator(_branch_of),
+]
+
+
 class Job(Spec):
     """What the user asked for: subjects + base + recipe + prior + previews + storage."""
 
@@ -234,14 +274,21 @@ class Job(Spec):
     base: str = Field(description="miniature, a diffusers folder, or a hub id.")
     base_revision: str | None = Field(
         default=None,
-        description="Commit of a hub id; required for hub ids, so that results repeat.",
+        description="Commit of a hub id, 40 hex digits; required for hub ids, so that results "
+        "repeat.",
     )
-    subjects: str | tuple[Subject, ...] = Field(
+    subjects: Subjects = Field(
         description="Manifest (.jsonl, .yaml, .csv), a folder with one folder per subject, "
         "or the subjects themselves."
     )
     storage: str = Field(
         default="runs", description="Folder or URI (s3://, gs://, ...) of all results."
+    )
+    tenant: str | None = Field(
+        default=None,
+        pattern=SUBJECT_ID_PATTERN,
+        description="Owner of the models, where several tenants share one registry; absent: "
+        "everybody may see them.",
     )
     recipe: Recipe = Recipe()
     prior: Prior = Prior()
@@ -250,6 +297,13 @@ class Job(Spec):
     resources: Resources = Resources()
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    @field_validator("base_revision")
+    @classmethod
+    def _pinned(cls, revision: str | None) -> str | None:
+        if revision is not None and not is_commit(revision):
+            raise ValueError("a revision is the 40 hex digits of a commit: branches and tags move")
+        return revision
 
     @classmethod
     def load(cls, path: str | Path) -> Job:
@@ -264,16 +318,45 @@ class Job(Spec):
 
 def parse_job(text: str, file: Path) -> Job:
     """Parse the text of a job file that lies at `file`. Raises SpecError with every mistake."""
+    job, problems = draft_job(text, file)
+    if problems:
+        raise SpecError(problems)
+    return job
+
+
+def draft_job(text: str, file: Path) -> tuple[Job, list[Problem]]:
+    """Parse a job file as far as it goes, so that the rest can be checked beside its mistakes.
+
+    Returns:
+        The job without what is wrong in it (its base is "" if that is), and every mistake.
+
+    Raises:
+        SpecError: it is no YAML, or no mapping.
+    """
     data, lines = parse_yaml(text, file)
     if not isinstance(data, dict):
         raise SpecError([Problem("error", str(file), "is not a mapping of keys to values",
                                  "write 'base: ...', 'subjects: ...' and so on")])  # fmt: skip
     data.setdefault("id", slug(file.stem))
     try:
-        job = Job.model_validate(data)
+        job, problems = Job.model_validate(data), []
     except ValidationError as exc:
-        raise SpecError(problems_of(exc, str(file), lines)) from exc
-    return job.model_copy(update=_absolute_paths(job, file.resolve().parent))
+        job, problems = _without_mistakes(data, exc), problems_of(exc, str(file), lines)
+    return job.model_copy(update=_absolute_paths(job, file.resolve().parent)), problems
+
+
+def _without_mistakes(data: dict[str, Any], exc: ValidationError) -> Job:
+    """Leave out the keys, and of the subjects those, that have errors."""
+    places = [error["loc"] for error in exc.errors()]
+    wrong = {place[0] for place in places}
+    kept = {key: data[key] for key in Job.model_fields if key in data and key not in wrong}
+    if "subjects" not in kept:
+        indices = {place[2] for place in places if place[:2] == ("subjects", _LIST)
+                   and len(place) > 2}  # fmt: skip
+        listed = data.get("subjects") if indices else ()
+        kept["subjects"] = [raw for i, raw in enumerate(listed or ()) if i not in indices]
+    job = Job.model_validate({"base": "left out"} | kept)
+    return job if "base" in kept else job.model_copy(update={"base": ""})
 
 
 def _absolute_paths(job: Job, folder: Path) -> dict[str, Any]:
@@ -286,7 +369,7 @@ def _absolute_paths(job: Job, folder: Path) -> dict[str, Any]:
             one.model_copy(update={"images": tuple(anchor(i, folder) for i in one.images)})
             for one in job.subjects
         )
-    if job.base.startswith((".", "~")) or (folder / job.base).is_dir():
+    if job.base.startswith((".", "~")) or (job.base and (folder / job.base).is_dir()):
         anchored["base"] = anchor(job.base, folder)
     return anchored
 
@@ -296,83 +379,6 @@ def anchor(path: str, folder: Path) -> str:
     if "://" in path:
         return path
     return str((folder / Path(path).expanduser()).resolve())
-
-
-def read_text(file: Path) -> str:
-    """Read a UTF-8 text file. Raises SpecError that names it."""
-    try:
-        return file.read_text(encoding="utf-8")
-    except FileNotFoundError as exc:
-        fix = "check the path, or make one with 'dbray init'"
-        raise SpecError([Problem("error", str(file), "does not exist", fix)]) from exc
-    except (OSError, UnicodeDecodeError) as exc:
-        raise SpecError([Problem("error", str(file), f"cannot be read: {exc}",
-                                 "it must be a readable UTF-8 text file")]) from exc  # fmt: skip
-
-
-def parse_yaml(text: str, file: Path) -> tuple[Any, dict[tuple[str | int, ...], int]]:
-    """Parse YAML; return the data and the line number of every key and item.
-
-    Raises:
-        SpecError: with line and column of a syntax error.
-    """
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as exc:
-        mark = getattr(exc, "problem_mark", None)
-        where = f"{file}:{mark.line + 1}:{mark.column + 1}" if mark else str(file)
-        what = f"is not valid YAML: {getattr(exc, 'problem', exc)}"
-        raise SpecError([Problem("error", where, what, "check indentation and quotes")]) from exc
-    lines: dict[tuple[str | int, ...], int] = {}
-    _collect_lines(node, (), lines)
-    return data, lines
-
-
-def _collect_lines(
-    node: yaml.Node | None, path: tuple[str | int, ...], lines: dict[tuple[str | int, ...], int]
-) -> None:
-    if node is None:
-        return
-    lines.setdefault(path, node.start_mark.line + 1)
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            lines[(*path, key.value)] = key.start_mark.line + 1
-            _collect_lines(value, (*path, key.value), lines)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            _collect_lines(value, (*path, index), lines)
-
-
-def problems_of(
-    exc: ValidationError, where: str, lines: dict[tuple[str | int, ...], int] | None = None
-) -> list[Problem]:
-    """Translate pydantic's findings: one Problem each, with the line where it is known."""
-    problems = []
-    for error in exc.errors(include_url=False):
-        location = tuple(part for part in error["loc"] if part not in ("str", "function-after"))
-        place = where
-        if lines:
-            known = location
-            while known and known not in lines:
-                known = known[:-1]
-            if known in lines:
-                place = f"{where}:{lines[known]}"
-        name = ".".join(str(part) for part in location) or "value"
-        problems.append(Problem("error", place, f"{name}: {error['msg']}", _fix_for(error)))
-    return problems
-
-
-def _fix_for(error: Any) -> str:
-    """Say what to do about one pydantic finding."""
-    kind, last = error["type"], error["loc"][-1] if error["loc"] else "value"
-    if kind == "extra_forbidden":
-        return f"remove '{last}', or check its spelling ('dbray schema' lists every key)"
-    if kind == "missing":
-        return f"add '{last}'"
-    if kind == "string_pattern_mismatch":
-        return "use lower-case letters, digits, '.', '_' and '-', at most 63, letter or digit first"
-    return f"change '{last}' (it is {error.get('input')!r:.80})"
 
 
 def check_template(prompt: str, allowed: tuple[str, ...], required: str | None = None) -> str:
@@ -396,6 +402,11 @@ def fill_prompt(prompt: str, class_noun: str, identifier: str | None = None) -> 
     return prompt.replace("{subject}", subject).replace("{class}", class_noun)
 
 
+def is_commit(revision: str) -> bool:
+    """Whether this names a commit in full, and so the same files for ever."""
+    return re.fullmatch(r"[0-9a-f]{40}", revision) is not None
+
+
 def slug(text: str) -> str:
     """Turn any text into a valid id: lower case, other characters become '-'."""
     kept = "".join(char if (char.isascii() and char.isalnum()) or char in "._-" else "-"
@@ -406,6 +417,11 @@ def slug(text: str) -> str:
 def utc_now() -> str:
     """The present time as every file of dbray tells it: ISO 8601, UTC, in seconds."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def parse_utc(text: str) -> float:
+    """Read what `utc_now` wrote. Returns seconds since the epoch."""
+    return datetime.fromisoformat(text).timestamp()
 
 
 def digest_json(value: Any) -> str:

@@ -185,6 +185,11 @@ class Store:
         with self._telling("find", path):
             return self._disk.inside(path) if isinstance(self._disk, disks.Folder) else None
 
+    def arrow(self, path: str) -> tuple[pafs.FileSystem, str]:
+        """Return a path as Arrow takes it: a filesystem, and the path within."""
+        with self._telling("find", path):
+            return self._disk.arrow(path)
+
     def _records(self, folder: str, names: Iterable[str]) -> list[tuple[str, str, FileRecord]]:
         """Name, path and record of some files of a committed folder; reads the marker once."""
         records = self.committed(folder)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import threading
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from s3_kit import S3Handler
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -124,3 +127,20 @@ def ray_session():
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    handler = type("Handler", (S3Handler,), {"objects": {}, "uploads": {}})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server, handler.objects
+    server.shutdown()
+
+
+@pytest.fixture
+def s3_uri(s3_server):
+    server, objects = s3_server
+    objects.clear()
+    options = f"endpoint_override=127.0.0.1:{server.server_port}&scheme=http&region=eu-west-1"
+    return f"s3://someone:verysecret@bucket/team/runs?{options}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -116,6 +117,15 @@ def test_init_writes_a_job_that_validates(tmp_path, capsys):
     assert "2 usable subject(s), 0 error(s)" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("is_active", [True, False])
+def test_the_next_command_is_one_that_this_shell_finds(tmp_path, monkeypatch, capsys, is_active):
+    write_photos(tmp_path / "photos", SUBJECTS)
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent) if is_active else str(tmp_path))
+    assert main(["init", str(tmp_path / "photos"), "-o", str(tmp_path / "my.yaml")]) == 0
+    program = capsys.readouterr().out.partition("Next: ")[2].split()[0]
+    assert shutil.which(program)
+
+
 def test_init_asks_for_class_nouns(tmp_path, capsys):
     write_photos(tmp_path / "photos", SUBJECTS)
     (tmp_path / "photos" / "tom" / "class.txt").unlink()
@@ -123,6 +133,22 @@ def test_init_asks_for_class_nouns(tmp_path, capsys):
     assert main(arguments) == 2
     assert "tom" in capsys.readouterr().err
     assert main([*arguments, "--class", "cat"]) == 0
+
+
+def test_init_names_the_base_so_that_the_job_finds_it(tmp_path, tiny_base, monkeypatch, capsys):
+    write_photos(tmp_path / "photos", SUBJECTS)
+    (tmp_path / "mine").symlink_to(tiny_base)
+    monkeypatch.chdir(tmp_path)
+    arguments = ["init", "photos", "-o", "sub/my: pets.yaml", "--force"]
+    assert main([*arguments, "--base", "./mine"]) == 0
+    assert main(["validate", "sub/my: pets.yaml"]) == 0
+    capsys.readouterr()
+    for wrong in (["no/where"], ["owner/name", "--base-revision", "main"]):
+        assert main([*arguments, "--base", *wrong]) == 2
+        assert "--base-revision" in capsys.readouterr().err
+    assert main([*arguments, "--base", "owner/name", "--base-revision", "1" * 40]) == 0
+    job = Job.load("sub/my: pets.yaml")
+    assert (job.base, job.base_revision) == ("owner/name", "1" * 40)
 
 
 def test_validate_names_faults_of_job_and_manifest_together(tmp_path, tiny_base, capsys):
@@ -133,6 +159,60 @@ def test_validate_names_faults_of_job_and_manifest_together(tmp_path, tiny_base,
     printed = capsys.readouterr().out
     assert "stepz" in printed
     assert "0.png" in printed
+
+
+@pytest.mark.parametrize("inline", [True, False])
+def test_validate_looks_at_subjects_beside_a_broken_job(tmp_path, tiny_base, capsys, inline):
+    job = write_job(tmp_path, tiny_base, SUBJECTS)
+    (tmp_path / "photos" / "rex" / "0.png").write_text("no image")
+    subjects = "s3://user:key@none.invalid/list.txt"
+    if inline:
+        rows = [{"id": name, "class_noun": noun, "images": [f"photos/{name}"]}
+                for name, noun in SUBJECTS.items()]  # fmt: skip
+        subjects = json.dumps([*rows, {"id": "ace", "class_noun": "cat", "image": []}])
+    job.write_text(
+        job.read_text().replace(f"base: {tiny_base}", "base: /nowhere/at/all")
+        .replace("subjects: photos", f"subjects: {subjects}") + "stepz: 1\n"
+    )  # fmt: skip
+    assert main(["validate", str(job), "--json"]) == 2
+    whats = [one["what"] for one in json.loads(capsys.readouterr().out)["problems"]]
+    assert any("stepz" in what for what in whats)
+    assert any("/nowhere/at/all" in what for what in whats)
+    if inline:
+        assert any("0.png" in what for what in whats)
+        assert any("subjects.2.image:" in what for what in whats)
+        assert not any("valid string" in what for what in whats)
+    else:
+        assert "is no manifest" in whats
+
+
+def test_validate_checks_identifiers(tmp_path, tiny_base, capsys):
+    wide = write_job(tmp_path / "wide", tiny_base, SUBJECTS,
+                     identifiers={"rank_range": [900000, 900001]})  # fmt: skip
+    assert main(["validate", str(wide)]) == 2
+    assert "rank_range" in capsys.readouterr().out
+    narrow = write_job(tmp_path / "narrow", tiny_base, SUBJECTS,
+                       identifiers={"rank_range": [188, 189]})  # fmt: skip
+    assert main(["validate", str(narrow)]) == 2
+    assert "2 subjects need an identifier" in capsys.readouterr().out
+    named = write_job(tmp_path / "named", tiny_base, {"rex": "dog"})
+    row = {"id": "rex", "class_noun": "dog", "images": ["photos/rex"], "identifier": "sks"}
+    (named.parent / "m.jsonl").write_text(json.dumps(row))
+    named.write_text(named.read_text().replace("subjects: photos", "subjects: m.jsonl"))
+    assert main(["validate", str(named)]) == 0
+    assert "'sks' is" in capsys.readouterr().out
+
+
+def test_validate_loads_neither_torch_nor_ray(tmp_path, tiny_base):
+    job = write_job(tmp_path, tiny_base, SUBJECTS)
+    code = f"""
+import sys
+from dbray.cli import main
+assert main(["validate", {str(job)!r}]) == 0
+assert not {{"torch", "ray", "diffusers"}} & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_plan_says_what_would_run(tmp_path, tiny_base, capsys):
@@ -172,6 +252,62 @@ def test_generate_writes_images_that_tell_how_they_were_made(registry, tmp_path,
     assert files[0].read_bytes() == first
 
 
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["base", "a photo of {subject}", "--steps", "2"], "class noun"),
+        (["rex", "a {subject}", "--steps", "0"], "steps: Input should be greater"),
+        (["rex", "a {subject}", "--steps", "1000"], "steps: Input should be less"),
+        (["rex", "a {subject}", "--guidance", "0"], "guidance: Input should be greater"),
+        (["rex", "a {subject}", "--seed", "-1"], "seed: Input should be greater"),
+    ],
+)
+def test_generate_refuses_what_cannot_be_meant(registry, tmp_path, capsys, arguments, reason):
+    out = tmp_path / "out"
+    assert main(["generate", *arguments, "--registry", registry, "-o", str(out)]) == 2
+    assert reason in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_output_that_is_a_file_is_refused(registry, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    for command in (
+        ["models", "export", "rex"],
+        ["generate", "rex", "a {subject}", "--steps", "1"],
+    ):
+        assert main([*command, "-o", str(tmp_path / "file"), "--registry", registry]) == 2
+        assert "choose another -o" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("form", ["path", "relative", "uri"])
+def test_report_takes_a_folder_or_a_uri(tmp_path, monkeypatch, capsys, form):
+    folder = tmp_path / "runs" / "jobs" / "pets"
+    folder.mkdir(parents=True)
+    job = Job(id="pets", base="miniature", subjects=(), storage=str(tmp_path / "runs"))
+    about = {"job": job.model_dump(mode="json", by_alias=True), "base": {"name": "miniature"}}
+    (folder / "job.json").write_text(json.dumps(about))
+    monkeypatch.chdir(folder.parent)
+    given = {"path": f"{folder}/", "relative": "pets", "uri": folder.as_uri()}[form]
+    assert main(["report", given]) == 0
+    assert (folder / "report.html").is_file()
+    assert "report.html" in capsys.readouterr().out
+    for wrong in (f"{given.rstrip('/')}x", str(tmp_path)):
+        assert main(["report", wrong]) == 2
+        assert "is no folder of a job" in capsys.readouterr().err
+
+
+def test_serve_passes_the_base_on(tiny_base, tmp_path, monkeypatch):
+    given = {}
+    monkeypatch.setattr("dbray.serving.launch", lambda *args, **options: given.update(options))
+    monkeypatch.chdir(tiny_base.parent)
+    assert main(["serve", "--registry", str(tmp_path), "--base", tiny_base.name]) == 0
+    assert given["base"] == str(tiny_base)
+    hub = ["--base", "owner/name", "--base-revision", "1" * 40]
+    assert main(["serve", "--registry", str(tmp_path), *hub]) == 0
+    assert (given["base"], given["base_revision"]) == ("owner/name", "1" * 40)
+
+
 def test_an_exported_model_loads_in_diffusers(registry, tmp_path):
     from diffusers import StableDiffusionPipeline
 
@@ -189,8 +325,6 @@ def test_an_exported_model_loads_in_diffusers(registry, tmp_path):
 
 
 def test_removal_asks_first_and_leaves_nothing(registry, tmp_path, capsys):
-    import shutil
-
     copy = tmp_path / "runs"
     shutil.copytree(registry, copy)
     assert main(["models", "remove", "rex", "--registry", str(copy)]) == 2
@@ -210,9 +344,9 @@ def test_status_of_an_empty_storage(tmp_path, capsys):
     assert "no jobs" in capsys.readouterr().out
 
 
-def test_unwritable_storage_is_told_and_loses_nothing(registry, tiny_base, tmp_path, capsys):
+def test_unwritable_storage_is_told_and_left_alone(tiny_base, tmp_path, capsys):
     job = write_job(tmp_path, tiny_base, SUBJECTS, storage="taken/runs")
     (tmp_path / "taken").write_text("a file where a folder should be")
     assert main(["run", str(job)]) == 1
     assert "storage" in capsys.readouterr().err
-    assert Path(registry).is_dir()
+    assert (tmp_path / "taken").read_text() == "a file where a folder should be"

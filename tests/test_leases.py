@@ -123,9 +123,11 @@ def test_final_errors_are_not_tried_again(clock):
     assert statuses(queue) == {"a": "failed"}
 
 
-def test_without_lanes_the_rest_has_failed(clock):
-    queue = make_queue(clock, "a", "b")
-    take(queue)
+def test_without_lanes_what_was_tried_has_failed_and_the_rest_is_open(clock):
+    queue = make_queue(clock, "a", "b", "c")
+    take(queue, "lane-0")
+    take(queue, "lane-1")
+    queue.fail("lane-1", "b", RETRYABLE)
     queue.abandon("no lane is left")
     outcomes = queue.snapshot(0).outcomes
     assert {outcome.id: outcome.error.kind for outcome in outcomes} == {
@@ -133,6 +135,28 @@ def test_without_lanes_the_rest_has_failed(clock):
         "b": LaneLost.__name__,
     }
     assert queue.snapshot(0).is_done
+
+
+def test_a_subject_that_was_given_up_and_is_published_after_all_is_published(clock):
+    queue = make_queue(clock, "a", max_attempts=1)
+    take(queue, "lane-0")
+    clock.now = 11.0
+    assert queue.lease("lane-1") == (None, True)
+    queue.complete("a", {"train": 1.0})  # lane-0 was slow, not dead
+    queue.complete("a", {"train": 1.0})
+    assert [outcome.status for outcome in queue.snapshot(0).outcomes] == ["failed", "published"]
+    assert queue.snapshot(0).num_ended == 1
+
+
+def test_the_queue_counts_what_ended_in_each_lane(clock):
+    queue = make_queue(clock, "a", "b", "c")
+    for lane, end in (("lane-0", "published"), ("lane-1", "failed"), ("lane-0", "published")):
+        name, _ = take(queue, lane)
+        if end == "failed":
+            queue.fail(lane, name, FINAL)
+        else:
+            queue.complete(name, {})
+    assert [queue.num_ended(f"lane-{index}") for index in range(3)] == [2, 1, 0]
 
 
 def test_a_snapshot_tells_only_what_is_new(clock):

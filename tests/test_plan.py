@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from worlds import load_job
 
 from dbray import backbones, manifest
 from dbray.errors import SpecError
-from dbray.plan import Hardware, estimate, latest_rates, make_plan, num_lanes, resolve_job
+from dbray.plan import (
+    Hardware,
+    estimate,
+    latest_rates,
+    make_plan,
+    num_lanes,
+    resolve_job,
+    too_small,
+)
 from dbray.registry import ModelRecord, Registry
 from dbray.spec import Job, Recipe
 from dbray.store import Store
+from dbray.summary import Rates
 
 SUBJECTS = {"rex": "dog", "fido": "dog", "tom": "cat"}
 
@@ -41,7 +52,7 @@ def publish(plan, planned):
         base_digest=plan.base.digest, recipe=plan.job.recipe, prior=plan.job.prior,
         prior_digest=planned.prior_digest, seed=0, image_digests=planned.image_digests,
         versions={}, timings={}, steps=1, files=("unet.safetensors",),
-        created_at="2026-01-01T00:00:00Z", job_id="job",
+        created_at="2026-01-01T00:00:00Z", job_id="job", tenant=plan.job.tenant,
     )  # fmt: skip
     registry.publish(record, {"unet.safetensors": b"weights"})
 
@@ -147,7 +158,7 @@ def test_the_makers_of_a_base_recommend_and_the_user_decides(base):
 
 def test_cost(job, base):
     plan = plan_of(job, base)
-    rates = {"step_seconds": 0.5, "overhead_seconds": 1.0, "prior_images_per_second": 4.0}
+    rates = Rates(step_seconds=0.5, overhead_seconds=1.0, prior_images_per_second=4.0)
     cost = estimate(plan, Hardware(num_cpus=2, num_gpus=0), rates)
     assert cost.lanes == 1  # the job says so
     assert cost.train_steps == 3 * 8
@@ -155,24 +166,69 @@ def test_cost(job, base):
     assert cost.prior_seconds == pytest.approx(12 / 4.0)
     assert cost.storage_bytes == 3 * 2 * base.num_parameters("unet")
     assert estimate(plan, Hardware(2, 0), None).train_seconds is None
-    without_rate = estimate(plan, Hardware(2, 0), {**rates, "prior_images_per_second": None})
+    without_rate = estimate(
+        plan, Hardware(2, 0), rates.model_copy(update={"prior_images_per_second": None})
+    )
     assert without_rate.prior_seconds is None
 
 
+def publish_named(job, base, identifier, **changes):
+    """Publish rex under an identifier that the user gave."""
+    image = str(Path(str(job.subjects)) / "rex" / "0.png")
+    row = {"id": "rex", "class_noun": "dog", "images": [image], "identifier": identifier}
+    file = Path(job.storage).parent / "named.jsonl"
+    file.write_text(json.dumps(row))
+    plan = plan_of(job.model_copy(update={"subjects": str(file)}), base)
+    publish(replace(plan, base=replace(base, **changes)), plan.to_train[0])
+
+
+def test_an_identifier_that_is_no_good_is_not_kept(job, base):
+    publish_named(job, base, "sks")
+    assert by_id(plan_of(job, base))["rex"].identifier != "sks"
+
+
+@pytest.mark.parametrize(("other", "stays"), [({}, True), ({"digest": "0" * 64}, False)])
+def test_a_good_identifier_is_kept_on_its_own_base(job, base, other, stays):
+    drawn = by_id(plan_of(job, base))
+    good = drawn["tom"].identifier
+    publish_named(job, base, good, **other)
+    now = by_id(plan_of(job, base))["rex"].identifier
+    assert now == (good if stays else drawn["rex"].identifier)
+
+
 @pytest.mark.parametrize(
-    ("cpus", "gpus", "lanes"), [(2, 0, 1), (8, 0, 3), (8, 1, 1), (8, 4, 2), (1, 0, 1)]
+    ("cpus", "gpus", "lanes"), [(2, 0, 1), (8, 0, 3), (8, 1, 0), (8, 4, 2), (1, 0, 0)]
 )
 def test_lanes_fill_the_cluster(tmp_path, tiny_base, base, cpus, gpus, lanes):
     job = load_job(tmp_path, tiny_base, SUBJECTS, resources={"lanes": None, "gpus_per_subject": 2})
     assert num_lanes(plan_of(job, base), Hardware(cpus, gpus)) == lanes
 
 
+def test_the_id_of_another_tenant_is_refused(job, base):
+    ours = job.model_copy(update={"tenant": "acme"})
+    plan = plan_of(ours, base)
+    publish(plan, by_id(plan)["rex"])
+    assert [one.subject.id for one in plan_of(ours, base).kept] == ["rex"]
+    for stranger in (None, "zeta"):
+        with pytest.raises(SpecError, match="subject rex: its id is another tenant's"):
+            plan_of(job.model_copy(update={"tenant": stranger}), base)
+
+
+def test_a_number_of_lanes_that_the_user_gives_stands(tmp_path, tiny_base, base):
+    job = load_job(tmp_path, tiny_base, SUBJECTS, resources={"lanes": 2, "gpus_per_subject": 2})
+    assert num_lanes(plan_of(job, base), Hardware(num_cpus=1, num_gpus=0)) == 2
+    told = str(too_small(job.resources, Hardware(num_cpus=1, num_gpus=0)))
+    assert "2 worker(s)" in told
+    assert "gpus_per_subject" in told
+
+
 def test_rates_come_from_the_last_job_on_the_same_base(tmp_path):
     store = Store(str(tmp_path))
     for name, base_digest, ended in (("a", "x", "1"), ("b", "x", "2"), ("c", "y", "3")):
-        summary = {"base_digest": base_digest, "ended_at": ended, "rates": {"of": name}}
+        rates = {"step_seconds": float(ended), "overhead_seconds": 0.0}
+        summary = {"base_digest": base_digest, "updated_at": ended, "rates": rates}
         store.write_json(f"jobs/{name}/summary.json", summary)
-    assert latest_rates(store, "x") == {"of": "b"}
+    assert latest_rates(store, "x") == Rates(step_seconds=2.0, overhead_seconds=0.0)
     assert latest_rates(store, "z") is None
 
 

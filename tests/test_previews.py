@@ -147,7 +147,7 @@ def test_broken_models_are_named_and_stop_nobody(sampled) -> None:
     assert "is not what was published" in reasons["rot"]
     assert "do not fit base" in reasons["ugly"]
     assert "/nowhere/photo.jpg does not exist" in reasons["lost"]
-    assert not any(registry.has_previews(records[name]) for name in reasons)
+    assert not any(registry.previews(records[name]) for name in reasons)
     assert progress == [(done, 6) for done in range(7)]
 
 
@@ -205,4 +205,4 @@ def test_results_may_come_in_any_order_and_the_pool_may_die(base, tmp_path, monk
     for index, record in enumerate(records[:2]):
         names = registry.previews(record).keys()
         assert names == {f"{index + 3}.png", "1.png", "previews.json"}
-    assert not registry.has_previews(records[2])
+    assert registry.previews(records[2]) is None

@@ -226,6 +226,26 @@ def test_a_killed_actor_is_replaced_and_leaves_no_trace(made, base, store, monke
     assert files_of(store, plan) == files_of(made[0], plan)
 
 
+class FlakyActor(PartActor):
+    """Meets a storage that is away, once for every part."""
+
+    def make(self, task):
+        seen = Path(self._store.uri) / f"seen-{task['part']}"
+        if not seen.exists():
+            seen.touch()
+            raise StoreError("storage is away")
+        return super().make(task)
+
+
+@pytest.mark.ray
+def test_storage_that_is_away_for_a_moment_stops_nothing(made, base, store, monkeypatch) -> None:
+    [plan, _] = made[1]
+    Path(store.uri).mkdir()
+    monkeypatch.setattr("dbray.priors.PartActor", FlakyActor)
+    assert make_priors(store, base, [plan], SamplingPool(num_actors=1)).num_images == 40
+    assert files_of(store, plan) == files_of(made[0], plan)
+
+
 class DyingActor(SamplingActor):
     """Dies of every task."""
 

@@ -161,6 +161,15 @@ def test_records_and_weights_must_fit(registry):
     assert registry.store.names() == []
 
 
+def test_an_id_belongs_to_the_tenant_that_published_it_first(registry):
+    registry.publish(record(tenant="acme"), WEIGHTS)
+    registry.publish(record(number=1, tenant="acme"), WEIGHTS)
+    for stranger in (None, "zeta"):
+        with pytest.raises(RegistryError, match="another tenant's"):
+            registry.publish(record(number=2, tenant=stranger), WEIGHTS)
+    assert len(registry.revisions("rex")) == 2
+
+
 def test_listing_gives_the_latest_of_each_and_skips_damage(registry, caplog):
     latest = []
     for name in ("a", "b", "c", "d"):

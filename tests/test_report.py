@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dbray import images
+from dbray import images, report
 from dbray.errors import SpecError, StoreError
 from dbray.registry import ModelRecord, Registry
 from dbray.report import build_report
@@ -124,8 +124,8 @@ def summary_of(rows, **changes):
     return {
         "job_id": "pets", "state": "finished",
         "counts": {status: sum(one["status"] == status for one in rows)
-                   for status in ("published", "kept", "failed", "cancelled")},
-        "started_at": "2026-07-01T11:00:00Z", "ended_at": "2026-07-01T12:00:00Z",
+                   for status in ("published", "kept", "failed", "unfinished")},
+        "started_at": "2026-07-01T11:00:00Z", "updated_at": "2026-07-01T12:00:00Z",
         "wall_seconds": 3725.0, "phase_seconds": {"class images": 600.0, "training": 3000.0},
         "subjects_per_hour": 1234.5, "prior_images": 1200, "prior_images_per_second": 9.5,
         "prior_sets": 6, "train_steps": 12000, "lanes": 2,
@@ -428,6 +428,37 @@ def test_a_thousand_subjects_fit(world):
     assert page.card(999)["loss"][-1][0] == 199
 
 
+def test_a_very_large_job_shows_the_first_of_each_kind_and_lists_the_rest(world, monkeypatch):
+    for module in (report.contents, report.page):
+        monkeypatch.setattr(module, "MAX_DETAILED", 2)
+    read = []
+    for number in range(4):
+        world.publish(f"dog-{number}")
+        error = {"kind": "Diverged", "message": "loss is nan", "retryable": False}
+        world.add(f"bad-{number}", row(f"bad-{number}", "failed", error=error))
+    world.write(summary_of(world.rows))
+    page = world.build(photographs=lambda subject: read.append(subject.id) or [picture(1)])
+    assert sorted(read) == ["bad-0", "bad-1", "dog-0", "dog-1"]
+    assert [one["id"] for one in page.index["subjects"]] == [one["id"] for one in world.rows]
+    assert page.index["subjects"][7]["error"] == ["Diverged", "loss is nan", False]
+    assert sorted(page.blocks) == ["data-0", "data-1", "data-2", "data-3", "index"]
+    assert "The first 2 failed subjects and the first 2 others" in page.text
+    assert "The other 4 are listed" in page.text
+    monkeypatch.undo()
+    assert "are listed with their results" not in world.build().text
+
+
+def test_previews_that_nobody_asked_for_are_not_missed(world):
+    world.publish("rex")
+    world.write(summary_of(world.rows))
+    world.store.remove(f"models/rex/{record('rex').revision}/previews")
+    assert "no previews" in world.build().card()["note"]
+    job = world.store.read_json("jobs/pets/job.json")
+    job["job"]["previews"]["prompts"] = []
+    world.store.write_json("jobs/pets/job.json", job)
+    assert world.build().card()["note"] is None
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(0.042, "0.042 s"), (9.87, "9.9 s"), (41.4, "41 s"), (59.7, "1 min 0 s"),
@@ -531,4 +562,21 @@ def test_in_a_browser(world, browser):
         "return performance.getEntriesByType('resource').map(one => one.name.slice(0, 5))"
     )
     assert set(loaded) <= {"data:"}
+    assert browser.get_log("browser") == []
+
+
+def test_listed_subjects_in_a_browser(world, browser, monkeypatch):
+    monkeypatch.setattr(report.contents, "MAX_DETAILED", 1)
+    error = {"kind": "Diverged", "message": "loss is nan", "retryable": False}
+    for number in range(2):
+        world.publish(f"dog-{number}")
+        world.add(f"bad-{number}", row(f"bad-{number}", "failed", error=error))
+    world.write(summary_of(world.rows))
+    browser.get(world.store.local_path(build_report(world.store, "pets")).as_uri())
+    wait(browser, "document.querySelector('#subject-dog-0 .thumb')")
+    hint = wait(browser, "document.querySelector('#subject-dog-1 .hint')?.textContent")
+    assert hint == "Not in this page: dbray models show dog-1"
+    assert wait(browser, "document.querySelector('#subject-bad-1 pre')?.textContent") == (
+        "loss is nan"
+    )
     assert browser.get_log("browser") == []

@@ -8,7 +8,17 @@ import pytest
 
 from dbray import errors
 from dbray.errors import DbrayError, Problem, SpecError
-from dbray.spec import Job, Prior, Recipe, Subject, anchor, fill_prompt, slug
+from dbray.spec import (
+    Job,
+    Previews,
+    Prior,
+    Recipe,
+    Subject,
+    anchor,
+    draft_job,
+    fill_prompt,
+    slug,
+)
 
 
 def load(tmp_path, text):
@@ -62,11 +72,69 @@ def test_all_mistakes_are_named_with_line_and_fix(tmp_path):
         ("", "mapping"),
         ("subjects: x\n", "base"),
         ("base: miniature\nsubjects: x\nrecipe: {method: lora}\n", "full"),
+        ("base: owner/name\nbase_revision: main\nsubjects: x\n", "40 hex digits"),
+        ("base: miniature\nsubjects: [{id: base, class_noun: dog, images: [a]}]\n", "untouched"),
     ],
 )
 def test_broken_files(tmp_path, text, what):
     found = problems(tmp_path, text)
     assert any(what in problem.what for problem in found)
+
+
+def test_a_repeated_key_is_refused_with_both_lines(tmp_path):
+    text = "base: miniature\nrecipe: {steps: 1}\nsubjects: x\nrecipe:\n  steps: 2\n"
+    [problem] = problems(tmp_path, text)
+    assert problem.where.endswith(":4")
+    assert "'recipe'" in problem.what
+    assert "line 2" in problem.what
+
+
+def test_a_mistake_in_an_inline_subject_is_told_once_and_in_its_line(tmp_path):
+    text = (
+        "base: miniature\n"
+        "subjects:\n"
+        "  - {id: rex, class_noun: dog, images: [rex]}\n"
+        "  - id: tom\n"
+        "    class_noun: cat\n"
+        "    images: [tom]\n"
+        "    caption: [a]\n"
+    )
+    [problem] = problems(tmp_path, text)
+    assert problem.where.endswith(":7")
+    assert problem.what.startswith("subjects.1.caption:")
+
+
+def test_a_draft_is_the_job_without_its_mistakes(tmp_path):
+    text = (
+        "bass: miniature\n"
+        "recipe: {steps: 0}\n"
+        "identifiers: {seed: 3}\n"
+        "subjects:\n"
+        "  - {id: rex, class_noun: dog, images: [rex]}\n"
+        "  - {id: tom, images: [tom]}\n"
+    )
+    job, found = draft_job(text, tmp_path / "job.yaml")
+    assert {problem.what.split(":")[0] for problem in found} == {
+        "bass", "base", "recipe.steps", "subjects.1.class_noun",
+    }  # fmt: skip
+    assert job.base == ""
+    assert job.recipe == Recipe()
+    assert job.identifiers.seed == 3
+    assert [one.images for one in job.subjects] == [(str(tmp_path / "rex"),)]
+    job, _ = draft_job("stepz: 1\nbase: ./b\nsubjects: s3://b/m.jsonl\n", tmp_path / "job.yaml")
+    assert (job.base, job.subjects) == (str(tmp_path / "b"), "s3://b/m.jsonl")
+
+
+def test_a_sampler_has_room_for_its_steps():
+    from diffusers import DDIMScheduler
+
+    for model in (Prior, Previews):
+        most = model(steps=999).steps
+        with pytest.raises(ValueError, match="999"):
+            model(steps=1000)
+    scheduler = DDIMScheduler(timestep_spacing="leading", steps_offset=1)
+    scheduler.set_timesteps(most)
+    assert max(scheduler.timesteps) < scheduler.config.num_train_timesteps
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 import yaml
 
 from dbray.errors import BaseError
+from dbray.spec import is_commit
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,7 +54,7 @@ class Base:
     @property
     def resolution(self) -> int:
         """Side in pixels of the images that the base was trained on."""
-        unet, vae = (self._config(part) for part in ("unet", "vae"))
+        unet, vae = (_config(self.name, self.folder, part) for part in ("unet", "vae"))
         return unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
 
     def num_parameters(self, part: str) -> int:
@@ -61,9 +62,6 @@ class Base:
         files = [file for file in sorted((self.folder / part).glob("*.safetensors"))
                  if not {"fp16", "non_ema"} & set(file.name.split("."))]  # fmt: skip
         return sum(_count_parameters(file) for file in files)
-
-    def _config(self, part: str) -> dict[str, Any]:
-        return json.loads((self.folder / part / "config.json").read_text(encoding="utf-8"))
 
 
 class Backbone(Protocol):
@@ -111,7 +109,10 @@ class Backbone(Protocol):
         ...
 
     def save(self, folder: Path) -> None:
-        """Write a diffusers folder of the base with the present weights."""
+        """Write a diffusers folder of the base with the present weights.
+
+        The replaced parts are in the recipe's `publish_precision`.
+        """
         ...
 
 
@@ -134,7 +135,8 @@ def resolve(name: str, revision: str | None = None) -> Base:
     """Find a base by name: 'miniature', a diffusers folder, or a hub id with a pinned revision.
 
     Raises:
-        BaseError: when it is not there, is not complete, or would need anything but safetensors.
+        BaseError: when it is not there, is not complete, is of another family of models, or would
+            need anything but safetensors.
     """
     folder = _find_folder(name, revision)
     if not (folder / "model_index.json").is_file():
@@ -144,14 +146,39 @@ def resolve(name: str, revision: str | None = None) -> Base:
         if not list((folder / part).glob("*.safetensors")):
             raise BaseError(f"base {name!r}: no *.safetensors in {folder / part}; dbray reads "
                             "no pickles: save the base anew with save_pretrained")  # fmt: skip
+    _check_family(name, folder)
     return Base(name, folder, _digest(folder), _defaults(folder))
+
+
+def _check_family(name: str, folder: Path) -> None:
+    """Refuse pipelines that need more than noisy latents and one text. Raises BaseError."""
+    unet, vae, text = (_config(name, folder, part) for part in ("unet", "vae", "text_encoder"))
+    found = [unet.get("_class_name"), vae.get("_class_name"), text.get("model_type")]
+    if found != ["UNet2DConditionModel", "AutoencoderKL", "clip_text_model"]:
+        reason = f"its parts are {', '.join(map(str, found))}"
+    elif unet.get("addition_embed_type") is not None:
+        reason = f"its UNet asks for {unet['addition_embed_type']!r} beside the text"
+    elif unet.get("in_channels") != vae.get("latent_channels"):
+        reason = (f"its UNet takes {unet.get('in_channels')} channels, its latents have "
+                  f"{vae.get('latent_channels')}")  # fmt: skip
+    else:
+        return
+    raise BaseError(f"base {name!r} is no Stable Diffusion 1.x or 2.x text-to-image model: {reason}"
+                    " (SDXL, inpainting and other families are not supported)")  # fmt: skip
+
+
+def _config(name: str, folder: Path, part: str) -> dict[str, Any]:
+    try:
+        return json.loads((folder / part / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as exc:
+        raise BaseError(f"base {name!r}: {part} has no readable config.json: {exc}") from exc
 
 
 def load(base: Base, recipe: Recipe | None = None, device: str = "cpu") -> Backbone:
     """Load a base to a device. `recipe` says which parts are trained and in what precision.
 
     Raises:
-        BaseError: when the folder holds another family of models, or cannot be read.
+        BaseError: when a part cannot be read.
     """
     from dbray.backbones.latent import LatentBackbone
     from dbray.spec import Recipe
@@ -177,9 +204,9 @@ def _find_folder(name: str, revision: str | None) -> Path:
     if folder.is_absolute() or name.count("/") != 1:
         raise BaseError(f"base {name!r} does not exist; give 'miniature', a diffusers folder, or a "
                         "hub id such as 'owner/name'")  # fmt: skip
-    if revision is None:
-        raise BaseError(f"base {name!r}: set base_revision to a commit, so that results repeat and "
-                        "nobody can exchange the weights")  # fmt: skip
+    if revision is None or not is_commit(revision):
+        raise BaseError(f"base {name!r}: set base_revision to a commit (40 hex digits), so that "
+                        "results repeat and nobody can exchange the weights")  # fmt: skip
     return _download(name, revision)
 
 

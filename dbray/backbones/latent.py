@@ -31,9 +31,11 @@ from dbray.backbones import Base, Prediction, Weights, load_tokenizer
 from dbray.errors import BaseError
 from dbray.spec import Recipe, Sampler
 
+# Clipping to [-1, 1] is for pixels and washes latents out. It is the default of ddpm and ddim, and
+# a base that was saved with another scheduler (Euler, DPM++, UniPC) says nothing against it.
 _SCHEDULERS: dict[Sampler, tuple[Any, dict[str, Any]]] = {
-    "ddpm": (DDPMScheduler, {}),
-    "ddim": (DDIMScheduler, {}),
+    "ddpm": (DDPMScheduler, {"clip_sample": False}),
+    "ddim": (DDIMScheduler, {"clip_sample": False}),
     "euler_ancestral": (EulerAncestralDiscreteScheduler, {}),
     "dpm++": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
 }
@@ -70,6 +72,7 @@ class LatentBackbone:
         if recipe.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
         self.trains_text = recipe.train_text_encoder
+        self._publish_precision = recipe.publish_precision
         self.trained: nn.Module = TrainedParts(
             unet, self._text_encoder if self.trains_text else None
         )
@@ -180,14 +183,19 @@ class LatentBackbone:
             self._replaceable[part].load_state_dict(weights.get(part, base_tensors))
 
     def save(self, folder: Path) -> None:
-        """Write a diffusers folder: the base's files, with the replaced parts in their place."""
+        """Write a diffusers folder: the base's files, with the replaced parts in their place.
+
+        Those are in the precision in which the recipe publishes them.
+        """
         replaced = {part: self._replaceable[part] for part in self._base_weights}
         shutil.copytree(
             self.base.folder, folder, ignore=shutil.ignore_patterns(*replaced), dirs_exist_ok=True
         )
         for part, module in replaced.items():
-            half = copy.deepcopy(module).half()
-            half.save_pretrained(folder / part)  # pyright: ignore[reportCallIssue]
+            written = copy.deepcopy(module)
+            if self._publish_precision == "fp16":
+                written = written.half()
+            written.save_pretrained(folder / part)  # pyright: ignore[reportCallIssue]
 
     def _check_fit(self, part: str, tensors: Mapping[str, Tensor]) -> None:
         if part not in self._replaceable:

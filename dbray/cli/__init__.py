@@ -87,6 +87,7 @@ def _add_job_commands(commands: Any) -> None:
     init.add_argument("--class", dest="class_noun", metavar="NOUN",
                       help="class noun of subjects whose folder has no class.txt")  # fmt: skip
     init.add_argument("--base", default="miniature", help="miniature, a diffusers folder or hub id")
+    init.add_argument("--base-revision", metavar="COMMIT", help="of a hub id; required for one")
     init.add_argument("--force", action="store_true", help="overwrite existing files")
 
     validate = _add(commands, "validate", "jobs:validate", "list every mistake; needs no GPU")
@@ -95,19 +96,22 @@ def _add_job_commands(commands: Any) -> None:
     for command in (validate, plan, run):
         command.add_argument("job", help="job file (YAML)")
     for command in (validate, plan):
-        command.add_argument("--json", action="store_true", help="for machines")
+        command.add_argument("--json", action="store_true", help="print JSON")
     run.add_argument("--retry-failed", action="store_true",
-                     help="also try again what failed in a way that repeats itself")  # fmt: skip
-    run.add_argument("--max-failures", type=int, metavar="N", help="stop when more have failed")
+                     help="also try subjects whose error would recur, after you fixed its "
+                     "cause")  # fmt: skip
+    run.add_argument("--max-failures", type=int, metavar="N",
+                     help="stop when more than N subjects have failed")  # fmt: skip
     run.add_argument("--address", help="Ray cluster (default: $RAY_ADDRESS, or a local one)")
 
     status = _add(commands, "status", "jobs:status", "show the jobs of a storage")
-    status.add_argument("storage", nargs="?", default=_default_registry())
+    text = f"storage of the jobs (default: {_DEFAULT_REGISTRY}, or the demo's)"
+    status.add_argument("storage", nargs="?", default=_default_registry(), help=text)
     status.add_argument("--watch", action="store_true", help="go on until no job runs")
-    status.add_argument("--json", action="store_true", help="for machines")
+    status.add_argument("--json", action="store_true", help="print JSON")
 
     report = _add(commands, "report", "jobs:report", "write the report of a job anew")
-    report.add_argument("job_folder", help="<storage>/jobs/<job id>")
+    report.add_argument("job_folder", help="<storage>/jobs/<job id>, a folder or URI")
 
     schema = _add(commands, "schema", "jobs:schema", "print the JSON Schema of a job file")
     schema.add_argument("--subject", action="store_true", help="of a line of a manifest instead")
@@ -125,7 +129,7 @@ def _add_model_commands(commands: Any) -> None:
     remove.add_argument("--yes", action="store_true", help="do not ask")
     export.add_argument("-o", "--output", required=True, help="folder to make")
     for action in (listing, show):
-        action.add_argument("--json", action="store_true", help="for machines")
+        action.add_argument("--json", action="store_true", help="print JSON")
 
     generate = _add(commands, "generate", "models:generate", "sample images of a model")
     generate.add_argument("model", help="id, id@revision, or 'base'")
@@ -137,12 +141,17 @@ def _add_model_commands(commands: Any) -> None:
     generate.add_argument("--guidance", type=float, help="guidance scale")
     generate.add_argument("--sampler", choices=("ddpm", "ddim", "euler_ancestral", "dpm++"))
     generate.add_argument("--negative", default="", metavar="PROMPT", help="negative prompt")
-    generate.add_argument("--base", help="base, where the model is 'base'")
 
     serve = _add(commands, "serve", "models:serve", "serve every model of a registry over HTTP")
     serve.add_argument("--port", type=int, default=8000, help="default: 8000")
     serve.add_argument("--host", default="127.0.0.1", help="default: loopback only")
     serve.add_argument("--keys", help="file of API keys; required beyond loopback")
+    serve.add_argument("--base", help="base to load (default: that of the registry's first model)")
+    for command in (export, generate):
+        command.add_argument("--base", help="base to load: for the model 'base' (default: "
+                             "miniature), and instead of the one in a model's record")  # fmt: skip
+    for command in (export, generate, serve):
+        command.add_argument("--base-revision", metavar="COMMIT", help="of a hub id")
     for command in (listing, show, remove, export, generate, serve):
         text = f"storage of the models (default: {_DEFAULT_REGISTRY}, or the demo's)"
         command.add_argument(

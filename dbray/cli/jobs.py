@@ -5,25 +5,29 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import sys
 import time
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dbray import backbones, manifest
+import yaml
+
+from dbray import backbones, manifest, naming
 from dbray.errors import BaseError, Problem, SpecError
-from dbray.spec import Job, Subject, parse_yaml, read_text
+from dbray.spec import Job, Subject, anchor, draft_job, is_commit
 from dbray.store import Store
+from dbray.texts import read_text
 
-_STALE_SECONDS = 60.0
+if TYPE_CHECKING:
+    from dbray.summary import Summary
 
 _JOB_TEMPLATE = """\
 # A dbray job. `dbray schema` lists every key with its meaning; paths are relative to this file.
 schema: dbray/v1
-base: {base}  # miniature, a diffusers folder, or a hub id with base_revision: <commit>
+base: {base}  # miniature, a diffusers folder, or a hub id with base_revision: <commit>{revision}
 subjects: {manifest}  # one line per subject: id, class_noun, images
 storage: runs  # a folder, or s3://..., gs://...; models, class images and reports go there
 
@@ -54,16 +58,18 @@ def demo(args: argparse.Namespace) -> int:
         folder / "subjects.jsonl",
     )
     job_file = folder / "demo.yaml"
-    job_file.write_text(_JOB_TEMPLATE.format(base="miniature", manifest="subjects.jsonl"))
+    job_file.write_text(
+        _JOB_TEMPLATE.format(base="miniature", revision="", manifest="subjects.jsonl")
+    )
     print(f"Wrote {len(subjects)} drawn subjects to {folder}/photos and the job {job_file}.")
     args.job, args.retry_failed, args.max_failures, args.address = str(job_file), True, None, None
     code = run(args)
     if code == 0:
         registry, model = folder / "runs", subjects[0][0]
         print("\nNow prompt one of them:")
-        print(f'  dbray generate {model} "a photo of {{subject}} on the beach" -n 4 '
+        print(f'  {_program()} generate {model} "a photo of {{subject}} on the beach" -n 4 '
               f"--registry {registry}")  # fmt: skip
-        print(f"  dbray serve --registry {registry}")
+        print(f"  {_program()} serve --registry {registry}")
     return code
 
 
@@ -75,27 +81,48 @@ def init(args: argparse.Namespace) -> int:
         if file.exists() and not args.force:
             fix = "choose another -o, or overwrite it with --force"
             raise SpecError([Problem("error", str(file), "exists already", fix)])
+    base, revision = _base_to_write(args.base, args.base_revision)
     subjects, problems = manifest.scan(photos.resolve(), args.class_noun)
     if any(problem.severity == "error" for problem in problems):
         raise SpecError(problems)
     _print_problems(problems)
     manifest.write_jsonl(subjects, manifest_file)
-    job_file.write_text(_JOB_TEMPLATE.format(base=args.base, manifest=manifest_file.name))
+    job_file.write_text(_JOB_TEMPLATE.format(
+        base=_scalar(base), manifest=_scalar(manifest_file.name),
+        revision=f"\nbase_revision: {_scalar(revision)}" if revision else "",
+    ))  # fmt: skip
     nouns = {subject.class_noun for subject in subjects}
-    print(f"Wrote {manifest_file} ({len(subjects)} subjects, {len(nouns)} class nouns) and "
-          f"{job_file}.\nNext: dbray validate {job_file} && dbray run {job_file}")  # fmt: skip
+    print(
+        f"Wrote {manifest_file} ({len(subjects)} subjects, {len(nouns)} class nouns) and "
+        f"{job_file}.\nNext: {_program()} validate {job_file} && {_program()} run {job_file}"
+    )
     return 0
+
+
+def _program() -> str:
+    """How this shell can call dbray: `make demo` runs it from an environment that is not active."""
+    return "dbray" if shutil.which("dbray") else str(Path(sys.executable).with_name("dbray"))
+
+
+def _base_to_write(base: str, revision: str | None) -> tuple[str, str | None]:
+    """Name a base so that the job file finds it, wherever that lies. Raises SpecError."""
+    if Path(base).expanduser().is_dir():
+        return anchor(base, Path.cwd()), None
+    if base != backbones.MINIATURE and not is_commit(revision or ""):
+        what = "is neither 'miniature' nor a folder, and a hub id needs its commit"
+        fix = "check the path, or add --base-revision with the commit's 40 hex digits"
+        raise SpecError([Problem("error", f"--base {base}", what, fix)])
+    return base, revision
+
+
+def _scalar(text: str) -> str:
+    """Write a text as YAML, with quotes where it needs them."""
+    return yaml.safe_dump(text, width=2**20, allow_unicode=True).splitlines()[0]
 
 
 def validate(args: argparse.Namespace) -> int:
     """List every problem of a job file, its base, its manifest and its images at once."""
-    problems: list[Problem] = []
-    num_subjects = 0
-    source = _load_collecting(Path(args.job), problems)
-    if source is not None:
-        found = manifest.validate(source)
-        problems += found.problems
-        num_subjects = len(found.subjects)
+    problems, num_subjects = _all_problems(Path(args.job))
     errors = [problem for problem in problems if problem.severity == "error"]
     if args.json:
         rows = [asdict(problem) for problem in problems]
@@ -107,23 +134,28 @@ def validate(args: argparse.Namespace) -> int:
     return SpecError.exit_code if errors else 0
 
 
-def _load_collecting(file: Path, problems: list[Problem]) -> Any:
-    """Load a job, adding its problems; returns its subjects, also where the rest is wrong."""
+def _all_problems(file: Path) -> tuple[list[Problem], int]:
+    """Check a job file, and what is right in it also where the rest is wrong.
+
+    Returns:
+        Every problem, and the number of usable subjects.
+    """
     try:
-        job = Job.load(file)
+        job, problems = draft_job(read_text(file), file)
     except SpecError as exc:
-        problems += exc.problems
-        try:
-            data, _ = parse_yaml(read_text(file), file)
-        except SpecError:
-            return None
-        named = data.get("subjects") if isinstance(data, dict) else None
-        return str(file.resolve().parent / named) if isinstance(named, str) else None
+        return list(exc.problems), 0
+    base = None
     try:
-        backbones.resolve(job.base, job.base_revision)
+        base = backbones.resolve(job.base, job.base_revision) if job.base else None
     except BaseError as exc:
         problems.append(Problem("error", f"{file}: base", str(exc), "change 'base'"))
-    return job.subjects
+    if problems and not job.subjects:
+        return problems, 0
+    found = manifest.validate(job.subjects)
+    problems += found.problems
+    if base is not None:
+        problems += naming.check_names(job, base, [one.subject for one in found.subjects])
+    return problems, len(found.subjects)
 
 
 def _print_problems(problems: Any) -> None:
@@ -173,9 +205,10 @@ def _print_plan(facts: dict[str, Any]) -> None:
         "to train": f"{len(facts['subjects_to_train'])} subjects of {len(nouns)} class nouns",
         "kept": f"{len(facts['subjects_kept'])} subjects, published already",
         "class images": f"{facts['class_images_to_make']} to make, in "
-        f"{len(facts['prior_sets_to_make'])} sets, by {facts['prior_actors']} actors",
+        f"{len(facts['prior_sets_to_make'])} sets, by {facts['prior_actors']} actors "
+        "(on this machine)",
         "training": f"{steps}, learning rate {recipe['learning_rate']:g}) "
-        f"in {facts['lanes']} lanes",
+        f"in {facts['lanes']} lanes (on this machine)",
         "memory": " + ".join(f"{size / 2**20:.0f} MiB {kind}"
                              for kind, size in facts["memory_bytes"].items()) + " per worker",
         "disk": f"{facts['storage_bytes'] / 2**20:.0f} MiB of weights",
@@ -188,8 +221,10 @@ def _print_plan(facts: dict[str, Any]) -> None:
 def _duration(prior_seconds: float | None, train_seconds: float | None) -> str:
     if prior_seconds is None or train_seconds is None:
         return "unknown: no job on this base has finished in this storage yet"
-    return (f"about {prior_seconds + train_seconds:.0f} s: {prior_seconds:.0f} s for class images, "
-            f"{train_seconds:.0f} s for training, by the last job's rates")  # fmt: skip
+    return (
+        f"about {prior_seconds + train_seconds:.0f} s: {prior_seconds:.0f} s for class images, "
+        f"{train_seconds:.0f} s for training (on this machine, by the last job's rates)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -206,79 +241,78 @@ def run(args: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with watch() as progress:
         result = run_job(job, options, progress)
-    found = result.summary["counts"]
+    found = result.summary.counts
     print(f"\n{result.state}: {found['published']} published, {found['kept']} kept, "
-          f"{found['failed']} failed, {found['cancelled']} not begun, "
-          f"in {result.summary['wall_seconds']:.0f} s")  # fmt: skip
-    for cause in result.summary["failures"]:
-        print(f"  {cause['count']} x {cause['kind']}: {cause['example']}")
+          f"{found['failed']} failed, {found['unfinished']} unfinished, "
+          f"in {result.summary.wall_seconds:.0f} s")  # fmt: skip
+    for cause in result.summary.failures:
+        print(f"  {cause.count} x {cause.kind}: {cause.example}")
     print(f"Report: {result.report}")
     return result.exit_code
 
 
 def status(args: argparse.Namespace) -> int:
     """Show the jobs of a storage: counts, rates, time left, failures by cause."""
-    from dbray.journal import summaries
+    from dbray.summary import summaries
 
     store = Store(args.storage)
     while True:
-        jobs = {job_id: _with_state(found) for job_id, found in summaries(store).items()}
+        jobs = dict(summaries(store))
+        if args.watch and sys.stdout.isatty():
+            print("\x1b[2J\x1b[H", end="")  # a terminal shows the present; a file keeps all
         if args.json:
-            print(json.dumps(jobs, indent=None if args.watch else 2), flush=True)
+            rows = {job_id: _as_json(found) for job_id, found in jobs.items()}
+            print(json.dumps(rows, indent=None if args.watch else 2), flush=True)
         else:
             for job_id, found in jobs.items():
                 _print_status(job_id, found)
             if not jobs:
                 print(f"no jobs in {args.storage}")
-        if not args.watch or not any(found["state"] == "running" for found in jobs.values()):
+        at_work = (found.state == "running" and not found.is_gone for found in jobs.values())
+        if not args.watch or not any(at_work):
             return 0
+        sys.stdout.flush()
         time.sleep(2.0)
 
 
-def _with_state(summary: dict[str, Any]) -> dict[str, Any]:
-    """Add the time left; a run that has not written for long was killed."""
-    updated = datetime.strptime(summary["updated_at"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
-    age = (datetime.now(UTC) - updated).total_seconds()
-    state = summary["state"]
-    if state == "running" and age > _STALE_SECONDS:
-        state = "killed"
-    published, left = summary["counts"]["published"], summary.get("pending")
-    eta = None
-    if state == "running" and published and left is not None:
-        eta = round(
-            (left + len(summary.get("in_flight", {}))) / summary["subjects_per_hour"] * 3600
-        )
-    return {**summary, "state": state, "eta_seconds": eta}
+def _as_json(summary: Summary) -> dict[str, Any]:
+    state = "interrupted" if summary.is_gone else summary.state
+    eta = summary.eta_seconds
+    return {**summary.model_dump(mode="json"), "state": state, "eta_seconds": eta and round(eta)}
 
 
-def _print_status(job_id: str, summary: dict[str, Any]) -> None:
-    found = summary["counts"]
-    done = found["published"] + found["kept"]
-    line = f"{job_id}: {summary['state']}, {done}/{summary['num_subjects']} published"
-    if found["failed"]:
+def _print_status(job_id: str, summary: Summary) -> None:
+    found = summary.counts
+    done = found.get("published", 0) + found.get("kept", 0)
+    state = "interrupted" if summary.is_gone else summary.state
+    line = f"{job_id}: {state}, {done}/{summary.num_subjects} published"
+    if found.get("failed"):
         line += f", {found['failed']} failed"
-    line += f", {summary['subjects_per_hour']:.0f} subjects/hour"
-    if summary["eta_seconds"] is not None:
-        line += f", about {summary['eta_seconds']} s left"
+    if summary.subjects_per_hour is not None:
+        line += f", {summary.subjects_per_hour:.0f} subjects/hour"
+    if summary.eta_seconds is not None:
+        line += f", about {summary.eta_seconds:.0f} s left"
     print(line)
-    for lane, at in summary.get("in_flight", {}).items():
-        print(f"  {lane}: {at['id']} at step {at['step']}")
-    for cause in summary["failures"]:
-        print(f"  {cause['count']} x {cause['kind']}: {cause['example']}")
-    if summary["state"] == "killed":
-        print("  its process is gone; run the job again to continue it")
+    for lane, at in summary.in_flight.items():
+        print(f"  {lane}: {at.id} at step {at.step}")
+    for cause in summary.failures:
+        print(f"  {cause.count} x {cause.kind}: {cause.example}")
+    if summary.is_gone:
+        print(f"  silent since {summary.updated_at}: its process is gone; run the job again to "
+              "continue it")  # fmt: skip
 
 
 def report(args: argparse.Namespace) -> int:
     """Write the report of a job anew."""
     from dbray.report import build_report
 
-    folder = Path(args.job_folder)
-    if not (folder / "job.json").is_file():
+    folder = anchor(args.job_folder.rstrip("/"), Path.cwd())
+    storage, _, job_id = folder.rpartition("/jobs/")
+    store = Store(storage or folder)
+    if not storage or not store.exists(f"jobs/{job_id}/job.json"):
         raise SpecError([Problem("error", args.job_folder, "is no folder of a job",
                                  "give <storage>/jobs/<job id>")])  # fmt: skip
-    store = Store(str(folder.resolve().parents[1]))
-    print(store.location(build_report(store, folder.resolve().name)))
+    print(store.location(build_report(store, job_id)))
     return 0
 
 

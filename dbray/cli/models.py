@@ -9,11 +9,14 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dbray import backbones
-from dbray.errors import BaseError, RegistryError
+from pydantic import ValidationError
+
+from dbray import backbones, spec
+from dbray.errors import BaseError, Problem, RegistryError, SpecError
 from dbray.registry import ModelRecord, Registry
-from dbray.spec import Previews, fill_prompt
+from dbray.spec import UNTOUCHED, Previews, fill_prompt
 from dbray.store import Store
+from dbray.texts import problems_of
 
 if TYPE_CHECKING:
     from dbray.backbones import Backbone
@@ -74,8 +77,8 @@ def remove(args: argparse.Namespace) -> int:
 def export(args: argparse.Namespace) -> int:
     """Write a model as a diffusers folder, which any diffusers program loads."""
     output = Path(args.output)
-    if output.exists() and any(output.iterdir()):
-        raise RegistryError(f"{output} is not empty; choose another -o")
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise RegistryError(f"{output} exists and is no empty folder; choose another -o")
     record, backbone = _load(args)
     backbone.save(output)
     if record is not None:
@@ -92,16 +95,17 @@ def generate(args: argparse.Namespace) -> int:
 
     if args.n < 1:
         raise RegistryError("-n has to be at least 1")
+    chosen = _chosen(args)
     record, backbone = _load(args)
-    noun, identifier = (record.class_noun, record.identifier) if record else ("", None)
-    prompt = fill_prompt(args.prompt, noun, identifier)
-    if record and noun not in prompt:
-        print(f'note: the prompt names no "{noun}"; write {{subject}} where it should be',
-              file=sys.stderr)  # fmt: skip
-    sampling = _sampling(args, backbone)
+    prompt = args.prompt
+    if record:
+        prompt = fill_prompt(prompt, record.class_noun, record.identifier)
+        if record.class_noun not in prompt:
+            print(f'note: the prompt names no "{record.class_noun}"; write {{subject}} where it '
+                  "should be", file=sys.stderr)  # fmt: skip
+    sampling = _sampling(chosen, args.negative, backbone)
     seeds = [args.seed + index for index in range(args.n)]
-    output = Path(args.output)
-    output.mkdir(parents=True, exist_ok=True)
+    output = _folder_to_fill(args.output)
     for seed in seeds:
         [pixels] = sample(backbone, [prompt], [seed], sampling)
         # Where people look for them: the parameters travel inside the picture.
@@ -114,27 +118,50 @@ def generate(args: argparse.Namespace) -> int:
     return 0
 
 
-def _sampling(args: argparse.Namespace, backbone: Backbone) -> Sampling:
-    """The flags, else what the base's makers recommend."""
+def _chosen(args: argparse.Namespace) -> dict[str, Any]:
+    """The flags of sampling that were given. Raises SpecError with all that is wrong in them."""
+    flags = {name: getattr(args, name) for name in ("sampler", "steps", "guidance", "seed")}
+    chosen = {name: value for name, value in flags.items() if value is not None}
+    problems = []
+    try:
+        Previews.model_validate(chosen)
+    except ValidationError as exc:
+        problems += problems_of(exc, "command line")
+    if args.model == UNTOUCHED and any(name in args.prompt for name in ("{subject}", "{class}")):
+        what = "the untouched base has no {subject} and no {class}"
+        problems.append(Problem("error", "prompt", what, "write a class noun, such as 'dog'"))
+    if problems:
+        raise SpecError(problems)
+    return chosen
+
+
+def _sampling(chosen: dict[str, Any], negative: str, backbone: Backbone) -> Sampling:
+    """The given flags, else what the base's makers recommend."""
     from dbray.generate import Sampling
 
-    default = Previews.model_validate(backbone.base.defaults.get("previews", {}))
-    return Sampling(
-        args.sampler or default.sampler,
-        args.steps or default.steps,
-        args.guidance or default.guidance,
-        args.negative,
-    )
+    recommended = backbone.base.defaults.get("previews", {})
+    wanted = Previews.model_validate({**recommended, **chosen})
+    return Sampling(wanted.sampler, wanted.steps, wanted.guidance, negative)
+
+
+def _folder_to_fill(path: str) -> Path:
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        what = f"the folder {folder} cannot be made: {exc.strerror}"
+        raise RegistryError(f"{what}; choose another -o") from exc
+    return folder
 
 
 def _load(args: argparse.Namespace) -> tuple[ModelRecord | None, Backbone]:
     """Load a model onto its base, or the base alone."""
-    if args.model == "base":
-        name = getattr(args, "base", None) or backbones.MINIATURE
-        return None, backbones.load(backbones.resolve(name), device=_device())
+    if args.model == UNTOUCHED:
+        base = backbones.resolve(args.base or backbones.MINIATURE, args.base_revision)
+        return None, backbones.load(base, device=_device())
     registry = _registry(args)
     record = registry.find(args.model)
-    base = backbones.resolve(getattr(args, "base", None) or record.base, record.base_revision)
+    base = backbones.resolve(args.base or record.base, args.base_revision or record.base_revision)
     if base.digest != record.base_digest:
         raise BaseError(f"{record.name} was trained on another {record.base!r} "
                         f"({record.base_digest[:12]}, here is {base.digest[:12]})")  # fmt: skip
@@ -160,8 +187,15 @@ def serve(args: argparse.Namespace) -> int:
         Path(args.keys) if args.keys else None,
         host=args.host,
         on_ready=_tell_address,
+        base=_anchored(args.base),
+        base_revision=args.base_revision,
     )
     return 0
+
+
+def _anchored(base: str | None) -> str | None:
+    """A folder is made absolute: replicas work elsewhere. Names and hub ids stay."""
+    return spec.anchor(base, Path.cwd()) if base and Path(base).expanduser().is_dir() else base
 
 
 def _tell_address(address: str) -> None:

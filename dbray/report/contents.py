@@ -22,10 +22,13 @@ from dbray.registry import ModelRecord, Registry
 from dbray.report.thumbnails import Thumbnails
 from dbray.spec import Job, Subject
 from dbray.store import Store, read_uri
+from dbray.summary import Cause, Summary, read_summary
 
 logger = logging.getLogger(__name__)
 
 _READERS = 8
+MAX_DETAILED = 2_000
+"""Failed subjects, and as many others, that are shown with images and all; the rest is listed."""
 _LOSS_POINTS = 100
 
 
@@ -51,7 +54,7 @@ class ResultRow(_Row):
 
     id: str
     class_noun: str
-    status: Literal["published", "kept", "failed", "cancelled"]
+    status: Literal["published", "kept", "failed", "unfinished"]
     revision: str | None = None
     identifier: str | None = None
     attempts: int = 1
@@ -63,34 +66,6 @@ class ResultRow(_Row):
     def is_published(self) -> bool:
         """Whether the registry has it; a failed subject's revision is what it would have been."""
         return self.status in ("published", "kept") and self.revision is not None
-
-
-class FailureRow(_Row):
-    """Failures of one cause."""
-
-    kind: str
-    count: int
-    example: str
-    subjects: tuple[str, ...] = ()
-
-
-class Summary(_Row):
-    """summary.json. What is None was not written, because the job did not come to its end."""
-
-    state: str = "interrupted"
-    counts: dict[str, int] = {}
-    started_at: str | None = None
-    ended_at: str | None = None
-    wall_seconds: float | None = None
-    phase_seconds: dict[str, float] = {}
-    subjects_per_hour: float | None = None
-    prior_images: int | None = None
-    prior_images_per_second: float | None = None
-    prior_sets: int | None = None
-    train_steps: int | None = None
-    lanes: int | None = None
-    failures: tuple[FailureRow, ...] = ()
-    retry_command: str | None = None
 
 
 class BaseRow(_Row):
@@ -132,7 +107,7 @@ class Preview:
 
 @dataclass(frozen=True)
 class Card:
-    """All that the page shows of one subject."""
+    """All that the page shows of one subject. Not detailed: nothing but its result."""
 
     id: str
     class_noun: str
@@ -142,6 +117,7 @@ class Card:
     missing_photographs: int = 0
     previews: list[Preview] = field(default_factory=list)
     note: str | None = None
+    is_detailed: bool = True
 
     @property
     def status(self) -> str:
@@ -170,20 +146,41 @@ class Contents:
 def read_contents(
     store: Store, job_id: str, photographs: Callable[[Subject], list[bytes]] | None
 ) -> Contents:
-    """Read everything, and shrink the images at once: as files they may not fit in memory."""
+    """Read everything, and shrink the images at once: as files they may not fit in memory.
+
+    Of a very large job the first failed subjects and the first others are read in detail: with all
+    of them, the page would take hours to make and could not be opened.
+    """
     folder = f"jobs/{job_id}"
     job = _parse(JobFile, store.read_json(f"{folder}/job.json"), f"{folder}/job.json")
     results = _read_results(store, f"{folder}/results.jsonl")
-    summary = _read_summary(store, f"{folder}/summary.json", results.values())
+    summary = _read_summary(store, job_id, results.values())
     subjects = {subject.id: subject for subject in job.subjects}
     for result in results.values():
         subjects.setdefault(result.id, SubjectRow(id=result.id, class_noun=result.class_noun))
-    num_images = sum(len(subject.images) for subject in subjects.values())
-    num_images += len(subjects) * (len(job.job.previews.prompts) + 1)
-    reader = _Reader(Registry(store), Thumbnails(num_images), photographs)
+    detailed = _detailed(subjects, results)
+    num_prompts = len(job.job.previews.prompts)
+    num_images = sum(len(subjects[name].images) + num_prompts + 1 for name in detailed)
+    reader = _Reader(Registry(store), Thumbnails(num_images), photographs, num_prompts > 0)
+
+    def card(subject: SubjectRow) -> Card:
+        result = results.get(subject.id)
+        if subject.id in detailed:
+            return reader.card(subject, result)
+        return Card(subject.id, subject.class_noun, result, is_detailed=False)
+
     with ThreadPoolExecutor(_READERS) as threads:
-        cards = list(threads.map(reader.card, subjects.values(), map(results.get, subjects.keys())))
+        cards = list(threads.map(card, subjects.values()))
     return Contents(job_id, job, summary, cards, reader.thumbnails)
+
+
+def _detailed(subjects: Iterable[str], results: Mapping[str, ResultRow]) -> set[str]:
+    """Choose the subjects that are shown in detail."""
+    failed, others = [], []
+    for name in subjects:
+        result = results.get(name)
+        (failed if result and result.status == "failed" else others).append(name)
+    return {*failed[:MAX_DETAILED], *others[:MAX_DETAILED]}
 
 
 @dataclass(frozen=True)
@@ -193,6 +190,7 @@ class _Reader:
     registry: Registry
     thumbnails: Thumbnails
     photographs: Callable[[Subject], list[bytes]] | None
+    wants_previews: bool
 
     def card(self, subject: SubjectRow, result: ResultRow | None) -> Card:
         record, note, files = None, None, {}
@@ -207,7 +205,7 @@ class _Reader:
             previews = self._previews(files)
         except (KeyError, TypeError, ValueError) as exc:
             note = f"The previews cannot be read: {exc!r}"
-        if record is not None and not previews and note is None:
+        if record is not None and self.wants_previews and not previews and note is None:
             note = "It has no previews, or they are damaged. Running the job again makes them."
         shots = self._photographs(subject, files)
         return Card(
@@ -278,9 +276,10 @@ def _read_results(store: Store, path: str) -> dict[str, ResultRow]:
     return results
 
 
-def _read_summary(store: Store, path: str, results: Iterable[ResultRow]) -> Summary:
-    if store.exists(path):
-        return _parse(Summary, store.read_json(path), path)
+def _read_summary(store: Store, job_id: str, results: Iterable[ResultRow]) -> Summary:
+    found = read_summary(store, job_id)
+    if found is not None:
+        return found.model_copy(update={"state": "interrupted"}) if found.is_gone else found
     counts: dict[str, int] = defaultdict(int)
     causes: dict[str, list[ResultRow]] = defaultdict(list)
     for row in results:
@@ -288,7 +287,7 @@ def _read_summary(store: Store, path: str, results: Iterable[ResultRow]) -> Summ
         if row.error:
             causes[row.error.kind].append(row)
     failures = tuple(
-        FailureRow(
+        Cause(
             kind=kind,
             count=len(rows),
             example=rows[0].error.message if rows[0].error else "",

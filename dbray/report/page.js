@@ -2,7 +2,7 @@
 
 const PAGE_SIZE = 40;
 const PHOTOGRAPHS_SHOWN = 6;
-const STATES = ["published", "kept", "failed", "cancelled", "waiting"];
+const STATES = ["published", "kept", "failed", "unfinished", "waiting"];
 const index = readBlock("index");
 const subjects = index.subjects.map((subject, number) => ({ ...subject, number }));
 const byId = new Map(subjects.map((subject) => [subject.id, subject]));
@@ -118,6 +118,10 @@ function shell(subject) {
 function fill(card, subject) {
   if (card.dataset.filled) return;
   card.dataset.filled = "yes";
+  if (!$(`data-${subject.number}`)) {
+    card.append(listedOnly(subject));
+    return;
+  }
   const data = readBlock(`data-${subject.number}`);
   const slides = slidesOf(subject, data);
   const body = make("div", { class: "body" }, photographs(subject, data, slides));
@@ -130,6 +134,12 @@ function fill(card, subject) {
   if (numbers.length) body.append(make("section", { class: "numbers" }, ...numbers));
   card.append(body);
   if (data.facts.length) card.append(details(data));
+}
+
+// Of a very large job, most subjects have no data in the page.
+function listedOnly(subject) {
+  return make("div", { class: "body" }, subject.error ? failure(subject)
+    : make("p", { class: "hint" }, `Not in this page: dbray models show ${subject.id}`));
 }
 
 function failure(subject) {
@@ -177,7 +187,7 @@ function list() {
     seconds: (a, b) => lowest(b.seconds) - lowest(a.seconds),
     loss: (a, b) => lowest(b.loss) - lowest(a.loss),
   };
-  const rank = (subject) => ["failed", "cancelled", "waiting"].indexOf(subject.status) + 1 || 9;
+  const rank = (subject) => ["failed", "unfinished", "waiting"].indexOf(subject.status) + 1 || 9;
   const order = orders[$("order").value];
   listed.sort((a, b) => order(a, b) || a.number - b.number);
 }

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from dbray.disks import without_secrets
-from dbray.report.contents import Card, Contents, FailureRow, Summary
+from dbray.report.contents import MAX_DETAILED, Card, Contents
 from dbray.spec import Recipe, fill_prompt
+from dbray.summary import Cause, Summary
 
 _FOLDER = Path(__file__).resolve().parent
 
@@ -50,13 +51,14 @@ def render(contents: Contents) -> str:
         "style": style,
         "script": script,
         "subtitle": _subtitle(contents),
-        "notice": _notice(contents.summary),
+        "notice": _notice(contents),
         "figures": _figures(contents),
         "failures": _failures(contents),
         "index": _json_block("index", _index(contents, recipes)),
         "subjects": "\n".join(
             _json_block(f"data-{number}", _card(card, contents, recipes))
             for number, card in enumerate(contents.cards)
+            if card.is_detailed
         ),
     }
     # One pass: a value that looks like a placeholder stays what it is.
@@ -96,9 +98,16 @@ def _subtitle(contents: Contents) -> str:
     return "".join(f"<li>{part}</li>" for part in parts if part)
 
 
-def _notice(summary: Summary) -> str:
-    text = _STATES.get(summary.state, summary.state)
-    return f'<p class="notice" role="status">{escape(text)}</p>' if text else ""
+def _notice(contents: Contents) -> str:
+    notices = [_STATES.get(contents.summary.state, contents.summary.state)]
+    num_listed = sum(not card.is_detailed for card in contents.cards)
+    if num_listed:
+        notices.append(
+            f"The first {MAX_DETAILED:,} failed subjects and the first {MAX_DETAILED:,} others "
+            f"have images and details here. The other {num_listed:,} are listed with their "
+            "results; 'dbray models show' tells more of each."
+        )
+    return "".join(f'<p class="notice" role="status">{escape(one)}</p>' for one in notices if one)
 
 
 def _figures(contents: Contents) -> str:
@@ -112,8 +121,8 @@ def _figures(contents: Contents) -> str:
         figures.append(("Kept", f"{counts['kept']:,}", "published before", ""))
     failed = counts.get("failed", 0)
     figures.append(("Failed", f"{failed:,}", _causes(summary), "bad" if failed else ""))
-    if counts.get("cancelled"):
-        figures.append(("Cancelled", f"{counts['cancelled']:,}", "not finished", ""))
+    if counts.get("unfinished"):
+        figures.append(("Unfinished", f"{counts['unfinished']:,}", "run it again", ""))
     if summary.wall_seconds is not None:
         lanes = _plural(summary.lanes, "lane") if summary.lanes else ""
         figures.append(("Wall time", duration(summary.wall_seconds), lanes, ""))
@@ -159,7 +168,7 @@ def _failures(contents: Contents) -> str:
     )
 
 
-def _failure(failure: FailureRow) -> str:
+def _failure(failure: Cause) -> str:
     shown = failure.subjects[:20]
     links = " ".join(f'<a href="#{escape(_anchor(name))}">{escape(name)}</a>' for name in shown)
     more = failure.count - len(shown)

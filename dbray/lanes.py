@@ -1,0 +1,120 @@
+"""Several lanes at work on one queue of subjects, until every subject has ended.
+
+Owns the queue's actor and the threads that hold the lanes. Knows neither what a lane does with a
+subject nor what its end means for the job.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError
+
+from dbray.backbones import Base
+from dbray.cluster import hardware
+from dbray.errors import LaneLost
+from dbray.lane import LaneSpec, run_lane
+from dbray.leases import LeaseQueue, Snapshot
+from dbray.plan import PlannedSubject
+from dbray.spec import Job
+
+logger = logging.getLogger(__name__)
+
+_POLL_SECONDS = 0.25
+_JOIN_SECONDS = 15.0
+
+
+@contextmanager
+def open_lanes(
+    job: Job, base: Base, subjects: Sequence[PlannedSubject], count: int, scratch: str
+) -> Iterator[Lanes]:
+    """Put lanes to work.
+
+    Args:
+        job: the resolved job.
+        base: the base of all lanes.
+        subjects: what they are to train.
+        count: number of lanes.
+        scratch: folder in the job's storage for what Ray Train keeps of them.
+    """
+    resources = job.resources
+    queue: Any = ray.remote(LeaseQueue).options(num_cpus=0).remote(
+        list(subjects), resources.max_attempts, resources.lease_seconds
+    )  # fmt: skip
+    use_gpu = hardware().num_gpus > 0
+    names = [f"lane-{index}" for index in range(count)]
+    lanes = Lanes(queue, [LaneSpec(name, job, base, queue, scratch, use_gpu) for name in names])
+    try:
+        lanes.start()
+        yield lanes
+        lanes.join()
+    finally:
+        # However this ends: without the queue no lane goes on, also on a cluster that stays.
+        ray.kill(queue)
+
+
+class Lanes:
+    """Lanes and the queue that they share."""
+
+    def __init__(self, queue: Any, specs: Sequence[LaneSpec]) -> None:
+        self._queue = queue
+        self._threads = [_LaneThread(spec) for spec in specs]
+
+    def start(self) -> None:
+        """Begin."""
+        for thread in self._threads:
+            thread.start()
+
+    def snapshots(self) -> Iterator[Snapshot]:
+        """Give progress now and then, each with what ended since the last, until all has ended."""
+        num_seen = 0
+        while True:
+            snapshot: Snapshot = ray.get(self._queue.snapshot.remote(num_seen))
+            num_seen += len(snapshot.outcomes)
+            yield snapshot
+            if snapshot.is_done:
+                return
+            if not any(thread.is_alive() for thread in self._threads):
+                errors = [str(thread.error) for thread in self._threads if thread.error]
+                ray.get(self._queue.abandon.remote("; ".join(errors) or "no lane is left"))
+            time.sleep(_POLL_SECONDS)
+
+    def join(self) -> None:
+        """Wait until the lanes have ended, but not for ever: some may never have been placed."""
+        give_up = time.monotonic() + _JOIN_SECONDS
+        for thread in self._threads:
+            thread.join(max(0.0, give_up - time.monotonic()))
+
+
+class _LaneThread(threading.Thread):
+    """Holds one lane; keeps the error that ended it."""
+
+    def __init__(self, spec: LaneSpec) -> None:
+        super().__init__(name=spec.name, daemon=True)
+        self._spec = spec
+        self.error: LaneLost | None = None
+
+    def run(self) -> None:
+        """Hold the lane until it ends.
+
+        Its failure budget is for deaths in a row: while subjects end in between, it starts anew.
+        """
+        ended = -1
+        with suppress(RayActorError):  # the queue is gone, and the job with it
+            while (now := self._num_ended()) > ended:
+                ended = now
+                try:
+                    run_lane(self._spec)
+                    return
+                except LaneLost as exc:
+                    logger.warning("lane lost lane=%s error=%s", self._spec.name, exc)
+                    self.error = exc
+
+    def _num_ended(self) -> int:
+        return ray.get(self._spec.queue.num_ended.remote(self._spec.name))
