@@ -410,6 +410,7 @@ class _Beat:
     def now(self, step: int) -> None:
         """Tell it, however short ago it was told."""
         if self._leads:
-            metrics.train_steps().inc(max(0, step - self._last_step))
+            if step > self._last_step:  # a counter takes no zero
+                metrics.train_steps().inc(step - self._last_step)
             self._last_time, self._last_step = time.monotonic(), step
             self._queue.beat.remote(self._lane, self._subject_id, step)
