@@ -67,9 +67,10 @@ class Checkpoint:
         A damaged one, or one that another lane has just removed, costs its steps and no more: it
         is removed, and the one before or the beginning taken.
         """
-        for step in self._everybodys(sorted(self._steps(), reverse=True)):
+        # What rank 0 sees: a listing may differ from one moment to the next.
+        for step in self._share.of_first(sorted(self._steps(), reverse=True)):
             progress = self._load(engine, step)
-            if all(self._of_all(progress is not None)):
+            if all(self._share.gather(progress is not None)):
                 assert progress is not None
                 return progress
             engine.reset()
@@ -100,19 +101,6 @@ class Checkpoint:
         names = self._store.names(self._folder)
         starts = (name.removesuffix(self._suffix) for name in names if name.endswith(self._suffix))
         return [int(start) for start in starts if start.isdecimal()]
-
-    def _everybodys(self, steps: list[int]) -> list[int]:
-        """What rank 0 sees, for all: a listing may differ from one moment to the next."""
-        if self._share.world_size > 1:
-            dist.broadcast_object_list(box := [steps], src=0)
-            [steps] = box
-        return steps
-
-    def _of_all(self, mine: bool) -> list[bool]:
-        found = [mine] * self._share.world_size
-        if self._share.world_size > 1:
-            dist.all_gather_object(found, mine)
-        return found
 
 
 def forget_checkpoints(store: Store, job_id: str, keep: Collection[str]) -> None:

@@ -193,12 +193,12 @@ class Bucket:
         with self.open(f"{folder}/{COMMITTED}") as file:
             text = file.read()
         try:
-            records = json.loads(text)["files"]
+            records = parse_marker(text)
         except ValueError:  # a rival is writing it, and this filesystem shows half of it
             return False
         for name, record in records.items():
             with self.open(f"{folder}/{name}") as file:
-                if asdict(copy(file)) != record:
+                if copy(file) != record:
                     return False
         return True
 
@@ -289,6 +289,14 @@ def marker_of(records: Mapping[str, FileRecord]) -> bytes:
         "committed_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     return json.dumps(value, indent=1).encode()
+
+
+def parse_marker(text: bytes) -> dict[str, FileRecord]:
+    """Read what `marker_of` wrote. Raises ValueError where it is anything else."""
+    try:
+        return {name: FileRecord(**record) for name, record in json.loads(text)["files"].items()}
+    except (KeyError, TypeError, AttributeError) as exc:
+        raise ValueError(f"no marker: {exc!r}") from exc
 
 
 def make_folders(folder: Path) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +24,8 @@ from dbray.diffusion import NoiseSchedule
 from dbray.engine import Engine
 from dbray.errors import Diverged
 from dbray.spec import Recipe, fill_prompt
+
+T = TypeVar("T")
 
 MAX_LOSS_POINTS = 200
 """Points that a published loss curve holds at most."""
@@ -98,6 +101,20 @@ class Share:
         row = self.rank % num_rows
         copies = len(range(row, self.world_size, num_rows))
         return [(row, self.world_size / copies)]
+
+    def gather(self, mine: T) -> list[T]:
+        """What every rank says, by rank. All ranks make the same calls."""
+        found = [mine] * self.world_size
+        if self.world_size > 1:
+            dist.all_gather_object(found, mine)
+        return found
+
+    def of_first(self, mine: T) -> T:
+        """What rank 0 says, for all."""
+        box = [mine]
+        if self.world_size > 1:
+            dist.broadcast_object_list(box, src=0)
+        return box[0]
 
 
 def encode_subject(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -77,15 +77,20 @@ def candidates(
         what = f"[{first}, {last}) holds no token of the base's vocabulary of {len(ids)}"
         fix = f"choose a range within [0, {ids[-1] + 1}), or leave rank_range out"
         raise SpecError([Problem("error", "identifiers.rank_range", what, fix)])
-    unwanted = _words(words_in_use) | _meanings().keys()
     context = _Context(tokenizer)
     found: dict[str, str] = {}  # by lower case: 'Qxz' and 'qxz' would be confused by people
     for index in in_range:
         text = str(tokenizer.decode([index])).strip()
         key = text.lower()
-        if _is_plain(text) and key not in unwanted and context.is_one_token(text, index):
+        if _is_plain(text) and key not in _meanings() and context.is_one_token(text, index):
             found.setdefault(key, text)
-    return list(found.values())
+    return unused(found.values(), words_in_use)
+
+
+def unused(tokens: Iterable[str], words_in_use: Iterable[str]) -> list[str]:
+    """Leave out the tokens that are words of class nouns and prompts."""
+    in_use = _words(words_in_use)
+    return [token for token in tokens if token.lower() not in in_use]
 
 
 def assign(
@@ -132,36 +137,32 @@ def assign(
     return {subject: assigned[subject] for subject in order}
 
 
-def check_identifier(
+def check_identifiers(
     tokenizer: Vocabulary,
-    identifier: str,
+    chosen: Iterable[str],
     words_in_use: Iterable[str],
     rank_range: tuple[int, int] | None = None,
-) -> list[str]:
-    """Say what speaks against an identifier that a user chose; nothing if it is a good one.
+) -> dict[str, list[str]]:
+    """Say what speaks against identifiers that users chose; nothing against a good one.
 
     The rules are those of `candidates`. They are warnings: training with it works, less well.
+
+    Returns:
+        The findings, by identifier.
     """
-    words = identifier.split()
-    if not words:
-        return ["an identifier of spaces names nothing"]
     in_use = _words(words_in_use)
     context = _Context(tokenizer)
-    first, last = rank_range or default_rank_range(tokenizer)
-    warnings = []
-    for word in words:
-        ids = context.encode(word)
-        if not word.isascii() or not word.isalnum():
-            warnings.append(f"{word!r} has characters other than letters and digits")
-        if word.lower() in in_use:
-            warnings.append(f"{word!r} is a word of the class nouns or prompts in use")
-        elif word.lower() in _meanings():
-            warnings.append(f"{word!r} is {_meanings()[word.lower()]}")
-        elif len(ids) == 1:
-            warnings += _about_token(word, ids[0], context, first, last)
-        if len(ids) != 1:
-            warnings.append(_about_pieces(word, ids, context))
-    return warnings
+    bounds = rank_range or default_rank_range(tokenizer)
+    return {
+        identifier: [
+            finding
+            for word in identifier.split()
+            for finding in _about_word(word, in_use, context, bounds)
+        ]
+        if identifier.strip()
+        else ["an identifier of spaces names nothing"]
+        for identifier in chosen
+    }
 
 
 class _Context:
@@ -197,8 +198,25 @@ class _Context:
         return list(self._tokenizer.encode(text, add_special_tokens=False))
 
 
-def _about_token(word: str, index: int, context: _Context, first: int, last: int) -> list[str]:
+def _about_word(
+    word: str, in_use: set[str], context: _Context, bounds: tuple[int, int]
+) -> Iterator[str]:
+    ids = context.encode(word)
+    if not word.isascii() or not word.isalnum():
+        yield f"{word!r} has characters other than letters and digits"
+    if word.lower() in in_use:
+        yield f"{word!r} is a word of the class nouns or prompts in use"
+    elif word.lower() in _meanings():
+        yield f"{word!r} is {_meanings()[word.lower()]}"
+    elif len(ids) == 1:
+        yield from _about_token(word, ids[0], context, bounds)
+    if len(ids) != 1:
+        yield _about_pieces(word, ids, context)
+
+
+def _about_token(word: str, index: int, context: _Context, bounds: tuple[int, int]) -> list[str]:
     """Judge a word that is one token and is in no list."""
+    first, last = bounds
     piece = context.piece(index)
     if piece.lower() != word.lower():
         return [f"{word!r} is unknown to the base, which reads {piece!r} instead"]

@@ -159,7 +159,7 @@ class _Run:
         self.journal.begin(self.plan, dbray.__version__)
         state: State = "broken"
         try:
-            self._update("running", force=True)
+            self._write("running")
             self._work()
             state = "finished"
         except TooManyFailures as exc:
@@ -170,7 +170,7 @@ class _Run:
             state = "interrupted"
         finally:
             self._mark_unfinished()
-            summary = self._update(state, force=True)
+            summary = self._write(state)
         report = build_report(self.journal.store, self.plan.job.id)
         return JobResult(
             self.plan.job.id,
@@ -215,19 +215,21 @@ class _Run:
 
     def _work(self) -> None:
         registry = Registry(self.journal.store)
-        if self.to_train or self._without_previews(registry):
+        requests = [] if self.to_train else self._without_previews(registry)
+        if self.to_train or requests:
             with connected(self.options.address, self.watch.note):
                 self._count_lanes()
                 self._make_priors()
                 self._train()
-                self._make_previews(registry)
+                self._make_previews(requests or self._without_previews(registry))
 
     def _count_lanes(self) -> None:
         """Say how many lanes the cluster holds. Raises SpecError where it is not a single one."""
         if self.to_train:
-            self.lanes = min(num_lanes(self.plan, hardware()), len(self.to_train))
+            held = hardware()
+            self.lanes = min(num_lanes(self.plan, held), len(self.to_train))
             if not self.lanes:
-                raise SpecError([too_small(self.plan.job.resources, hardware())])
+                raise SpecError([too_small(self.plan.job.resources, held)])
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
@@ -245,7 +247,7 @@ class _Run:
     def _herald(self, over: threading.Event) -> None:
         while not over.wait(_HERALD_SECONDS):
             try:
-                self._update("running", force=False)
+                self._write_if_due()
             except DbrayError as exc:  # what cannot be written is the phase's own to say
                 logger.warning("journal not written error=%s", exc)
 
@@ -288,7 +290,7 @@ class _Run:
             metrics.subjects().inc(tags={"status": outcome.status})
             (self.failed.add if outcome.error else self.failed.discard)(outcome.id)
         self._show(snapshot)
-        self._update("running", force=False)
+        self._write_if_due()
         limit = self.options.max_failures
         if limit is not None and len(self.failed) > limit:
             raise TooManyFailures(
@@ -315,8 +317,8 @@ class _Run:
             subject, revision = planned.subject, planned.revision
             if not registry.has(subject.id, revision):
                 return None
-            description = describe(previews, subject.class_noun, planned.identifier)
-            if registry.has_previews(subject.id, revision, description):
+            asked = describe(previews, subject.class_noun, planned.identifier)
+            if registry.has_previews(subject.id, revision, asked):
                 return None
             record = registry.find(f"{subject.id}@{revision}")
             # Of 100,000 subjects, loss curves alone would fill gigabytes.
@@ -326,8 +328,7 @@ class _Run:
             found = threads.map(request, (*self.plan.kept, *self.plan.to_train))
             return [one for one in found if one is not None]
 
-    def _make_previews(self, registry: Registry) -> None:
-        requests = self._without_previews(registry)
+    def _make_previews(self, requests: Sequence[PreviewRequest]) -> None:
         if not requests:
             return
         with self._phase("previews"):
@@ -352,7 +353,11 @@ class _Run:
                 ),
             )  # fmt: skip
 
-    def _update(self, state: State, force: bool) -> Summary:
+    def _write_if_due(self) -> None:
+        if self.journal.is_due:
+            self._write("running")
+
+    def _write(self, state: State) -> Summary:
         """Write the journal; returns the summary."""
         outcomes = tuple(self.outcomes.values())
         summary = self._summary(state, outcomes)
@@ -361,7 +366,7 @@ class _Run:
             self.journal.write_failed(
                 [one.subject for one in self.plan.to_train if one.subject.id in failed]
             )
-        self.journal.update(outcomes, summary, force)
+        self.journal.write(outcomes, summary)
         return summary
 
     def _summary(self, state: State, outcomes: Sequence[Outcome]) -> Summary:

@@ -72,7 +72,7 @@ class Journal:
 
     def _refuse_beside_a_living_run(self) -> None:
         found = read_summary(self.store, self.job_id)
-        if found is not None and found.state == "running" and not found.is_gone:
+        if found is not None and found.present_state == "running":
             raise JobBusy(
                 f"job {self.job_id!r} was at work at {found.updated_at}; if it was killed, run "
                 f"again when it has been silent for {STALE_SECONDS:.0f} s"
@@ -109,15 +109,15 @@ class Journal:
         rows = [json.loads(line) for line in self.store.read_bytes(path).splitlines()]
         return {row["id"]: Outcome.from_row(row) for row in rows}
 
-    def update(self, outcomes: Sequence[Outcome], summary: Summary, force: bool) -> None:
-        """Write results, metrics and summary; unless forced, only when it is cheap by now.
+    @property
+    def is_due(self) -> bool:
+        """Whether writing is cheap by now; what is written is not even gathered before."""
+        return time.monotonic() >= self._not_before
 
-        Threads take turns: the file that stands at the end is that of the last call.
-        """
+    def write(self, outcomes: Sequence[Outcome], summary: Summary) -> None:
+        """Write results, metrics and summary. Threads take turns."""
         with self._turn:
             started = time.monotonic()
-            if not force and started < self._not_before:
-                return
             told = {"time": summary.updated_at, "counts": summary.counts}
             self._samples.append(told | {"pending": summary.pending})
             self._write_lines("results.jsonl", [outcome.row() for outcome in outcomes])
@@ -170,8 +170,3 @@ def counts(outcomes: Sequence[Outcome]) -> dict[str, int]:
     """Number of subjects by status; every status is there."""
     found = Counter(outcome.status for outcome in outcomes)
     return {status: found[status] for status in get_args(Status)}
-
-
-def read_job(store: Store, job_id: str) -> Job:
-    """The resolved job, as job.json holds it (without its subjects)."""
-    return Job.model_validate(store.read_json(f"jobs/{job_id}/job.json")["job"])

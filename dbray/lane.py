@@ -25,7 +25,6 @@ from PIL import Image
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from safetensors.torch import save as save_tensors
 from torch import Tensor
-from torch import distributed as dist
 
 from dbray import backbones, images, metrics
 from dbray.backbones import Backbone, Base
@@ -179,12 +178,11 @@ class _Worker:
         """The next subject; rank 0 asks and tells the others. None when all have ended."""
         # Waiting for others' last subjects: should their lane die, this one takes over.
         while True:
-            box: list[Any] = [None, False]
+            answer: tuple[tuple[PlannedSubject, int] | None, bool] = (None, False)
             if self.leads:
-                box = list(ray.get(self.spec.queue.lease.remote(self.spec.name)))
-            if self.share.world_size > 1:  # at every turn: a wait in a broadcast has a time limit
-                dist.broadcast_object_list(box, src=0)
-            leased, is_done = box
+                answer = ray.get(self.spec.queue.lease.remote(self.spec.name))
+            # At every turn: a wait in a broadcast has a time limit.
+            leased, is_done = self.share.of_first(answer)
             if leased is not None or is_done:
                 return leased
             time.sleep(_WAIT_SECONDS)
@@ -201,7 +199,7 @@ class _Worker:
             ready = self._prepare(planned, clock)
         except Exception as exc:  # noqa: BLE001 - a subject must never stop the job
             ready, failure = None, self._failure_of(planned, exc)
-        failure = self._first(failure)
+        failure = next((one for one in self.share.gather(failure) if one is not None), None)
         if ready is None or failure is not None:
             return failure
         try:
@@ -224,14 +222,6 @@ class _Worker:
         # What the device did is not the subject's fault: elsewhere it may succeed.
         kind = LaneLost if self.engine.broken else TrainError
         return Failure.of(kind(f"{type(exc).__name__}: {exc}"))
-
-    def _first(self, failure: Failure | None) -> Failure | None:
-        """The failure of the lowest rank that has one, told to all."""
-        if self.share.world_size == 1:
-            return failure
-        found: list[Failure | None] = [None] * self.share.world_size
-        dist.all_gather_object(found, failure)
-        return next((one for one in found if one is not None), None)
 
     def _prepare(
         self, planned: PlannedSubject, clock: _Clock

@@ -12,6 +12,7 @@ from contextlib import suppress
 from dbray import identifiers
 from dbray.backbones import Base, load_tokenizer
 from dbray.errors import Problem, SpecError
+from dbray.identifiers import Vocabulary
 from dbray.registry import ModelRecord, Registry
 from dbray.spec import Job, Subject, fill_prompt
 
@@ -28,8 +29,8 @@ def name_subjects(
         SpecError: a subject has the id of another tenant's model, or the vocabulary has no
             identifier left for every subject.
     """
-    tokenizer = load_tokenizer(base)
-    given, warnings = _given(job, base, subjects)
+    tokenizer, texts = load_tokenizer(base), _texts_in_use(job, subjects)
+    given, warnings = _given(job, tokenizer, subjects, texts)
     ids = {subject.id for subject in subjects}
     published = {record.id: record for record in registry.list()}
     foreign = sorted(name for name in published.keys() & ids
@@ -40,7 +41,8 @@ def name_subjects(
                     "choose another id, or the right 'tenant' of the job", name)
             for name in foreign
         ])  # fmt: skip
-    good = set(identifiers.candidates(tokenizer, job.identifiers.rank_range, ()))
+    rare = identifiers.candidates(tokenizer, job.identifiers.rank_range, ())
+    good = set(rare)
     own = {
         subject_id: published[subject_id].identifier
         for subject_id in published.keys() & ids - given.keys()
@@ -48,19 +50,16 @@ def name_subjects(
     }
     taken = {record.identifier for name, record in published.items() if name not in ids}
     warnings += _shared_names(given | own, taken)
-    candidates = identifiers.candidates(
-        tokenizer, job.identifiers.rank_range, words_in_use(job, subjects)
-    )
+    candidates = identifiers.unused(rare, texts)
     return _draw_names(job, candidates, [one.id for one in subjects], given | own, taken), warnings
 
 
 def check_names(job: Job, base: Base, subjects: Sequence[Subject]) -> list[Problem]:
     """Say what is wrong with the identifiers that a job gives or asks for; asks no registry."""
     try:
-        given, problems = _given(job, base, subjects)
-        candidates = identifiers.candidates(
-            load_tokenizer(base), job.identifiers.rank_range, words_in_use(job, subjects)
-        )
+        tokenizer, texts = load_tokenizer(base), _texts_in_use(job, subjects)
+        given, problems = _given(job, tokenizer, subjects, texts)
+        candidates = identifiers.candidates(tokenizer, job.identifiers.rank_range, texts)
         _draw_names(job, candidates, [one.id for one in subjects], given, set())
     except SpecError as exc:
         return list(exc.problems)
@@ -68,21 +67,19 @@ def check_names(job: Job, base: Base, subjects: Sequence[Subject]) -> list[Probl
 
 
 def _given(
-    job: Job, base: Base, subjects: Sequence[Subject]
+    job: Job, tokenizer: Vocabulary, subjects: Sequence[Subject], texts: Sequence[str]
 ) -> tuple[dict[str, str], list[Problem]]:
     """The identifiers that the user chose, and what speaks against them."""
     given = {one.id: one.identifier for one in subjects if one.identifier}
-    if not given:
-        return {}, []
-    tokenizer, in_use = load_tokenizer(base), words_in_use(job, subjects)
-    findings = [
+    findings = identifiers.check_identifiers(
+        tokenizer, given.values(), texts, job.identifiers.rank_range
+    )
+    return given, [
         Problem("warning", f"subject {subject_id}", finding,
                 "leave the identifier out, and dbray finds a rare one", subject_id)
         for subject_id, identifier in given.items()
-        for finding in identifiers.check_identifier(
-            tokenizer, identifier, in_use, job.identifiers.rank_range)
+        for finding in findings[identifier]
     ]  # fmt: skip
-    return given, findings
 
 
 def _draw_names(
@@ -121,10 +118,9 @@ def _shared_names(names: dict[str, str], taken: Iterable[str]) -> list[Problem]:
     return problems
 
 
-def words_in_use(job: Job, subjects: Sequence[Subject]) -> set[str]:
-    """Words of class nouns, prompts and captions: no identifier may be one of them."""
-    texts = [job.prior.prompt, *job.previews.prompts]
+def _texts_in_use(job: Job, subjects: Sequence[Subject]) -> list[str]:
+    """Class nouns, prompts and captions: no identifier may be a word of one of them."""
+    texts = {job.prior.prompt, *job.previews.prompts}
     for subject in subjects:
-        texts += [subject.class_noun, *(subject.captions or ())]
-    filled = (fill_prompt(text, "", "") for text in texts)
-    return {word.strip(".,;:!?'\"").lower() for text in filled for word in text.split()}
+        texts |= {subject.class_noun, *(subject.captions or ())}
+    return [fill_prompt(text, "", "") for text in sorted(texts)]

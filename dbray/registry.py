@@ -8,7 +8,6 @@ neither how a model was made nor who serves it.
 from __future__ import annotations
 
 import difflib
-import json
 import logging
 import re
 from collections.abc import Iterator, Mapping
@@ -17,9 +16,10 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
+from dbray.disks import parse_marker
 from dbray.errors import DigestMismatch, ModelNotFound, RegistryError, StoreError
 from dbray.spec import SUBJECT_ID_PATTERN, Prior, Recipe, Spec, SubjectId
-from dbray.store import COMMITTED, Store, digest
+from dbray.store import COMMITTED, FileRecord, Store, digest
 
 REVISION_LENGTH = 12
 MIN_PREFIX_LENGTH = 6
@@ -192,7 +192,7 @@ class Registry:
 
     def add_previews(self, record: ModelRecord, files: Mapping[str, bytes]) -> None:
         """Publish a model's previews, in place of earlier ones that differ."""
-        folder = f"{_folder(record.id, record.revision)}/{PREVIEWS_FOLDER}"
+        folder = _previews_folder(record.id, record.revision)
         if not self.has(record.id, record.revision):
             raise ModelNotFound(f"{record.name} is not published; its previews have no place")
         if self.store.is_committed(folder) and self.previews(record) != dict(files):
@@ -201,39 +201,36 @@ class Registry:
 
     def previews(self, record: ModelRecord) -> dict[str, bytes] | None:
         """Return a model's previews by file name; None if there are none, or damaged ones."""
-        folder = f"{_folder(record.id, record.revision)}/{PREVIEWS_FOLDER}"
+        folder = _previews_folder(record.id, record.revision)
         if not self.store.is_committed(folder):
             return None
         try:
-            names = self.store.committed(folder)
-            return {name: self.store.read_committed(folder, name) for name in names}
+            found = self.store.committed(folder)
+            return {name: self.store.read_recorded(f"{folder}/{name}", one)
+                    for name, one in found.items()}  # fmt: skip
         except StoreError as exc:
             logger.warning("ignoring damaged previews model=%s: %s", record.name, exc)
             return None
 
     def preview_names(self, record: ModelRecord) -> list[str]:
         """List the files of a model's previews; none if there are none yet."""
-        folder = f"{_folder(record.id, record.revision)}/{PREVIEWS_FOLDER}"
-        try:
-            return sorted(self._marker(folder)) if self.store.is_committed(folder) else []
-        except RegistryError as exc:
-            logger.warning("ignoring damaged previews model=%s: %s", record.name, exc)
-            return []
+        return sorted(self._preview_files(record))
 
     def preview(self, record: ModelRecord, name: str) -> bytes | None:
         """Return one file of a model's previews; None if there is no such, or a damaged one."""
-        if name not in self.preview_names(record):
+        found = self._preview_files(record)
+        if name not in found:
             return None
-        folder = f"{_folder(record.id, record.revision)}/{PREVIEWS_FOLDER}"
+        folder = _previews_folder(record.id, record.revision)
         try:
-            return self.store.read_committed(folder, name)
+            return self.store.read_recorded(f"{folder}/{name}", found[name])
         except DigestMismatch as exc:
             logger.warning("ignoring damaged preview model=%s: %s", record.name, exc)
             return None
 
     def has_previews(self, model_id: str, revision: str, holding: Mapping[str, bytes]) -> bool:
         """Say whether a model has previews with these files among them; only the marker is read."""
-        folder = f"{_folder(model_id, revision)}/{PREVIEWS_FOLDER}"
+        folder = _previews_folder(model_id, revision)
         if not self.store.is_committed(folder):
             return False
         try:
@@ -243,6 +240,14 @@ class Registry:
         return all(
             name in found and found[name].sha256 == digest(data) for name, data in holding.items()
         )
+
+    def _preview_files(self, record: ModelRecord) -> dict[str, FileRecord]:
+        folder = _previews_folder(record.id, record.revision)
+        try:
+            return self._marker(folder) if self.store.is_committed(folder) else {}
+        except RegistryError as exc:
+            logger.warning("ignoring damaged previews model=%s: %s", record.name, exc)
+            return {}
 
     def _published(self, model_id: str) -> list[str]:
         names = self.store.names(f"{_ROOT}/{model_id}")
@@ -272,7 +277,10 @@ class Registry:
     def _load(self, model_id: str, revision: str) -> ModelRecord:
         folder = _folder(model_id, revision)
         try:
-            return self._record(model_id, revision, self._marker(folder).get(RECORD_FILE, ""))
+            published = self._marker(folder)
+            if RECORD_FILE not in published:
+                raise DigestMismatch(f"{folder} was published without {RECORD_FILE}")
+            return self._record(model_id, revision, published[RECORD_FILE])
         except DigestMismatch:
             raise
         except StoreError as exc:
@@ -280,14 +288,10 @@ class Registry:
                 raise
             raise ModelNotFound(f"{model_id}@{revision} was removed") from exc
 
-    def _record(self, model_id: str, revision: str, sha256: str) -> ModelRecord:
+    def _record(self, model_id: str, revision: str, published: FileRecord) -> ModelRecord:
         """Read a record, which is the same for ever as long as its digest is."""
         path = f"{_folder(model_id, revision)}/{RECORD_FILE}"
-        if not self.store.exists(path):
-            raise DigestMismatch(f"{path} was published but is missing")
-        data = self.store.read_bytes(path)
-        if digest(data) != sha256:
-            raise DigestMismatch(f"{path} is not what was published")
+        data = self.store.read_recorded(path, published)
         try:
             record = ModelRecord.model_validate_json(data)
         except ValidationError as exc:
@@ -298,16 +302,16 @@ class Registry:
             raise RegistryError(f"{model_id}@{revision} holds the record of {record.name}")
         return record
 
-    def _marker(self, folder: str) -> dict[str, str]:
-        """Return the SHA-256 of each file of a committed folder.
+    def _marker(self, folder: str) -> dict[str, FileRecord]:
+        """Return the record of each file of a committed folder.
 
         Raises:
             RegistryError: it is damaged, which is no passing failure of storage.
         """
         text = self.store.read_bytes(f"{folder}/{COMMITTED}")
         try:
-            return {name: file["sha256"] for name, file in json.loads(text)["files"].items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as exc:
+            return parse_marker(text)
+        except ValueError as exc:
             raise RegistryError(f"the marker of {folder} is unreadable: {exc!r}") from exc
 
     def _damage(self, folder: str) -> list[str]:
@@ -324,6 +328,10 @@ class Registry:
 
 def _folder(model_id: str, revision: str) -> str:
     return f"{_ROOT}/{model_id}/{revision}"
+
+
+def _previews_folder(model_id: str, revision: str) -> str:
+    return f"{_folder(model_id, revision)}/{PREVIEWS_FOLDER}"
 
 
 def _split(model: str) -> tuple[str, str | None]:

@@ -129,16 +129,20 @@ class Store:
 
     def committed(self, folder: str) -> dict[str, FileRecord]:
         """Return the record of every file of a committed folder."""
-        marker = self.read_json(f"{folder}/{COMMITTED}")
+        text = self.read_bytes(f"{folder}/{COMMITTED}")
         try:
-            return {name: FileRecord(**record) for name, record in marker["files"].items()}
-        except (KeyError, TypeError, AttributeError) as exc:
+            return disks.parse_marker(text)
+        except ValueError as exc:
             place = self._disk.place(f"{folder}/{COMMITTED}")
             raise StoreError(f"{place} is no marker: {exc!r}") from exc
 
     def read_committed(self, folder: str, name: str) -> bytes:
         """Read a file of a committed folder. Raises DigestMismatch if it was changed."""
         [(_, path, record)] = self._records(folder, [name])
+        return self.read_recorded(path, record)
+
+    def read_recorded(self, path: str, record: FileRecord) -> bytes:
+        """Read a file that a marker tells of. Raises DigestMismatch if it was changed."""
         if not self.exists(path):
             raise self._mismatch(path, record, None)
         data = self.read_bytes(path)

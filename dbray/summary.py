@@ -82,6 +82,11 @@ class Summary(_Part):
         return not self.updated_at or time.time() - parse_utc(self.updated_at) > STALE_SECONDS
 
     @property
+    def present_state(self) -> str:
+        """The state as it is now: a run that is gone was interrupted, and could not say so."""
+        return "interrupted" if self.is_gone else self.state
+
+    @property
     def eta_seconds(self) -> float | None:
         """Seconds until all subjects have ended, by the rate so far; None where there is none."""
         if self.state != "running" or self.pending is None or not self.subjects_per_hour:

@@ -193,9 +193,13 @@ def test_many_subjects(num_tokens):
     assert all(len(set(name.split())) == num_tokens for name in names.values())
 
 
+def check(tokenizer, identifier, *more):
+    return identifiers.check_identifiers(tokenizer, [identifier], *more)[identifier]
+
+
 def test_good_identifiers_get_no_warning(clip):
-    assert identifiers.check_identifier(clip, "qzx", SENTENCE) == []
-    assert identifiers.check_identifier(clip, "qzx vyj", SENTENCE) == []
+    assert check(clip, "qzx", SENTENCE) == []
+    assert check(clip, "qzx vyj", SENTENCE) == []
 
 
 @pytest.mark.parametrize(
@@ -213,30 +217,30 @@ def test_good_identifiers_get_no_warning(clip):
     ],
 )
 def test_warnings_say_why(clip, identifier, reasons):
-    text = " | ".join(identifiers.check_identifier(clip, identifier, SENTENCE))
+    text = " | ".join(check(clip, identifier, SENTENCE))
     for reason in reasons:
         assert reason in text
     assert text.count("'qzx'") == 0
 
 
 def test_warnings_know_the_range(large_clip):
-    assert identifiers.check_identifier(large_clip, "bqz", []) == [
+    assert check(large_clip, "bqz", []) == [
         f"'bqz' is token {large_clip.get_vocab()['bqz</w>']}, "
         "more frequent than the range [5000, 10000)"
     ]
-    assert "more rare than" in identifiers.check_identifier(large_clip, "zqx", [])[0]
-    assert identifiers.check_identifier(large_clip, "zqx", [], (0, 30_000)) == []
+    assert "more rare than" in check(large_clip, "zqx", [])[0]
+    assert check(large_clip, "zqx", [], (0, 30_000)) == []
 
 
 def test_every_candidate_passes_the_check(large_clip):
     for word in identifiers.candidates(large_clip, None, SENTENCE)[::50]:
-        assert identifiers.check_identifier(large_clip, word, SENTENCE) == []
+        assert check(large_clip, word, SENTENCE) == []
 
 
 def test_the_check_of_a_unigram_vocabulary(t5):
-    assert identifiers.check_identifier(t5, "vyj", SENTENCE) == []
-    assert "whole word" in identifiers.check_identifier(t5, "gazebo", [])[0]
-    assert "falls apart" in identifiers.check_identifier(t5, "wvu", [])[0]
+    assert check(t5, "vyj", SENTENCE) == []
+    assert "whole word" in check(t5, "gazebo", [])[0]
+    assert "falls apart" in check(t5, "wvu", [])[0]
 
 
 def test_bundled_list_is_lower_case_and_every_section_has_words():

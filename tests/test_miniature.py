@@ -253,10 +253,14 @@ def test_progress_ends_when_the_deadline_comes(monkeypatch):
 
 
 def test_min_snr_weights():
-    from dbray.miniature import networks
-    from dbray.miniature.denoiser import min_snr_weights
+    import torch
 
-    weights = min_snr_weights(networks.build_scheduler().alphas_cumprod)
+    from dbray.diffusion import NoiseSchedule
+    from dbray.miniature import networks
+    from dbray.miniature.denoiser import SNR_GAMMA
+
+    schedule = NoiseSchedule(networks.build_scheduler().alphas_cumprod, "epsilon")
+    weights = schedule.min_snr_weights(torch.arange(schedule.num_timesteps), SNR_GAMMA)
     assert float(weights[-1]) == pytest.approx(1.0)
     assert 0.0 < float(weights[0]) < 0.01
 

@@ -268,7 +268,7 @@ def status(args: argparse.Namespace) -> int:
                 _print_status(job_id, found)
             if not jobs:
                 print(f"no jobs in {args.storage}")
-        at_work = (found.state == "running" and not found.is_gone for found in jobs.values())
+        at_work = (found.present_state == "running" for found in jobs.values())
         if not args.watch or not any(at_work):
             return 0
         sys.stdout.flush()
@@ -276,16 +276,15 @@ def status(args: argparse.Namespace) -> int:
 
 
 def _as_json(summary: Summary) -> dict[str, Any]:
-    state = "interrupted" if summary.is_gone else summary.state
     eta = summary.eta_seconds
-    return {**summary.model_dump(mode="json"), "state": state, "eta_seconds": eta and round(eta)}
+    now = {"state": summary.present_state, "eta_seconds": eta and round(eta)}
+    return summary.model_dump(mode="json") | now
 
 
 def _print_status(job_id: str, summary: Summary) -> None:
     found = summary.counts
     done = found.get("published", 0) + found.get("kept", 0)
-    state = "interrupted" if summary.is_gone else summary.state
-    line = f"{job_id}: {state}, {done}/{summary.num_subjects} published"
+    line = f"{job_id}: {summary.present_state}, {done}/{summary.num_subjects} published"
     if found.get("failed"):
         line += f", {found['failed']} failed"
     if summary.subjects_per_hour is not None:

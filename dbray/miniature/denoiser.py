@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from diffusers.models.attention_processor import AttnProcessor
 
+from dbray.diffusion import NoiseSchedule
 from dbray.miniature import data, networks
 from dbray.miniature.autoencoder import autocast
 from dbray.miniature.data import Rows
@@ -82,12 +83,6 @@ def load_wordings(folder: Path) -> Wordings:
     return Wordings(ids, names_accessory, naming, table[0], len(tokenizer))
 
 
-def min_snr_weights(alphas_cumprod: torch.Tensor) -> torch.Tensor:
-    """Return min(SNR, gamma) / SNR for every timestep (epsilon prediction)."""
-    snr = alphas_cumprod / (1.0 - alphas_cumprod)
-    return torch.clamp(snr, max=SNR_GAMMA) / snr
-
-
 def train_unet(run: Run, wordings: Wordings) -> None:
     """Train the UNet and the text encoder on cached latents."""
     vocabulary_size = wordings.vocabulary_size
@@ -107,17 +102,16 @@ def train_unet(run: Run, wordings: Wordings) -> None:
     latents = Rows(data.load_arrays(run.folder / "cache", "latents"))
     details = Rows(data.load_arrays(run.folder / "cache", "details"))
     scale = scaling_factor(latents)
-    alphas = networks.build_scheduler().alphas_cumprod.to(run.device)
-    weights = min_snr_weights(alphas)
+    schedule = NoiseSchedule(networks.build_scheduler().alphas_cumprod.to(run.device), "epsilon")
     while trainer.going():
         rng = trainer.generator()
         torch.manual_seed(int(rng.integers(1 << 62)))
         rows, words, names = wordings.draw(rng, run.batch_size)
         clean = torch.from_numpy(latents.take(rows)).to(run.device).float() * scale
-        timesteps = torch.from_numpy(rng.integers(1000, size=len(rows))).to(run.device)
+        drawn = rng.integers(schedule.num_timesteps, size=len(rows))
+        timesteps = torch.from_numpy(drawn).to(run.device)
         noise = torch.randn_like(clean)
-        alpha = alphas[timesteps].view(-1, 1, 1, 1)
-        noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
+        noisy = schedule.add_noise(clean, noise, timesteps)
         with autocast(run.device):
             states = text_encoder(torch.from_numpy(words).to(run.device)).last_hidden_state
             predicted = unet(noisy, timesteps, states).sample
@@ -128,9 +122,9 @@ def train_unet(run: Run, wordings: Wordings) -> None:
         importance = torch.from_numpy(1.0 + more * named)
         errors = (predicted.float() - noise).square().mean(dim=1)
         weighted = (errors * importance.to(run.device, torch.float32)).mean(dim=(1, 2))
-        trainer.step(
-            (weighted * weights[timesteps]).mean(), len(rows), plain=float(errors.detach().mean())
-        )
+        weights = schedule.min_snr_weights(timesteps, SNR_GAMMA)
+        plain = float(errors.detach().mean())
+        trainer.step((weighted * weights).mean(), len(rows), plain=plain)
     if run.peers.leads:
         trainer.save()
 

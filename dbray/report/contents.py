@@ -279,7 +279,7 @@ def _read_results(store: Store, path: str) -> dict[str, ResultRow]:
 def _read_summary(store: Store, job_id: str, results: Iterable[ResultRow]) -> Summary:
     found = read_summary(store, job_id)
     if found is not None:
-        return found.model_copy(update={"state": "interrupted"}) if found.is_gone else found
+        return found.model_copy(update={"state": found.present_state})
     counts: dict[str, int] = defaultdict(int)
     causes: dict[str, list[ResultRow]] = defaultdict(list)
     for row in results:

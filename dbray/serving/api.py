@@ -158,18 +158,12 @@ class Routes:
     async def get_prediction(self, request: Request, name: str) -> Response:
         """Say what became of an asynchronous request."""
         key = self._admit(request, "generate")
-        outcome = await self._predictions.get(key.tenant, name)
-        if outcome is None:
-            raise Refused(_NO_PREDICTION)
-        return replies.dumped(replies.prediction(name, outcome))
+        return _known_prediction(name, await self._predictions.get(key.tenant, name))
 
     async def cancel_prediction(self, request: Request, name: str) -> Response:
         """Cancel an asynchronous request, or forget one that has ended."""
         key = self._admit(request, "generate")
-        outcome = await self._predictions.cancel(key.tenant, name)
-        if outcome is None:
-            raise Refused(_NO_PREDICTION)
-        return replies.dumped(replies.prediction(name, outcome))
+        return _known_prediction(name, await self._predictions.cancel(key.tenant, name))
 
     async def healthz(self) -> Response:
         """Whether the ingress lives."""
@@ -257,6 +251,12 @@ def _unless_refused(answer: T | Refusal) -> T:
 def _prediction(name: str, outcome: Outcome, headers: Mapping[str, str] | None = None) -> Response:
     status = 202 if outcome.status == "processing" else 200
     return replies.dumped(replies.prediction(name, outcome), status, headers)
+
+
+def _known_prediction(name: str, outcome: Outcome | None) -> Response:
+    if outcome is None:
+        raise Refused(_NO_PREDICTION)
+    return replies.dumped(replies.prediction(name, outcome))
 
 
 def _checked(model: str) -> str:

@@ -21,7 +21,7 @@ from typing import Generic, TypeVar
 from dbray.errors import ModelNotFound, RegistryError
 from dbray.registry import ModelRecord, Registry
 from dbray.serving.cache import Failures
-from dbray.store import Store
+from dbray.store import FileRecord, Store
 
 T = TypeVar("T")
 Clock = Callable[[], float]
@@ -78,10 +78,10 @@ class _Remembering(Registry):
         super().__init__(store)
         self._records = Recent[ModelRecord](_MAX_RECORDS, float("inf"), clock)
 
-    def _record(self, model_id: str, revision: str, sha256: str) -> ModelRecord:
+    def _record(self, model_id: str, revision: str, published: FileRecord) -> ModelRecord:
         read = super()._record
-        key = f"{model_id}@{revision} {sha256}"
-        return self._records.get(key, lambda: read(model_id, revision, sha256))
+        key = f"{model_id}@{revision} {published.sha256}"
+        return self._records.get(key, lambda: read(model_id, revision, published))
 
 
 class Catalogue:
