@@ -114,7 +114,11 @@ def measure_dbray(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     job = {
         "base": "miniature",
         "subjects": "photos",
-        "recipe": {"steps": args.steps, "learning_rate": LEARNING_RATE},
+        "recipe": {
+            "steps": args.steps,
+            "learning_rate": LEARNING_RATE,
+            "min_snr_gamma": None,  # the peer weighs all timesteps alike
+        },
         "prior": PRIOR,
         "previews": {"prompts": []},  # the peer makes none
     }

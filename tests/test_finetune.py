@@ -82,6 +82,42 @@ def test_training_moves_every_layer_and_lowers_the_loss(backbone, schedule):
     assert np.mean(losses[-15:]) < np.mean(losses[:15])
 
 
+def test_training_is_the_paper_s_loop_written_plainly(backbone, schedule):
+    """Equation 2 row by row, by diffusers and torch: nothing is shared but the draws."""
+    from diffusers import DDPMScheduler
+
+    recipe = Recipe(steps=5, learning_rate=1e-3, weight_decay=0.1, prior_weight=0.7, batch_size=2)
+    data = make_data(backbone, recipe=recipe)
+    noiser = DDPMScheduler(trained_betas=betas_of(backbone.alphas_cumprod))
+    trained = copy.deepcopy(backbone.trained)
+    optimizer = torch.optim.AdamW(trained.parameters(), lr=1e-3, weight_decay=0.1)
+    losses = []
+    for step in range(5):
+        batch = draw_batch(data, recipe, schedule, step, Share())
+        sums = {False: 0.0, True: 0.0}
+        for row in range(4):
+            noise, at = batch.target_BCHW[row : row + 1], batch.timesteps_B[row : row + 1]
+            level = noiser.alphas_cumprod[at].view(1, 1, 1, 1)
+            latents = (batch.noisy_BCHW[row : row + 1] - (1 - level).sqrt() * noise) / level.sqrt()
+            text = data.prior_text_1L if row >= 2 else batch.text_BL[row : row + 1]
+            prediction = trained(noiser.add_noise(latents, noise, at), at, text)
+            sums[row >= 2] += torch.nn.functional.mse_loss(prediction, noise) / 2
+        loss = sums[False] + 0.7 * sums[True]
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained.parameters(), recipe.max_grad_norm)
+        optimizer.step()
+        losses.append(loss.item())
+    weights, curve = train(backbone, schedule, recipe)
+    assert [point.loss for point in curve] == pytest.approx(losses, rel=1e-4)
+    for name, value in trained.state_dict().items():
+        torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=2e-4)
+
+
+def betas_of(alphas_cumprod):
+    return (1 - alphas_cumprod / torch.cat([torch.ones(1), alphas_cumprod[:-1]])).numpy()
+
+
 def test_the_same_inputs_give_the_same_weights(backbone, schedule):
     recipe = Recipe(steps=6, learning_rate=1e-3)
     first, _ = train(backbone, schedule, recipe)

@@ -1,0 +1,119 @@
+"""Does a subject keep its looks in new places, and its class its variety? By the judge's eyes.
+
+    python benchmarks/identity.py [--subjects 6] [--judge build/miniature/judge.pt] [--keep]
+
+Runs the main job on drawn subjects by the base's recommended recipe, and samples each published
+model in all places of the drawn world. `colour`, `class` and `place` are the shares of its images
+that show the subject's colour, its class noun and the place that was asked for. `drift` is how much
+more often than the base the model gives the subject's colour to others of its class. The judge (see
+`miniature.py`) was trained on renders alone. `-o` keeps a sheet to look at.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from measure import finish, print_table
+from miniature import CPU, LABELS, Judge, train_judge
+from PIL import Image
+
+from dbray import backbones
+from dbray.backbones import Backbone
+from dbray.generate import Sampling, generate
+from dbray.miniature import world
+from dbray.miniature.autoencoder import to_images
+from dbray.miniature.captions import PLACE_PHRASES
+from dbray.registry import Registry
+from dbray.spec import fill_prompt
+from dbray.store import Store
+
+SAMPLING = Sampling(steps=25)
+PER_PLACE = 2
+PLACES = [place for place in world.PLACE_NAMES for _ in range(PER_PLACE)]
+
+
+def sample(backbone: Backbone, name: str) -> np.ndarray:
+    """Sample `name` in every place; the same seeds for everybody."""
+    prompts = [f"a photo of {name} {PLACE_PHRASES[place][0]}" for place in PLACES]
+    return generate(backbone, prompts, list(range(len(prompts))), SAMPLING)
+
+
+@torch.no_grad()
+def seen(judge: Judge, pixels: np.ndarray, question: str) -> list[str]:
+    """Return the judge's answer for each image."""
+    answers = judge(to_images(pixels, CPU))[question].argmax(dim=1)
+    return [LABELS[question][answer] for answer in answers]
+
+
+def share(answers: list[str], truth: str | list[str]) -> float:
+    """Return the share of right answers."""
+    truths = [truth] * len(answers) if isinstance(truth, str) else truth
+    return statistics.mean(answer == right for answer, right in zip(answers, truths, strict=True))
+
+
+def measure(registry: Registry, judge: Judge, sheet: list[np.ndarray]) -> dict[str, Any]:
+    """Return the mean of each figure over the published models; add their images to the sheet."""
+    base = backbones.resolve(backbones.MINIATURE)
+    backbone = backbones.load(base)
+    found: dict[str, list[float]] = {name: [] for name in ("colour", "class", "place", "drift")}
+    for record in registry.list():
+        noun, seed = record.class_noun, int(record.id.rpartition("-")[2])
+        colour = world.subject_scenes(seed, noun)[0].identity.colour
+        backbone.set_weights({})
+        before = seen(judge, sample(backbone, f"a {noun}"), "colour")
+        with tempfile.TemporaryDirectory() as folder:
+            weights = registry.weights(record, Path(folder))
+            backbone.set_weights(backbones.read_weights(weights))
+        after = seen(judge, sample(backbone, f"a {noun}"), "colour")
+        pixels = sample(backbone, fill_prompt("a {subject}", noun, record.identifier))
+        found["colour"].append(share(seen(judge, pixels, "colour"), colour))
+        found["class"].append(share(seen(judge, pixels, "class"), noun))
+        found["place"].append(share(seen(judge, pixels, "place"), PLACES))
+        found["drift"].append(share(after, colour) - share(before, colour))
+        photographs = [np.asarray(image) for image in world.subject(seed, noun, 4)]
+        sheet.append(np.concatenate([*photographs, *pixels[::PER_PLACE]], axis=1))
+    return {
+        "num_models": len(sheet),
+        "images_per_model": len(PLACES),
+        **{name: round(statistics.mean(shares), 3) for name, shares in found.items()},
+        "colour_by_model": [round(value, 3) for value in found["colour"]],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--subjects", type=int, default=6)
+    parser.add_argument("--class-nouns", type=int, default=3)
+    parser.add_argument("--judge", type=Path, default=Path("build/miniature/judge.pt"))
+    parser.add_argument("-o", "--output", type=Path, help="write a sheet of images here (PNG)")
+    parser.add_argument("--keep", action="store_true", help="keep the figures in results/")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    judge = train_judge(args.judge)
+    with tempfile.TemporaryDirectory() as folder:
+        photographs = Path(folder, "photos")
+        for name, noun in world.write_photographs(photographs, args.subjects, args.class_nouns):
+            (photographs / name / "class.txt").write_text(noun)
+        Path(folder, "identity.yaml").write_text(
+            "base: miniature\nsubjects: photos\npreviews: {prompts: []}\n"
+        )
+        command = [sys.executable, "-m", "dbray", "run", f"{folder}/identity.yaml"]
+        subprocess.run(command, check=True)
+        sheet: list[np.ndarray] = []
+        facts = measure(Registry(Store(f"{folder}/runs")), judge, sheet)
+    if args.output:
+        Image.fromarray(np.concatenate(sheet)).save(args.output)
+    print_table(facts)
+    finish("identity", facts, args.keep)
+
+
+if __name__ == "__main__":
+    main()
