@@ -124,7 +124,7 @@ def assign(
     """
     tokens = list({token.lower(): token for token in candidates}.values())
     order = list(dict.fromkeys(subject_ids))
-    used = {_normal(identifier) for identifier in (*given.values(), *taken)}
+    used = {normal_form(identifier) for identifier in (*given.values(), *taken)}
     waiting = sorted(subject for subject in order if subject not in given)
     total = _count(len(tokens), num_tokens)
     free = total - _count_drawable(used, tokens, num_tokens)
@@ -133,7 +133,7 @@ def assign(
     assigned = dict(given)
     for subject in waiting:
         assigned[subject] = _draw(tokens, num_tokens, total, used, f"{seed}/{subject}")
-        used.add(_normal(assigned[subject]))
+        used.add(normal_form(assigned[subject]))
     return {subject: assigned[subject] for subject in order}
 
 
@@ -153,16 +153,17 @@ def check_identifiers(
     in_use = _words(words_in_use)
     context = _Context(tokenizer)
     bounds = rank_range or default_rank_range(tokenizer)
-    return {
-        identifier: [
-            finding
-            for word in identifier.split()
-            for finding in _about_word(word, in_use, context, bounds)
-        ]
-        if identifier.strip()
-        else ["an identifier of spaces names nothing"]
-        for identifier in chosen
-    }
+
+    def findings(identifier: str) -> list[str]:
+        words = identifier.split()
+        return [one for word in words for one in _about_word(word, in_use, context, bounds)]
+
+    return {identifier: findings(identifier) for identifier in chosen}
+
+
+def normal_form(identifier: str) -> str:
+    """What CLIP, and people, make of a spelling: lower case, single spaces."""
+    return " ".join(identifier.lower().split())
 
 
 class _Context:
@@ -275,10 +276,6 @@ def _meanings() -> dict[str, str]:
     return meanings
 
 
-def _normal(identifier: str) -> str:
-    return " ".join(identifier.lower().split())
-
-
 def _count(num_candidates: int, num_tokens: int) -> int:
     """Count the ordered draws of `num_tokens` different candidates."""
     total = 1
@@ -302,7 +299,7 @@ def _draw(tokens: Sequence[str], num_tokens: int, total: int, used: set[str], ro
     while True:
         drawn = hashlib.sha256(f"{root}/{attempt}".encode()).digest()
         identifier = _nth(tokens, num_tokens, int.from_bytes(drawn) % total)
-        if _normal(identifier) not in used:
+        if normal_form(identifier) not in used:
             return identifier
         attempt += 1
 

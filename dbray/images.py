@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,10 +18,10 @@ from dbray.errors import SubjectError
 
 MAX_IMAGE_BYTES = 64 * 1024 * 1024
 MAX_IMAGE_PIXELS = 64 * 1024 * 1024
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp"})
 
 # Only these decoders are ever offered the bytes: most holes of image libraries are in rare formats.
-_FORMATS = ("PNG", "JPEG", "WEBP")
+FORMATS = ("PNG", "JPEG", "WEBP")
 _EXIF_ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -31,20 +32,24 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Magic numbers of what people send by mistake: (offset, bytes, name).
-_FOREIGN_MAGIC = (
-    (0, b"GIF8", "GIF"),
-    (0, b"BM", "BMP"),
-    (0, b"II*\x00", "TIFF"),
-    (0, b"MM\x00*", "TIFF"),
-    (4, b"ftypheic", "HEIC"),
-    (4, b"ftypheix", "HEIC"),
-    (4, b"ftypmif1", "HEIC"),
-    (4, b"ftypavif", "AVIF"),
-    (0, b"%PDF", "PDF"),
-    (0, b"\x00\x00\x00\x0cJXL ", "JPEG XL"),
-    (0, b"\xff\x0a", "JPEG XL"),
+# How files begin: those that are read, and those that people send by mistake.
+_BEGINNINGS = tuple(
+    (kind, re.compile(beginning, re.DOTALL))
+    for kind, beginning in (
+        ("PNG", rb"\x89PNG\r\n\x1a\n"),
+        ("JPEG", rb"\xff\xd8\xff"),
+        ("WEBP", rb"RIFF....WEBP"),
+        ("GIF", rb"GIF8"),
+        ("BMP", rb"BM....\0\0\0\0"),
+        ("TIFF", rb"II\*\0|MM\0\*"),
+        ("HEIC", rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)"),
+        ("AVIF", rb"....ftypavi[fs]"),
+        ("PDF", rb"%PDF"),
+        ("JPEG XL", rb"\0\0\0\x0cJXL |\xff\x0a"),
+    )
 )
+BEGINNING_BYTES = 16
+"""As many bytes tell the format of a file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +94,7 @@ def decode(data: bytes, name: str) -> Image.Image:
 def _open(data: bytes, name: str) -> Image.Image:
     """Read the header only."""
     try:
-        return Image.open(io.BytesIO(data), formats=_FORMATS)
+        return Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as exc:
         raise SubjectError(f"{name}: {_what_instead(data)}") from exc
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
@@ -102,12 +107,17 @@ def _open(data: bytes, name: str) -> Image.Image:
 
 def _what_instead(data: bytes) -> str:
     """Say what bytes are that no decoder took."""
-    for offset, magic, kind in _FOREIGN_MAGIC:
-        if data[offset : offset + len(magic)] == magic:
-            return f"is a {kind} file; convert it to PNG, JPEG or WebP"
-    if data[:3] == b"\xff\xd8\xff" or data[:8] == b"\x89PNG\r\n\x1a\n" or data[8:12] == b"WEBP":
+    kind = format_of(data)
+    if kind in FORMATS:
         return "is damaged or incomplete (its header cannot be read)"
+    if kind is not None:
+        return f"is a {kind} file; convert it to PNG, JPEG or WebP"
     return "is no PNG, JPEG or WebP image"
+
+
+def format_of(beginning: bytes) -> str | None:
+    """Name the format of a file by its first bytes, be it one that is read or a foreign one."""
+    return next((kind for kind, form in _BEGINNINGS if form.match(beginning)), None)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

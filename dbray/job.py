@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -20,9 +20,9 @@ from dbray import backbones, manifest, metrics
 from dbray.checkpoint import forget_checkpoints
 from dbray.cluster import connected, hardware
 from dbray.errors import DbrayError, SpecError, TooManyFailures
-from dbray.journal import Journal, counts, failures_by_cause
+from dbray.journal import Journal
 from dbray.lanes import open_lanes
-from dbray.leases import Outcome, Snapshot
+from dbray.leases import Snapshot
 from dbray.plan import Plan, PlannedSubject, make_plan, num_lanes, too_small
 from dbray.previews import PreviewRequest, describe, make_previews
 from dbray.priors import PriorReport, make_priors
@@ -31,12 +31,24 @@ from dbray.report import build_report
 from dbray.sampling import SamplingPool
 from dbray.spec import Job, utc_now
 from dbray.store import Store
-from dbray.summary import InFlight, Rates, Summary, read_summary
+from dbray.summary import (
+    InFlight,
+    Outcome,
+    PhaseProgress,
+    Rates,
+    Status,
+    Summary,
+    causes,
+    counts,
+    read_outcomes,
+    read_summary,
+)
 
 logger = logging.getLogger(__name__)
 
 _HERALD_SECONDS = 10.0
 _LOOKUPS_AT_ONCE = 16
+_RETRY_IN_PYTHON = "run_job(job, RunOptions(retry_failed=True))"
 
 State = Literal["running", "finished", "stopped", "interrupted", "broken"]
 
@@ -52,7 +64,8 @@ class RunOptions:
     address: str | None = None
     """Ray cluster to use; None: one of this process's own."""
     command: str | None = None
-    """How the user ran this job, for the hints in the report."""
+    """How the user ran this job, as a shell takes it, for the hints in the report; None: from
+    Python."""
 
 
 class Watch(Protocol):
@@ -132,6 +145,21 @@ def run_job(job: Job, options: RunOptions | None = None, watch: Watch | None = N
 
 
 @dataclass
+class _Phase:
+    """The phase at work."""
+
+    name: str
+    started: float
+    done: int = 0
+    total: int = 0
+
+    @property
+    def progress(self) -> PhaseProgress:
+        seconds = round(time.monotonic() - self.started, 2)
+        return PhaseProgress(name=self.name, done=self.done, total=self.total, seconds=seconds)
+
+
+@dataclass
 class _Run:
     """One run of a job: the state of the driver."""
 
@@ -148,29 +176,37 @@ class _Run:
     lanes: int = 0
     failed: set[str] = field(default_factory=set)
     """Ids of the subjects that failed in this run, not in those before."""
+    phase: _Phase | None = None
     snapshot: Snapshot | None = None
     rates: Rates | None = None
     """What the run before told."""
 
     def carry_out(self) -> JobResult:
-        """Do what the plan says, whatever happens write down how it ended."""
+        """Do what the plan says; whatever happens, write down how it ended."""
         self._carry_over()
         self._forget_checkpoints()
-        self.journal.begin(self.plan, dbray.__version__)
-        state: State = "broken"
         try:
+            self.journal.begin(self.plan, dbray.__version__)
             self._write("running")
-            self._work()
-            state = "finished"
+            with self._heralded():
+                self._work()
         except TooManyFailures as exc:
             self.watch.note(str(exc))
-            state = "stopped"
+            return self._end("stopped", str(exc))
         except KeyboardInterrupt:
             self.watch.note("interrupted; run the same command to continue")
-            state = "interrupted"
-        finally:
-            self._mark_unfinished()
-            summary = self._write(state)
+            return self._end("interrupted")
+        except BaseException as exc:
+            state: State = "broken" if isinstance(exc, Exception) else "interrupted"
+            with suppress(DbrayError):  # the error that is told first is the one to tell
+                self._end(state, _told(exc))
+            raise
+        return self._end("finished")
+
+    def _end(self, state: State, error: str | None = None) -> JobResult:
+        """Write down how it ended."""
+        self._mark_unfinished()
+        summary = self._write(state, error)
         report = build_report(self.journal.store, self.plan.job.id)
         return JobResult(
             self.plan.job.id,
@@ -182,14 +218,11 @@ class _Run:
 
     def _carry_over(self) -> None:
         """Outcomes that stand already: published before, or failed in a way that repeats."""
-        before = self.journal.outcomes()
+        before = read_outcomes(self.journal.store, self.plan.job.id)
         summary = read_summary(self.journal.store, self.plan.job.id)
         self.rates = summary and summary.rates
         for planned in self.plan.kept:
-            self.outcomes[planned.subject.id] = Outcome(
-                planned.subject.id, planned.subject.class_noun, "kept", planned.revision,
-                planned.identifier, attempts=0,
-            )  # fmt: skip
+            self.outcomes[planned.subject.id] = _without_attempt(planned, "kept")
         for planned in self.plan.to_train:
             last = before.get(planned.subject.id)
             repeats = (
@@ -232,9 +265,9 @@ class _Run:
                 raise SpecError([too_small(self.plan.job.resources, held)])
 
     @contextmanager
-    def _phase(self, name: str) -> Iterator[None]:
-        """Time a phase, and meanwhile tell those who look from outside that the run lives."""
-        start, over = time.monotonic(), threading.Event()
+    def _heralded(self) -> Iterator[None]:
+        """Tell those who look from outside that the run lives, whatever it waits for."""
+        over = threading.Event()
         herald = threading.Thread(target=self._herald, args=(over,), name="herald", daemon=True)
         herald.start()
         try:
@@ -242,27 +275,42 @@ class _Run:
         finally:
             over.set()
             herald.join()
-            self.phase_seconds[name] = time.monotonic() - start
 
     def _herald(self, over: threading.Event) -> None:
         while not over.wait(_HERALD_SECONDS):
             try:
                 self._write_if_due()
-            except DbrayError as exc:  # what cannot be written is the phase's own to say
+            except DbrayError as exc:  # what cannot be written is the work's own to say
                 logger.warning("journal not written error=%s", exc)
+
+    @contextmanager
+    def _at_work(self, name: str) -> Iterator[None]:
+        """Time a phase."""
+        self.phase = phase = _Phase(name, time.monotonic())
+        try:
+            yield
+        finally:
+            self.phase = None
+            self.phase_seconds[name] = time.monotonic() - phase.started
+
+    def _tell(self, done: int, total: int, detail: str = "") -> None:
+        """The phase at work is `done` of `total` far."""
+        assert self.phase is not None
+        self.phase.done, self.phase.total = done, total
+        self.watch.progress(self.phase.name, done, total, detail)
 
     def _make_priors(self) -> None:
         nouns = {planned.subject.class_noun for planned in self.to_train}
         plans = [prior for prior in self.plan.missing_priors if prior.class_noun in nouns]
         if not plans:
             return
-        with self._phase("class images"):
+        with self._at_work("class images"):
             self.priors = make_priors(
                 self.journal.store,
                 self.plan.base,
                 plans,
                 self._pool(),
-                lambda done, total: self.watch.progress("class images", done, total),
+                self._tell,
             )
 
     def _pool(self) -> SamplingPool:
@@ -274,8 +322,8 @@ class _Run:
             return
         job, base, folder = self.plan.job, self.plan.base, self.journal.lanes_folder
         with (
-            self._phase("training"),
-            open_lanes(job, base, self.to_train, self.lanes, folder) as lanes,
+            self._at_work("training"),
+            open_lanes(job, base, self.to_train, self.lanes, folder, self.watch.note) as lanes,
         ):
             for snapshot in lanes.snapshots():
                 self._take(snapshot)
@@ -305,7 +353,7 @@ class _Run:
         at = (snapshot.in_flight[lane] for lane in sorted(snapshot.in_flight))
         steps = self.plan.job.recipe.steps
         detail = ", ".join(f"{subject_id} {step}/{steps}" for subject_id, step in at)
-        self.watch.progress("training", snapshot.num_ended, snapshot.num_subjects, detail)
+        self._tell(snapshot.num_ended, snapshot.num_subjects, detail)
 
     def _without_previews(self, registry: Registry) -> list[PreviewRequest]:
         """Published subjects of this job that have no previews, or such as were asked otherwise."""
@@ -331,36 +379,31 @@ class _Run:
     def _make_previews(self, requests: Sequence[PreviewRequest]) -> None:
         if not requests:
             return
-        with self._phase("previews"):
+        with self._at_work("previews"):
             broken = make_previews(
                 self.journal.store,
                 self.plan.base,
                 requests,
                 self.plan.job.previews,
                 self._pool(),
-                lambda done, total: self.watch.progress("previews", done, total),
+                self._tell,
             )
         for model_id, error in broken:
             self.watch.note(f"no previews of {model_id}: {error}")
 
     def _mark_unfinished(self) -> None:
         for planned in self.to_train:
-            self.outcomes.setdefault(
-                planned.subject.id,
-                Outcome(
-                    planned.subject.id, planned.subject.class_noun, "unfinished", planned.revision,
-                    planned.identifier, attempts=0,
-                ),
-            )  # fmt: skip
+            unfinished = _without_attempt(planned, "unfinished")
+            self.outcomes.setdefault(planned.subject.id, unfinished)
 
     def _write_if_due(self) -> None:
         if self.journal.is_due:
             self._write("running")
 
-    def _write(self, state: State) -> Summary:
+    def _write(self, state: State, error: str | None = None) -> Summary:
         """Write the journal; returns the summary."""
         outcomes = tuple(self.outcomes.values())
-        summary = self._summary(state, outcomes)
+        summary = self._summary(state, error, outcomes)
         if state != "running":
             failed = {outcome.id for outcome in outcomes if outcome.status == "failed"}
             self.journal.write_failed(
@@ -369,14 +412,15 @@ class _Run:
         self.journal.write(outcomes, summary)
         return summary
 
-    def _summary(self, state: State, outcomes: Sequence[Outcome]) -> Summary:
+    def _summary(self, state: State, error: str | None, outcomes: Sequence[Outcome]) -> Summary:
         wall = time.monotonic() - self.started
         published = [outcome for outcome in outcomes if outcome.status == "published"]
-        command = self.options.command or f"dbray run {self.plan.job.id}.yaml"
-        at_work = self.snapshot if state == "running" else None
+        command = self.options.command
+        phase, at_work = self.phase, self.snapshot if state == "running" else None
         return Summary(
             job_id=self.plan.job.id,
             state=state,
+            error=error,
             counts=counts(outcomes),
             num_subjects=len(self.plan.to_train) + len(self.plan.kept),
             started_at=self.started_at,
@@ -389,13 +433,29 @@ class _Run:
             prior_sets=len(self.priors.digests) if self.priors else 0,
             train_steps=len(published) * self.plan.job.recipe.steps,
             lanes=self.lanes,
+            phase=phase and phase.progress,
             in_flight=_in_flight(at_work) if at_work else {},
             pending=at_work.num_pending if at_work else None,
-            failures=failures_by_cause(outcomes),
-            retry_command=f"{command} --retry-failed",
+            failures=causes(outcomes),
+            retry_command=f"{command} --retry-failed" if command else _RETRY_IN_PYTHON,
             base_digest=self.plan.base.digest,
             rates=_rates(published, self.plan.job.recipe.steps, self.priors) or self.rates,
         )
+
+
+def _without_attempt(planned: PlannedSubject, status: Status) -> Outcome:
+    """The outcome of a subject that this run did not train."""
+    return Outcome(
+        id=planned.subject.id,
+        class_noun=planned.subject.class_noun,
+        status=status,
+        revision=planned.revision,
+        identifier=planned.identifier,
+    )
+
+
+def _told(exc: BaseException) -> str:
+    return str(exc) if isinstance(exc, DbrayError) else f"{type(exc).__name__}: {exc}"
 
 
 def _in_flight(snapshot: Snapshot) -> dict[str, InFlight]:

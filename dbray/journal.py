@@ -12,25 +12,29 @@ import json
 import os
 import threading
 import time
-from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from dbray.disks import without_secrets
 from dbray.errors import JobBusy
-from dbray.leases import Failure, Outcome, Status
 from dbray.manifest import write_jsonl
 from dbray.plan import Plan
 from dbray.spec import Job, Subject, utc_now
 from dbray.store import Store
-from dbray.summary import STALE_SECONDS, SUMMARY_FILE, Cause, Summary, read_summary
+from dbray.summary import (
+    RESULTS_FILE,
+    STALE_SECONDS,
+    SUMMARY_FILE,
+    Outcome,
+    Summary,
+    read_summary,
+)
 
 _SHARE_OF_TIME = 0.02
 """Share of a run's time that may go into writing its journal."""
 _MIN_PAUSE = 1.0
-_MAX_LISTED = 20
 
 
 class Journal:
@@ -101,14 +105,6 @@ class Journal:
         """Remove what Ray Train keeps of lanes that have ended; nothing is read from it."""
         self.store.remove(self.lanes_folder)
 
-    def outcomes(self) -> dict[str, Outcome]:
-        """Outcomes of the last run, by subject id."""
-        path = f"{self.folder}/results.jsonl"
-        if not self.store.exists(path):
-            return {}
-        rows = [json.loads(line) for line in self.store.read_bytes(path).splitlines()]
-        return {row["id"]: Outcome.from_row(row) for row in rows}
-
     @property
     def is_due(self) -> bool:
         """Whether writing is cheap by now; what is written is not even gathered before."""
@@ -120,7 +116,7 @@ class Journal:
             started = time.monotonic()
             told = {"time": summary.updated_at, "counts": summary.counts}
             self._samples.append(told | {"pending": summary.pending})
-            self._write_lines("results.jsonl", [outcome.row() for outcome in outcomes])
+            self._write_lines(RESULTS_FILE, [outcome.row() for outcome in outcomes])
             self._write_lines("metrics.jsonl", self._samples)
             self.store.write_json(f"{self.folder}/{SUMMARY_FILE}", summary.model_dump(mode="json"))
             ended = time.monotonic()
@@ -146,27 +142,3 @@ def _without_subjects(job: Job) -> dict[str, Any]:
     """The resolved job as JSON; its subjects stand beside it, its credentials nowhere."""
     shown = {"subjects": (), "storage": without_secrets(job.storage)}
     return job.model_copy(update=shown).model_dump(mode="json", by_alias=True)
-
-
-def failures_by_cause(outcomes: Sequence[Outcome]) -> tuple[Cause, ...]:
-    """Group failures by the kind of error, most frequent first."""
-    groups: dict[str, list[tuple[Outcome, Failure]]] = defaultdict(list)
-    for outcome in outcomes:
-        if outcome.error is not None:
-            groups[outcome.error.kind].append((outcome, outcome.error))
-    ranked = sorted(groups.items(), key=lambda item: -len(item[1]))
-    return tuple(
-        Cause(
-            kind=kind,
-            count=len(failed),
-            example=failed[0][1].message,
-            subjects=tuple(outcome.id for outcome, _ in failed[:_MAX_LISTED]),
-        )
-        for kind, failed in ranked
-    )
-
-
-def counts(outcomes: Sequence[Outcome]) -> dict[str, int]:
-    """Number of subjects by status; every status is there."""
-    found = Counter(outcome.status for outcome in outcomes)
-    return {status: found[status] for status in get_args(Status)}

@@ -22,7 +22,7 @@ import ray.train
 import ray.train.torch
 import torch
 from PIL import Image
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
@@ -42,12 +42,12 @@ from dbray.finetune import (
     finetune,
     instance_prompts,
 )
-from dbray.leases import Failure
 from dbray.plan import PlannedSubject
 from dbray.priorset import load_images
 from dbray.registry import ModelRecord, Registry
 from dbray.spec import Job, fill_prompt, utc_now
 from dbray.store import Store, digest, read_uri
+from dbray.summary import Failure
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +102,15 @@ def run_lane(spec: LaneSpec) -> None:
     try:
         trainer.fit()
     except Exception as exc:
-        raise LaneLost(f"{spec.name}: {exc}") from exc
+        raise LaneLost(f"{spec.name}: {_reason(exc)}") from exc
+
+
+def _reason(exc: Exception) -> str:
+    """What the first worker to fail said, without the traceback that Ray puts before it."""
+    failures = exc.worker_failures.values() if isinstance(exc, WorkerGroupError) else [exc]
+    lines = str(next(iter(failures), exc)).strip().splitlines()
+    frames = [number for number, line in enumerate(lines) if line.startswith("  ")]
+    return "\n".join(lines[frames[-1] + 1 :] if frames else lines) or type(exc).__name__
 
 
 def _work(config: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -32,7 +32,12 @@ _JOIN_SECONDS = 15.0
 
 @contextmanager
 def open_lanes(
-    job: Job, base: Base, subjects: Sequence[PlannedSubject], count: int, scratch: str
+    job: Job,
+    base: Base,
+    subjects: Sequence[PlannedSubject],
+    count: int,
+    scratch: str,
+    on_lost: Callable[[str], None],
 ) -> Iterator[Lanes]:
     """Put lanes to work.
 
@@ -42,6 +47,7 @@ def open_lanes(
         subjects: what they are to train.
         count: number of lanes.
         scratch: folder in the job's storage for what Ray Train keeps of them.
+        on_lost: is told, from another thread, why a lane is lost; the others go on.
     """
     resources = job.resources
     queue: Any = ray.remote(LeaseQueue).options(num_cpus=0).remote(
@@ -49,7 +55,8 @@ def open_lanes(
     )  # fmt: skip
     use_gpu = hardware().num_gpus > 0
     names = [f"lane-{index}" for index in range(count)]
-    lanes = Lanes(queue, [LaneSpec(name, job, base, queue, scratch, use_gpu) for name in names])
+    specs = [LaneSpec(name, job, base, queue, scratch, use_gpu) for name in names]
+    lanes = Lanes(queue, specs, on_lost)
     try:
         lanes.start()
         yield lanes
@@ -62,9 +69,11 @@ def open_lanes(
 class Lanes:
     """Lanes and the queue that they share."""
 
-    def __init__(self, queue: Any, specs: Sequence[LaneSpec]) -> None:
+    def __init__(
+        self, queue: Any, specs: Sequence[LaneSpec], on_lost: Callable[[str], None]
+    ) -> None:
         self._queue = queue
-        self._threads = [_LaneThread(spec) for spec in specs]
+        self._threads = [_LaneThread(spec, on_lost) for spec in specs]
 
     def start(self) -> None:
         """Begin."""
@@ -72,18 +81,41 @@ class Lanes:
             thread.start()
 
     def snapshots(self) -> Iterator[Snapshot]:
-        """Give progress now and then, each with what ended since the last, until all has ended."""
+        """Give progress now and then, each with what ended since the last, until all has ended.
+
+        Raises:
+            LaneLost: no lane is left, and subjects wait that none of them ever tried; or the queue
+                is lost.
+        """
         num_seen = 0
         while True:
-            snapshot: Snapshot = ray.get(self._queue.snapshot.remote(num_seen))
+            # Asked first: what the lanes did before they ended is in the snapshot then.
+            reason = self._why_none_is_left()
+            if reason:
+                self._ask("abandon", reason)
+            snapshot: Snapshot = self._ask("snapshot", num_seen)
             num_seen += len(snapshot.outcomes)
             yield snapshot
             if snapshot.is_done:
                 return
-            if not any(thread.is_alive() for thread in self._threads):
-                errors = [str(thread.error) for thread in self._threads if thread.error]
-                ray.get(self._queue.abandon.remote("; ".join(errors) or "no lane is left"))
+            if reason:
+                raise LaneLost(reason)
             time.sleep(_POLL_SECONDS)
+
+    def _why_none_is_left(self) -> str | None:
+        if any(thread.is_alive() for thread in self._threads):
+            return None
+        errors = [str(thread.error) for thread in self._threads if thread.error]
+        return f"no lane is left: {errors[0] if errors else 'all of them have ended'}"
+
+    def _ask(self, method: str, *args: Any) -> Any:
+        try:
+            return ray.get(getattr(self._queue, method).remote(*args))
+        except RayActorError as exc:
+            raise LaneLost(
+                "the process that hands out the subjects died: killed, out of memory, or its node "
+                f"is gone; what is published stays, run again to continue ({_first_line(exc)})"
+            ) from exc
 
     def join(self) -> None:
         """Wait until the lanes have ended, but not for ever: some may never have been placed."""
@@ -95,9 +127,10 @@ class Lanes:
 class _LaneThread(threading.Thread):
     """Holds one lane; keeps the error that ended it."""
 
-    def __init__(self, spec: LaneSpec) -> None:
+    def __init__(self, spec: LaneSpec, on_lost: Callable[[str], None]) -> None:
         super().__init__(name=spec.name, daemon=True)
         self._spec = spec
+        self._on_lost = on_lost
         self.error: LaneLost | None = None
 
     def run(self) -> None:
@@ -115,6 +148,11 @@ class _LaneThread(threading.Thread):
                 except LaneLost as exc:
                     logger.warning("lane lost lane=%s error=%s", self._spec.name, exc)
                     self.error = exc
+            self._on_lost(f"lost {self.error}")
 
     def _num_ended(self) -> int:
         return ray.get(self._spec.queue.num_ended.remote(self._spec.name))
+
+
+def _first_line(exc: Exception) -> str:
+    return str(exc).strip().partition("\n")[0]

@@ -10,55 +10,11 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
 
-from dbray.errors import DbrayError, LaneLost
+from dbray.errors import LaneLost
 from dbray.plan import PlannedSubject
-
-Status = Literal["published", "kept", "failed", "unfinished"]
-"""published: in this run. kept: published before, under the same fingerprint. unfinished: the run
-ended before it did."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why a subject failed: the error's class, its text, and whether trying again may help."""
-
-    kind: str
-    message: str
-    retryable: bool
-
-    @classmethod
-    def of(cls, error: DbrayError) -> Failure:
-        """Describe an error."""
-        return cls(type(error).__name__, str(error), error.retryable)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How one subject ended; a row of results.jsonl."""
-
-    id: str
-    class_noun: str
-    status: Status
-    revision: str
-    """Under which it is published, or would have been."""
-    identifier: str
-    attempts: int
-    seconds: float = 0.0
-    timings: dict[str, float] = field(default_factory=dict)
-    error: Failure | None = None
-
-    def row(self) -> dict[str, Any]:
-        """As JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_row(cls, row: dict[str, Any]) -> Outcome:
-        """Read a row of results.jsonl."""
-        error = Failure(**row["error"]) if row.get("error") else None
-        return cls(**{**row, "error": error})
+from dbray.summary import Failure, Outcome, Status
 
 
 @dataclass(frozen=True)
@@ -166,13 +122,15 @@ class LeaseQueue:
             self._end(lease, "failed", {}, failure)
 
     def abandon(self, message: str) -> None:
-        """No lane is left: what was tried has failed, and what waits has no outcome."""
+        """No lane is left: what was tried has failed; what never was goes on waiting."""
         self._expire(lambda _: True, message)
         failure, now = Failure.of(LaneLost(message)), self._clock()
-        while self._pending:
-            planned, attempt = self._pending.popleft()
+        waiting, self._pending = self._pending, deque()
+        for planned, attempt in waiting:
             if attempt > 1:
                 self._end(Lease(planned, attempt - 1, "", now, now), "failed", {}, failure)
+            else:
+                self._pending.append((planned, attempt))
 
     def num_ended(self, lane: str) -> int:
         """Subjects that ended in the hands of a lane."""

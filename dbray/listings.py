@@ -10,18 +10,20 @@ import csv
 import dataclasses
 import io
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pydantic import ValidationError
-
-from dbray import disks, spec, store, texts
+from dbray import disks, images, spec, store, texts
 from dbray.errors import Problem, SpecError, StoreError
-from dbray.images import IMAGE_SUFFIXES
-from dbray.spec import Subject
+from dbray.spec import Subject, is_folder
+from dbray.texts import Item
 
+Source = str | Sequence[Subject] | Sequence[Item]
+"""A manifest's path or URI, a folder, subjects, or the list in a job file."""
 CLASS_FILE = "class.txt"
 # The file of github.com/google/dreambooth: "subject_name,class" lines under the heading "Classes",
 # then lists of prompts under the heading "Prompts".
@@ -30,10 +32,7 @@ CLASSES_FILE = "prompts_and_classes.txt"
 _NO_IMAGES = ("has no images", "give 3 to 6 photographs of it")
 _SCHEMES = ("file", "s3", "gs")
 _COLUMNS = ("id", "class_noun", "images", "identifier", "captions")
-# What cameras write and dbray does not read: such a file is named, not passed over in silence.
-_FOREIGN_SUFFIXES = frozenset(
-    {".heic", ".heif", ".avif", ".gif", ".bmp", ".tif", ".tiff", ".jxl", ".dng", ".cr2", ".nef"}
-)
+_RENAME = "rename the folder (ids come from folders' names), or write a manifest with ids"
 
 
 @dataclass(slots=True)
@@ -45,6 +44,8 @@ class Entry:
     subject: Subject | None = None
     images: tuple[str, ...] = ()
     problems: list[Problem] = field(default_factory=list)
+    to_rename: str = "give one of them another id, or remove it"
+    """What to do if the id is another subject's too."""
 
     def error(self, what: str, fix: str) -> None:
         """Note what makes the subject unusable."""
@@ -57,49 +58,60 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class _Origin:
-    """The list being read: its name, what its relative paths start from, the default class noun."""
+    """The list being read: what its relative paths start from, and the default class noun."""
 
-    name: str
     base: str
     class_noun: str | None
 
 
-def parse(
-    source: str | Sequence[Subject], class_noun: str | None, folder: str
-) -> tuple[list[Entry], list[Problem]]:
+def parse(source: Source, class_noun: str | None, folder: str) -> tuple[list[Entry], list[Problem]]:
     """Read what `source` lists; return its entries, and the problems that belong to none."""
+    if not isinstance(source, str):
+        origin = _Origin(folder, class_noun)
+        return [_entry(item, origin) for item in _items(source)], []
+    name = disks.without_secrets(source)
     try:
-        if not isinstance(source, str):
-            origin = _Origin("subjects", folder, class_noun)
-            raws = [subject.model_dump() for subject in source]
-            return [_entry(r, f"subjects[{i}]", origin) for i, r in enumerate(raws)], []
-        local = _anchor(source, folder) if _is_local(source) else Path()
-        if _is_local(source) and local.is_dir():
+        local = _anchor(source, folder) if _is_local(source) else None
+        if local is not None and is_folder(local):
             return scan(local, class_noun)
-        return _read_file(source, local, class_noun), []
+        return _read_file(source, name, local, class_noun), []
     except SpecError as exc:
         return [], list(exc.problems)
-    except (OSError, ValueError, StoreError, csv.Error) as exc:
-        problem = Problem("error", str(source), f"cannot be read: {exc}", "check the path")
-        return [], [problem]
+    except StoreError as exc:
+        return [], [Problem("error", name, str(exc), "check the path")]
+    except (OSError, ValueError) as exc:
+        return [], [Problem("error", name, f"cannot be read: {exc}", "check the path")]
 
 
-def _read_file(source: str, local: Path, class_noun: str | None) -> list[Entry]:
-    suffix = PurePosixPath(source).suffix.lower()
+def _items(source: Sequence[Subject] | Sequence[Item]) -> Iterator[Item]:
+    for index, one in enumerate(source):
+        yield one if isinstance(one, Item) else Item(one.model_dump(), f"subjects[{index}]")
+
+
+def _read_file(source: str, name: str, local: Path | None, class_noun: str | None) -> list[Entry]:
     readers = {".jsonl": _read_jsonl, ".ndjson": _read_jsonl, ".csv": _read_csv}
     readers |= {".yaml": _read_yaml, ".yml": _read_yaml}
-    if _is_local(source) and not local.exists():
+    reader = readers.get(PurePosixPath(source).suffix.lower())
+    if local is None:
+        _refuse_scheme(source, name)
+    elif not local.exists():
         fix = "check the path, or make a manifest with 'dbray init'"
-        raise SpecError([Problem("error", source, "does not exist", fix)])
-    if suffix not in readers:
+        raise SpecError([Problem("error", name, "does not exist", fix)])
+    if reader is None:
         fix = "give a .jsonl, .yaml or .csv file, or a folder on this machine"
-        raise SpecError([Problem("error", source, "is no manifest", fix)])
-    if _is_local(source):
-        text, origin = texts.read_text(local), _Origin(source, str(local.parent), class_noun)
+        raise SpecError([Problem("error", name, "is no manifest", fix)])
+    if local is not None:
+        text, base = texts.read_text(local), str(local.parent)
     else:
-        text = store.read_uri(source).decode("utf-8")
-        origin = _Origin(source, source.rpartition("/")[0], class_noun)
-    return list(readers[suffix](text.removeprefix("\ufeff"), origin))
+        text, base = store.read_uri(source).decode("utf-8-sig"), source.rpartition("/")[0]
+    origin = _Origin(base, class_noun)
+    return [one if isinstance(one, Entry) else _entry(one, origin) for one in reader(text, name)]
+
+
+def _refuse_scheme(source: str, name: str) -> None:
+    if source.partition("://")[0] not in _SCHEMES:
+        fix = "copy it to this machine, or to s3:// or gs://"
+        raise SpecError([Problem("error", name, f"is at none of {', '.join(_SCHEMES)}", fix)])
 
 
 def _is_local(path: str) -> bool:
@@ -112,19 +124,24 @@ def _anchor(path: str, folder: str) -> Path:
     return disks.local_path(path if absolute else f"{folder}/{path}") or Path(path)
 
 
-def _read_jsonl(text: str, origin: _Origin) -> Iterator[Entry]:
+def _refused(name: str, line: int, what: str, fix: str, subject: str | None = None) -> Entry:
+    """Note that a line cannot be taken apart."""
+    entry = Entry(f"{name}:{line}", subject)
+    entry.error(what, fix)
+    return entry
+
+
+def _read_jsonl(text: str, name: str) -> Iterator[Item | Entry]:
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
-        where = f"{origin.name}:{number}"
         try:
-            raw = json.loads(line, object_pairs_hook=_without_repeats)
+            value = json.loads(line, object_pairs_hook=_without_repeats)
         except (ValueError, RecursionError) as exc:
-            entry = Entry(where)
-            entry.error(f"is not valid JSON: {exc}", "write one JSON object per line")
-            yield entry
+            what = f"is not valid JSON: {exc}"
+            yield _refused(name, number, what, "write one JSON object per line")
         else:
-            yield _entry(raw, where, origin)
+            yield Item(value, name, {(): number})
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -136,104 +153,112 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-def _read_yaml(text: str, origin: _Origin) -> Iterator[Entry]:
-    data, lines = texts.parse_yaml(text, Path(origin.name))
+def _read_yaml(text: str, name: str) -> list[Item]:
+    data, lines = texts.parse_yaml(text, name)
     start = ()
     if isinstance(data, dict) and set(data) == {"subjects"}:
         data, start = data["subjects"], ("subjects",)
     if not isinstance(data, list):
         fix = "write one '- id: ...' item per subject"
-        raise SpecError([Problem("error", origin.name, "is not a list of subjects", fix)])
-    lines_of: dict[str | int, dict[tuple[str | int, ...], int]] = {}
-    for path, line in lines.items():
-        if path[: len(start)] == start and len(path) > len(start):
-            lines_of.setdefault(path[len(start)], {})[path[len(start) + 1 :]] = line
-    for index, raw in enumerate(data):
-        known = lines_of.get(index, {})
-        yield _entry(raw, f"{origin.name}:{known.get((), 1)}", origin, known)
+        raise SpecError([Problem("error", name, "is not a list of subjects", fix)])
+    return texts.items_of(data, name, lines, start)
 
 
-def _read_csv(text: str, origin: _Origin) -> Iterator[Entry]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    columns = ["id" if name == "subject_id" else name for name in reader.fieldnames or ()]
-    if not {"id", "images"} <= set(columns) <= set(_COLUMNS) or len(set(columns)) < len(columns):
-        fix = f"its first line names columns: id, images, and if wanted {', '.join(_COLUMNS)}"
-        what = f"has the columns {', '.join(columns) or 'none'}"
-        raise SpecError([Problem("error", f"{origin.name}:1", what, fix)])
-    reader.fieldnames = columns
+def _read_csv(text: str, name: str) -> Iterator[Item | Entry]:
+    columns: list[str] | None = None
+    for line, cells in _rows(text):
+        if isinstance(cells, csv.Error):
+            fix = "check the quotes: one that is opened here is not closed as it should be"
+            yield _refused(name, line, f"is not valid CSV: {cells}", fix)
+        elif columns is None:
+            columns = _check_columns(cells, f"{name}:{line}")
+        elif len(cells) > len(columns):
+            what = "has more cells than there are columns"
+            yield _refused(name, line, what, "put quotes around commas", cells[0])
+        else:
+            row = dict(zip(columns, cells, strict=False))
+            yield Item(_from_cells(row), name, {(): line})
+
+
+def _rows(text: str) -> Iterator[tuple[int, list[str] | csv.Error]]:
+    """Give every row that is not empty, or what is wrong with it, with the line it begins in."""
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     while True:
+        line = reader.line_num + 1
         try:
-            row = next(reader)
+            cells = next(reader)
         except StopIteration:
             return
         except csv.Error as exc:
-            entry = Entry(f"{origin.name}:{reader.reader.line_num}")
-            entry.error(f"is not valid CSV: {exc}", "check the quotes")
-            yield entry
-            continue
-        where = f"{origin.name}:{reader.line_num}"
-        if None in row:
-            entry = Entry(where, row.get("id"))
-            entry.error("has more cells than there are columns", "put quotes around commas")
-            yield entry
-            continue
-        yield _entry(_from_cells(row), where, origin)
+            yield line, exc
+        else:
+            if cells:
+                yield line, cells
 
 
-def _from_cells(row: dict[str, str | None]) -> dict[str, Any]:
-    raw: dict[str, Any] = {key: cell.strip() for key, cell in row.items() if cell and cell.strip()}
+def _check_columns(cells: list[str], where: str) -> list[str]:
+    columns = ["id" if cell.strip() == "subject_id" else cell.strip() for cell in cells]
+    if {"id", "images"} <= set(columns) <= set(_COLUMNS) and len(set(columns)) == len(columns):
+        return columns
+    others = ", ".join(name for name in _COLUMNS if name not in ("id", "images"))
+    fix = f"name in the first line the columns id and images, and if wanted {others}"
+    raise SpecError([Problem("error", where, f"has the columns {', '.join(columns)}", fix)])
+
+
+def _from_cells(row: dict[str, str]) -> dict[str, Any]:
+    raw: dict[str, Any] = {key: cell.strip() for key, cell in row.items() if cell.strip()}
     raw["images"] = [part.strip() for part in raw.get("images", "").split(";") if part.strip()]
     if "captions" in raw:
         raw["captions"] = [part.strip() for part in raw["captions"].split("|")]
     return raw
 
 
-def _entry(
-    raw: Any, where: str, origin: _Origin, lines: dict[tuple[str | int, ...], int] | None = None
-) -> Entry:
+def _entry(item: Item, origin: _Origin) -> Entry:
     """Make an entry of one item; what of it is wrong does not hide the rest."""
-    entry = Entry(where)
-    if not isinstance(raw, dict):
-        entry.error("is no subject", "write a mapping with 'id', 'class_noun' and 'images'")
+    entry = Entry(item.where)
+    try:
+        fields = spec.subject_fields(item)
+    except SpecError as exc:
+        entry.problems += exc.problems
         return entry
-    raw = dict(raw)
-    if "subject_id" in raw and "id" not in raw:
-        raw["id"] = raw.pop("subject_id")
-    if isinstance(raw.get("id"), str):
-        entry.name = raw["id"]
-    if raw.get("class_noun") is None and origin.class_noun is not None:
-        raw["class_noun"] = origin.class_noun
-    given = raw.get("images")
-    if isinstance(given, str):
-        given = raw["images"] = [given]
+    if isinstance(fields.get("id"), str):
+        entry.name = fields["id"]
+    if fields.get("class_noun") is None and origin.class_noun is not None:
+        fields["class_noun"] = origin.class_noun
+    given = fields.get("images")
     if isinstance(given, list | tuple):
         entry.images = tuple(_find_images(entry, given, origin.base))
         if not given:
             entry.error(*_NO_IMAGES)
-    try:
-        subject = Subject.model_validate(raw)
-    except ValidationError as exc:
-        found = texts.problems_of(exc, origin.name if lines else where, lines)
-        entry.problems += [dataclasses.replace(p, subject=entry.name) for p in found]
-        return entry
-    entry.subject = subject.model_copy(update={"images": entry.images})
-    _check_captions(entry, subject.captions)
+    _make_subject(entry, fields, item)
+    _check_captions(entry, fields.get("captions"))
     return entry
+
+
+def _make_subject(entry: Entry, fields: dict[str, Any], item: Item) -> None:
+    try:
+        subject = spec.make_subject(fields, item)
+    except SpecError as exc:
+        entry.problems += exc.problems
+    else:
+        entry.subject = subject.model_copy(update={"images": entry.images})
 
 
 def _find_images(entry: Entry, given: Iterable[Any], base: str) -> Iterator[str]:
     """Make paths absolute, and put the images of a folder in its place."""
     for path in given:
-        if not isinstance(path, str):
+        if not spec.is_address(path):
             continue  # the model's own check names it
         try:
             located = _locate(path, base)
         except (ValueError, StoreError) as exc:
             entry.error(f"{path!r}: {exc}", "give a path, or an s3:// or gs:// address")
             continue
-        if "://" in located or not Path(located).is_dir():
+        if "://" in located or not is_folder(located):
             yield located
-        elif found := list(_images_in(Path(located), entry)):
+        elif (paths := _visible(Path(located), entry)) is None:
+            continue
+        elif found := list(_images_in(paths, entry)):
             yield from found
         else:
             entry.error(f"{located} holds no images", "put PNG, JPEG or WebP files into it")
@@ -245,8 +270,6 @@ def _locate(path: str, base: str) -> str:
     What lies elsewhere must not make this machine open its own files, hence the rule for remote
     lists; http is left out because fetching what strangers name reaches into private networks.
     """
-    if not path.strip() or any(ord(char) < 32 or "\ud800" <= char <= "\udfff" for char in path):
-        raise ValueError("is no path")
     if "://" in path and path.partition("://")[0] not in _SCHEMES:
         raise ValueError(f"images are read from {', '.join(_SCHEMES)} only")
     if not _is_local(path):
@@ -258,13 +281,15 @@ def _locate(path: str, base: str) -> str:
     return f"{base}/{path}"
 
 
-def _check_captions(entry: Entry, captions: tuple[str, ...] | None) -> None:
-    if captions is None:
+def _check_captions(entry: Entry, captions: Any) -> None:
+    if not isinstance(captions, list | tuple):
         return
-    if len(captions) != len(entry.images):
+    if entry.images and len(captions) != len(entry.images):
         what = f"has {len(captions)} captions for {len(entry.images)} images"
         entry.error(what, "give one caption per image, in the same order, or none")
     for caption in captions:
+        if not isinstance(caption, str):
+            continue  # the model's own check names it
         try:
             spec.check_template(caption, allowed=("{subject}", "{class}"), required="{subject}")
         except ValueError as exc:
@@ -275,11 +300,10 @@ def scan(folder: Path, class_noun: str | None = None) -> tuple[list[Entry], list
     """List every sub-folder as a subject; see `dbray.manifest.scan`."""
     if (folder / "dataset" / CLASSES_FILE).is_file():
         folder = folder / "dataset"
-    classes = _read_classes(folder / CLASSES_FILE)
-    problems, entries = [], []
-    visible = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    classes, problems = _read_classes(folder / CLASSES_FILE)
+    visible = _visible_in(folder)
     loose = [path.name for path in visible if _is_picture(path)]
-    subfolders = [path for path in visible if path.is_dir()]
+    subfolders = [path for path in visible if is_folder(path)]
     if loose:
         severity = "warning" if subfolders else "error"
         what = f"has {len(loose)} images outside of any subject's folder ({loose[0]}, ...)"
@@ -291,50 +315,116 @@ def scan(folder: Path, class_noun: str | None = None) -> tuple[list[Entry], list
     for name in sorted(set(classes) - {path.name for path in subfolders}):
         what, fix = f"lists {name!r}, which has no folder", "remove the line, or add the folder"
         problems.append(Problem("warning", str(folder / CLASSES_FILE), what, fix))
-    for path in subfolders:
-        entries.append(_entry_of_folder(path, classes.get(path.name, class_noun)))
+    entries = [_entry_of_folder(path, classes.get(path.name, class_noun)) for path in subfolders]
     return entries, problems
 
 
 def _entry_of_folder(folder: Path, class_noun: str | None) -> Entry:
-    own = folder / CLASS_FILE
-    notes = Entry(str(folder), spec.slug(folder.name))
-    if own.is_file():
-        try:
-            class_noun = next(
-                (line for line in texts.read_text(own).split("\n") if line.strip()), ""
-            )
-        except SpecError as exc:
-            notes.problems += [dataclasses.replace(p, subject=notes.name) for p in exc.problems]
-    found = list(_images_in(folder, notes))
-    raw = {"id": notes.name, "images": found, "class_noun": class_noun}
-    if class_noun is None:
-        fix = f"write it into {own}, or give one for all with --class"
-        notes.error("has no class noun", fix)
-        if not found:
-            notes.error(*_NO_IMAGES)
-        return dataclasses.replace(notes, images=tuple(found))
-    entry = _entry(raw, str(folder), _Origin(str(folder), "/", None))
-    entry.problems[:0] = notes.problems
+    entry = Entry(str(folder), spec.slug(folder.name) or None, to_rename=_RENAME)
+    paths = _visible(folder, entry)
+    if paths is None:
+        return entry
+    noun = _class_noun_in(paths, class_noun, entry)
+    entry.images = tuple(_images_in(paths, entry))
+    if not entry.images:
+        entry.error(*_NO_IMAGES)
+    if entry.name is None:
+        entry.error("has a name without letters a to z and digits, so it gives no id", _RENAME)
+    elif entry.name == spec.UNTOUCHED:
+        entry.error(f"gives the id {entry.name!r}, which names the untouched base", _RENAME)
+    elif noun is not None:
+        fields = {"id": entry.name, "class_noun": noun, "images": entry.images}
+        _make_subject(entry, fields, Item(fields, entry.where))
     return entry
 
 
-def _read_classes(file: Path) -> dict[str, str]:
+def _class_noun_in(paths: Iterable[Path], otherwise: str | None, entry: Entry) -> str | None:
+    """The class noun that a subject's folder gives, else another; if there is none, say so."""
+    own = next((path for path in paths if path.name == CLASS_FILE), None)
+    if own is None:
+        if otherwise is None:
+            fix = f"write it into {entry.where}/{CLASS_FILE}, or give 'dbray init' one for all "
+            entry.error("has no class noun", fix + "with --class")
+        return otherwise
+    try:
+        lines = texts.read_text(own).split("\n")
+    except SpecError as exc:
+        entry.problems += [dataclasses.replace(p, subject=entry.name) for p in exc.problems]
+        return None
+    noun = next((line for line in lines if line.strip()), None)
+    if noun is None:
+        fix = "write the class noun into it, such as 'dog'"
+        entry.problems.append(Problem("error", str(own), "is empty", fix, entry.name))
+    return noun
+
+
+def _read_classes(file: Path) -> tuple[dict[str, str], list[Problem]]:
     """Read the dreambooth dataset's folder name -> class noun; empty if the file is missing."""
     if not file.is_file():
-        return {}
+        return {}, []
+    try:
+        text = texts.read_text(file)
+    except SpecError as exc:
+        return {}, list(exc.problems)
     classes = {}
-    for line in texts.read_text(file).split("\n"):
+    for line in text.split("\n"):
         if line.strip() == "Prompts":
             break
         name, comma, noun = line.partition(",")
         if comma and (name.strip(), noun.strip()) != ("subject_name", "class"):
             classes[name.strip()] = noun.strip()
-    return classes
+    return classes, []
+
+
+def _visible_in(folder: Path) -> list[Path]:
+    """What lies in a folder, by name, without what systems put there. Raises OSError."""
+    names = (path.name for path in folder.iterdir())
+    return [folder / name for name in sorted(names)
+            if not name.startswith(".") and name != "__MACOSX"]  # fmt: skip
+
+
+def _visible(folder: Path, entry: Entry) -> list[Path] | None:
+    """What lies in a folder of a subject; None, and an error, if it cannot be listed."""
+    try:
+        return _visible_in(folder)
+    except OSError as exc:
+        entry.error(f"{folder} cannot be listed: {exc.strerror}", "check its access rights")
+        return None
+
+
+def _images_in(paths: Iterable[Path], entry: Entry) -> Iterator[str]:
+    """Give the images among some paths; note what looks like one but is not read."""
+    for path in paths:
+        if _is_picture(path):
+            yield from _resolve(path, entry)
+        elif is_folder(path):
+            if _holds_pictures(path):
+                entry.warn(f"{path} is not looked into", "move its images up to use them")
+        elif kind := _format_of(path):
+            fix = "convert it to PNG, JPEG or WebP to use it"
+            entry.warn(f"{path} is left out: it is a {kind} file", fix)
+
+
+def _resolve(path: Path, entry: Entry) -> Iterator[str]:
+    """Give the file behind a path, if its name can be written down."""
+    real = os.path.realpath(path)
+    if spec.is_address(real):
+        yield real
+    else:
+        entry.error(f"{real!r} is a name that no manifest can hold", "rename it, in plain UTF-8")
 
 
 def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir()
+    """Whether a file is offered to the decoder: for its name, else for how it begins."""
+    if is_folder(path):
+        return False
+    return path.suffix.lower() in images.IMAGE_SUFFIXES or _format_of(path) in images.FORMATS
+
+
+def _format_of(path: Path) -> str | None:
+    with suppress(OSError, StoreError), disks.open_regular(path) as file:
+        return images.format_of(file.read(images.BEGINNING_BYTES))
+    return None
 
 
 def _holds_pictures(folder: Path) -> bool:
@@ -342,19 +432,3 @@ def _holds_pictures(folder: Path) -> bool:
         return any(_is_picture(path) for path in folder.iterdir())
     except OSError:
         return False
-
-
-def _images_in(folder: Path, entry: Entry) -> Iterator[str]:
-    """Give the images directly in a folder, by name; note what looks like one but is not read."""
-    try:
-        paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    except OSError as exc:
-        entry.error(f"{folder} cannot be listed: {exc.strerror}", "check its access rights")
-        return
-    for path in paths:
-        if _is_picture(path):
-            yield str(path.resolve())
-        elif path.suffix.lower() in _FOREIGN_SUFFIXES:
-            entry.warn(f"{path} is left out", "convert it to PNG, JPEG or WebP to use it")
-        elif path.is_dir() and _holds_pictures(path):
-            entry.warn(f"{path} is not looked into", "move its images up to use them")

@@ -10,7 +10,7 @@ import json
 import os
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from itertools import combinations
@@ -20,7 +20,7 @@ from typing import TextIO
 from dbray import images, listings, store
 from dbray.errors import Problem, StoreError, SubjectError
 from dbray.images import ImageCheck
-from dbray.listings import Entry
+from dbray.listings import Entry, Source
 from dbray.spec import Subject
 
 MIN_IMAGES = 3
@@ -59,17 +59,18 @@ class Validation:
 
 
 def read(
-    source: str | Sequence[Subject], class_noun: str | None = None, folder: str | Path = "."
+    source: Source, class_noun: str | None = None, folder: str | Path = "."
 ) -> tuple[list[tuple[Subject, str]], list[Problem]]:
     """Read subjects without opening images; return each with 'file:line', and the problems.
 
     Args:
-        source: a manifest's path or URI, a folder, or the subjects themselves.
+        source: a manifest's path or URI, a folder, subjects, or the list in a job file.
         class_noun: for subjects that have none.
         folder: where relative paths start from: the source's, and the images' of given Subjects.
             Those in a manifest start from the manifest.
     """
     entries, problems = listings.parse(source, class_noun, str(folder))
+    _name_repeated_ids(entries)
     for entry in entries:
         problems.extend(entry.problems)
     return [(e.subject, e.where) for e in entries if e.subject is not None], problems
@@ -86,7 +87,7 @@ def scan(folder: Path, class_noun: str | None = None) -> tuple[list[Subject], li
 
 
 def validate(
-    source: str | Sequence[Subject],
+    source: Source,
     class_noun: str | None = None,
     folder: str | Path = ".",
     on_progress: Callable[[int, int], None] | None = None,
@@ -184,7 +185,7 @@ def _name_repeated_ids(entries: Iterable[Entry]) -> None:
         earlier = first.setdefault(entry.name, entry)
         if earlier is not entry:
             what = f"subject {entry.name!r} is listed twice, here and at {earlier.where}"
-            entry.error(what, "give one of them another id, or remove it")
+            entry.error(what, entry.to_rename)
 
 
 def _judge_images(entry: Entry, looks: dict[str, ImageCheck | str]) -> None:
@@ -223,7 +224,8 @@ def _name_shared_images(entries: Iterable[Entry], looks: dict[str, ImageCheck | 
         for image, check in _decoded(entry, looks):
             owner, owned = first.setdefault(check.digest, (entry, image))
             if owner is not entry:
-                shared[f"subject {owner.name!r} ({owner.where})"].append(f"{image} is {owned}")
+                title = f"subject {owner.name!r}" if owner.name else "another subject"
+                shared[f"{title} ({owner.where})"].append(f"{image} is {owned}")
         for owner, pairs in shared.items():
             what = f"shares {len(pairs)} of its images with {owner}: {pairs[0]}"
             entry.warn(what, "check which of the two subjects they show")

@@ -6,15 +6,29 @@ dbray.identifiers'. Needs neither torch nor Ray, so that `dbray validate` can as
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 
 from dbray import identifiers
 from dbray.backbones import Base, load_tokenizer
-from dbray.errors import Problem, SpecError
+from dbray.errors import BaseError, Problem, SpecError
 from dbray.identifiers import Vocabulary
 from dbray.registry import ModelRecord, Registry
 from dbray.spec import Job, Subject, fill_prompt
+
+
+@dataclass(frozen=True, slots=True)
+class _Published:
+    """What of a published model decides about names; of 100,000 records, curves fill gigabytes."""
+
+    tenant: str | None
+    identifier: str
+    base_digest: str
+
+    @classmethod
+    def of(cls, record: ModelRecord) -> _Published:
+        return cls(record.tenant, record.identifier, record.base_digest)
 
 
 def name_subjects(
@@ -26,21 +40,14 @@ def name_subjects(
         Identifiers by subject id, and warnings.
 
     Raises:
-        SpecError: a subject has the id of another tenant's model, or the vocabulary has no
-            identifier left for every subject.
+        SpecError: a subject has the id of another tenant's model or an identifier of spaces, or
+            the vocabulary has no identifier left for every subject.
     """
     tokenizer, texts = load_tokenizer(base), _texts_in_use(job, subjects)
     given, warnings = _given(job, tokenizer, subjects, texts)
     ids = {subject.id for subject in subjects}
-    published = {record.id: record for record in registry.list()}
-    foreign = sorted(name for name in published.keys() & ids
-                     if published[name].tenant != job.tenant)  # fmt: skip
-    if foreign:
-        raise SpecError([
-            Problem("error", f"subject {name}", "its id is another tenant's in this registry",
-                    "choose another id, or the right 'tenant' of the job", name)
-            for name in foreign
-        ])  # fmt: skip
+    published = {record.id: _Published.of(record) for record in registry.list()}
+    _check_tenants(job, {name: published[name] for name in published.keys() & ids})
     rare = identifiers.candidates(tokenizer, job.identifiers.rank_range, ())
     good = set(rare)
     own = {
@@ -48,7 +55,7 @@ def name_subjects(
         for subject_id in published.keys() & ids - given.keys()
         if _may_stay(published[subject_id], base, good, job.identifiers.num_tokens)
     }
-    taken = {record.identifier for name, record in published.items() if name not in ids}
+    taken = {one.identifier for name, one in published.items() if name not in ids}
     warnings += _shared_names(given | own, taken)
     candidates = identifiers.unused(rare, texts)
     return _draw_names(job, candidates, [one.id for one in subjects], given | own, taken), warnings
@@ -56,21 +63,47 @@ def name_subjects(
 
 def check_names(job: Job, base: Base, subjects: Sequence[Subject]) -> list[Problem]:
     """Say what is wrong with the identifiers that a job gives or asks for; asks no registry."""
+    problems: list[Problem] = []
     try:
         tokenizer, texts = load_tokenizer(base), _texts_in_use(job, subjects)
-        given, problems = _given(job, tokenizer, subjects, texts)
+        given, findings = _given(job, tokenizer, subjects, texts)
+        problems += findings + _shared_names(given, ())
         candidates = identifiers.candidates(tokenizer, job.identifiers.rank_range, texts)
         _draw_names(job, candidates, [one.id for one in subjects], given, set())
     except SpecError as exc:
-        return list(exc.problems)
+        problems += exc.problems
+    except BaseError as exc:
+        problems.append(Problem("error", "base", str(exc), "mend it, or change 'base'"))
     return problems
+
+
+def _check_tenants(job: Job, published: Mapping[str, _Published]) -> None:
+    """Refuse ids that are another tenant's. Raises SpecError."""
+    foreign = sorted(name for name, one in published.items() if one.tenant != job.tenant)
+    if foreign:
+        raise SpecError([
+            Problem("error", f"subject {name}", "its id is another tenant's in this registry",
+                    "choose another id, or the right 'tenant' of the job", name)
+            for name in foreign
+        ])  # fmt: skip
 
 
 def _given(
     job: Job, tokenizer: Vocabulary, subjects: Sequence[Subject], texts: Sequence[str]
 ) -> tuple[dict[str, str], list[Problem]]:
-    """The identifiers that the user chose, and what speaks against them."""
+    """The identifiers that the user chose, and what speaks against them.
+
+    Raises:
+        SpecError: one of them is nothing but spaces.
+    """
     given = {one.id: one.identifier for one in subjects if one.identifier}
+    blank = [subject_id for subject_id, identifier in given.items() if not identifier.strip()]
+    if blank:
+        raise SpecError([
+            Problem("error", f"subject {subject_id}", "its identifier of spaces names nothing",
+                    "leave the identifier out, and dbray finds a rare one", subject_id)
+            for subject_id in blank
+        ])  # fmt: skip
     findings = identifiers.check_identifiers(
         tokenizer, given.values(), texts, job.identifiers.rank_range
     )
@@ -95,26 +128,27 @@ def _draw_names(
     return identifiers.assign(candidates, ids, given, taken, job.identifiers.seed, asked or 3)
 
 
-def _may_stay(record: ModelRecord, base: Base, good: set[str], num_tokens: int | None) -> bool:
+def _may_stay(model: _Published, base: Base, good: set[str], num_tokens: int | None) -> bool:
     """Whether a published model's identifier is one that would be drawn for this base today."""
-    words = record.identifier.split()
+    words = model.identifier.split()
     return (
-        record.base_digest == base.digest
+        model.base_digest == base.digest
         and good.issuperset(words)
         and num_tokens in (None, len(words))
     )
 
 
-def _shared_names(names: dict[str, str], taken: Iterable[str]) -> list[Problem]:
+def _shared_names(names: Mapping[str, str], taken: Iterable[str]) -> list[Problem]:
     """Warn of identifiers that two subjects share: a prompt does not say which one it means."""
-    seen: dict[str, str] = dict.fromkeys(taken, "a published model")
+    holders = {identifiers.normal_form(one): "a published model" for one in taken}
     problems = []
     for subject_id, name in names.items():
-        if name in seen:
+        form = identifiers.normal_form(name)
+        if form in holders:
             problems.append(Problem("warning", f"subject {subject_id}",
-                                    f"its identifier {name!r} is that of {seen[name]} too",
+                                    f"its identifier {name!r} is that of {holders[form]} too",
                                     "give each subject its own", subject_id))  # fmt: skip
-        seen[name] = f"subject {subject_id}"
+        holders[form] = f"subject {subject_id}"
     return problems
 
 

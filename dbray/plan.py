@@ -7,16 +7,17 @@ missing, and how many lanes fit. Carries nothing out and knows no Ray.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 
 from dbray.backbones import Base
 from dbray.engine import memory_plan
-from dbray.errors import Problem
+from dbray.errors import Problem, StoreError
 from dbray.manifest import CheckedSubject
 from dbray.naming import name_subjects
 from dbray.priorset import PriorPlan, is_made
@@ -35,6 +36,12 @@ from dbray.store import Store
 from dbray.summary import Rates, summaries
 
 _LOOKUPS_AT_ONCE = 16
+_PACE = {
+    "recipe": ("batch_size", "resolution", "precision", "prior_weight", "train_text_encoder",
+               "gradient_checkpointing"),
+    "prior": ("sampler", "steps", "guidance"),
+    "resources": ("gpus_per_subject", "threads_per_worker", "zero_stage"),
+}  # fmt: skip
 WEIGHTS_VERSION = 1
 """Raised when a change of dbray makes the same inputs give other weights."""
 
@@ -92,7 +99,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class Cost:
-    """What carrying out a Plan takes. Times are None where no earlier job tells the rates."""
+    """What carrying out a Plan takes. Times are None where no earlier job tells the rates.
+
+    `storage_bytes` counts the published weights alone: class images, previews and, while a subject
+    is in flight, checkpoints come on top. `warnings` are of hardware that holds no lane.
+    """
 
     lanes: int
     prior_actors: int
@@ -101,6 +112,7 @@ class Cost:
     memory_bytes: dict[str, int]
     train_seconds: float | None
     prior_seconds: float | None
+    warnings: tuple[Problem, ...] = ()
 
 
 def resolve_job(job: Job, base: Base) -> Job:
@@ -187,8 +199,9 @@ def estimate(plan: Plan, hardware: Hardware, rates: Rates | None) -> Cost:
     num_parameters = sum(plan.base.num_parameters(part) for part in parts)
     bytes_each = num_parameters * (2 if recipe.publish_precision == "fp16" else 4)
     steps = len(plan.to_train) * recipe.steps
+    fits = lanes > 0 or not plan.to_train
     train_seconds = prior_seconds = None
-    if rates:
+    if rates and fits:
         per_subject = rates.overhead_seconds + recipe.steps * rates.step_seconds
         train_seconds = -(-len(plan.to_train) // max(lanes, 1)) * per_subject
         # A job that found all its class images made tells no rate of making them.
@@ -206,6 +219,7 @@ def estimate(plan: Plan, hardware: Hardware, rates: Rates | None) -> Cost:
         ),
         train_seconds=train_seconds,
         prior_seconds=prior_seconds,
+        warnings=() if fits else (replace(too_small(resources, hardware), severity="warning"),),
     )
 
 
@@ -238,11 +252,34 @@ def num_prior_actors(plan: Plan, hardware: Hardware) -> int:
     return max(plan.job.resources.prior_actors or room, 1)
 
 
-def latest_rates(store: Store, base_digest: str) -> Rates | None:
-    """Rates of the last job on this base in this storage; None where there was none."""
+def latest_rates(store: Store, base_digest: str, like: Job) -> Rates | None:
+    """Rates of the last job on this base in this storage; None where there was none.
+
+    Args:
+        store: where the jobs are.
+        base_digest: of the base.
+        like: the resolved job that they are for; others do not count whose steps take another time.
+    """
     told = [
-        (found.updated_at, found.rates)
-        for _, found in summaries(store)
+        (found.updated_at, job_id, found.rates)
+        for job_id, found in summaries(store)
         if found.rates and found.base_digest == base_digest
     ]
-    return max(told, key=lambda pair: pair[0])[1] if told else None
+    for _, job_id, rates in sorted(told, key=lambda one: one[:2], reverse=True):
+        if _keeps_pace(store, job_id, like):
+            return rates
+    return None
+
+
+def _keeps_pace(store: Store, job_id: str, job: Job) -> bool:
+    """Whether the steps and class images of an earlier job took as long as this job's will."""
+    try:
+        earlier = _pace_of(store.read_json(f"jobs/{job_id}/job.json")["job"])
+    except (StoreError, LookupError, TypeError):
+        return False  # rates of what nobody knows are no rates
+    return earlier == _pace_of(job.model_dump(mode="json", include=set(_PACE)))
+
+
+def _pace_of(job: Mapping[str, Any]) -> list[Any]:
+    """What decides how long a step and a class image take; of a job as job.json holds it."""
+    return [job[section][name] for section, names in _PACE.items() for name in names]

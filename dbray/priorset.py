@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dbray.errors import StoreError
+from dbray.errors import DigestMismatch, StoreError
 from dbray.images import decode_png
 from dbray.spec import Prior, digest_json, fill_prompt
 from dbray.store import Store
@@ -115,7 +115,7 @@ def broken_files(store: Store, plan: PriorPlan) -> list[str] | None:
         return None
     try:
         known = store.committed(plan.folder)
-    except StoreError:  # the marker itself rotted, so it vouches for nothing
+    except DigestMismatch:  # the marker itself rotted, so it vouches for nothing
         return None
     return sorted({*store.verify(plan.folder), *(set(plan.files) - known.keys())})
 

@@ -16,10 +16,9 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from dbray.disks import parse_marker
 from dbray.errors import DigestMismatch, ModelNotFound, RegistryError, StoreError
 from dbray.spec import SUBJECT_ID_PATTERN, Prior, Recipe, Spec, SubjectId
-from dbray.store import COMMITTED, FileRecord, Store, digest
+from dbray.store import FileRecord, Store, digest
 
 REVISION_LENGTH = 12
 MIN_PREFIX_LENGTH = 6
@@ -163,7 +162,7 @@ class Registry:
         files = {name: self.store.local_path(f"{folder}/{name}") for name in record.files}
         here = {name: file for name, file in files.items() if file is not None}
         if len(here) < len(files):
-            raise RegistryError(f"{self.store} is not on this machine")
+            raise RegistryError(f"{self.store.location('')} is not on this machine")
         return here
 
     def digests(self, record: ModelRecord) -> dict[str, str]:
@@ -201,53 +200,47 @@ class Registry:
 
     def previews(self, record: ModelRecord) -> dict[str, bytes] | None:
         """Return a model's previews by file name; None if there are none, or damaged ones."""
-        folder = _previews_folder(record.id, record.revision)
-        if not self.store.is_committed(folder):
-            return None
-        try:
-            found = self.store.committed(folder)
-            return {name: self.store.read_recorded(f"{folder}/{name}", one)
-                    for name, one in found.items()}  # fmt: skip
-        except StoreError as exc:
-            logger.warning("ignoring damaged previews model=%s: %s", record.name, exc)
-            return None
+        published = self._preview_files(record.id, record.revision)
+        found = {name: self._read_preview(record, name, one) for name, one in published.items()}
+        whole = {name: data for name, data in found.items() if data is not None}
+        return whole if whole and len(whole) == len(published) else None
 
     def preview_names(self, record: ModelRecord) -> list[str]:
         """List the files of a model's previews; none if there are none yet."""
-        return sorted(self._preview_files(record))
+        return sorted(self._preview_files(record.id, record.revision))
 
     def preview(self, record: ModelRecord, name: str) -> bytes | None:
         """Return one file of a model's previews; None if there is no such, or a damaged one."""
-        found = self._preview_files(record)
-        if name not in found:
-            return None
-        folder = _previews_folder(record.id, record.revision)
-        try:
-            return self.store.read_recorded(f"{folder}/{name}", found[name])
-        except DigestMismatch as exc:
-            logger.warning("ignoring damaged preview model=%s: %s", record.name, exc)
-            return None
+        published = self._preview_files(record.id, record.revision).get(name)
+        return None if published is None else self._read_preview(record, name, published)
 
     def has_previews(self, model_id: str, revision: str, holding: Mapping[str, bytes]) -> bool:
         """Say whether a model has previews with these files among them; only the marker is read."""
-        folder = _previews_folder(model_id, revision)
-        if not self.store.is_committed(folder):
-            return False
-        try:
-            found = self.store.committed(folder)
-        except StoreError:
-            return False
-        return all(
+        found = self._preview_files(model_id, revision)
+        return bool(found) and all(
             name in found and found[name].sha256 == digest(data) for name, data in holding.items()
         )
 
-    def _preview_files(self, record: ModelRecord) -> dict[str, FileRecord]:
+    def _preview_files(self, model_id: str, revision: str) -> dict[str, FileRecord]:
+        """The files of a model's previews by their marker; none if there is none, or a damaged one.
+
+        Raises:
+            StoreError: storage failed; there may be previews.
+        """
+        folder = _previews_folder(model_id, revision)
+        try:
+            return self.store.committed(folder) if self.store.is_committed(folder) else {}
+        except DigestMismatch as exc:
+            logger.warning("ignoring damaged previews model=%s@%s: %s", model_id, revision, exc)
+            return {}
+
+    def _read_preview(self, record: ModelRecord, name: str, published: FileRecord) -> bytes | None:
         folder = _previews_folder(record.id, record.revision)
         try:
-            return self._marker(folder) if self.store.is_committed(folder) else {}
-        except RegistryError as exc:
+            return self.store.read_recorded(f"{folder}/{name}", published)
+        except DigestMismatch as exc:
             logger.warning("ignoring damaged previews model=%s: %s", record.name, exc)
-            return {}
+            return None
 
     def _published(self, model_id: str) -> list[str]:
         names = self.store.names(f"{_ROOT}/{model_id}")
@@ -277,7 +270,7 @@ class Registry:
     def _load(self, model_id: str, revision: str) -> ModelRecord:
         folder = _folder(model_id, revision)
         try:
-            published = self._marker(folder)
+            published = self.store.committed(folder)
             if RECORD_FILE not in published:
                 raise DigestMismatch(f"{folder} was published without {RECORD_FILE}")
             return self._record(model_id, revision, published[RECORD_FILE])
@@ -302,18 +295,6 @@ class Registry:
             raise RegistryError(f"{model_id}@{revision} holds the record of {record.name}")
         return record
 
-    def _marker(self, folder: str) -> dict[str, FileRecord]:
-        """Return the record of each file of a committed folder.
-
-        Raises:
-            RegistryError: it is damaged, which is no passing failure of storage.
-        """
-        text = self.store.read_bytes(f"{folder}/{COMMITTED}")
-        try:
-            return parse_marker(text)
-        except ValueError as exc:
-            raise RegistryError(f"the marker of {folder} is unreadable: {exc!r}") from exc
-
     def _damage(self, folder: str) -> list[str]:
         try:
             return self.store.verify(folder)
@@ -323,7 +304,9 @@ class Registry:
     def _not_found(self, model_id: str) -> ModelNotFound:
         near = difflib.get_close_matches(model_id, self.store.names(_ROOT), n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        return ModelNotFound(f"no model {model_id!r} is published in {self.store}{hint}")
+        return ModelNotFound(
+            f"no model {model_id!r} is published in {self.store.location('')}{hint}"
+        )
 
 
 def _folder(model_id: str, revision: str) -> str:

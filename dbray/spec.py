@@ -9,12 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import stat
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Discriminator,
@@ -25,7 +31,7 @@ from pydantic import (
 )
 
 from dbray.errors import Problem, SpecError
-from dbray.texts import parse_yaml, problems_of, read_text
+from dbray.texts import Item, Lines, items_of, locate, parse_yaml, problems_of, read_text
 
 SCHEMA_VERSION = "dbray/v1"
 SUBJECT_ID_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
@@ -36,6 +42,8 @@ MAX_SAMPLING_STEPS = 999
 
 SubjectId = Annotated[str, Field(pattern=SUBJECT_ID_PATTERN)]
 Sampler = Literal["ddpm", "euler_ancestral", "ddim", "dpm++"]
+# What pyarrow.fs opens.
+_STORAGE_SCHEMES = ("file", "s3", "gs", "gcs", "hdfs", "viewfs", "abfs", "abfss")
 
 # The paper's kinds of prompts: recontextualisation, art rendition, accessory, and a last plain one
 # that shows whether the class has drifted towards the subject.
@@ -49,10 +57,30 @@ DEFAULT_PREVIEW_PROMPTS = (
 )
 
 
+def is_address(value: Any) -> bool:
+    """Whether a value may stand for a path or URI, be there something or not."""
+    return (
+        isinstance(value, str)
+        and bool(value.strip())
+        and not any(ord(char) < 32 or "\ud800" <= char <= "\udfff" for char in value)
+    )
+
+
+def _check_address(address: str) -> str:
+    if not is_address(address):
+        raise ValueError("is no path or address: it is empty, or holds control characters")
+    return address
+
+
+Address = Annotated[str, AfterValidator(_check_address)]
+"""A local path or a URI."""
+
+
 class Spec(BaseModel):
     """Base of all that crosses a file, HTTP or process edge."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Infinity passes every lower bound, and makes models that nobody can read.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def digest(self) -> str:
         """Hex SHA-256 of the canonical JSON of this value."""
@@ -64,7 +92,9 @@ class Subject(Spec):
 
     id: SubjectId = Field(description="Unique name; becomes the published model's id.")
     class_noun: str = Field(min_length=1, max_length=64, description='Coarse class, e.g. "dog".')
-    images: tuple[str, ...] = Field(description="Paths or URIs of 3 to 6 photographs.")
+    images: tuple[Address, ...] = Field(
+        description="Paths or URIs of 3 to 6 photographs, or of a folder of them."
+    )
     identifier: str | None = Field(
         default=None,
         description="Rare token(s) to bind; found by dbray when absent.",
@@ -259,7 +289,7 @@ def _branch_of(subjects: Any) -> str:
 
 # With a discriminator, a mistake in a subject is not also told as "should be a string".
 Subjects = Annotated[
-    Annotated[str, Tag(_ADDRESS)] | Annotated[tuple[Subject, ...], Tag(_LIST)],
+    Annotated[Address, Tag(_ADDRESS)] | Annotated[tuple[Subject, ...], Tag(_LIST)],
     Discriminator(_branch_of),
 ]
 
@@ -271,7 +301,7 @@ class Job(Spec):
     id: SubjectId = Field(
         default="job", description="Name of the job; default: the job file's stem."
     )
-    base: str = Field(description="miniature, a diffusers folder, or a hub id.")
+    base: Address = Field(description="miniature, a diffusers folder, or a hub id.")
     base_revision: str | None = Field(
         default=None,
         description="Commit of a hub id, 40 hex digits; required for hub ids, so that results "
@@ -281,7 +311,7 @@ class Job(Spec):
         description="Manifest (.jsonl, .yaml, .csv), a folder with one folder per subject, "
         "or the subjects themselves."
     )
-    storage: str = Field(
+    storage: Address = Field(
         default="runs", description="Folder or URI (s3://, gs://, ...) of all results."
     )
     tenant: str | None = Field(
@@ -296,7 +326,7 @@ class Job(Spec):
     identifiers: Identifiers = Identifiers()
     resources: Resources = Resources()
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(populate_by_name=True)
 
     @field_validator("base_revision")
     @classmethod
@@ -305,6 +335,14 @@ class Job(Spec):
             raise ValueError("a revision is the 40 hex digits of a commit: branches and tags move")
         return revision
 
+    @field_validator("storage")
+    @classmethod
+    def _known_storage(cls, storage: str) -> str:
+        scheme, separator, _ = storage.partition("://")
+        if separator and scheme not in _STORAGE_SCHEMES:
+            raise ValueError(f"{scheme}:// is no storage; give a folder, s3://, gs://, ...")
+        return storage
+
     @classmethod
     def load(cls, path: str | Path) -> Job:
         """Read a job file (YAML). Paths in it are relative to the file.
@@ -312,73 +350,156 @@ class Job(Spec):
         Raises:
             SpecError: with every mistake in the file, its line and a fix.
         """
-        file = Path(path)
-        return parse_job(read_text(file), file)
+        draft = draft_job(Path(path))
+        subjects, problems = draft.subjects or (), list(draft.problems)
+        if not isinstance(subjects, str):
+            subjects, mistakes = _read_inline(subjects, Path(path).resolve().parent)
+            problems += mistakes
+        if problems:
+            raise SpecError(problems)
+        return draft.job.model_copy(update={"subjects": subjects})
 
 
-def parse_job(text: str, file: Path) -> Job:
-    """Parse the text of a job file that lies at `file`. Raises SpecError with every mistake."""
-    job, problems = draft_job(text, file)
-    if problems:
-        raise SpecError(problems)
-    return job
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A job file as far as it goes, so that the rest can be checked beside its mistakes.
+
+    `job` is without its subjects and without what is wrong in it (its base is "" if that is).
+    `subjects` are an address, or what the file lists, not checked yet; None if they are neither.
+    """
+
+    job: Job
+    subjects: str | list[Item] | None
+    problems: list[Problem]
+    file: str
+    lines: Lines
+
+    def where(self, key: str) -> str:
+        """The file, and the line of a key."""
+        return locate(self.file, self.lines, (key,))
 
 
-def draft_job(text: str, file: Path) -> tuple[Job, list[Problem]]:
-    """Parse a job file as far as it goes, so that the rest can be checked beside its mistakes.
-
-    Returns:
-        The job without what is wrong in it (its base is "" if that is), and every mistake.
+def draft_job(file: Path) -> Draft:
+    """Read a job file. Paths in it become absolute, except those of the subjects it lists.
 
     Raises:
-        SpecError: it is no YAML, or no mapping.
+        SpecError: it cannot be read, is no YAML, or no mapping.
     """
+    text = read_text(file, if_missing="check the path, or make one with 'dbray init'")
     data, lines = parse_yaml(text, file)
     if not isinstance(data, dict):
         raise SpecError([Problem("error", str(file), "is not a mapping of keys to values",
                                  "write 'base: ...', 'subjects: ...' and so on")])  # fmt: skip
-    data.setdefault("id", slug(file.stem))
+    name, problems = str(file), []
+    if "id" not in data:
+        data["id"] = slug(file.stem) or "job"
+        if not slug(file.stem):
+            problems.append(Problem("error", name, "has a name that gives the job no id",
+                                    "add 'id: ...', or rename the file"))  # fmt: skip
+    listed = data.get("subjects")
+    if isinstance(listed, list):
+        data["subjects"] = ()
+    job, mistakes = _without_mistakes(data, name, lines)
+    job = job.model_copy(update=_absolute_paths(job, file.resolve().parent))
+    subjects = job.subjects if isinstance(job.subjects, str) else None
+    if isinstance(listed, list):
+        subjects = items_of(listed, name, lines, ("subjects",))
+    draft = Draft(job, subjects, [*problems, *mistakes], name, lines)
+    if reason := _why_no_folder(job.storage):
+        draft.problems.append(Problem("error", draft.where("storage"), f"storage: {reason}",
+                                      "name a folder, there already or not"))  # fmt: skip
+    return draft
+
+
+def _without_mistakes(data: dict[Any, Any], file: str, lines: Lines) -> tuple[Job, list[Problem]]:
+    """Make a job of what is right; return it and what is wrong."""
     try:
-        job, problems = Job.model_validate(data), []
+        return Job.model_validate(data), []
     except ValidationError as exc:
-        job, problems = _without_mistakes(data, exc), problems_of(exc, str(file), lines)
-    return job.model_copy(update=_absolute_paths(job, file.resolve().parent)), problems
-
-
-def _without_mistakes(data: dict[str, Any], exc: ValidationError) -> Job:
-    """Leave out the keys, and of the subjects those, that have errors."""
-    places = [error["loc"] for error in exc.errors()]
-    wrong = {place[0] for place in places}
-    kept = {key: data[key] for key in Job.model_fields if key in data and key not in wrong}
-    if "subjects" not in kept:
-        indices = {place[2] for place in places if place[:2] == ("subjects", _LIST)
-                   and len(place) > 2}  # fmt: skip
-        listed = data.get("subjects") if indices else ()
-        kept["subjects"] = [raw for i, raw in enumerate(listed or ()) if i not in indices]
-    job = Job.model_validate({"base": "left out"} | kept)
-    return job if "base" in kept else job.model_copy(update={"base": ""})
+        wrong = {error["loc"][0] for error in exc.errors()}
+        right = {key: value for key, value in data.items() if key not in wrong}
+        job = Job.model_validate({"base": "left out", "subjects": ()} | right)
+        base = job.base if "base" in right else ""
+        return job.model_copy(update={"base": base}), problems_of(exc, file, lines, Job)
 
 
 def _absolute_paths(job: Job, folder: Path) -> dict[str, Any]:
     """Anchor the relative paths of a job file at its folder."""
-    anchored: dict[str, Any] = {"storage": anchor(job.storage, folder)}
+    anchored = {"storage": anchor(job.storage, folder)}
     if isinstance(job.subjects, str):
         anchored["subjects"] = anchor(job.subjects, folder)
-    else:
-        anchored["subjects"] = tuple(
-            one.model_copy(update={"images": tuple(anchor(i, folder) for i in one.images)})
-            for one in job.subjects
-        )
-    if job.base.startswith((".", "~")) or (job.base and (folder / job.base).is_dir()):
+    if job.base.startswith((".", "~")) or (job.base and is_folder(folder / job.base)):
         anchored["base"] = anchor(job.base, folder)
     return anchored
+
+
+def _why_no_folder(storage: str) -> str | None:
+    """Say why results cannot be put here, as far as this machine can tell without writing."""
+    if "://" in storage:
+        return None
+    try:
+        is_folder = stat.S_ISDIR(Path(storage).stat().st_mode)
+    except FileNotFoundError:
+        return None
+    except OSError as exc:
+        return f"{storage:.200} cannot be a folder: {exc.strerror}"
+    return None if is_folder else f"{storage} is a file"
+
+
+def _read_inline(items: Iterable[Item], folder: Path) -> tuple[tuple[Subject, ...], list[Problem]]:
+    """Make the subjects that a job file lists; return them and what is wrong."""
+    subjects, problems = [], []
+    for item in items:
+        try:
+            subject = make_subject(subject_fields(item), item)
+        except SpecError as exc:
+            problems += exc.problems
+        else:
+            images = tuple(anchor(image, folder) for image in subject.images)
+            subjects.append(subject.model_copy(update={"images": images}))
+    return tuple(subjects), problems
+
+
+def subject_fields(item: Item) -> dict[str, Any]:
+    """The fields of a listed subject, under their own names and in their full form.
+
+    Raises:
+        SpecError: it is no mapping.
+    """
+    if not isinstance(item.value, dict):
+        fix = "write a mapping with 'id', 'class_noun' and 'images'"
+        raise SpecError([Problem("error", item.where, "is no subject", fix)])
+    fields = dict(item.value)
+    if "subject_id" in fields and "id" not in fields:
+        fields["id"] = fields.pop("subject_id")
+    if isinstance(fields.get("images"), str):
+        fields["images"] = [fields["images"]]
+    return fields
+
+
+def make_subject(fields: dict[str, Any], item: Item) -> Subject:
+    """Make a subject of the fields of an item. Raises SpecError with every mistake in them."""
+    try:
+        return Subject.model_validate(fields)
+    except ValidationError as exc:
+        name = fields["id"] if isinstance(fields.get("id"), str) else None
+        problems = problems_of(exc, item.file, item.lines, Subject)
+        raise SpecError(replace(one, subject=name) for one in problems) from exc
 
 
 def anchor(path: str, folder: Path) -> str:
     """Make a local path absolute, relative to `folder`; URIs pass unchanged."""
     if "://" in path:
         return path
-    return str((folder / Path(path).expanduser()).resolve())
+    local = Path(path)
+    with suppress(RuntimeError):  # '~nobody/x' stays, and will be told not to exist
+        local = local.expanduser()
+    return os.path.realpath(folder / local)
+
+
+def is_folder(path: str | Path) -> bool:
+    """Whether a folder is there. Unlike Path.is_dir, it raises for no path."""
+    return os.path.isdir(path)  # noqa: PTH112
 
 
 def check_template(prompt: str, allowed: tuple[str, ...], required: str | None = None) -> str:
@@ -408,10 +529,10 @@ def is_commit(revision: str) -> bool:
 
 
 def slug(text: str) -> str:
-    """Turn any text into a valid id: lower case, other characters become '-'."""
+    """Turn a text into an id: lower case, other characters become '-'; "" if none is left."""
     kept = "".join(char if (char.isascii() and char.isalnum()) or char in "._-" else "-"
                    for char in text.lower())  # fmt: skip
-    return kept.strip("._-")[:63] or "unnamed"
+    return kept.strip("._-")[:63]
 
 
 def utc_now() -> str:

@@ -128,13 +128,17 @@ class Store:
         return self.exists(f"{folder}/{COMMITTED}")
 
     def committed(self, folder: str) -> dict[str, FileRecord]:
-        """Return the record of every file of a committed folder."""
+        """Return the record of every file of a committed folder.
+
+        Raises:
+            DigestMismatch: the marker is damaged, which is no passing failure of storage.
+        """
         text = self.read_bytes(f"{folder}/{COMMITTED}")
         try:
             return disks.parse_marker(text)
         except ValueError as exc:
             place = self._disk.place(f"{folder}/{COMMITTED}")
-            raise StoreError(f"{place} is no marker: {exc!r}") from exc
+            raise DigestMismatch(f"{place} is no marker: {exc!r}") from exc
 
     def read_committed(self, folder: str, name: str) -> bytes:
         """Read a file of a committed folder. Raises DigestMismatch if it was changed."""

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file
 
 from dbray import backbones
@@ -41,16 +42,109 @@ def test_other_families_are_refused_before_anything_is_loaded(copied, part, valu
         backbones.resolve(str(copied))
 
 
-def test_a_missing_configuration_is_named(copied):
-    (copied / "vae" / "config.json").unlink()
-    with pytest.raises(BaseError, match="vae has no readable config"):
+def damage(file, content=None):
+    """Give a file this content; None removes it."""
+    if content is None:
+        file.unlink()
+    else:
+        file.write_bytes(content)
+
+
+def only_fp16(base):
+    file = base / "unet" / UNET
+    file.rename(file.with_name("diffusion_pytorch_model.fp16.safetensors"))
+
+
+def name_no_shards(part):
+    (part / UNET).unlink()
+    (part / f"{UNET}.index.json").write_text("{}")
+
+
+def halve(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+UNET = "diffusion_pytorch_model.safetensors"
+FAULTS = {
+    "no index": (lambda base: damage(base / "model_index.json"), "no model_index.json"),
+    "index of nothing": (lambda base: damage(base / "model_index.json", b"[]"), "no JSON object"),
+    "no configuration": (lambda base: damage(base / "vae" / "config.json"), "vae has no readable"),
+    "no scheduler": (lambda base: shutil.rmtree(base / "scheduler"), "scheduler has no readable"),
+    "other schedule": (lambda base: change(base, "scheduler", prediction_type="v"), "predicts 'v'"),
+    "no tokenizer": (lambda base: shutil.rmtree(base / "tokenizer"), "tokenizer has no readable"),
+    "no vocabulary": (lambda base: damage(base / "tokenizer/merges.txt"), "neither tokenizer.json"),
+    "no size": (lambda base: change(base, "unet", sample_size=None), "sample_size .* is None"),
+    "only fp16": (only_fp16, r"only diffusion_pytorch_model\.fp16\.safetensors.*without a variant"),
+    "no weights": (lambda base: damage(base / "unet" / UNET), "only nothing"),
+    "half the weights": (lambda base: halve(base / "unet" / UNET), "no whole safetensors"),
+    "a pointer": (lambda base: damage(base / "vae" / UNET, b"version https://git-lfs"), "no whole"),
+    "no list of shards": (
+        lambda base: (base / "unet" / UNET).rename(base / "unet" / f"{UNET}.index.json"),
+        "no readable",
+    ),
+    "shards of nothing": (lambda base: name_no_shards(base / "unet"), "names no files"),
+    "misspelt advice": (lambda base: damage(base / "dbray.yaml", b"recipe:\n  stepz: 1"),
+                        r"dbray\.yaml:2: recipe\.stepz"),
+    "advice in a list": (lambda base: damage(base / "dbray.yaml", b"- 1"), r"dbray\.yaml:1"),
+    "advice that is no YAML": (lambda base: damage(base / "dbray.yaml", b"a: ["), "not valid YAML"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_base_that_would_fail_later_is_refused_at_once(copied, fault):
+    spoil, reason = FAULTS[fault]
+    spoil(copied)
+    with pytest.raises(BaseError, match=f"(?s)base '{copied}': .*{reason}"):
         backbones.resolve(str(copied))
+
+
+def test_weights_in_shards_are_counted_and_loaded(copied):
+    whole = backbones.resolve(str(copied))
+    num_parameters = whole.num_parameters("unet")
+    wanted = backbones.load(whole).trained.state_dict()
+    unet = UNet2DConditionModel.from_pretrained(copied / "unet")
+    (copied / "unet" / UNET).unlink()
+    unet.save_pretrained(copied / "unet", max_shard_size="100KB")
+    assert len(list((copied / "unet").glob("*.safetensors"))) > 1
+    sharded = backbones.resolve(str(copied))
+    assert sharded.num_parameters("unet") == num_parameters
+    found = backbones.load(sharded).trained.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in wanted.items())
+    next((copied / "unet").glob("*-of-*")).unlink()
+    with pytest.raises(BaseError, match=r"no diffusion_pytorch_model-\d+-of-"):
+        backbones.resolve(str(copied))
+
+
+def test_makers_recommend_what_they_name_and_nothing_else(copied):
+    (copied / "dbray.yaml").write_text("recipe:\n  steps: 9\nprior:\n")
+    with pytest.raises(BaseError, match="prior"):
+        backbones.resolve(str(copied))
+    (copied / "dbray.yaml").write_text("recipe:\n  steps: 9\n")
+    assert backbones.resolve(str(copied)).defaults == {"recipe": {"steps": 9}}
+    (copied / "dbray.yaml").write_text("# nothing\n")
+    assert backbones.resolve(str(copied)).defaults == {}
+
+
+def test_a_broken_tokenizer_is_told(copied):
+    damage(copied / "tokenizer" / "vocab.json", b"{")
+    with pytest.raises(BaseError, match="tokenizer cannot be loaded"):
+        backbones.load_tokenizer(backbones.resolve(str(copied)))
 
 
 @pytest.mark.parametrize("revision", [None, "main", "v1.5", "a" * 39])
 def test_a_hub_id_needs_a_commit(revision):
     with pytest.raises(BaseError, match="40 hex digits"):
         backbones.resolve("owner/name", revision)
+
+
+def test_a_folder_that_is_not_there_is_not_taken_for_the_hub_alone():
+    with pytest.raises(BaseError, match="base 'models/sd15': there is no such folder"):
+        backbones.resolve("models/sd15")
+
+
+def test_what_is_no_hub_id_is_told():
+    with pytest.raises(BaseError, match=r"base 'my model/x y': .*check the id"):
+        backbones.resolve("my model/x y", "a" * 40)
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
@@ -79,3 +173,39 @@ def test_a_saved_model_keeps_the_precision_of_its_recipe(tiny_base, tmp_path, pr
     assert {value.dtype for value in saved.values()} == {dtype}
     for name, value in changed.items():
         assert torch.equal(saved[name], value.to(dtype))
+
+
+def test_an_index_that_names_more_than_there_is_is_exported_without(copied, tmp_path):
+    file = copied / "model_index.json"
+    more = {
+        "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+        "feature_extractor": ["transformers", "CLIPImageProcessor"],
+        "requires_safety_checker": True,
+    }
+    file.write_text(json.dumps(json.loads(file.read_text()) | more))
+    with pytest.raises(OSError, match=r"no file named|Can't load"):
+        StableDiffusionPipeline.from_pretrained(copied, local_files_only=True)
+    backbones.load(backbones.resolve(str(copied))).save(tmp_path / "saved")
+    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "saved", local_files_only=True)
+    assert pipeline.safety_checker is None
+    assert not pipeline.config["requires_safety_checker"]
+
+
+def test_checkpointing_computes_every_trained_part_again_to_the_same_gradients(tiny_base):
+    base = backbones.resolve(str(tiny_base))
+    found = {}
+    for checkpointed in (False, True):
+        recipe = Recipe(train_text_encoder=True, gradient_checkpointing=checkpointed)
+        trained = backbones.load(base, recipe).trained
+        layers = trained.get_submodule("text_encoder").encoder.layers
+        calls = []
+        layers[0].layer_norm1.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        generator = torch.Generator().manual_seed(0)
+        latents = torch.randn(2, 4, 8, 8, generator=generator)
+        ids = torch.randint(0, 90, (2, 16), generator=generator)
+        trained(latents, torch.tensor([10, 500]), ids).square().mean().backward()
+        assert len(calls) == 1 + checkpointed
+        found[checkpointed] = {name: p.grad for name, p in trained.named_parameters()}
+    for name, gradient in found[False].items():
+        if gradient is not None:
+            torch.testing.assert_close(found[True][name], gradient, msg=name)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -126,6 +128,60 @@ def test_the_next_command_is_one_that_this_shell_finds(tmp_path, monkeypatch, ca
     assert shutil.which(program)
 
 
+@pytest.mark.parametrize("output", ["z.jsonl", ".", "", "file/job.yaml"])
+def test_init_refuses_an_output_that_cannot_be(tmp_path, monkeypatch, capsys, output):
+    write_photos(tmp_path / "photos", SUBJECTS)
+    (tmp_path / "file").touch()
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", "photos", "--force", "-o", output]) == 2
+    assert "fix:" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "photos"]
+
+
+def test_init_refuses_folders_whose_ids_clash(tmp_path, capsys):
+    write_photos(tmp_path / "photos", {"Mein Hund": "dog", "mein-hund": "dog"})
+    arguments = ["init", str(tmp_path / "photos"), "-o", str(tmp_path / "my.yaml")]
+    assert main(arguments) == 2
+    told = capsys.readouterr().err
+    assert all(part in told for part in ("photos/Mein Hund", "photos/mein-hund", "rename"))
+    assert main(["init", str(tmp_path / "nope"), "-o", str(tmp_path / "my.yaml")]) == 2
+    assert "is no folder" in capsys.readouterr().err
+
+
+def test_the_demo_needs_a_folder(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main(["demo", "-o", str(tmp_path / "file")]) == 2
+    assert "choose another -o" in capsys.readouterr().err
+
+
+def test_commands_are_told_as_a_shell_takes_them(tmp_path, capsys):
+    write_photos(tmp_path / "photos", SUBJECTS)
+    job = tmp_path / "my pets.yaml"
+    assert main(["init", str(tmp_path / "photos"), "-o", str(job)]) == 0
+    first, second = capsys.readouterr().out.partition("Next: ")[2].split("&&")
+    assert shlex.split(first)[1:] == ["validate", str(job)]
+    assert shlex.split(second)[1:] == ["run", str(job)]
+
+
+def test_names_that_are_not_utf8_can_be_told(tmp_path):
+    write_photos(tmp_path / "photos", SUBJECTS)
+    name = os.fsdecode(b"\xff.png")
+    (tmp_path / "photos" / "rex" / "0.png").rename(tmp_path / "photos" / "rex" / name)
+    done = run("init", str(tmp_path / "photos"), "-o", str(tmp_path / "my.yaml"))
+    assert done.returncode == 2
+    assert "udcff.png" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("words", [["run", "j", "--max-failures", "-1"],
+                                   ["generate", "rex", "a dog", "-n", "0"]])  # fmt: skip
+def test_counts_below_their_least_are_refused(words, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 2
+    assert "or more" in capsys.readouterr().err
+
+
 def test_init_asks_for_class_nouns(tmp_path, capsys):
     write_photos(tmp_path / "photos", SUBJECTS)
     (tmp_path / "photos" / "tom" / "class.txt").unlink()
@@ -151,14 +207,33 @@ def test_init_names_the_base_so_that_the_job_finds_it(tmp_path, tiny_base, monke
     assert (job.base, job.base_revision) == ("owner/name", "1" * 40)
 
 
-def test_validate_names_faults_of_job_and_manifest_together(tmp_path, tiny_base, capsys):
+@pytest.mark.parametrize("command", ["validate", "plan", "run"])
+@pytest.mark.parametrize("wrong", ["stepz: 1", "storage: taken", "base: /nowhere/at/all"])
+def test_faults_of_job_and_manifest_are_named_together(tmp_path, tiny_base, capsys, command, wrong):
     job = write_job(tmp_path, tiny_base, SUBJECTS)
+    (tmp_path / "taken").touch()
     (tmp_path / "photos" / "rex" / "0.png").write_text("no image")
-    job.write_text(job.read_text() + "stepz: 1\n")
+    key = wrong.partition(":")[0]
+    rest = [line for line in job.read_text().splitlines() if not line.startswith(f"{key}:")]
+    job.write_text("\n".join([*rest, wrong]))
+    assert main([command, str(job)]) == 2
+    printed = "".join(capsys.readouterr())
+    assert f"job.yaml:{len(rest) + 1}: {key}" in printed
+    assert "0.png" in printed
+
+
+def test_faults_of_inline_subjects_have_their_own_lines(tmp_path, tiny_base, capsys):
+    job = write_job(tmp_path, tiny_base, SUBJECTS)
+    (tmp_path / "photos" / "tom" / "0.png").write_text("no image")
+    rows = [{"id": "Bad Id", "class_noun": "dog", "images": "photos/rex"},
+            {"id": "tom", "class_noun": "cat", "images": "photos/tom"}]  # fmt: skip
+    lines = ["subjects:", *(f"- {json.dumps(row)}" for row in rows)]
+    rest = [line for line in job.read_text().splitlines() if not line.startswith("subjects:")]
+    job.write_text("\n".join([*lines, *rest]))
     assert main(["validate", str(job)]) == 2
     printed = capsys.readouterr().out
-    assert "stepz" in printed
-    assert "0.png" in printed
+    assert f"{job}:2: id: 'Bad Id'" in printed
+    assert f"{job}:3: {tmp_path}/photos/tom/0.png" in printed
 
 
 @pytest.mark.parametrize("inline", [True, False])
@@ -180,7 +255,7 @@ def test_validate_looks_at_subjects_beside_a_broken_job(tmp_path, tiny_base, cap
     assert any("/nowhere/at/all" in what for what in whats)
     if inline:
         assert any("0.png" in what for what in whats)
-        assert any("subjects.2.image:" in what for what in whats)
+        assert "image: is no known key" in whats
         assert not any("valid string" in what for what in whats)
     else:
         assert "is no manifest" in whats
@@ -342,11 +417,13 @@ def test_schema_is_json(capsys):
 def test_status_of_an_empty_storage(tmp_path, capsys):
     assert main(["status", str(tmp_path)]) == 0
     assert "no jobs" in capsys.readouterr().out
+    assert main(["status", str(tmp_path / "nowhere")]) == 2
+    assert "is no folder" in capsys.readouterr().err
 
 
 def test_unwritable_storage_is_told_and_left_alone(tiny_base, tmp_path, capsys):
     job = write_job(tmp_path, tiny_base, SUBJECTS, storage="taken/runs")
     (tmp_path / "taken").write_text("a file where a folder should be")
-    assert main(["run", str(job)]) == 1
+    assert main(["run", str(job)]) == 2
     assert "storage" in capsys.readouterr().err
     assert (tmp_path / "taken").read_text() == "a file where a folder should be"

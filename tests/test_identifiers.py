@@ -213,7 +213,6 @@ def test_good_identifiers_get_no_warning(clip):
         ("q-z", ["letters and digits", "falls apart"]),
         ("x", ["single letter"]),
         ("qzx ann", ["'ann' is a name"]),
-        ("   ", ["spaces"]),
     ],
 )
 def test_warnings_say_why(clip, identifier, reasons):

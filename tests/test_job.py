@@ -6,26 +6,35 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
-from worlds import load_job
+from worlds import load_job, write_job, write_photos
 
-from dbray import manifest
-from dbray.errors import JobBusy, SpecError, StoreError
+from dbray import cluster, manifest
+from dbray import job as job_module
+from dbray.errors import JobBusy, LaneLost, SpecError, StoreError, TooManyFailures
 from dbray.job import RunOptions, Silence, run_job
 from dbray.journal import Journal
 from dbray.registry import Registry
 from dbray.spec import Job, Subject, utc_now
 from dbray.store import Store
+from dbray.summary import read_summary
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
 RECIPE = {"steps": 100}
 SUBJECTS = {"ace": "cat", "bob": "dog", "cid": "dog", "dot": "cat", "eve": "dog"}
 OTHERS = ("fay", "gus", "hal", "ida")
+BARE = {"recipe": {"steps": 8, "prior_weight": 0.0}, "previews": {"prompts": []}}
+"""Nothing but training."""
 
 
 def weights_of(job: Job, model: str) -> bytes:
@@ -49,6 +58,7 @@ def test_every_subject_is_published_with_one_prior_set_per_noun(finished):
     )
     assert len(Store(job.storage).names("priors")) == 2
     assert result.summary.prior_images == 12
+    assert result.summary.retry_command == "run_job(job, RunOptions(retry_failed=True))"
 
 
 def test_a_record_tells_how_the_model_came_to_be(finished):
@@ -95,6 +105,14 @@ def test_running_again_keeps_everything_and_needs_no_cluster(finished):
     assert weights_of(job, "ace") == before
 
 
+def test_a_damaged_summary_is_written_anew(finished):
+    job, _ = finished
+    store = Store(job.storage)
+    store.write_bytes(f"jobs/{job.id}/summary.json", b'{"state": "fini')
+    assert run_job(job).exit_code == 0
+    assert read_summary(store, job.id).state == "finished"
+
+
 def test_a_second_run_beside_the_first_is_refused(finished):
     job, _ = finished
     with Journal(Store(job.storage), job.id).hold(), pytest.raises(JobBusy, match="being run by"):
@@ -107,6 +125,45 @@ def test_invalid_input_runs_nothing(tmp_path, tiny_base):
     with pytest.raises(SpecError, match=r"0\.png"):
         run_job(job, RunOptions(address="ray://nowhere.invalid:1"))
     assert not (tmp_path / "runs" / "jobs").exists()
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("nonsense", "Invalid address"),
+        ("localhost:99999", "out of range"),
+        ("no-such-module://localhost", "no-such-module"),
+        ("{closed}", "refused"),
+        ("ray://{closed}", "refused"),
+    ],
+)
+def test_an_address_without_a_cluster_is_told(ray_session, address, reason):
+    with socket.socket() as bound:  # bound, but nobody listens
+        bound.bind(("127.0.0.1", 0))
+        address = address.format(closed=f"127.0.0.1:{bound.getsockname()[1]}")
+        with pytest.raises(SpecError, match=f"(?s){reason}.*fix: give --address") as caught:
+            cluster._join(address)
+    assert address in str(caught.value)
+
+
+def test_a_run_lives_also_while_it_waits_for_a_cluster(tiny_base, tmp_path, monkeypatch):
+    job = load_job(tmp_path, tiny_base, {"ace": "cat"}, **BARE)
+    store = Store(job.storage)
+    summary = lambda: read_summary(store, job.id)  # noqa: E731
+
+    @contextmanager
+    def deaf(address, note):
+        first = summary()
+        while summary().wall_seconds == first.wall_seconds:
+            time.sleep(0.05)
+        raise SpecError([])
+        yield
+
+    monkeypatch.setattr(job_module, "connected", deaf)
+    monkeypatch.setattr(job_module, "_HERALD_SECONDS", 0.1)
+    with pytest.raises(SpecError):
+        run_job(job)
+    assert summary().state == "broken"
 
 
 class Listener(Silence):
@@ -181,6 +238,67 @@ class Saboteur(Poisoner):
                     self.killed += 1
 
 
+class Vanisher(Listener):
+    """Takes the base away once the job is planned."""
+
+    def __init__(self, base: Path) -> None:
+        super().__init__()
+        self._base = base
+
+    def note(self, text):
+        super().note(text)
+        if self._base.exists():
+            shutil.rmtree(self._base)
+
+
+def test_lanes_that_cannot_start_say_why(ray_session, tiny_base, tmp_path):
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    subjects = {"ace": "cat", "bob": "cat"}
+    job = load_job(tmp_path, base, subjects, resources={"max_lane_failures": 0}, **BARE)
+    (tmp_path / "photos" / "ace" / "2.png").unlink()  # is warned of, when the plan is made
+    vanisher = Vanisher(base)
+    with pytest.raises(LaneLost, match=f"no lane is left.*{base}") as caught:
+        run_job(job, watch=vanisher)
+    assert "Traceback" not in str(caught.value)
+    assert any(note.startswith("lost lane-0") and str(base) in note for note in vanisher.notes)
+    store = Store(job.storage)
+    summary = read_summary(store, job.id)
+    assert (summary.state, summary.error) == ("broken", str(caught.value))
+    assert summary.counts["unfinished"] == 2
+    assert "no lane is left" in store.read_bytes(f"jobs/{job.id}/report.html").decode()
+
+
+class Assassin(Silence):
+    """Kills the process that hands out the subjects."""
+
+    def progress(self, phase, done, total, detail=""):
+        [queue] = [
+            child
+            for child in psutil.Process().children(recursive=True)
+            if "LeaseQueue" in " ".join(child.cmdline())
+        ]
+        queue.kill()
+        queue.wait()
+
+
+def test_a_lost_queue_ends_the_run_and_says_so(ray_session, tiny_base, tmp_path):
+    job = load_job(tmp_path, tiny_base, {"ace": "cat"}, **BARE)
+    with pytest.raises(LaneLost, match="hands out the subjects died"):
+        run_job(job, watch=Assassin())
+    summary = read_summary(Store(job.storage), job.id)
+    assert summary.state == "broken"
+    assert "hands out the subjects died" in summary.error
+
+
+def test_a_job_stops_at_max_failures(ray_session, tiny_base, tmp_path):
+    job = load_job(tmp_path, tiny_base, SUBJECTS, **BARE)
+    result = run_job(job, RunOptions(max_failures=0), Poisoner(tmp_path / "photos" / "ace"))
+    assert (result.state, result.exit_code) == ("stopped", TooManyFailures.exit_code)
+    assert result.summary.counts["failed"] == 1
+    assert "--max-failures 0" in result.summary.error
+    assert "too many subjects failed" in Path(result.report).read_text()
+
+
 @pytest.fixture(scope="module")
 def sabotaged(ray_session, tiny_base, tmp_path_factory):
     """Nine subjects and a poisoned one through two lanes, one of which is killed."""
@@ -233,6 +351,22 @@ def test_weights_depend_on_neither_lane_nor_company_nor_kills(
     assert run_job(alone).exit_code == 0
     assert weights_of(alone, "eve") == weights_of(last_of_five, "eve")
     assert weights_of(many, "eve") == weights_of(last_of_five, "eve")
+
+
+def test_failures_that_would_recur_are_tried_again_on_demand(sabotaged, ray_session):
+    job, _, _ = sabotaged
+    photos = Path(str(job.subjects))
+    shutil.rmtree(photos / "poor")
+    write_photos(photos, {"poor": "dog"})
+    again = run_job(job, RunOptions(address="ray://nowhere.invalid:1"))
+    assert again.exit_code == 3
+    [cause] = again.summary.failures
+    assert (cause.kind, cause.subjects) == ("SubjectError", ("poor",))
+    tried = run_job(job, RunOptions(retry_failed=True, command="dbray run 'my job.yaml'"))
+    assert tried.exit_code == 0
+    assert tried.summary.counts["published"] == 1
+    assert tried.summary.retry_command == "dbray run 'my job.yaml' --retry-failed"
+    assert not Store(job.storage).exists(f"jobs/{job.id}/failed.jsonl")
 
 
 @pytest.fixture
@@ -288,3 +422,47 @@ def test_two_workers_with_zero_train_one_subject_together(
     # Rounding differs from the first step on, and training amplifies it.
     assert ours[:20] == pytest.approx(theirs[:20], rel=1e-3)
     assert Store(sharded.storage).names(f"jobs/{sharded.id}/checkpoints") == []
+
+
+def run_until(job_file: Path, line: str, end: Callable[[int], None]) -> int:
+    """Run a job as its own process; end it when it prints a line. Returns its exit code."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dbray", "run", str(job_file)],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    with process:
+        lines = iter(process.stdout)
+        assert any(printed.startswith(line) for printed in lines)
+        end(process.pid)
+        for _ in lines:  # an unread pipe would hold it up
+            pass
+    return process.returncode
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        pytest.param(lambda pid: os.kill(pid, signal.SIGTERM), id="by a scheduler"),
+        # A terminal tells all of its processes.
+        pytest.param(
+            lambda pid: os.killpg(pid, signal.SIGINT), id="by Ctrl-C", marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_a_run_that_is_asked_to_end_says_so_and_is_continued(ray_session, tiny_base, tmp_path, end):
+    subjects = dict.fromkeys(("ace", "bob", "cid"), "dog")
+    bare = {**BARE, "recipe": {"steps": 400, "prior_weight": 0.0}}
+    job_file = write_job(tmp_path, tiny_base, subjects, **bare)
+    job = Job.load(job_file)
+    store = Store(job.storage)
+    assert run_until(job_file, "published ", end) == 130
+    summary = read_summary(store, job.id)
+    assert (summary.state, summary.error) == ("interrupted", None)
+    assert summary.counts["published"] > 0
+    assert summary.counts["unfinished"] > 0
+    assert "was interrupted" in store.read_bytes(f"jobs/{job.id}/report.html").decode()
+    result = run_job(job)
+    assert result.summary.counts["kept"] >= summary.counts["published"]
+    assert result.exit_code == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -96,12 +97,13 @@ def test_folder_names_become_ids_and_clashes_are_named(photos):
     errors = manifest.validate(str(photos), class_noun="dog").errors
     [error] = [error for error in errors if "is listed twice" in error.what]
     assert error.subject == "my-dog--rex"
+    assert "rename the folder" in error.fix
     assert "My Dog, Rex!" in error.what + error.where
     assert "my dog  rex" in error.what + error.where
 
 
 def test_what_in_a_folder_is_passed_over_is_named(photos):
-    write(photos / "rex/IMG_1.HEIC", b"")
+    write(photos / "rex/IMG_1.HEIC", b"\0\0\0\x18ftypheic")
     write(photos / "rex/originals/0.png", b"")
     write(photos / "loose.jpg", b"")
     write(photos / "empty/readme.txt", b"")
@@ -113,6 +115,58 @@ def test_what_in_a_folder_is_passed_over_is_named(photos):
     errors = [(p.subject, p.what) for p in problems if p.severity == "error"]
     assert errors == [("empty", "has no images")]
     assert "rex" in [subject.id for subject in subjects]
+
+
+def test_what_begins_like_an_image_is_one_whatever_its_name(photos):
+    write(photos / "rex/3.jfif", b"unopened")
+    write(photos / "rex/DSC_4", b"\xff\xd8\xff\xe0")
+    write(photos / "rex/notes", "BMW, good boy")
+    write(photos / "rex/scan", b"II*\0")
+    write(photos / "__MACOSX/rex/._0.png", b"junk")
+    subjects, [warning] = manifest.scan(photos, "dog")
+    assert listed(subjects) == [("rex", "dog", 5), ("teapot", "dog", 3)]
+    assert "scan is left out: it is a TIFF file" in warning.what
+
+
+@pytest.mark.parametrize("name", ["日本", "base", "!!!"])
+def test_folders_whose_names_give_no_id_are_refused(photos, name):
+    (photos / "rex").rename(photos / name)
+    subjects, [error] = manifest.scan(photos, "dog")
+    assert [subject.id for subject in subjects] == ["teapot"]
+    assert "rename the folder" in error.fix
+
+
+def test_one_folder_that_cannot_be_listed_hides_no_other(photos, monkeypatch):
+    listing = Path.iterdir
+
+    def iterdir(path):
+        if path.name == "rex":
+            raise PermissionError(13, "Permission denied", str(path))
+        return listing(path)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    write(photos / "void/readme.txt", b"")
+    _, problems = manifest.scan(photos, "dog")
+    assert [(p.subject, p.what.rpartition(": ")[2]) for p in problems] == [
+        ("rex", "Permission denied"), ("void", "has no images"),
+    ]  # fmt: skip
+
+
+def test_class_files_of_notepad_are_read_and_empty_ones_named(photos):
+    write(photos / "rex/class.txt", b"\xef\xbb\xbfdog\r\n")
+    write(photos / "teapot/class.txt", " \n")
+    [rex], [error] = manifest.scan(photos)
+    assert rex.class_noun == "dog"
+    assert error.where == str(photos / "teapot/class.txt")
+    assert "is empty" in error.what
+
+
+def test_names_that_no_manifest_can_hold_and_links_in_a_circle_are_named(photos):
+    (photos / "rex/loop.png").symlink_to("loop.png")
+    os.close(os.open(os.fsencode(photos) + b"/rex/\xff.png", os.O_CREAT))
+    errors = manifest.validate(str(photos), class_noun="dog").errors
+    assert any("rename it" in error.fix and "udcff" in error.what for error in errors)
+    assert any("links run in a circle" in error.what for error in errors)
 
 
 def test_a_folder_of_images_is_no_folder_of_subjects(photos, tmp_path):
@@ -155,6 +209,8 @@ def test_yaml_and_csv_faults_have_their_lines(photos):
     file = write(photos.parent / "b.csv", "name,photos\nrex,x\n")
     _, [error] = read(str(file))
     assert error.where == f"{file}:1"
+    file = write(photos.parent / "d.csv", rows + "\nfido,dog,x\n\ntom,cat,y")
+    assert [e.where for e in read(str(file))[1]] == [f"{file}:3", f"{file}:4"]
 
 
 def test_sources_that_cannot_be_read(tmp_path):
@@ -169,6 +225,8 @@ def test_sources_that_cannot_be_read(tmp_path):
         assert any(part in error.what + error.fix for part in reason.split("|"))
     [error] = manifest.validate("s3://bucket/folder").errors
     assert "is no manifest" in error.what
+    [error] = manifest.validate("https://example.invalid/a.jsonl").errors
+    assert "is at none of" in error.what
     [error] = manifest.validate([]).errors
     assert "lists no subjects" in error.what
     for odd in ("a\0b.jsonl", "~nobody-here/a.jsonl", "ftp://x/a.jsonl"):
@@ -216,6 +274,13 @@ def test_captions_follow_their_images(photos):
     assert problems == []
     assert subject.captions == (*captions[:2], "my {subject}")
     assert where.endswith("c.csv:2")
+
+
+def test_a_wrong_field_does_not_hide_wrong_captions(photos):
+    line = {"id": 5, "class_noun": "dog", "images": ["photos/rex"], "captions": ["a dog"]}
+    _, errors = read(str(write(photos.parent / "a.jsonl", json.dumps(line))))
+    assert [error.what.split(" ")[0] for error in errors] == ["id:", "has", "captions:"]
+    assert "quotes" in errors[0].fix
 
 
 def test_unicode_names_and_line_separators(tmp_path):

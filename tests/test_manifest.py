@@ -103,9 +103,9 @@ def test_a_manifest_with_many_faults_names_all_of_them_at_once(tmp_path):
     errors = [(error.where, error.what, error.subject) for error in validation.errors]
     expected = [
         (2, "not valid JSON", None),
-        (3, "image: Extra inputs", "typo"),
-        (3, "images: Field required", "typo"),
-        (4, "id: String should match", "Bad Id"),
+        (3, "image: is no known key", "typo"),
+        (3, "images: is missing", "typo"),
+        (4, "id: 'Bad Id' is no id", "Bad Id"),
         (4, "missing.png does not exist", "Bad Id"),
         (5, f"listed twice, here and at {file}:1", "good"),
         (6, "has no images", "none"),

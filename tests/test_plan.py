@@ -11,6 +11,7 @@ from worlds import load_job
 
 from dbray import backbones, manifest
 from dbray.errors import SpecError
+from dbray.journal import Journal
 from dbray.plan import (
     Hardware,
     estimate,
@@ -222,14 +223,53 @@ def test_a_number_of_lanes_that_the_user_gives_stands(tmp_path, tiny_base, base)
     assert "gpus_per_subject" in told
 
 
-def test_rates_come_from_the_last_job_on_the_same_base(tmp_path):
-    store = Store(str(tmp_path))
+def test_rates_come_from_the_last_job_on_the_same_base(tmp_path, tiny_base, base):
+    asked = plan_of(load_job(tmp_path, tiny_base, SUBJECTS), base)
+    store = Store(asked.job.storage)
     for name, base_digest, ended in (("a", "x", "1"), ("b", "x", "2"), ("c", "y", "3")):
+        Journal(store, name).begin(asked, "0")
         rates = {"step_seconds": float(ended), "overhead_seconds": 0.0}
         summary = {"base_digest": base_digest, "updated_at": ended, "rates": rates}
         store.write_json(f"jobs/{name}/summary.json", summary)
-    assert latest_rates(store, "x") == Rates(step_seconds=2.0, overhead_seconds=0.0)
-    assert latest_rates(store, "z") is None
+    latest = Rates(step_seconds=2.0, overhead_seconds=0.0)
+    assert latest_rates(store, "x", asked.job) == latest
+    assert latest_rates(store, "z", asked.job) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "counts"),
+    [
+        ({}, True),
+        ({"recipe": {"steps": 9, "seed": 3}, "previews": {"steps": 9}}, True),
+        ({"recipe": {"resolution": 64}}, False),
+        ({"recipe": {"batch_size": 2}}, False),
+        ({"prior": {"steps": 9}}, False),
+        ({"resources": {"threads_per_worker": 2}}, False),
+    ],
+)
+def test_rates_of_a_job_of_another_pace_do_not_count(tmp_path, tiny_base, base, change, counts):
+    ran = plan_of(load_job(tmp_path, tiny_base, SUBJECTS), base)
+    store = Store(ran.job.storage)
+    Journal(store, "ran").begin(ran, "0")
+    rates = Rates(step_seconds=2.0, overhead_seconds=0.0)
+    summary = {"base_digest": base.digest, "updated_at": "1", "rates": rates.model_dump()}
+    store.write_json("jobs/ran/summary.json", summary)
+    asked = plan_of(load_job(tmp_path, tiny_base, SUBJECTS, **change), base)
+    assert latest_rates(store, base.digest, asked.job) == (rates if counts else None)
+    store.write_json("jobs/ran/job.json", {})
+    assert latest_rates(store, base.digest, asked.job) is None
+
+
+def test_hardware_that_holds_no_lane_is_warned_of(tmp_path, tiny_base, base):
+    job = load_job(tmp_path, tiny_base, SUBJECTS, resources={"lanes": None, "gpus_per_subject": 2})
+    plan, rates = plan_of(job, base), Rates(step_seconds=1.0, overhead_seconds=1.0)
+    cost = estimate(plan, Hardware(num_cpus=1, num_gpus=0), rates)
+    [warning] = cost.warnings
+    assert (warning.severity, cost.lanes, cost.train_seconds) == ("warning", 0, None)
+    assert "gpus_per_subject" in warning.fix
+    assert estimate(plan, Hardware(num_cpus=2, num_gpus=0), rates).warnings == ()
+    nothing_left = replace(plan, to_train=(), missing_priors=())
+    assert estimate(nothing_left, Hardware(1, 0), rates).warnings == ()
 
 
 def test_many_subjects_get_identifiers_of_several_tokens(tmp_path, tiny_base, base):

@@ -260,6 +260,60 @@ def test_previews_are_added_replaced_and_ignored_when_damaged(registry, caplog):
     assert registry.previews(model) == files
 
 
+def test_a_damaged_marker_of_previews_means_none_and_they_are_made_again(registry, caplog):
+    model, files = record(), {"0.png": b"one", "previews.json": b"{}"}
+    registry.publish(model, WEIGHTS)
+    assert not registry.has_previews("rex", model.revision, {})
+    registry.add_previews(model, files)
+    assert registry.has_previews("rex", model.revision, {"previews.json": b"{}"})
+    assert not registry.has_previews("rex", model.revision, {"previews.json": b"[]"})
+    registry.store.write_bytes(f"models/rex/{model.revision}/previews/_COMMITTED", b"rotten")
+    with caplog.at_level(logging.WARNING):
+        assert registry.previews(model) is None
+    assert "damaged previews" in caplog.text
+    assert registry.preview_names(model) == []
+    assert registry.preview(model, "0.png") is None
+    assert not registry.has_previews("rex", model.revision, files)
+    registry.add_previews(model, files)
+    assert registry.previews(model) == files
+
+
+def test_a_passing_failure_of_storage_does_not_mean_no_previews(local, monkeypatch):
+    model = record()
+    local.publish(model, WEIGHTS)
+    local.add_previews(model, {"0.png": b"one"})
+
+    def fail(self, path):
+        raise StoreError("storage is down")
+
+    monkeypatch.setattr(Store, "read_bytes", fail)
+    for look in (
+        lambda: local.previews(model),
+        lambda: local.preview_names(model),
+        lambda: local.preview(model, "0.png"),
+        lambda: local.has_previews("rex", model.revision, {"0.png": b"one"}),
+    ):
+        with pytest.raises(StoreError, match="storage is down"):
+            look()
+
+
+def test_a_damaged_marker_is_damage_and_other_revisions_stay(registry):
+    old, new = record(number=1), record(number=2, created_at="2026-01-02T00:00:00+00:00")
+    for model in (old, new):
+        registry.publish(model, WEIGHTS)
+    registry.store.write_bytes(f"models/rex/{new.revision}/_COMMITTED", b"rotten")
+    assert registry.find("rex") == old
+    with pytest.raises(DigestMismatch, match="is no marker"):
+        registry.find(new.name)
+    with pytest.raises(DigestMismatch, match="is no marker"):
+        registry.digests(new)
+
+
+def test_what_is_missing_names_the_place_as_people_know_it(local):
+    with pytest.raises(ModelNotFound, match=f"published in {local.store.uri}$"):
+        local.find("rex")
+
+
 def test_finding_one_model_does_not_look_at_the_others(local, monkeypatch):
     for name in ("rex", "fido", "teapot"):
         local.publish(record(name), WEIGHTS)

@@ -16,11 +16,12 @@ from dbray import images, report
 from dbray.errors import SpecError, StoreError
 from dbray.registry import ModelRecord, Registry
 from dbray.report import build_report
-from dbray.report.contents import Card, Contents, JobFile, Preview, ResultRow, Summary
+from dbray.report.contents import Card, Contents, JobFile, Preview
 from dbray.report.page import duration, render
 from dbray.report.thumbnails import SIDES, Thumbnails
 from dbray.spec import Job, Prior, Recipe, fill_prompt
 from dbray.store import Store
+from dbray.summary import Outcome, Summary
 
 EVIL = (
     '</script><script>window.hacked = 1</script><img src=x onerror="window.hacked = 2">{{script}}'
@@ -97,12 +98,12 @@ class World:
         self.registry.add_previews(one, files)
         self.add(subject_id, row(subject_id, noun=noun, revision=one.revision), noun)
 
-    def write(self, summary=None, job_file="pets.yaml", **changes):
+    def write(self, summary=None, **changes):
         job = Job(id="pets", base="miniature", subjects=(), storage=self.store.uri)
         job = job.model_copy(update={"previews": job.previews.model_copy(
             update={"prompts": PROMPTS})})  # fmt: skip
         value = {
-            "job": job.model_dump(mode="json", by_alias=True), "job_file": job_file,
+            "job": job.model_dump(mode="json", by_alias=True),
             "started_at": "2026-07-01T11:00:00Z", "dbray_version": "0.1.0",
             "base": {"name": "miniature", "digest": "ab" * 32}, "subjects": self.subjects,
         }  # fmt: skip
@@ -249,8 +250,8 @@ def test_everything_users_wrote_is_escaped(world):
     error = {"kind": EVIL, "message": EVIL, "retryable": False}
     world.publish("rex", identifier=EVIL[:60], metadata={"note": EVIL})
     world.add("bad", row("bad", "failed", noun=EVIL, error=error), noun=EVIL)
-    summary = summary_of(world.rows, retry_command=EVIL, state=EVIL)
-    world.write(summary, job_file=EVIL, base={"name": EVIL, "digest": EVIL}, dbray_version=EVIL)
+    summary = summary_of(world.rows, retry_command=EVIL, state=EVIL, error=EVIL)
+    world.write(summary, base={"name": EVIL, "digest": EVIL}, dbray_version=EVIL)
     page = world.build()
     assert [attrs for tag, attrs in page.elements if tag == "script" and "type" not in attrs] == [
         {}
@@ -259,7 +260,7 @@ def test_everything_users_wrote_is_escaped(world):
     assert all("onerror" not in script for script in page.raw["script"])
     assert page.index["subjects"][1]["noun"] == EVIL
     assert page.index["subjects"][1]["error"] == [EVIL, EVIL, False]
-    assert page.text.count(EVIL) >= 6
+    assert page.text.count(EVIL) >= 7
 
 
 def test_page_asks_for_nothing_and_runs_only_its_own_script(world):
@@ -317,6 +318,22 @@ def test_interrupted_job_without_summary_and_with_half_a_line(world):
     assert "TrainError 1" in page.text
     states = [subject["status"] for subject in page.index["subjects"]]
     assert states == ["published", "failed", "waiting"]
+
+
+def test_a_job_that_broke_says_why(world):
+    world.add("rex")
+    world.write(summary_of([], state="broken", error="no lane is left: out of memory"))
+    page = world.build()
+    assert "The job ended with an error" in page.text
+    assert "no lane is left: out of memory" in page.text
+
+
+def test_a_damaged_summary_is_counted_anew(world):
+    error = {"kind": "TrainError", "message": "no", "retryable": False}
+    world.add("bad", row("bad", "failed", error=error))
+    world.write()
+    world.store.write_bytes("jobs/pets/summary.json", b'{"state": "fini')
+    assert "TrainError 1" in world.build().text
 
 
 def test_later_rows_of_a_subject_replace_earlier_ones(world):
@@ -416,7 +433,7 @@ def test_a_thousand_subjects_fit(world):
                     str(2**62))
             for index in range(6)
         ]  # fmt: skip
-        result = ResultRow.model_validate(row(one.id))
+        result = Outcome.model_validate(row(one.id))
         cards.append(Card(one.id, "dog", result, one, shots[:6], 0, previews))
     html = render(Contents("pets", job, Summary(), cards, thumbnails))
     assert len(html) < 50_000_000

@@ -101,11 +101,13 @@ def test_a_mistake_in_an_inline_subject_is_told_once_and_in_its_line(tmp_path):
     )
     [problem] = problems(tmp_path, text)
     assert problem.where.endswith(":7")
-    assert problem.what.startswith("subjects.1.caption:")
+    assert problem.what.startswith("caption:")
+    assert problem.subject == "tom"
 
 
 def test_a_draft_is_the_job_without_its_mistakes(tmp_path):
-    text = (
+    file = tmp_path / "job.yaml"
+    file.write_text(
         "bass: miniature\n"
         "recipe: {steps: 0}\n"
         "identifiers: {seed: 3}\n"
@@ -113,16 +115,78 @@ def test_a_draft_is_the_job_without_its_mistakes(tmp_path):
         "  - {id: rex, class_noun: dog, images: [rex]}\n"
         "  - {id: tom, images: [tom]}\n"
     )
-    job, found = draft_job(text, tmp_path / "job.yaml")
-    assert {problem.what.split(":")[0] for problem in found} == {
-        "bass", "base", "recipe.steps", "subjects.1.class_noun",
+    draft = draft_job(file)
+    assert {problem.what.split(":")[0] for problem in draft.problems} == {
+        "bass", "base", "recipe.steps",
     }  # fmt: skip
-    assert job.base == ""
-    assert job.recipe == Recipe()
-    assert job.identifiers.seed == 3
-    assert [one.images for one in job.subjects] == [(str(tmp_path / "rex"),)]
-    job, _ = draft_job("stepz: 1\nbase: ./b\nsubjects: s3://b/m.jsonl\n", tmp_path / "job.yaml")
-    assert (job.base, job.subjects) == (str(tmp_path / "b"), "s3://b/m.jsonl")
+    assert draft.job.base == ""
+    assert draft.job.recipe == Recipe()
+    assert draft.job.identifiers.seed == 3
+    assert [(one.where, one.value["id"]) for one in draft.subjects] == [
+        (f"{file}:5", "rex"), (f"{file}:6", "tom"),
+    ]  # fmt: skip
+    file.write_text("stepz: 1\nbase: ./b\nsubjects: s3://b/m.jsonl\n")
+    draft = draft_job(file)
+    assert (draft.job.base, draft.subjects) == (str(tmp_path / "b"), "s3://b/m.jsonl")
+    file.write_text("base: miniature\nsubjects:\n")
+    assert draft_job(file).subjects is None
+
+
+def test_inline_subjects_are_written_as_those_of_manifests(tmp_path):
+    text = "base: miniature\nsubjects: [{subject_id: rex, class_noun: dog, images: photos/rex}]\n"
+    assert load(tmp_path, text).subjects == (
+        Subject(id="rex", class_noun="dog", images=(str(tmp_path / "photos/rex"),)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "what", "fix"),
+    [
+        ("recipe: {stepz: 3}", "no known key", "'steps'"),
+        ("steps: 3", "no known key", "under 'recipe'"),
+        ("recipe:", "is empty", "omit it"),
+        ("prior: {count: }", "is empty", "Class images"),
+        ("resources: 3", "keys of its own", "keys under it"),
+        ("identifiers: {rank_range: 5}", "a list, and not 5", "first included"),
+        ("id: 5", "text, and not 5", "quotes"),
+        ("id:", "is empty", "Name of the job"),
+        ("id: Rex!", "'Rex!' is no id", "lower-case"),
+        ("recipe: {max_grad_norm: .inf}", "finite", "inf"),
+        ("resources: {lease_seconds: .nan}", "finite", "nan"),
+        ("storage: foo://x", "foo://", "foo://x"),
+        ("storage: ''", "is empty", "storage"),
+        ("storage: file", "is a file", "folder"),
+        ("storage: file/runs", "Not a directory", "folder"),
+        (f"storage: {'a' * 300}", "too long", "folder"),
+        ("id: 2026-99-99", "month", "quotes"),
+        ("recipe: &a [*a]", "not valid YAML", "quotes"),
+    ],
+)
+def test_mistakes_are_told_in_plain_words(tmp_path, text, what, fix):
+    (tmp_path / "file").touch()
+    [problem] = problems(tmp_path, f"base: miniature\nsubjects: x\n{text}\n")
+    assert what in problem.what
+    assert fix in problem.fix
+
+
+@pytest.mark.parametrize("path", ["~nobody9/x", "a" * 300])
+def test_paths_that_nobody_has_are_left_for_their_readers_to_miss(tmp_path, path):
+    job = load(tmp_path, f"base: {path}\nsubjects: {path}\n")
+    assert job.subjects == str(tmp_path / path)
+
+
+@pytest.mark.parametrize("key", ["base", "subjects", "storage"])
+def test_control_characters_in_paths_are_refused(tmp_path, key):
+    values = {"base": "miniature", "subjects": "x", key: '"a\\0b"'}
+    [problem] = problems(tmp_path, "".join(f"{k}: {v}\n" for k, v in values.items()))
+    assert problem.what.startswith(f"{key}: is no path")
+
+
+def test_a_job_needs_an_id_of_its_own(tmp_path):
+    file = tmp_path / "日本.yaml"
+    file.write_text("base: miniature\nsubjects: x\n")
+    with pytest.raises(SpecError, match="add 'id"):
+        Job.load(file)
 
 
 def test_a_sampler_has_room_for_its_steps():
@@ -161,9 +225,13 @@ def test_prompts_are_filled():
     assert fill_prompt("a {subject}", "dog") == "a dog"
 
 
-@pytest.mark.parametrize("name", ["Rex", "my dog!", "ünï", "...", "a" * 100])
+@pytest.mark.parametrize("name", ["Rex", "my dog!", "ünï", "a" * 100])
 def test_slugs_are_valid_ids(name):
     assert Subject(id=slug(name), class_noun="dog", images=()).id
+
+
+def test_what_holds_no_letter_gives_no_slug():
+    assert slug("...") == slug("日本") == ""
 
 
 def test_anchor(tmp_path):

@@ -106,7 +106,7 @@ def test_damage_is_found_on_reading(store):
     with pytest.raises(StoreError, match="without 'e'"):
         store.read_committed("m/1", "e")
     store.write_bytes(f"m/1/{COMMITTED}", b"[]")
-    with pytest.raises(StoreError, match="is no marker"):
+    with pytest.raises(DigestMismatch, match="is no marker"):
         store.committed("m/1")
 
 

@@ -26,8 +26,9 @@ from diffusers.schedulers.scheduling_euler_ancestral_discrete import (
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import CLIPTextModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-from dbray.backbones import Base, Prediction, Weights, load_tokenizer
+from dbray.backbones import Base, Prediction, Weights, layout, load_tokenizer
 from dbray.errors import BaseError
 from dbray.spec import Recipe, Sampler
 
@@ -64,14 +65,18 @@ class LatentBackbone:
     def __init__(self, base: Base, recipe: Recipe, device: str) -> None:
         self.base = base
         self.device = torch.device(device)
-        self._read_schedule(base.folder / "scheduler")
+        self._noise_config = layout.config(base.folder, "scheduler")
+        self.prediction: Prediction = self._noise_config.get("prediction_type", "epsilon")
+        self.alphas_cumprod: Tensor = self.scheduler("ddpm").alphas_cumprod
         self._tokenizer = load_tokenizer(base)
         self._vae = _load_part(AutoencoderKL, base, "vae").to(self.device)
         self._text_encoder = _load_part(CLIPTextModel, base, "text_encoder").to(self.device)
         unet = _load_part(UNet2DConditionModel, base, "unet").to(self.device)
+        self.trains_text = recipe.train_text_encoder
         if recipe.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
-        self.trains_text = recipe.train_text_encoder
+            if self.trains_text:
+                _checkpoint_layers(self._text_encoder)
         self._publish_precision = recipe.publish_precision
         self.trained: nn.Module = TrainedParts(
             unet, self._text_encoder if self.trains_text else None
@@ -91,18 +96,6 @@ class LatentBackbone:
             "text_encoder": self._text_encoder,
         }
         self._base_weights: dict[str, dict[str, Tensor]] = {}
-
-    def _read_schedule(self, folder: Path) -> None:
-        try:
-            self._noise_config = json.loads((folder / "scheduler_config.json").read_text())
-        except (OSError, ValueError) as exc:
-            raise BaseError(f"base {self.base.name!r} has no readable scheduler: {exc}") from exc
-        prediction = self._noise_config.get("prediction_type", "epsilon")
-        if prediction not in ("epsilon", "v_prediction"):
-            raise BaseError(f"base {self.base.name!r} predicts {prediction!r}; known are epsilon "
-                            "and v_prediction")  # fmt: skip
-        self.prediction: Prediction = prediction
-        self.alphas_cumprod: Tensor = self.scheduler("ddpm").alphas_cumprod
 
     @torch.no_grad()
     def encode(self, images_NHWC: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -185,7 +178,8 @@ class LatentBackbone:
     def save(self, folder: Path) -> None:
         """Write a diffusers folder: the base's files, with the replaced parts in their place.
 
-        Those are in the precision in which the recipe publishes them.
+        Those are in the precision in which the recipe publishes them. The index names only what is
+        there: a base from the hub came without its safety checker.
         """
         replaced = {part: self._replaceable[part] for part in self._base_weights}
         shutil.copytree(
@@ -196,6 +190,8 @@ class LatentBackbone:
             if self._publish_precision == "fp16":
                 written = written.half()
             written.save_pretrained(folder / part)  # pyright: ignore[reportCallIssue]
+        index = folder / layout.INDEX_FILE
+        index.write_text(json.dumps(_index_of(folder, layout.read_object(index)), indent=2) + "\n")
 
     def _check_fit(self, part: str, tensors: Mapping[str, Tensor]) -> None:
         if part not in self._replaceable:
@@ -206,6 +202,23 @@ class LatentBackbone:
             differing = sorted({name for name, _ in resident.items() ^ given.items()})
             raise BaseError(f"weights of {part} do not fit base {self.base.name!r}: "
                             f"{len(differing)} tensors differ, e.g. {differing[0]}")  # fmt: skip
+
+
+def _index_of(folder: Path, index: dict[str, Any]) -> dict[str, Any]:
+    """Take from an index the parts that a folder does not hold, as diffusers writes such a one."""
+    absent = [name for name, value in index.items()
+              if isinstance(value, list) and not (folder / name).is_dir()]  # fmt: skip
+    left = index | {name: [None, None] for name in absent}
+    return left | {"requires_safety_checker": False} if "safety_checker" in absent else left
+
+
+def _checkpoint_layers(text_encoder: CLIPTextModel) -> None:
+    """Let its layers forget their activations in training, and compute them again."""
+    text_encoder.activation_checkpointing_enable()
+    for layer in text_encoder.modules():
+        if isinstance(layer, GradientCheckpointingLayer):
+            # Only then does transformers do so. What is inside stays as it is: dropout is off.
+            layer.training = True
 
 
 def _load_part(model_class: Any, base: Base, part: str) -> Any:

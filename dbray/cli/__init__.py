@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
     )
     _quieten_libraries()
+    _print_anything()
     module, function = args.run.split(":")
     try:
         return getattr(importlib.import_module(f"dbray.cli.{module}"), function)(args)
@@ -55,6 +57,13 @@ def _quieten_libraries() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+
+
+def _print_anything() -> None:
+    """Show names that a terminal cannot, such as files' that are not UTF-8, with escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -100,7 +109,7 @@ def _add_job_commands(commands: Any) -> None:
     run.add_argument("--retry-failed", action="store_true",
                      help="also try subjects whose error would recur, after you fixed its "
                      "cause")  # fmt: skip
-    run.add_argument("--max-failures", type=int, metavar="N",
+    run.add_argument("--max-failures", type=_number_from(0), metavar="N",
                      help="stop when more than N subjects have failed")  # fmt: skip
     run.add_argument("--address", help="Ray cluster (default: $RAY_ADDRESS, or a local one)")
 
@@ -134,7 +143,8 @@ def _add_model_commands(commands: Any) -> None:
     generate = _add(commands, "generate", "models:generate", "sample images of a model")
     generate.add_argument("model", help="id, id@revision, or 'base'")
     generate.add_argument("prompt", help='e.g. "a photo of {subject} on the beach"')
-    generate.add_argument("-n", type=int, default=1, help="number of images (default: 1)")
+    generate.add_argument("-n", type=_number_from(1), default=1,
+                          help="number of images (default: 1)")  # fmt: skip
     generate.add_argument("-o", "--output", default="out", help="folder (default: out)")
     generate.add_argument("--seed", type=int, default=0, help="of the first image (default: 0)")
     generate.add_argument("--steps", type=int, help="sampling steps")
@@ -157,6 +167,17 @@ def _add_model_commands(commands: Any) -> None:
         command.add_argument(
             "--registry", default=_default_registry(), metavar="STORAGE", help=text
         )
+
+
+def _number_from(least: int) -> Callable[[str], int]:
+    """Make a type of whole numbers that are not below `least`."""
+
+    def number(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"must be {least} or more, not {text}")
+        return int(text)
+
+    return number
 
 
 def _default_registry() -> str:

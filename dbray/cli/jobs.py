@@ -5,25 +5,31 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import shutil
 import signal
 import sys
 import time
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from dbray import backbones, manifest, naming
-from dbray.errors import BaseError, Problem, SpecError
-from dbray.spec import Job, Subject, anchor, draft_job, is_commit
+from dbray.errors import BaseError, Problem, SpecError, StoreError
+from dbray.spec import Job, Subject, anchor, draft_job, is_commit, is_folder
 from dbray.store import Store
-from dbray.texts import read_text
+from dbray.summary import DAMAGED
 
 if TYPE_CHECKING:
-    from dbray.summary import Summary
+    from dbray.backbones import Base
+    from dbray.manifest import CheckedSubject
+    from dbray.summary import PhaseProgress, Summary
 
+_MAX_NAMED = 8
 _JOB_TEMPLATE = """\
 # A dbray job. `dbray schema` lists every key with its meaning; paths are relative to this file.
 schema: dbray/v1
@@ -49,59 +55,88 @@ def demo(args: argparse.Namespace) -> int:
     from dbray.miniature import world
 
     folder = Path(args.output).resolve()
-    subjects = world.write_photographs(folder / "photos", num_subjects=6, num_classes=3, seed=0)
-    manifest.write_jsonl(
-        [
-            Subject(id=subject_id, class_noun=noun, images=(str(folder / "photos" / subject_id),))
-            for subject_id, noun in subjects
-        ],
-        folder / "subjects.jsonl",
-    )
-    job_file = folder / "demo.yaml"
-    job_file.write_text(
-        _JOB_TEMPLATE.format(base="miniature", revision="", manifest="subjects.jsonl")
-    )
+    photos, job_file = folder / "photos", folder / "demo.yaml"
+    with _writing(folder):
+        subjects = world.write_photographs(photos, num_subjects=6, num_classes=3, seed=0)
+        manifest.write_jsonl(
+            [
+                Subject(id=subject_id, class_noun=noun, images=(str(photos / subject_id),))
+                for subject_id, noun in subjects
+            ],
+            folder / "subjects.jsonl",
+        )
+        job_file.write_text(
+            _JOB_TEMPLATE.format(base="miniature", revision="", manifest="subjects.jsonl"),
+            encoding="utf-8",
+        )
     print(f"Wrote {len(subjects)} drawn subjects to {folder}/photos and the job {job_file}.")
-    args.job, args.retry_failed, args.max_failures, args.address = str(job_file), True, None, None
-    code = run(args)
+    code = _run(job_file, retry_failed=True)
     if code == 0:
-        registry, model = folder / "runs", subjects[0][0]
+        registry, model = str(folder / "runs"), subjects[0][0]
+        prompt = "a photo of {subject} on the beach"
         print("\nNow prompt one of them:")
-        print(f'  {_program()} generate {model} "a photo of {{subject}} on the beach" -n 4 '
-              f"--registry {registry}")  # fmt: skip
-        print(f"  {_program()} serve --registry {registry}")
+        print(" ", _command("generate", model, prompt, "-n", "4", "--registry", registry))
+        print(" ", _command("serve", "--registry", registry))
     return code
 
 
 def init(args: argparse.Namespace) -> int:
     """Write a manifest and a job file for a folder of photographs."""
     photos, job_file = Path(args.photos), Path(args.output)
-    manifest_file = job_file.with_suffix(".jsonl")
-    for file in (job_file, manifest_file):
-        if file.exists() and not args.force:
-            fix = "choose another -o, or overwrite it with --force"
-            raise SpecError([Problem("error", str(file), "exists already", fix)])
+    manifest_file = _manifest_beside(job_file, args.force)
+    if not is_folder(photos):
+        fix = "give the folder that holds one sub-folder of photographs per subject"
+        raise SpecError([Problem("error", args.photos, "is no folder", fix)])
     base, revision = _base_to_write(args.base, args.base_revision)
     subjects, problems = manifest.scan(photos.resolve(), args.class_noun)
     if any(problem.severity == "error" for problem in problems):
         raise SpecError(problems)
     _print_problems(problems)
-    manifest.write_jsonl(subjects, manifest_file)
-    job_file.write_text(_JOB_TEMPLATE.format(
-        base=_scalar(base), manifest=_scalar(manifest_file.name),
-        revision=f"\nbase_revision: {_scalar(revision)}" if revision else "",
-    ))  # fmt: skip
+    with _writing(job_file):
+        manifest.write_jsonl(subjects, manifest_file)
+        job_file.write_text(_JOB_TEMPLATE.format(
+            base=_scalar(base), manifest=_scalar(manifest_file.name),
+            revision=f"\nbase_revision: {_scalar(revision)}" if revision else "",
+        ), encoding="utf-8")  # fmt: skip
     nouns = {subject.class_noun for subject in subjects}
     print(
         f"Wrote {manifest_file} ({len(subjects)} subjects, {len(nouns)} class nouns) and "
-        f"{job_file}.\nNext: {_program()} validate {job_file} && {_program()} run {job_file}"
+        f"{job_file}.\nNext: {_command('validate', job_file)} && {_command('run', job_file)}"
     )
     return 0
 
 
-def _program() -> str:
-    """How this shell can call dbray: `make demo` runs it from an environment that is not active."""
-    return "dbray" if shutil.which("dbray") else str(Path(sys.executable).with_name("dbray"))
+def _manifest_beside(job_file: Path, may_overwrite: bool) -> Path:
+    """Name the manifest of a job file to write. Raises SpecError if it or the job has no place."""
+    if is_folder(job_file):
+        fix = "name a file in it, such as job.yaml"
+        raise SpecError([Problem("error", str(job_file), "is a folder", fix)])
+    manifest_file = job_file.with_suffix(".jsonl")
+    if manifest_file == job_file:
+        fix = "name the job .yaml: the manifest beside it is called as it is, with .jsonl"
+        raise SpecError([Problem("error", str(job_file), "is the manifest's name", fix)])
+    for file in (job_file, manifest_file):
+        if file.exists() and not may_overwrite:
+            fix = "choose another -o, or overwrite it with --force"
+            raise SpecError([Problem("error", str(file), "exists already", fix)])
+    return manifest_file
+
+
+@contextmanager
+def _writing(place: Path) -> Iterator[None]:
+    """Where the disk takes no file, another -o is wanted."""
+    try:
+        yield
+    except (OSError, StoreError) as exc:
+        what = f"cannot be written: {getattr(exc, 'strerror', None) or exc}"
+        where = str(getattr(exc, "filename", None) or place)
+        raise SpecError([Problem("error", where, what, "choose another -o")]) from exc
+
+
+def _command(*words: str | Path) -> str:
+    """A command as this shell takes it: `make demo` runs dbray from an inactive environment."""
+    program = "dbray" if shutil.which("dbray") else Path(sys.executable).with_name("dbray")
+    return shlex.join(map(str, (program, *words)))
 
 
 def _base_to_write(base: str, revision: str | None) -> tuple[str, str | None]:
@@ -122,8 +157,8 @@ def _scalar(text: str) -> str:
 
 def validate(args: argparse.Namespace) -> int:
     """List every problem of a job file, its base, its manifest and its images at once."""
-    problems, num_subjects = _all_problems(Path(args.job))
-    errors = [problem for problem in problems if problem.severity == "error"]
+    checked = _check(Path(args.job))
+    problems, errors, num_subjects = checked.problems, checked.errors, len(checked.subjects)
     if args.json:
         rows = [asdict(problem) for problem in problems]
         print(json.dumps({"ok": not errors, "subjects": num_subjects, "problems": rows}, indent=2))
@@ -134,31 +169,46 @@ def validate(args: argparse.Namespace) -> int:
     return SpecError.exit_code if errors else 0
 
 
-def _all_problems(file: Path) -> tuple[list[Problem], int]:
-    """Check a job file, and what is right in it also where the rest is wrong.
+@dataclass
+class _Checked:
+    """What is right in a job file and what it names, and everything that is wrong."""
 
-    Returns:
-        Every problem, and the number of usable subjects.
-    """
+    job: Job | None = None
+    base: Base | None = None
+    subjects: Sequence[CheckedSubject] = ()
+    problems: list[Problem] = field(default_factory=list)
+
+    @property
+    def errors(self) -> list[Problem]:
+        """What stops a job."""
+        return [problem for problem in self.problems if problem.severity == "error"]
+
+
+def _check(file: Path) -> _Checked:
+    """Check a job file, its base, its subjects and their images, whatever of it is wrong."""
     try:
-        job, problems = draft_job(read_text(file), file)
+        draft = draft_job(file)
     except SpecError as exc:
-        return list(exc.problems), 0
-    base = None
-    try:
-        base = backbones.resolve(job.base, job.base_revision) if job.base else None
-    except BaseError as exc:
-        problems.append(Problem("error", f"{file}: base", str(exc), "change 'base'"))
-    if problems and not job.subjects:
-        return problems, 0
-    found = manifest.validate(job.subjects)
-    problems += found.problems
-    if base is not None:
-        problems += naming.check_names(job, base, [one.subject for one in found.subjects])
-    return problems, len(found.subjects)
+        return _Checked(problems=list(exc.problems))
+    checked = _Checked(draft.job, problems=draft.problems)
+    if draft.job.base:
+        try:
+            checked.base = backbones.resolve(draft.job.base, draft.job.base_revision)
+        except BaseError as exc:
+            checked.problems.append(
+                Problem("error", draft.where("base"), f"base: {exc}", "change 'base'")
+            )
+    if draft.subjects is not None:
+        found = manifest.validate(draft.subjects, folder=file.resolve().parent)
+        checked.problems += found.problems
+        checked.subjects = found.subjects
+    if checked.base is not None:
+        subjects = [one.subject for one in checked.subjects]
+        checked.problems += naming.check_names(draft.job, checked.base, subjects)
+    return checked
 
 
-def _print_problems(problems: Any) -> None:
+def _print_problems(problems: Iterable[Problem]) -> None:
     for problem in problems:
         print(problem)
 
@@ -167,14 +217,13 @@ def plan(args: argparse.Namespace) -> int:
     """Say what would run."""
     from dbray.plan import Hardware, estimate, latest_rates, make_plan
 
-    job = Job.load(args.job)
-    found = manifest.validate(job.subjects)
-    if found.errors:
-        raise SpecError(found.problems)
-    base = backbones.resolve(job.base, job.base_revision)
+    checked = _check(Path(args.job))
+    job, base = checked.job, checked.base
+    if checked.errors or job is None or base is None:
+        raise SpecError(checked.problems)
     store = Store(job.storage)
-    made = make_plan(job, base, found.subjects, store)
-    cost = estimate(made, Hardware.local(), latest_rates(store, base.digest))
+    made = make_plan(job, base, checked.subjects, store)
+    cost = estimate(made, Hardware.local(), latest_rates(store, base.digest, made.job))
     facts = {
         "job": job.id,
         "base": base.name,
@@ -192,7 +241,8 @@ def plan(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(facts, indent=2))
         return 0
-    _print_problems([*found.warnings, *made.warnings])
+    # Both look at the identifiers, and then say the same.
+    _print_problems(dict.fromkeys([*checked.problems, *made.warnings, *cost.warnings]))
     _print_plan(facts)
     return 0
 
@@ -202,7 +252,8 @@ def _print_plan(facts: dict[str, Any]) -> None:
     steps = f"{facts['train_steps']} steps ({recipe['steps']} each, method {recipe['method']}"
     rows = {
         "base": f"{facts['base']} ({facts['base_digest'][:12]})",
-        "to train": f"{len(facts['subjects_to_train'])} subjects of {len(nouns)} class nouns",
+        "to train": f"{len(facts['subjects_to_train'])} subjects of {len(nouns)} class nouns"
+        f"{_first_names(facts['subjects_to_train'], facts['identifiers'])}",
         "kept": f"{len(facts['subjects_kept'])} subjects, published already",
         "class images": f"{facts['class_images_to_make']} to make, in "
         f"{len(facts['prior_sets_to_make'])} sets, by {facts['prior_actors']} actors "
@@ -218,9 +269,18 @@ def _print_plan(facts: dict[str, Any]) -> None:
         print(f"{name:<13} {value}")
 
 
+def _first_names(ids: list[str], identifiers: dict[str, str]) -> str:
+    """The first subjects, and who they will be to the model."""
+    if not ids:
+        return ""
+    shown = [f"{one} = {identifiers[one]!r}" for one in ids[:_MAX_NAMED]]
+    more = [f"and {len(ids) - _MAX_NAMED} more"] if len(ids) > _MAX_NAMED else []
+    return ": " + ", ".join([*shown, *more])
+
+
 def _duration(prior_seconds: float | None, train_seconds: float | None) -> str:
     if prior_seconds is None or train_seconds is None:
-        return "unknown: no job on this base has finished in this storage yet"
+        return "unknown: no job of this kind has finished in this storage yet"
     return (
         f"about {prior_seconds + train_seconds:.0f} s: {prior_seconds:.0f} s for class images, "
         f"{train_seconds:.0f} s for training (on this machine, by the last job's rates)"
@@ -229,18 +289,31 @@ def _duration(prior_seconds: float | None, train_seconds: float | None) -> str:
 
 def run(args: argparse.Namespace) -> int:
     """Run a job, or continue it."""
+    return _run(Path(args.job), args.retry_failed, args.max_failures, args.address)
+
+
+def _run(
+    job_file: Path,
+    retry_failed: bool = False,
+    max_failures: int | None = None,
+    address: str | None = None,
+) -> int:
     from dbray.cli.watch import watch
     from dbray.job import RunOptions, run_job
 
-    job = Job.load(args.job)
-    address = args.address or os.environ.get("RAY_ADDRESS")
-    options = RunOptions(
-        args.retry_failed, args.max_failures, address, command=f"dbray run {args.job}"
-    )
+    address = address or os.environ.get("RAY_ADDRESS")
+    command = shlex.join(["dbray", "run", str(job_file)])
+    options = RunOptions(retry_failed, max_failures, address, command=command)
     # `ray job stop` and schedulers ask with SIGTERM: end as Ctrl-C does, with the journal written.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with watch() as progress:
-        result = run_job(job, options, progress)
+    try:
+        with watch() as progress:
+            result = run_job(Job.load(job_file), options, progress)
+    except (SpecError, BaseError):
+        # A run ends at the first kind of mistake; its user wants to mend all of them at once.
+        if (checked := _check(job_file)).errors:
+            raise SpecError(checked.problems) from None
+        raise
     found = result.summary.counts
     print(f"\n{result.state}: {found['published']} published, {found['kept']} kept, "
           f"{found['failed']} failed, {found['unfinished']} unfinished, "
@@ -256,6 +329,10 @@ def status(args: argparse.Namespace) -> int:
     from dbray.summary import summaries
 
     store = Store(args.storage)
+    folder = store.local_path("")
+    if folder is not None and not is_folder(folder):
+        fix = "give the storage of a job, such as 'runs' beside its job file"
+        raise SpecError([Problem("error", args.storage, "is no folder", fix)])
     while True:
         jobs = dict(summaries(store))
         if args.watch and sys.stdout.isatty():
@@ -282,6 +359,9 @@ def _as_json(summary: Summary) -> dict[str, Any]:
 
 
 def _print_status(job_id: str, summary: Summary) -> None:
+    if summary.present_state == DAMAGED:
+        print(f"{job_id}: {summary.error}")
+        return
     found = summary.counts
     done = found.get("published", 0) + found.get("kept", 0)
     line = f"{job_id}: {summary.present_state}, {done}/{summary.num_subjects} published"
@@ -289,9 +369,11 @@ def _print_status(job_id: str, summary: Summary) -> None:
         line += f", {found['failed']} failed"
     if summary.subjects_per_hour is not None:
         line += f", {summary.subjects_per_hour:.0f} subjects/hour"
-    if summary.eta_seconds is not None:
-        line += f", about {summary.eta_seconds:.0f} s left"
     print(line)
+    if summary.phase is not None and summary.present_state == "running":
+        print(f"  {_how_far(summary.phase)}")
+    if summary.error:
+        print(f"  {summary.error}")
     for lane, at in summary.in_flight.items():
         print(f"  {lane}: {at.id} at step {at.step}")
     for cause in summary.failures:
@@ -299,6 +381,12 @@ def _print_status(job_id: str, summary: Summary) -> None:
     if summary.is_gone:
         print(f"  silent since {summary.updated_at}: its process is gone; run the job again to "
               "continue it")  # fmt: skip
+
+
+def _how_far(phase: PhaseProgress) -> str:
+    left = phase.seconds_left
+    text = f"{phase.name}: {phase.done}/{phase.total}"
+    return text if left is None else f"{text}, about {left:.0f} s left"
 
 
 def report(args: argparse.Namespace) -> int:

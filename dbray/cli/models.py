@@ -6,6 +6,8 @@ import argparse
 import json
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +16,7 @@ from pydantic import ValidationError
 from dbray import backbones, spec
 from dbray.errors import BaseError, Problem, RegistryError, SpecError
 from dbray.registry import ModelRecord, Registry
-from dbray.spec import UNTOUCHED, Previews, fill_prompt
+from dbray.spec import UNTOUCHED, Previews, check_template, fill_prompt
 from dbray.store import Store
 from dbray.texts import problems_of
 
@@ -24,7 +26,12 @@ if TYPE_CHECKING:
 
 
 def _registry(args: argparse.Namespace) -> Registry:
-    return Registry(Store(args.registry))
+    """The models to speak of. A folder that is not there is a mistake, and no empty registry."""
+    store = Store(args.registry)
+    if store.is_local and not Path(store.uri).is_dir():
+        raise RegistryError(f"there is no folder {store.uri}; give the storage of a job with "
+                            "--registry, or run one first")  # fmt: skip
+    return Registry(store)
 
 
 def list_models(args: argparse.Namespace) -> int:
@@ -80,9 +87,10 @@ def export(args: argparse.Namespace) -> int:
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise RegistryError(f"{output} exists and is no empty folder; choose another -o")
     record, backbone = _load(args)
-    backbone.save(output)
-    if record is not None:
-        (output / "dbray.json").write_text(record.model_dump_json(indent=1))
+    with _writing(output):
+        backbone.save(output)
+        if record is not None:
+            (output / "dbray.json").write_text(record.model_dump_json(indent=1), encoding="utf-8")
     print(f"wrote {output}; load it with StableDiffusionPipeline.from_pretrained({str(output)!r})")
     return 0
 
@@ -105,7 +113,9 @@ def generate(args: argparse.Namespace) -> int:
                   "should be", file=sys.stderr)  # fmt: skip
     sampling = _sampling(chosen, args.negative, backbone)
     seeds = [args.seed + index for index in range(args.n)]
-    output = _folder_to_fill(args.output)
+    output = Path(args.output)
+    with _writing(output):
+        output.mkdir(parents=True, exist_ok=True)
     for seed in seeds:
         [pixels] = sample(backbone, [prompt], [seed], sampling)
         # Where people look for them: the parameters travel inside the picture.
@@ -113,7 +123,8 @@ def generate(args: argparse.Namespace) -> int:
         about.add_text("parameters", json.dumps({"model": args.model, "prompt": prompt,
                                                  "seed": seed, **vars(sampling)}))  # fmt: skip
         file = output / f"{args.model.replace('@', '-')}-{seed}.png"
-        Image.fromarray(pixels).save(file, pnginfo=about)
+        with _writing(output):
+            Image.fromarray(pixels).save(file, pnginfo=about)
         print(file)
     return 0
 
@@ -122,17 +133,27 @@ def _chosen(args: argparse.Namespace) -> dict[str, Any]:
     """The flags of sampling that were given. Raises SpecError with all that is wrong in them."""
     flags = {name: getattr(args, name) for name in ("sampler", "steps", "guidance", "seed")}
     chosen = {name: value for name, value in flags.items() if value is not None}
-    problems = []
+    problems = _problems_of_prompt(args.model, args.prompt)
     try:
         Previews.model_validate(chosen)
     except ValidationError as exc:
         problems += problems_of(exc, "command line")
-    if args.model == UNTOUCHED and any(name in args.prompt for name in ("{subject}", "{class}")):
-        what = "the untouched base has no {subject} and no {class}"
-        problems.append(Problem("error", "prompt", what, "write a class noun, such as 'dog'"))
     if problems:
         raise SpecError(problems)
     return chosen
+
+
+def _problems_of_prompt(model: str, prompt: str) -> list[Problem]:
+    """Braces that nothing would fill: they would be sampled as they stand."""
+    if model == UNTOUCHED and set(prompt) & set("{}"):
+        what = f"{prompt!r} has a placeholder, but the untouched base has no {{subject}}"
+        return [Problem("error", "prompt", what, "write a class noun, such as 'dog'")]
+    try:
+        check_template(prompt, allowed=("{subject}", "{class}"))
+    except ValueError as exc:
+        fix = "write {subject} where the subject should be, and no other braces"
+        return [Problem("error", "prompt", str(exc), fix)]
+    return []
 
 
 def _sampling(chosen: dict[str, Any], negative: str, backbone: Backbone) -> Sampling:
@@ -144,14 +165,14 @@ def _sampling(chosen: dict[str, Any], negative: str, backbone: Backbone) -> Samp
     return Sampling(wanted.sampler, wanted.steps, wanted.guidance, negative)
 
 
-def _folder_to_fill(path: str) -> Path:
-    folder = Path(path)
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Translate what the disk has to say against the output."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as exc:
-        what = f"the folder {folder} cannot be made: {exc.strerror}"
+        yield
+    except OSError as exc:  # a copy of a tree gives a list of reasons, and no number
+        what = f"the folder {folder} cannot be written: {exc.strerror or exc}"
         raise RegistryError(f"{what}; choose another -o") from exc
-    return folder
 
 
 def _load(args: argparse.Namespace) -> tuple[ModelRecord | None, Backbone]:

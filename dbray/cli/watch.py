@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.progress import TimeElapsedColumn as Elapsed
 from rich.progress import TimeRemainingColumn as Remaining
 
-from dbray.leases import Outcome
+from dbray.summary import Outcome
 
 _LINE_SECONDS = 10.0
 

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import json
 import logging
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -22,7 +21,15 @@ from dbray.registry import ModelRecord, Registry
 from dbray.report.thumbnails import Thumbnails
 from dbray.spec import Job, Subject
 from dbray.store import Store, read_uri
-from dbray.summary import Cause, Summary, read_summary
+from dbray.summary import (
+    DAMAGED,
+    Outcome,
+    Summary,
+    causes,
+    counts,
+    read_outcomes,
+    read_summary,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -39,33 +46,6 @@ class _Row(BaseModel):
 
 
 _R = TypeVar("_R", bound=_Row)
-
-
-class ErrorRow(_Row):
-    """Why a subject failed."""
-
-    kind: str
-    message: str
-    retryable: bool = False
-
-
-class ResultRow(_Row):
-    """One line of results.jsonl."""
-
-    id: str
-    class_noun: str
-    status: Literal["published", "kept", "failed", "unfinished"]
-    revision: str | None = None
-    identifier: str | None = None
-    attempts: int = 1
-    seconds: float | None = None
-    timings: dict[str, float] = {}
-    error: ErrorRow | None = None
-
-    @property
-    def is_published(self) -> bool:
-        """Whether the registry has it; a failed subject's revision is what it would have been."""
-        return self.status in ("published", "kept") and self.revision is not None
 
 
 class BaseRow(_Row):
@@ -87,7 +67,6 @@ class JobFile(_Row):
     """job.json."""
 
     job: Job
-    job_file: str | None = None
     started_at: str | None = None
     dbray_version: str = ""
     base: BaseRow
@@ -111,7 +90,7 @@ class Card:
 
     id: str
     class_noun: str
-    result: ResultRow | None
+    result: Outcome | None
     record: ModelRecord | None = None
     photographs: list[str] = field(default_factory=list)
     missing_photographs: int = 0
@@ -153,7 +132,7 @@ def read_contents(
     """
     folder = f"jobs/{job_id}"
     job = _parse(JobFile, store.read_json(f"{folder}/job.json"), f"{folder}/job.json")
-    results = _read_results(store, f"{folder}/results.jsonl")
+    results = read_outcomes(store, job_id)
     summary = _read_summary(store, job_id, results.values())
     subjects = {subject.id: subject for subject in job.subjects}
     for result in results.values():
@@ -174,7 +153,7 @@ def read_contents(
     return Contents(job_id, job, summary, cards, reader.thumbnails)
 
 
-def _detailed(subjects: Iterable[str], results: Mapping[str, ResultRow]) -> set[str]:
+def _detailed(subjects: Iterable[str], results: Mapping[str, Outcome]) -> set[str]:
     """Choose the subjects that are shown in detail."""
     failed, others = [], []
     for name in subjects:
@@ -192,7 +171,7 @@ class _Reader:
     photographs: Callable[[Subject], list[bytes]] | None
     wants_previews: bool
 
-    def card(self, subject: SubjectRow, result: ResultRow | None) -> Card:
+    def card(self, subject: SubjectRow, result: Outcome | None) -> Card:
         record, note, files = None, None, {}
         if result is not None and result.is_published:
             try:
@@ -259,43 +238,12 @@ def _read_photographs(subject: Subject) -> list[bytes]:
     return files
 
 
-def _read_results(store: Store, path: str) -> dict[str, ResultRow]:
-    """Read the last row of every subject. A line that was cut off by a kill is left out."""
-    if not store.exists(path):
-        return {}
-    results: dict[str, ResultRow] = {}
-    for number, line in enumerate(store.read_bytes(path).splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = ResultRow.model_validate_json(line)
-        except ValidationError:
-            logger.warning("report line unreadable path=%s line=%d", path, number)
-            continue
-        results[row.id] = row
-    return results
-
-
-def _read_summary(store: Store, job_id: str, results: Iterable[ResultRow]) -> Summary:
+def _read_summary(store: Store, job_id: str, results: Iterable[Outcome]) -> Summary:
+    """Read the summary; where there is none that can be read, count the results."""
     found = read_summary(store, job_id)
-    if found is not None:
-        return found.model_copy(update={"state": found.present_state})
-    counts: dict[str, int] = defaultdict(int)
-    causes: dict[str, list[ResultRow]] = defaultdict(list)
-    for row in results:
-        counts[row.status] += 1
-        if row.error:
-            causes[row.error.kind].append(row)
-    failures = tuple(
-        Cause(
-            kind=kind,
-            count=len(rows),
-            example=rows[0].error.message if rows[0].error else "",
-            subjects=tuple(row.id for row in rows[:20]),
-        )
-        for kind, rows in sorted(causes.items(), key=lambda cause: -len(cause[1]))
-    )
-    return Summary(counts=dict(counts), failures=failures)
+    if found is None or found.state == DAMAGED:
+        return Summary(counts=counts(results), failures=causes(results))
+    return found.model_copy(update={"state": found.present_state})
 
 
 def _parse(model: type[_R], data: Any, path: str) -> _R:

@@ -91,15 +91,14 @@ def _subtitle(contents: Contents) -> str:
     if job.base.digest:
         base += f' <code title="digest of the base">{escape(job.base.digest[:12])}</code>'
     parts = [f"base {base}", escape(_when(summary.started_at or job.started_at))]
-    if job.job_file:
-        parts.append(f"<code>{escape(job.job_file)}</code>")
     if job.dbray_version:
         parts.append(f"dbray {escape(job.dbray_version)}")
     return "".join(f"<li>{part}</li>" for part in parts if part)
 
 
 def _notice(contents: Contents) -> str:
-    notices = [_STATES.get(contents.summary.state, contents.summary.state)]
+    summary = contents.summary
+    notices = [_STATES.get(summary.state, summary.state), summary.error]
     num_listed = sum(not card.is_detailed for card in contents.cards)
     if num_listed:
         notices.append(
