@@ -53,7 +53,7 @@ from dbray.spec import Prior, Recipe
 from dbray.store import Store
 
 STEPS = 10
-PROMPT = "a photo of {subject} on the beach"
+PROMPT = "a photo of a {subject} on the beach"
 NUM_MODELS = 200
 BUDGET_MODELS = 20
 NUM_PARENTS = 4

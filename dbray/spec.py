@@ -48,11 +48,11 @@ _STORAGE_SCHEMES = ("file", "s3", "gs", "gcs", "hdfs", "viewfs", "abfs", "abfss"
 # The paper's kinds of prompts: recontextualisation, art rendition, accessory, and a last plain one
 # that shows whether the class has drifted towards the subject.
 DEFAULT_PREVIEW_PROMPTS = (
-    "a photo of {subject} in the jungle",
-    "a photo of {subject} on the beach",
-    "a photo of {subject} in the snow",
-    "a painting of {subject} in the style of Vincent van Gogh",
-    "a photo of {subject} wearing a hat",
+    "a photo of a {subject} in the jungle",
+    "a photo of a {subject} on the beach",
+    "a photo of a {subject} in the snow",
+    "a painting of a {subject} in the style of Vincent van Gogh",
+    "a photo of a {subject} wearing a hat",
     "a {class}",
 )
 

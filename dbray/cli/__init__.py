@@ -142,7 +142,7 @@ def _add_model_commands(commands: Any) -> None:
 
     generate = _add(commands, "generate", "models:generate", "sample images of a model")
     generate.add_argument("model", help="id, id@revision, or 'base'")
-    generate.add_argument("prompt", help='e.g. "a photo of {subject} on the beach"')
+    generate.add_argument("prompt", help='e.g. "a photo of a {subject} on the beach"')
     generate.add_argument("-n", type=_number_from(1), default=1,
                           help="number of images (default: 1)")  # fmt: skip
     generate.add_argument("-o", "--output", default="out", help="folder (default: out)")

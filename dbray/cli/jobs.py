@@ -73,7 +73,7 @@ def demo(args: argparse.Namespace) -> int:
     code = _run(job_file, retry_failed=True)
     if code == 0:
         registry, model = str(folder / "runs"), subjects[0][0]
-        prompt = "a photo of {subject} on the beach"
+        prompt = "a photo of a {subject} on the beach"
         print("\nNow prompt one of them:")
         print(" ", _command("generate", model, prompt, "-n", "4", "--registry", registry))
         print(" ", _command("serve", "--registry", registry))

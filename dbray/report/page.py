@@ -264,7 +264,7 @@ def _commands(card: Card, contents: Contents) -> list[tuple[str, str]]:
         return []
     job, model = contents.job.job, f"{card.record.id}@{card.record.revision}"
     prompts = (prompt for prompt in job.previews.prompts if "{subject}" in prompt)
-    prompt = next(prompts, "a photo of {subject}")
+    prompt = next(prompts, "a photo of a {subject}")
     request = json.dumps({"model": model, "prompt": prompt, "n": 4, "seed": 0})
     generate = ["dbray", "generate", model, prompt, "-n", "4", "-o", "out/"]
     generate += ["--registry", without_secrets(job.storage)]

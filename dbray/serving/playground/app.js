@@ -4,10 +4,10 @@ import { ApiError, getJson, key, picture, stream } from "./api.js";
 
 const $ = (id) => document.getElementById(id);
 const IDEAS = [
-  "a photo of {subject} on the beach",
-  "a photo of {subject} in the snow",
-  "a painting of {subject}",
-  "a photo of {subject} wearing a hat",
+  "a photo of a {subject} on the beach",
+  "a photo of a {subject} in the snow",
+  "a painting of a {subject}",
+  "a photo of a {subject} wearing a hat",
 ];
 const PAGE = 100;
 
