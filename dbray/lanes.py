@@ -63,6 +63,7 @@ def open_lanes(
         lanes.join()
     finally:
         # However this ends: without the queue no lane goes on, also on a cluster that stays.
+        lanes.over.set()
         ray.kill(queue)
 
 
@@ -73,7 +74,9 @@ class Lanes:
         self, queue: Any, specs: Sequence[LaneSpec], on_lost: Callable[[str], None]
     ) -> None:
         self._queue = queue
-        self._threads = [_LaneThread(spec, on_lost) for spec in specs]
+        self.over = threading.Event()
+        """Set at the end: whoever asks Ray for something after its shutdown ends the process."""
+        self._threads = [_LaneThread(spec, on_lost, self.over) for spec in specs]
 
     def start(self) -> None:
         """Begin."""
@@ -127,10 +130,13 @@ class Lanes:
 class _LaneThread(threading.Thread):
     """Holds one lane; keeps the error that ended it."""
 
-    def __init__(self, spec: LaneSpec, on_lost: Callable[[str], None]) -> None:
+    def __init__(
+        self, spec: LaneSpec, on_lost: Callable[[str], None], over: threading.Event
+    ) -> None:
         super().__init__(name=spec.name, daemon=True)
         self._spec = spec
         self._on_lost = on_lost
+        self._over = over
         self.error: LaneLost | None = None
 
     def run(self) -> None:
@@ -146,6 +152,8 @@ class _LaneThread(threading.Thread):
                     run_lane(self._spec)
                     return
                 except LaneLost as exc:
+                    if self._over.is_set():
+                        return
                     logger.warning("lane lost lane=%s error=%s", self._spec.name, exc)
                     self.error = exc
             self._on_lost(f"lost {self.error}")

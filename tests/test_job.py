@@ -446,11 +446,10 @@ def run_until(job_file: Path, line: str, end: Callable[[int], None]) -> int:
     [
         pytest.param(lambda pid: os.kill(pid, signal.SIGTERM), id="by a scheduler"),
         # A terminal tells all of its processes.
-        pytest.param(
-            lambda pid: os.killpg(pid, signal.SIGINT), id="by Ctrl-C", marks=pytest.mark.slow
-        ),
+        pytest.param(lambda pid: os.killpg(pid, signal.SIGINT), id="by Ctrl-C"),
     ],
 )
+@pytest.mark.slow
 def test_a_run_that_is_asked_to_end_says_so_and_is_continued(ray_session, tiny_base, tmp_path, end):
     subjects = dict.fromkeys(("ace", "bob", "cid"), "dog")
     bare = {**BARE, "recipe": {"steps": 400, "prior_weight": 0.0}}
