@@ -22,10 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from measure import finish, print_table
+from measure import finish, print_table, write_subjects
 
 from dbray import backbones
-from dbray.miniature import world
 
 PRIOR = {"count": 64, "sampler": "ddpm", "steps": 50, "guidance": 7.5}
 LEARNING_RATE = 1e-4
@@ -108,9 +107,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 def measure_dbray(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Run the main job in a process of its own."""
-    subjects = world.write_photographs(folder / "photos", args.subjects, args.class_nouns)
-    for subject_id, noun in subjects:
-        (folder / "photos" / subject_id / "class.txt").write_text(noun)
+    write_subjects(folder / "photos", args.subjects, args.class_nouns)
     job = {
         "base": "miniature",
         "subjects": "photos",

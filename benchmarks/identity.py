@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import finish, print_table
+from measure import finish, print_table, write_subjects
 from miniature import CPU, LABELS, Judge, train_judge
 from PIL import Image
 
@@ -47,10 +47,12 @@ def sample(backbone: Backbone, name: str) -> np.ndarray:
 
 
 @torch.no_grad()
-def seen(judge: Judge, pixels: np.ndarray, question: str) -> list[str]:
-    """Return the judge's answer for each image."""
-    answers = judge(to_images(pixels, CPU))[question].argmax(dim=1)
-    return [LABELS[question][answer] for answer in answers]
+def seen(judge: Judge, pixels: np.ndarray) -> dict[str, list[str]]:
+    """Return the judge's answers to each question, one per image."""
+    return {
+        question: [LABELS[question][answer] for answer in logits.argmax(dim=1)]
+        for question, logits in judge(to_images(pixels, CPU)).items()
+    }
 
 
 def share(answers: list[str], truth: str | list[str]) -> float:
@@ -63,21 +65,25 @@ def measure(registry: Registry, judge: Judge, sheet: list[np.ndarray]) -> dict[s
     """Return the mean of each figure over the published models; add their images to the sheet."""
     base = backbones.resolve(backbones.MINIATURE)
     backbone = backbones.load(base)
+    records = list(registry.list())
+    before = {
+        noun: seen(judge, sample(backbone, f"a {noun}"))["colour"]
+        for noun in {record.class_noun for record in records}
+    }
     found: dict[str, list[float]] = {name: [] for name in ("colour", "class", "place", "drift")}
-    for record in registry.list():
+    for record in records:
         noun, seed = record.class_noun, int(record.id.rpartition("-")[2])
         colour = world.subject_scenes(seed, noun)[0].identity.colour
-        backbone.set_weights({})
-        before = seen(judge, sample(backbone, f"a {noun}"), "colour")
         with tempfile.TemporaryDirectory() as folder:
             weights = registry.weights(record, Path(folder))
             backbone.set_weights(backbones.read_weights(weights))
-        after = seen(judge, sample(backbone, f"a {noun}"), "colour")
+        after = seen(judge, sample(backbone, f"a {noun}"))["colour"]
         pixels = sample(backbone, fill_prompt("a {subject}", noun, record.identifier))
-        found["colour"].append(share(seen(judge, pixels, "colour"), colour))
-        found["class"].append(share(seen(judge, pixels, "class"), noun))
-        found["place"].append(share(seen(judge, pixels, "place"), PLACES))
-        found["drift"].append(share(after, colour) - share(before, colour))
+        answers = seen(judge, pixels)
+        found["colour"].append(share(answers["colour"], colour))
+        found["class"].append(share(answers["class"], noun))
+        found["place"].append(share(answers["place"], PLACES))
+        found["drift"].append(share(after, colour) - share(before[noun], colour))
         photographs = [np.asarray(image) for image in world.subject(seed, noun, 4)]
         sheet.append(np.concatenate([*photographs, *pixels[::PER_PLACE]], axis=1))
     return {
@@ -100,8 +106,7 @@ def main() -> None:
     judge = train_judge(args.judge)
     with tempfile.TemporaryDirectory() as folder:
         photographs = Path(folder, "photos")
-        for name, noun in world.write_photographs(photographs, args.subjects, args.class_nouns):
-            (photographs / name / "class.txt").write_text(noun)
+        write_subjects(photographs, args.subjects, args.class_nouns)
         Path(folder, "identity.yaml").write_text(
             "base: miniature\nsubjects: photos\npreviews: {prompts: []}\n"
         )

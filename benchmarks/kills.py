@@ -22,9 +22,7 @@ from typing import Any
 
 import psutil
 import yaml
-from measure import finish, print_table
-
-from dbray.miniature import world
+from measure import finish, print_table, write_subjects
 
 DRIVER = "driver"
 VICTIMS = {DRIVER: "", "lane worker": "RayTrainWorker", "prior actor": "PartActor"}
@@ -35,8 +33,7 @@ def prepare(folder: Path, args: argparse.Namespace) -> Path:
     """Write the photographs once; returns the job file of a fresh storage."""
     photos = folder.parent / "photos"
     if not photos.exists():
-        for subject_id, noun in world.write_photographs(photos, args.subjects, 2):
-            (photos / subject_id / "class.txt").write_text(noun)
+        write_subjects(photos, args.subjects, 2)
     folder.mkdir()
     job = {
         "base": args.base,

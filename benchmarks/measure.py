@@ -1,4 +1,4 @@
-"""What all benchmarks share: the surroundings of a figure, and how it is told and kept."""
+"""What benchmarks share: drawn subjects, the surroundings of a figure, how it is told and kept."""
 
 from __future__ import annotations
 
@@ -11,8 +11,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from dbray.miniature import world
+
 _VERSIONED = ("dbray", "torch", "diffusers", "transformers", "ray", "deepspeed")
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def write_subjects(folder: Path, num_subjects: int, num_class_nouns: int) -> None:
+    """Write photographs of drawn subjects, a folder each, with their class nouns beside them."""
+    for subject_id, noun in world.write_photographs(folder, num_subjects, num_class_nouns):
+        (folder / subject_id / "class.txt").write_text(noun)
 
 
 def surroundings() -> dict[str, Any]:

@@ -123,3 +123,8 @@ class TooManyFailures(DbrayError):
     """The job was stopped because more subjects failed than it allows."""
 
     exit_code = 4
+
+
+def first_line(exc: BaseException) -> str:
+    """First line of a foreign error's text, which may fill pages; its repr if there is none."""
+    return next((line.strip() for line in str(exc).splitlines() if line.strip()), repr(exc))

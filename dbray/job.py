@@ -241,7 +241,7 @@ class _Run:
         over = {
             one.id
             for one in self.outcomes.values()
-            if one.status in ("published", "kept") or (one.error and not one.error.retryable)
+            if one.is_published or (one.error and not one.error.retryable)
         }
         keep = {one.revision for one in self.to_train if one.subject.id not in over}
         forget_checkpoints(self.journal.store, self.plan.job.id, keep)

@@ -18,7 +18,7 @@ from ray.exceptions import RayActorError
 
 from dbray.backbones import Base
 from dbray.cluster import hardware
-from dbray.errors import LaneLost
+from dbray.errors import LaneLost, first_line
 from dbray.lane import LaneSpec, run_lane
 from dbray.leases import LeaseQueue, Snapshot
 from dbray.plan import PlannedSubject
@@ -117,7 +117,7 @@ class Lanes:
         except RayActorError as exc:
             raise LaneLost(
                 "the process that hands out the subjects died: killed, out of memory, or its node "
-                f"is gone; what is published stays, run again to continue ({_first_line(exc)})"
+                f"is gone; what is published stays, run again to continue ({first_line(exc)})"
             ) from exc
 
     def join(self) -> None:
@@ -160,7 +160,3 @@ class _LaneThread(threading.Thread):
 
     def _num_ended(self) -> int:
         return ray.get(self._spec.queue.num_ended.remote(self._spec.name))
-
-
-def _first_line(exc: Exception) -> str:
-    return str(exc).strip().partition("\n")[0]

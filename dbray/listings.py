@@ -395,12 +395,12 @@ def _visible(folder: Path, entry: Entry) -> list[Path] | None:
 def _images_in(paths: Iterable[Path], entry: Entry) -> Iterator[str]:
     """Give the images among some paths; note what looks like one but is not read."""
     for path in paths:
-        if _is_picture(path):
-            yield from _resolve(path, entry)
-        elif is_folder(path):
+        if is_folder(path):
             if _holds_pictures(path):
                 entry.warn(f"{path} is not looked into", "move its images up to use them")
-        elif kind := _format_of(path):
+        elif (kind := _format_of(path)) in images.FORMATS:
+            yield from _resolve(path, entry)
+        elif kind is not None:
             fix = "convert it to PNG, JPEG or WebP to use it"
             entry.warn(f"{path} is left out: it is a {kind} file", fix)
 
@@ -415,13 +415,14 @@ def _resolve(path: Path, entry: Entry) -> Iterator[str]:
 
 
 def _is_picture(path: Path) -> bool:
-    """Whether a file is offered to the decoder: for its name, else for how it begins."""
-    if is_folder(path):
-        return False
-    return path.suffix.lower() in images.IMAGE_SUFFIXES or _format_of(path) in images.FORMATS
+    """Whether this is a file that is offered to the decoder."""
+    return not is_folder(path) and _format_of(path) in images.FORMATS
 
 
 def _format_of(path: Path) -> str | None:
+    """The format of a file by its name, else by how it begins."""
+    if known := images.FORMAT_OF_SUFFIX.get(path.suffix.lower()):
+        return known
     with suppress(OSError, StoreError), disks.open_regular(path) as file:
         return images.format_of(file.read(images.BEGINNING_BYTES))
     return None

@@ -6,7 +6,7 @@ dbray.identifiers'. Needs neither torch nor Ray, so that `dbray validate` can as
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -16,6 +16,8 @@ from dbray.errors import BaseError, Problem, SpecError
 from dbray.identifiers import Vocabulary
 from dbray.registry import ModelRecord, Registry
 from dbray.spec import Job, Subject, fill_prompt
+
+_LEAVE_OUT = "leave the identifier out, and dbray finds a rare one"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +82,14 @@ def check_names(job: Job, base: Base, subjects: Sequence[Subject]) -> list[Probl
 def _check_tenants(job: Job, published: Mapping[str, _Published]) -> None:
     """Refuse ids that are another tenant's. Raises SpecError."""
     foreign = sorted(name for name, one in published.items() if one.tenant != job.tenant)
-    if foreign:
-        raise SpecError([
-            Problem("error", f"subject {name}", "its id is another tenant's in this registry",
-                    "choose another id, or the right 'tenant' of the job", name)
-            for name in foreign
-        ])  # fmt: skip
+    fix = "choose another id, or the right 'tenant' of the job"
+    _refuse(foreign, "its id is another tenant's in this registry", fix)
+
+
+def _refuse(subject_ids: Collection[str], what: str, fix: str) -> None:
+    """Raise SpecError that names these subjects, if there are any."""
+    if subject_ids:
+        raise SpecError(Problem("error", f"subject {one}", what, fix, one) for one in subject_ids)
 
 
 def _given(
@@ -98,21 +102,15 @@ def _given(
     """
     given = {one.id: one.identifier for one in subjects if one.identifier}
     blank = [subject_id for subject_id, identifier in given.items() if not identifier.strip()]
-    if blank:
-        raise SpecError([
-            Problem("error", f"subject {subject_id}", "its identifier of spaces names nothing",
-                    "leave the identifier out, and dbray finds a rare one", subject_id)
-            for subject_id in blank
-        ])  # fmt: skip
+    _refuse(blank, "its identifier of spaces names nothing", _LEAVE_OUT)
     findings = identifiers.check_identifiers(
         tokenizer, given.values(), texts, job.identifiers.rank_range
     )
     return given, [
-        Problem("warning", f"subject {subject_id}", finding,
-                "leave the identifier out, and dbray finds a rare one", subject_id)
+        Problem("warning", f"subject {subject_id}", finding, _LEAVE_OUT, subject_id)
         for subject_id, identifier in given.items()
         for finding in findings[identifier]
-    ]  # fmt: skip
+    ]
 
 
 def _draw_names(

@@ -26,7 +26,7 @@ from ray.util.annotations import RayDeprecationWarning
 
 from dbray import backbones, errors
 from dbray.backbones import Backbone, Base
-from dbray.errors import BaseError, DbrayError, LaneLost, OutOfMemory
+from dbray.errors import BaseError, DbrayError, LaneLost, OutOfMemory, first_line
 from dbray.generate import Sampling, generate
 from dbray.spec import Recipe
 
@@ -157,7 +157,7 @@ def sample(
     except RayError as exc:
         raise LaneLost(
             f"the processes that sample died more than {MAX_DEATHS} times, which is often a lack "
-            f"of memory: {_first_line(exc)}"
+            f"of memory: {first_line(exc)}"
         ) from exc
 
 
@@ -198,10 +198,6 @@ def _read_result(row: dict[str, Any]) -> Result:
         kind = getattr(errors, row["error"], DbrayError)
         error = kind(row["reason"])
     return Result(row["index"], files, error)
-
-
-def _first_line(exc: BaseException) -> str:
-    return next((line.strip() for line in str(exc).splitlines() if line.strip()), repr(exc))
 
 
 def generate_in_batches(

@@ -392,8 +392,9 @@ def draft_job(file: Path) -> Draft:
                                  "write 'base: ...', 'subjects: ...' and so on")])  # fmt: skip
     name, problems = str(file), []
     if "id" not in data:
-        data["id"] = slug(file.stem) or "job"
-        if not slug(file.stem):
+        own_id = slug(file.stem)
+        data["id"] = own_id or "job"
+        if not own_id:
             problems.append(Problem("error", name, "has a name that gives the job no id",
                                     "add 'id: ...', or rename the file"))  # fmt: skip
     listed = data.get("subjects")

@@ -24,6 +24,7 @@ from pyarrow import fs as pafs
 from dbray import disks
 from dbray.disks import COMMITTED, FileRecord
 from dbray.errors import DigestMismatch, StoreError
+from dbray.spec import is_folder
 
 __all__ = ["COMMITTED", "FileRecord", "Store", "digest", "digest_file", "read_uri"]
 
@@ -58,6 +59,11 @@ class Store:
 
     def __repr__(self) -> str:
         return f"Store({self._disk.place('')!r})"
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether it is a folder on this machine that is not there; remote ones are not asked."""
+        return self.is_local and not is_folder(self.uri)
 
     def read_bytes(self, path: str) -> bytes:
         """Read a whole file."""

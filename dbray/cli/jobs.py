@@ -329,8 +329,7 @@ def status(args: argparse.Namespace) -> int:
     from dbray.summary import summaries
 
     store = Store(args.storage)
-    folder = store.local_path("")
-    if folder is not None and not is_folder(folder):
+    if store.is_missing:
         fix = "give the storage of a job, such as 'runs' beside its job file"
         raise SpecError([Problem("error", args.storage, "is no folder", fix)])
     while True:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def _registry(args: argparse.Namespace) -> Registry:
     """The models to speak of. A folder that is not there is a mistake, and no empty registry."""
     store = Store(args.registry)
-    if store.is_local and not Path(store.uri).is_dir():
+    if store.is_missing:
         raise RegistryError(f"there is no folder {store.uri}; give the storage of a job with "
                             "--registry, or run one first")  # fmt: skip
     return Registry(store)
