@@ -12,7 +12,8 @@ from importlib import metadata
 from typing import TYPE_CHECKING
 
 from dbray.errors import DbrayError
-from dbray.spec import Identifiers, Job, Previews, Prior, Recipe, Resources, Subject
+from dbray.jobfile import Job
+from dbray.spec import Identifiers, Previews, Prior, Recipe, Resources, Subject
 
 if TYPE_CHECKING:
     from dbray.job import JobResult

@@ -20,6 +20,7 @@ from dbray import backbones, manifest, metrics
 from dbray.checkpoint import forget_checkpoints
 from dbray.cluster import connected, hardware
 from dbray.errors import DbrayError, SpecError, TooManyFailures
+from dbray.jobfile import Job
 from dbray.journal import Journal
 from dbray.lanes import open_lanes
 from dbray.leases import Snapshot
@@ -29,7 +30,7 @@ from dbray.priors import PriorReport, make_priors
 from dbray.registry import Registry
 from dbray.report import build_report
 from dbray.sampling import SamplingPool
-from dbray.spec import Job, utc_now
+from dbray.spec import utc_now
 from dbray.store import Store
 from dbray.summary import (
     InFlight,

@@ -19,9 +19,10 @@ from typing import Any
 
 from dbray.disks import without_secrets
 from dbray.errors import JobBusy
+from dbray.jobfile import Job
 from dbray.manifest import write_jsonl
 from dbray.plan import Plan
-from dbray.spec import Job, Subject, utc_now
+from dbray.spec import Subject, utc_now
 from dbray.store import Store
 from dbray.summary import (
     RESULTS_FILE,

@@ -42,10 +42,11 @@ from dbray.finetune import (
     finetune,
     instance_prompts,
 )
+from dbray.jobfile import Job
 from dbray.plan import PlannedSubject
 from dbray.priorset import load_images
 from dbray.registry import ModelRecord, Registry
-from dbray.spec import Job, fill_prompt, utc_now
+from dbray.spec import fill_prompt, utc_now
 from dbray.store import Store, digest, read_uri
 from dbray.summary import Failure
 

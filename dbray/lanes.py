@@ -19,10 +19,10 @@ from ray.exceptions import RayActorError
 from dbray.backbones import Base
 from dbray.cluster import hardware
 from dbray.errors import LaneLost, first_line
+from dbray.jobfile import Job
 from dbray.lane import LaneSpec, run_lane
 from dbray.leases import LeaseQueue, Snapshot
 from dbray.plan import PlannedSubject
-from dbray.spec import Job
 
 logger = logging.getLogger(__name__)
 

@@ -14,8 +14,9 @@ from dbray import identifiers
 from dbray.backbones import Base, load_tokenizer
 from dbray.errors import BaseError, Problem, SpecError
 from dbray.identifiers import Vocabulary
+from dbray.jobfile import Job
 from dbray.registry import ModelRecord, Registry
-from dbray.spec import Job, Subject, fill_prompt
+from dbray.spec import Subject, fill_prompt
 
 _LEAVE_OUT = "leave the identifier out, and dbray finds a rare one"
 

@@ -18,20 +18,12 @@ import torch
 from dbray.backbones import Base
 from dbray.engine import memory_plan
 from dbray.errors import Problem, StoreError
+from dbray.jobfile import Job
 from dbray.manifest import CheckedSubject
 from dbray.naming import name_subjects
 from dbray.priorset import PriorPlan, is_made
 from dbray.registry import REVISION_LENGTH, Registry
-from dbray.spec import (
-    Job,
-    Previews,
-    Prior,
-    Recipe,
-    Resources,
-    Spec,
-    Subject,
-    digest_json,
-)
+from dbray.spec import Previews, Prior, Recipe, Resources, Spec, Subject, digest_json
 from dbray.store import Store
 from dbray.summary import Rates, summaries
 

@@ -17,9 +17,9 @@ from worlds import write_job, write_photos
 
 from dbray import backbones
 from dbray.cli import main
+from dbray.jobfile import Job
 from dbray.plan import make_plan
 from dbray.registry import ModelRecord, Registry
-from dbray.spec import Job
 from dbray.store import Store
 
 SUBJECTS = {"rex": "dog", "tom": "cat"}

@@ -22,9 +22,10 @@ from dbray import cluster, manifest
 from dbray import job as job_module
 from dbray.errors import JobBusy, LaneLost, SpecError, StoreError, TooManyFailures
 from dbray.job import RunOptions, Silence, run_job
+from dbray.jobfile import Job
 from dbray.journal import Journal
 from dbray.registry import Registry
-from dbray.spec import Job, Subject, utc_now
+from dbray.spec import Subject, utc_now
 from dbray.store import Store
 from dbray.summary import read_summary
 

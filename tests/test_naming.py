@@ -10,9 +10,10 @@ from test_registry import WEIGHTS, record
 
 from dbray import backbones
 from dbray.errors import SpecError
+from dbray.jobfile import Job
 from dbray.naming import check_names, name_subjects
 from dbray.registry import Registry
-from dbray.spec import Job, Subject
+from dbray.spec import Subject
 from dbray.store import Store
 
 

@@ -11,6 +11,7 @@ from worlds import load_job
 
 from dbray import backbones, manifest
 from dbray.errors import SpecError
+from dbray.jobfile import Job
 from dbray.journal import Journal
 from dbray.plan import (
     Hardware,
@@ -22,7 +23,7 @@ from dbray.plan import (
     too_small,
 )
 from dbray.registry import ModelRecord, Registry
-from dbray.spec import Job, Recipe
+from dbray.spec import Recipe
 from dbray.store import Store
 from dbray.summary import Rates
 

@@ -14,12 +14,13 @@ from PIL import Image
 
 from dbray import images, report
 from dbray.errors import SpecError, StoreError
+from dbray.jobfile import Job
 from dbray.registry import ModelRecord, Registry
 from dbray.report import build_report
 from dbray.report.contents import Card, Contents, JobFile, Preview
 from dbray.report.page import duration, render
 from dbray.report.thumbnails import SIDES, Thumbnails
-from dbray.spec import Job, Prior, Recipe, fill_prompt
+from dbray.spec import Prior, Recipe, fill_prompt
 from dbray.store import Store
 from dbray.summary import Outcome, Summary
 

@@ -8,7 +8,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from dbray.spec import Job
+from dbray.jobfile import Job
 
 
 def write_photos(folder: Path, subjects: dict[str, str], num_images: int = 3) -> None:

@@ -20,7 +20,8 @@ import yaml
 
 from dbray import backbones, manifest, naming
 from dbray.errors import BaseError, Problem, SpecError, StoreError
-from dbray.spec import Job, Subject, anchor, draft_job, is_commit, is_folder
+from dbray.jobfile import Job, draft_job
+from dbray.spec import Subject, anchor, is_commit, is_folder
 from dbray.store import Store
 from dbray.summary import DAMAGED
 

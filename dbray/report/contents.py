@@ -17,9 +17,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dbray.errors import DbrayError, StoreError
 from dbray.images import MAX_IMAGE_BYTES
+from dbray.jobfile import Job
 from dbray.registry import ModelRecord, Registry
 from dbray.report.thumbnails import Thumbnails
-from dbray.spec import Job, Subject
+from dbray.spec import Subject
 from dbray.store import Store, read_uri
 from dbray.summary import (
     DAMAGED,
