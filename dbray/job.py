@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import dbray
-from dbray import backbones, manifest, metrics
+from dbray import metrics
 from dbray.checkpoint import forget_checkpoints
+from dbray.checks import Ready, check_job
 from dbray.cluster import connected, hardware
 from dbray.errors import DbrayError, SpecError, TooManyFailures
 from dbray.jobfile import Job
@@ -120,27 +121,27 @@ class JobResult:
         return 3 if counted["failed"] or counted["unfinished"] else 0
 
 
-def run_job(job: Job, options: RunOptions | None = None, watch: Watch | None = None) -> JobResult:
-    """Validate, plan and carry out a job; running it again continues it.
+def run_job(
+    job: Job | Ready, options: RunOptions | None = None, watch: Watch | None = None
+) -> JobResult:
+    """Check, plan and carry out a job; running it again continues it.
 
     Raises:
-        SpecError: the manifest has errors; nothing ran and no Ray was started.
-        BaseError: the base cannot be used.
+        SpecError: all that is wrong with the job, its base and its subjects; nothing ran and no Ray
+            was started.
         JobBusy: another run holds this job.
         StoreError: storage cannot be written; what was published stays.
     """
-    validation = manifest.validate(job.subjects)
-    if validation.errors:
-        raise SpecError(validation.problems)
-    base = backbones.resolve(job.base, job.base_revision)
-    store = Store(job.storage)
+    ready = job if isinstance(job, Ready) else check_job(job).ready()
+    store = Store(ready.job.storage)
     # Workers have other working folders: a relative path means this one's.
-    job = job.model_copy(update={"storage": store.uri})
+    job = ready.job.model_copy(update={"storage": store.uri})
     journal = Journal(store, job.id)
     with journal.hold():
-        plan = make_plan(job, base, validation.subjects, store)
+        plan = make_plan(job, ready.base, ready.subjects, store)
         watch = watch or Silence()
-        for warning in (*validation.warnings, *plan.warnings):
+        # Both look at the identifiers, and then say the same.
+        for warning in dict.fromkeys((*ready.warnings, *plan.warnings)):
             watch.note(str(warning))
         return _Run(plan, journal, options or RunOptions(), watch).carry_out()
 

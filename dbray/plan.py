@@ -93,14 +93,15 @@ class Plan:
 class Cost:
     """What carrying out a Plan takes. Times are None where no earlier job tells the rates.
 
-    `storage_bytes` counts the published weights alone: class images, previews and, while a subject
-    is in flight, checkpoints come on top. `warnings` are of hardware that holds no lane.
+    `storage_bytes` are of what is published, by kind, images as large as if PNG did not compress
+    them; checkpoints of subjects in flight come on top. `warnings` are of hardware that holds no
+    lane.
     """
 
     lanes: int
     prior_actors: int
     train_steps: int
-    storage_bytes: int
+    storage_bytes: dict[str, int]
     memory_bytes: dict[str, int]
     train_seconds: float | None
     prior_seconds: float | None
@@ -190,6 +191,8 @@ def estimate(plan: Plan, hardware: Hardware, rates: Rates | None) -> Cost:
     parts = ["unet", "text_encoder"] if recipe.train_text_encoder else ["unet"]
     num_parameters = sum(plan.base.num_parameters(part) for part in parts)
     bytes_each = num_parameters * (2 if recipe.publish_precision == "fp16" else 4)
+    image_bytes = 3 * plan.base.resolution**2
+    num_previews = 2 * len(plan.job.previews.prompts)  # the subject's, and the base's beside them
     steps = len(plan.to_train) * recipe.steps
     fits = lanes > 0 or not plan.to_train
     train_seconds = prior_seconds = None
@@ -205,7 +208,11 @@ def estimate(plan: Plan, hardware: Hardware, rates: Rates | None) -> Cost:
         lanes=lanes,
         prior_actors=num_prior_actors(plan, hardware),
         train_steps=steps,
-        storage_bytes=len(plan.to_train) * bytes_each,
+        storage_bytes={
+            "weights": len(plan.to_train) * bytes_each,
+            "class images": plan.num_prior_images * image_bytes,
+            "previews": len(plan.to_train) * num_previews * image_bytes,
+        },
         memory_bytes=memory_plan(
             num_parameters, recipe, resources.zero_stage, resources.gpus_per_subject
         ),

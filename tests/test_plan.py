@@ -166,7 +166,12 @@ def test_cost(job, base):
     assert cost.train_steps == 3 * 8
     assert cost.train_seconds == pytest.approx(3 * (1.0 + 8 * 0.5))
     assert cost.prior_seconds == pytest.approx(12 / 4.0)
-    assert cost.storage_bytes == 3 * 2 * base.num_parameters("unet")
+    image_bytes = base.resolution * base.resolution * 3
+    assert cost.storage_bytes == {
+        "weights": 3 * 2 * base.num_parameters("unet"),
+        "class images": 2 * 6 * image_bytes,
+        "previews": 3 * 2 * 2 * image_bytes,
+    }
     assert estimate(plan, Hardware(2, 0), None).train_seconds is None
     without_rate = estimate(
         plan, Hardware(2, 0), rates.model_copy(update={"prior_images_per_second": None})

@@ -10,24 +10,23 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from dbray import backbones, manifest, naming
-from dbray.errors import BaseError, Problem, SpecError, StoreError
-from dbray.jobfile import Job, draft_job
+from dbray import backbones, manifest
+from dbray.checks import check_file
+from dbray.errors import Problem, SpecError, StoreError
+from dbray.jobfile import Job
 from dbray.spec import Subject, anchor, is_commit, is_folder
 from dbray.store import Store
 from dbray.summary import DAMAGED
 
 if TYPE_CHECKING:
-    from dbray.backbones import Base
-    from dbray.manifest import CheckedSubject
     from dbray.summary import PhaseProgress, Summary
 
 _MAX_NAMED = 8
@@ -158,7 +157,7 @@ def _scalar(text: str) -> str:
 
 def validate(args: argparse.Namespace) -> int:
     """List every problem of a job file, its base, its manifest and its images at once."""
-    checked = _check(Path(args.job))
+    checked = check_file(Path(args.job))
     problems, errors, num_subjects = checked.problems, checked.errors, len(checked.subjects)
     if args.json:
         rows = [asdict(problem) for problem in problems]
@@ -170,45 +169,6 @@ def validate(args: argparse.Namespace) -> int:
     return SpecError.exit_code if errors else 0
 
 
-@dataclass
-class _Checked:
-    """What is right in a job file and what it names, and everything that is wrong."""
-
-    job: Job | None = None
-    base: Base | None = None
-    subjects: Sequence[CheckedSubject] = ()
-    problems: list[Problem] = field(default_factory=list)
-
-    @property
-    def errors(self) -> list[Problem]:
-        """What stops a job."""
-        return [problem for problem in self.problems if problem.severity == "error"]
-
-
-def _check(file: Path) -> _Checked:
-    """Check a job file, its base, its subjects and their images, whatever of it is wrong."""
-    try:
-        draft = draft_job(file)
-    except SpecError as exc:
-        return _Checked(problems=list(exc.problems))
-    checked = _Checked(draft.job, problems=draft.problems)
-    if draft.job.base:
-        try:
-            checked.base = backbones.resolve(draft.job.base, draft.job.base_revision)
-        except BaseError as exc:
-            checked.problems.append(
-                Problem("error", draft.where("base"), f"base: {exc}", "change 'base'")
-            )
-    if draft.subjects is not None:
-        found = manifest.validate(draft.subjects, folder=file.resolve().parent)
-        checked.problems += found.problems
-        checked.subjects = found.subjects
-    if checked.base is not None:
-        subjects = [one.subject for one in checked.subjects]
-        checked.problems += naming.check_names(draft.job, checked.base, subjects)
-    return checked
-
-
 def _print_problems(problems: Iterable[Problem]) -> None:
     for problem in problems:
         print(problem)
@@ -218,17 +178,14 @@ def plan(args: argparse.Namespace) -> int:
     """Say what would run."""
     from dbray.plan import Hardware, estimate, latest_rates, make_plan
 
-    checked = _check(Path(args.job))
-    job, base = checked.job, checked.base
-    if checked.errors or job is None or base is None:
-        raise SpecError(checked.problems)
-    store = Store(job.storage)
-    made = make_plan(job, base, checked.subjects, store)
-    cost = estimate(made, Hardware.local(), latest_rates(store, base.digest, made.job))
+    ready = check_file(Path(args.job)).ready()
+    store = Store(ready.job.storage)
+    made = make_plan(ready.job, ready.base, ready.subjects, store)
+    cost = estimate(made, Hardware.local(), latest_rates(store, made.base.digest, made.job))
     facts = {
-        "job": job.id,
-        "base": base.name,
-        "base_digest": base.digest,
+        "job": made.job.id,
+        "base": made.base.name,
+        "base_digest": made.base.digest,
         "subjects_to_train": [one.subject.id for one in made.to_train],
         "subjects_kept": [one.subject.id for one in made.kept],
         "identifiers": {one.subject.id: one.identifier for one in (*made.to_train, *made.kept)},
@@ -243,7 +200,7 @@ def plan(args: argparse.Namespace) -> int:
         print(json.dumps(facts, indent=2))
         return 0
     # Both look at the identifiers, and then say the same.
-    _print_problems(dict.fromkeys([*checked.problems, *made.warnings, *cost.warnings]))
+    _print_problems(dict.fromkeys([*ready.warnings, *made.warnings, *cost.warnings]))
     _print_plan(facts)
     return 0
 
@@ -261,13 +218,16 @@ def _print_plan(facts: dict[str, Any]) -> None:
         "(on this machine)",
         "training": f"{steps}, learning rate {recipe['learning_rate']:g}) "
         f"in {facts['lanes']} lanes (on this machine)",
-        "memory": " + ".join(f"{size / 2**20:.0f} MiB {kind}"
-                             for kind, size in facts["memory_bytes"].items()) + " per worker",
-        "disk": f"{facts['storage_bytes'] / 2**20:.0f} MiB of weights",
+        "memory": f"{_sizes(facts['memory_bytes'])} per worker",
+        "disk": f"{_sizes(facts['storage_bytes'])} at most",
         "time": _duration(facts["prior_seconds"], facts["train_seconds"]),
     }  # fmt: skip
     for name, value in rows.items():
         print(f"{name:<13} {value}")
+
+
+def _sizes(bytes_by_kind: dict[str, int]) -> str:
+    return " + ".join(f"{size / 2**20:.0f} MiB {kind}" for kind, size in bytes_by_kind.items())
 
 
 def _first_names(ids: list[str], identifiers: dict[str, str]) -> str:
@@ -307,14 +267,9 @@ def _run(
     options = RunOptions(retry_failed, max_failures, address, command=command)
     # `ray job stop` and schedulers ask with SIGTERM: end as Ctrl-C does, with the journal written.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        with watch() as progress:
-            result = run_job(Job.load(job_file), options, progress)
-    except (SpecError, BaseError):
-        # A run ends at the first kind of mistake; its user wants to mend all of them at once.
-        if (checked := _check(job_file)).errors:
-            raise SpecError(checked.problems) from None
-        raise
+    ready = check_file(job_file).ready()
+    with watch() as progress:
+        result = run_job(ready, options, progress)
     found = result.summary.counts
     print(f"\n{result.state}: {found['published']} published, {found['kept']} kept, "
           f"{found['failed']} failed, {found['unfinished']} unfinished, "
