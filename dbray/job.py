@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -187,23 +187,25 @@ class _Run:
         """Do what the plan says; whatever happens, write down how it ended."""
         self._carry_over()
         self._forget_checkpoints()
-        try:
-            self.journal.begin(self.plan, dbray.__version__)
-            self._write("running")
-            with self._heralded():
-                self._work()
-        except TooManyFailures as exc:
-            self.watch.note(str(exc))
-            return self._end("stopped", str(exc))
-        except KeyboardInterrupt:
-            self.watch.note("interrupted; run the same command to continue")
-            return self._end("interrupted")
-        except BaseException as exc:
-            state: State = "broken" if isinstance(exc, Exception) else "interrupted"
-            with suppress(DbrayError):  # the error that is told first is the one to tell
-                self._end(state, _told(exc))
-            raise
-        return self._end("finished")
+        # Left last: Ray may take this process along as it goes, and how the run ended is written.
+        with ExitStack() as cluster:
+            try:
+                self.journal.begin(self.plan, dbray.__version__)
+                self._write("running")
+                with self._heralded():
+                    self._work(cluster)
+            except TooManyFailures as exc:
+                self.watch.note(str(exc))
+                return self._end("stopped", str(exc))
+            except KeyboardInterrupt:
+                self.watch.note("interrupted; run the same command to continue")
+                return self._end("interrupted")
+            except BaseException as exc:
+                state: State = "broken" if isinstance(exc, Exception) else "interrupted"
+                with suppress(DbrayError):  # the error that is told first is the one to tell
+                    self._end(state, _told(exc))
+                raise
+            return self._end("finished")
 
     def _end(self, state: State, error: str | None = None) -> JobResult:
         """Write down how it ended."""
@@ -248,15 +250,15 @@ class _Run:
         keep = {one.revision for one in self.to_train if one.subject.id not in over}
         forget_checkpoints(self.journal.store, self.plan.job.id, keep)
 
-    def _work(self) -> None:
+    def _work(self, cluster: ExitStack) -> None:
         registry = Registry(self.journal.store)
         requests = [] if self.to_train else self._without_previews(registry)
         if self.to_train or requests:
-            with connected(self.options.address, self.watch.note):
-                self._count_lanes()
-                self._make_priors()
-                self._train()
-                self._make_previews(requests or self._without_previews(registry))
+            cluster.enter_context(connected(self.options.address, self.watch.note))
+            self._count_lanes()
+            self._make_priors()
+            self._train()
+            self._make_previews(requests or self._without_previews(registry))
 
     def _count_lanes(self) -> None:
         """Say how many lanes the cluster holds. Raises SpecError where it is not a single one."""

@@ -167,6 +167,26 @@ def test_a_run_lives_also_while_it_waits_for_a_cluster(tiny_base, tmp_path, monk
     assert summary().state == "broken"
 
 
+def test_how_a_run_ended_is_written_before_the_cluster_goes(tiny_base, tmp_path, monkeypatch):
+    job = load_job(tmp_path, tiny_base, {"ace": "cat"}, **BARE)
+    at_the_end = []
+
+    @contextmanager
+    def connected(address, note):
+        try:
+            yield
+        finally:
+            at_the_end.append(read_summary(Store(job.storage), job.id).state)
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(job_module, "connected", connected)
+    monkeypatch.setattr(job_module, "hardware", interrupted)
+    assert run_job(job).state == "interrupted"
+    assert at_the_end == ["interrupted"]
+
+
 class Listener(Silence):
     """Keeps the notes."""
 
