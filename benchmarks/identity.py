@@ -25,14 +25,13 @@ from measure import finish, print_table, write_subjects
 from miniature import CPU, LABELS, Judge, train_judge
 from PIL import Image
 
-from dbray import backbones
+from dbray import backbones, spec
 from dbray.backbones import Backbone
 from dbray.generate import Sampling, generate
 from dbray.miniature import world
 from dbray.miniature.autoencoder import to_images
 from dbray.miniature.captions import PLACE_PHRASES
 from dbray.registry import Registry
-from dbray.spec import fill_prompt
 from dbray.store import Store
 
 SAMPLING = Sampling(steps=25)
@@ -63,7 +62,7 @@ def share(answers: list[str], truth: str | list[str]) -> float:
 
 def measure(registry: Registry, judge: Judge, sheet: list[np.ndarray]) -> dict[str, Any]:
     """Return the mean of each figure over the published models; add their images to the sheet."""
-    base = backbones.resolve(backbones.MINIATURE)
+    base = backbones.resolve(spec.MINIATURE)
     backbone = backbones.load(base)
     records = list(registry.list())
     before = {
@@ -78,7 +77,7 @@ def measure(registry: Registry, judge: Judge, sheet: list[np.ndarray]) -> dict[s
             weights = registry.weights(record, Path(folder))
             backbone.set_weights(backbones.read_weights(weights))
         after = seen(judge, sample(backbone, f"a {noun}"))["colour"]
-        pixels = sample(backbone, fill_prompt("a {subject}", noun, record.identifier))
+        pixels = sample(backbone, spec.fill_prompt("a {subject}", noun, record.identifier))
         answers = seen(judge, pixels)
         found["colour"].append(share(answers["colour"], colour))
         found["class"].append(share(answers["class"], noun))

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-Prediction = Literal["epsilon", "v_prediction"]
+from dbray.spec import Prediction
 
 
 def seed_of(*parts: object) -> int:

@@ -140,7 +140,7 @@ def run_job(
     with journal.hold():
         plan = make_plan(job, ready.base, ready.subjects, store)
         watch = watch or Silence()
-        # Both look at the identifiers, and then say the same.
+        # Both look at the identifiers, and of what both see they say the same.
         for warning in dict.fromkeys((*ready.warnings, *plan.warnings)):
             watch.note(str(warning))
         return _Run(plan, journal, options or RunOptions(), watch).carry_out()
@@ -347,7 +347,7 @@ class _Run:
         if limit is not None and len(self.failed) > limit:
             raise TooManyFailures(
                 f"stopped: {len(self.failed)} subjects failed, more than --max-failures {limit}; "
-                "fix the cause and run again"
+                "fix the cause and run again with --retry-failed"
             )
 
     def _show(self, snapshot: Snapshot) -> None:

@@ -6,7 +6,6 @@ mistakes is read. What stands in its sections is dbray.spec's.
 
 from __future__ import annotations
 
-import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +26,8 @@ from dbray.spec import (
     Subject,
     SubjectId,
     anchor,
+    anchor_base,
     is_commit,
-    is_folder,
     make_subject,
     slug,
     subject_fields,
@@ -149,6 +148,7 @@ def draft_job(file: Path) -> Draft:
     if not isinstance(data, dict):
         raise SpecError([Problem("error", str(file), "is not a mapping of keys to values",
                                  "write 'base: ...', 'subjects: ...' and so on")])  # fmt: skip
+    data = {str(key): value for key, value in data.items()}  # YAML may take one for a date
     name, problems = str(file), []
     if "id" not in data:
         own_id = slug(file.stem)
@@ -160,15 +160,11 @@ def draft_job(file: Path) -> Draft:
     if isinstance(listed, list):
         data["subjects"] = ()
     job, mistakes = _without_mistakes(data, name, lines)
-    job = job.model_copy(update=_absolute_paths(job, file.resolve().parent))
+    job = anchored(job, file.resolve().parent)
     subjects = job.subjects if isinstance(job.subjects, str) else None
     if isinstance(listed, list):
         subjects = items_of(listed, name, lines, ("subjects",))
-    draft = Draft(job, subjects, [*problems, *mistakes], name, lines)
-    if reason := _why_no_folder(job.storage):
-        draft.problems.append(Problem("error", draft.where("storage"), f"storage: {reason}",
-                                      "name a folder, there already or not"))  # fmt: skip
-    return draft
+    return Draft(job, subjects, [*problems, *mistakes], name, lines)
 
 
 def _without_mistakes(data: dict[Any, Any], file: str, lines: Lines) -> tuple[Job, list[Problem]]:
@@ -183,27 +179,12 @@ def _without_mistakes(data: dict[Any, Any], file: str, lines: Lines) -> tuple[Jo
         return job.model_copy(update={"base": base}), problems_of(exc, file, lines, Job)
 
 
-def _absolute_paths(job: Job, folder: Path) -> dict[str, Any]:
-    """Anchor the relative paths of a job file at its folder."""
-    anchored = {"storage": anchor(job.storage, folder)}
+def anchored(job: Job, folder: Path) -> Job:
+    """Make the paths of a job absolute, but for those of the subjects that it lists itself."""
+    paths = {"storage": anchor(job.storage, folder), "base": anchor_base(job.base, folder)}
     if isinstance(job.subjects, str):
-        anchored["subjects"] = anchor(job.subjects, folder)
-    if job.base.startswith((".", "~")) or (job.base and is_folder(folder / job.base)):
-        anchored["base"] = anchor(job.base, folder)
-    return anchored
-
-
-def _why_no_folder(storage: str) -> str | None:
-    """Say why results cannot be put here, as far as this machine can tell without writing."""
-    if "://" in storage:
-        return None
-    try:
-        is_folder = stat.S_ISDIR(Path(storage).stat().st_mode)
-    except FileNotFoundError:
-        return None
-    except OSError as exc:
-        return f"{storage:.200} cannot be a folder: {exc.strerror}"
-    return None if is_folder else f"{storage} is a file"
+        paths["subjects"] = anchor(job.subjects, folder)
+    return job.model_copy(update=paths)
 
 
 def _read_inline(items: Iterable[Item], folder: Path) -> tuple[tuple[Subject, ...], list[Problem]]:

@@ -23,7 +23,7 @@ from dbray.manifest import CheckedSubject
 from dbray.naming import name_subjects
 from dbray.priorset import PriorPlan, is_made
 from dbray.registry import REVISION_LENGTH, Registry
-from dbray.spec import Previews, Prior, Recipe, Resources, Spec, Subject, digest_json
+from dbray.spec import Resources, Subject, digest_json
 from dbray.store import Store
 from dbray.summary import Rates, summaries
 
@@ -108,26 +108,11 @@ class Cost:
     warnings: tuple[Problem, ...] = ()
 
 
-def resolve_job(job: Job, base: Base) -> Job:
-    """Fill what the user left open with the recommendations of the base's makers."""
-    sections: dict[str, Spec] = {}
-    for name, model in (("recipe", Recipe), ("prior", Prior), ("previews", Previews)):
-        section: Spec = getattr(job, name)
-        recommended = dict(base.defaults.get(name, {}))
-        chosen = section.model_dump(include=section.model_fields_set)
-        sections[name] = model.model_validate(recommended | chosen)
-    recipe = sections["recipe"]
-    assert isinstance(recipe, Recipe)
-    if recipe.resolution is None:
-        sections["recipe"] = recipe.model_copy(update={"resolution": base.resolution})
-    return job.model_copy(update=sections)
-
-
 def make_plan(job: Job, base: Base, subjects: Sequence[CheckedSubject], store: Store) -> Plan:
     """Resolve a job against what its storage holds.
 
     Args:
-        job: as the user wrote it.
+        job: resolved, as `dbray.checks` leaves it.
         base: the resolved base.
         subjects: the validated subjects, in the manifest's order.
         store: the job's storage.
@@ -135,7 +120,6 @@ def make_plan(job: Job, base: Base, subjects: Sequence[CheckedSubject], store: S
     Raises:
         SpecError: when the vocabulary has no identifier left for every subject.
     """
-    job = resolve_job(job, base)
     registry = Registry(store)
     names, warnings = name_subjects(job, base, [checked.subject for checked in subjects], registry)
     priors: dict[str, PriorPlan] = {}

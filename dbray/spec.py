@@ -23,6 +23,8 @@ from dbray.errors import Problem, SpecError
 from dbray.texts import Item, problems_of
 
 SUBJECT_ID_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+MINIATURE = "miniature"
+"""The base that comes with dbray."""
 UNTOUCHED = "base"
 """Where a model is asked for: the untouched base. Hence no subject has this id."""
 MAX_SAMPLING_STEPS = 999
@@ -30,6 +32,8 @@ MAX_SAMPLING_STEPS = 999
 
 SubjectId = Annotated[str, Field(pattern=SUBJECT_ID_PATTERN)]
 Sampler = Literal["ddpm", "euler_ancestral", "ddim", "dpm++"]
+Prediction = Literal["epsilon", "v_prediction"]
+"""What a denoiser answers: the noise, or v (Salimans and Ho 2022)."""
 
 # The paper's kinds of prompts: recontextualisation, art rendition, accessory, and a last plain one
 # that shows whether the class has drifted towards the subject.
@@ -300,6 +304,13 @@ def anchor(path: str, folder: Path) -> str:
     with suppress(RuntimeError):  # '~nobody/x' stays, and will be told not to exist
         local = local.expanduser()
     return os.path.realpath(folder / local)
+
+
+def anchor_base(base: str, folder: Path) -> str:
+    """Make a base that is a folder absolute; the miniature's name and hub ids pass unchanged."""
+    anchored = anchor(base, folder)
+    is_path = base.startswith((".", "~")) or (base != "" and is_folder(anchored))
+    return anchored if is_path and base != MINIATURE else base
 
 
 def is_folder(path: str | Path) -> bool:

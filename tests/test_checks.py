@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
-from worlds import load_job, write_job
+from worlds import load_job, write_job, write_photos
 
 from dbray.checks import check_file, check_job
 from dbray.errors import SpecError
 from dbray.jobfile import Job
+from dbray.spec import Subject
 
 SUBJECTS = {"rex": "dog", "tom": "cat"}
 
@@ -31,6 +35,46 @@ def test_a_job_and_its_file_are_told_the_same(tmp_path, tiny_base):
     file = write_job(tmp_path, tiny_base, SUBJECTS)
     (tmp_path / "photos" / "tom" / "0.png").write_bytes(b"no image")
     assert check_job(Job.load(file)).problems == check_file(file).problems
+
+
+def test_a_job_in_python_has_its_paths_from_the_working_folder(tmp_path, tiny_base, monkeypatch):
+    job = load_job(tmp_path, tiny_base, SUBJECTS)
+    monkeypatch.chdir(tmp_path)
+    Path("base").symlink_to(tiny_base)
+    relative = job.model_copy(update={"base": "base", "subjects": "photos", "storage": "runs"})
+    ready = check_job(relative).ready()
+    assert (ready.job.base, ready.job.storage) == (str(tiny_base), job.storage)
+    Path("file").touch()
+    [problem] = check_job(job.model_copy(update={"storage": "file"})).errors
+    assert "is a file" in problem.what
+
+
+def test_identifiers_are_held_against_the_prompts_that_the_base_recommends(tmp_path, tiny_base):
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base, base)
+    write_photos(tmp_path, {"rex": "dog"})
+    rex = Subject(id="rex", class_noun="dog", images=(str(tmp_path / "rex"),), identifier="zb")
+    job = Job(base=str(base), subjects=(rex,), storage=str(tmp_path / "runs"))
+
+    def findings() -> list[str]:
+        return [problem.what for problem in check_job(job).problems]
+
+    before = findings()
+    (base / "dbray.yaml").write_text("previews: {prompts: ['a {subject} on a zb']}")
+    assert len(findings()) == len(before) + 1
+
+
+@pytest.mark.parametrize(
+    ("storage", "why"),
+    [("file", "is a file"), ("file/runs", "Not a directory"), ("a" * 300, "too long")],
+)
+def test_a_storage_that_can_be_no_folder_is_told_with_its_line(tmp_path, tiny_base, storage, why):
+    (tmp_path / "file").touch()
+    file = write_job(tmp_path, tiny_base, SUBJECTS, storage=storage)
+    [problem] = check_file(file).problems
+    line = file.read_text().splitlines().index(f"storage: {storage}") + 1
+    assert problem.where == f"{file}:{line}"
+    assert why in problem.what
 
 
 def test_a_job_that_may_run_keeps_its_warnings(tmp_path, tiny_base):

@@ -16,6 +16,7 @@ from PIL import Image
 from worlds import write_job, write_photos
 
 from dbray import backbones
+from dbray.checks import check_job
 from dbray.cli import main
 from dbray.jobfile import Job
 from dbray.plan import make_plan
@@ -34,12 +35,11 @@ def registry(tiny_base, tmp_path_factory):
     """A storage with one published model, as a lane would have published it."""
     from safetensors.torch import save
 
-    from dbray import manifest
-
     folder = tmp_path_factory.mktemp("registry")
     job = Job.load(write_job(folder, tiny_base, SUBJECTS))
     base = backbones.resolve(job.base)
-    plan = make_plan(job, base, manifest.validate(job.subjects).subjects, Store(job.storage))
+    ready = check_job(job).ready()
+    plan = make_plan(ready.job, base, ready.subjects, Store(job.storage))
     planned = next(one for one in plan.to_train if one.subject.id == "rex")
     unet = backbones.load(base).trained.state_dict()
     changed = {name.removeprefix("unet."): (value * 1.1).half() for name, value in unet.items()}
@@ -199,7 +199,7 @@ def test_init_names_the_base_so_that_the_job_finds_it(tmp_path, tiny_base, monke
     assert main([*arguments, "--base", "./mine"]) == 0
     assert main(["validate", "sub/my: pets.yaml"]) == 0
     capsys.readouterr()
-    for wrong in (["no/where"], ["owner/name", "--base-revision", "main"]):
+    for wrong in (["no/where"], ["~nobody/x"], ["owner/name", "--base-revision", "main"]):
         assert main([*arguments, "--base", *wrong]) == 2
         assert "--base-revision" in capsys.readouterr().err
     assert main([*arguments, "--base", "owner/name", "--base-revision", "1" * 40]) == 0
@@ -292,8 +292,10 @@ assert not {{"torch", "ray", "diffusers"}} & set(sys.modules)
 
 def test_plan_says_what_would_run(tmp_path, tiny_base, capsys):
     job = write_job(tmp_path, tiny_base, SUBJECTS)
+    (tmp_path / "photos" / "rex" / "0.png").unlink()
     assert main(["plan", str(job), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
+    assert ["only 2 images" in one["what"] for one in facts["warnings"]] == [True]
     assert sorted(facts["subjects_to_train"]) == ["rex", "tom"]
     assert facts["class_images_to_make"] == 12
     assert main(["plan", str(job)]) == 0

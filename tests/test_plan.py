@@ -10,6 +10,7 @@ import pytest
 from worlds import load_job
 
 from dbray import backbones, manifest
+from dbray.checks import resolve_job
 from dbray.errors import SpecError
 from dbray.jobfile import Job
 from dbray.journal import Journal
@@ -19,7 +20,6 @@ from dbray.plan import (
     latest_rates,
     make_plan,
     num_lanes,
-    resolve_job,
     too_small,
 )
 from dbray.registry import ModelRecord, Registry
@@ -43,7 +43,7 @@ def job(tmp_path, tiny_base):
 def plan_of(job, base):
     found = manifest.validate(job.subjects)
     assert not found.errors
-    return make_plan(job, base, found.subjects, Store(job.storage))
+    return make_plan(resolve_job(job, base), base, found.subjects, Store(job.storage))
 
 
 def publish(plan, planned):

@@ -11,11 +11,11 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from dbray.backbones import layout
 from dbray.errors import BaseError
-from dbray.spec import is_commit
+from dbray.spec import MINIATURE, Prediction, anchor, is_commit, is_folder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,10 +24,6 @@ if TYPE_CHECKING:
 
     from dbray.spec import Recipe, Sampler
 
-Prediction: TypeAlias = Literal["epsilon", "v_prediction"]
-"""What a denoiser answers: the noise, or v (Salimans and Ho 2022)."""
-
-MINIATURE = "miniature"
 Weights: TypeAlias = "Mapping[str, Mapping[str, Tensor]]"
 """Tensors by part ('unet', 'text_encoder') and by name within the part."""
 
@@ -167,10 +163,10 @@ def _find_folder(name: str, revision: str | None) -> Path:
         from dbray.miniature import weights_path
 
         return weights_path()
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder.resolve()
-    if folder.is_absolute() or name.count("/") != 1:
+    folder = Path(anchor(name, Path.cwd()))
+    if is_folder(folder):
+        return folder
+    if Path(name).is_absolute() or name.count("/") != 1:
         raise BaseError("it does not exist; give 'miniature', a diffusers folder, or a hub id such "
                         "as 'owner/name'")  # fmt: skip
     if revision is None or not is_commit(revision):

@@ -28,9 +28,9 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from dbray.backbones import Base, Prediction, Weights, layout, load_tokenizer
+from dbray.backbones import Base, Weights, layout, load_tokenizer
 from dbray.errors import BaseError
-from dbray.spec import Recipe, Sampler
+from dbray.spec import Prediction, Recipe, Sampler
 
 # Clipping to [-1, 1] is for pixels and washes latents out. It is the default of ddpm and ddim, and
 # a base that was saved with another scheduler (Euler, DPM++, UniPC) says nothing against it.

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from dbray import backbones, manifest
+from dbray import manifest
 from dbray.checks import check_file
 from dbray.errors import Problem, SpecError, StoreError
 from dbray.jobfile import Job
-from dbray.spec import Subject, anchor, is_commit, is_folder
+from dbray.spec import MINIATURE, Subject, anchor, anchor_base, is_commit, is_folder
 from dbray.store import Store
 from dbray.summary import DAMAGED
 
@@ -141,9 +141,10 @@ def _command(*words: str | Path) -> str:
 
 def _base_to_write(base: str, revision: str | None) -> tuple[str, str | None]:
     """Name a base so that the job file finds it, wherever that lies. Raises SpecError."""
-    if Path(base).expanduser().is_dir():
-        return anchor(base, Path.cwd()), None
-    if base != backbones.MINIATURE and not is_commit(revision or ""):
+    base = anchor_base(base, Path.cwd())
+    if base == MINIATURE or is_folder(base):
+        return base, None
+    if not is_commit(revision or ""):
         what = "is neither 'miniature' nor a folder, and a hub id needs its commit"
         fix = "check the path, or add --base-revision with the commit's 40 hex digits"
         raise SpecError([Problem("error", f"--base {base}", what, fix)])
@@ -182,6 +183,8 @@ def plan(args: argparse.Namespace) -> int:
     store = Store(ready.job.storage)
     made = make_plan(ready.job, ready.base, ready.subjects, store)
     cost = estimate(made, Hardware.local(), latest_rates(store, made.base.digest, made.job))
+    # The first two look at the identifiers, and of what both see they say the same.
+    warnings = list(dict.fromkeys([*ready.warnings, *made.warnings, *cost.warnings]))
     facts = {
         "job": made.job.id,
         "base": made.base.name,
@@ -195,12 +198,12 @@ def plan(args: argparse.Namespace) -> int:
         "recipe": made.job.recipe.model_dump(),
         "prior": made.job.prior.model_dump(),
         **asdict(cost),
+        "warnings": [asdict(warning) for warning in warnings],
     }
     if args.json:
         print(json.dumps(facts, indent=2))
         return 0
-    # Both look at the identifiers, and then say the same.
-    _print_problems(dict.fromkeys([*ready.warnings, *made.warnings, *cost.warnings]))
+    _print_problems(warnings)
     _print_plan(facts)
     return 0
 
@@ -262,8 +265,10 @@ def _run(
     from dbray.cli.watch import watch
     from dbray.job import RunOptions, run_job
 
+    limit = [] if max_failures is None else ["--max-failures", str(max_failures)]
+    cluster = ["--address", address] if address else []
+    command = _command("run", job_file, *limit, *cluster)
     address = address or os.environ.get("RAY_ADDRESS")
-    command = shlex.join(["dbray", "run", str(job_file)])
     options = RunOptions(retry_failed, max_failures, address, command=command)
     # `ray job stop` and schedulers ask with SIGTERM: end as Ctrl-C does, with the journal written.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

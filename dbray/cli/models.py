@@ -101,8 +101,6 @@ def generate(args: argparse.Namespace) -> int:
 
     from dbray.generate import generate as sample
 
-    if args.n < 1:
-        raise RegistryError("-n has to be at least 1")
     chosen = _chosen(args)
     record, backbone = _load(args)
     prompt = args.prompt
@@ -178,7 +176,7 @@ def _writing(folder: Path) -> Iterator[None]:
 def _load(args: argparse.Namespace) -> tuple[ModelRecord | None, Backbone]:
     """Load a model onto its base, or the base alone."""
     if args.model == UNTOUCHED:
-        base = backbones.resolve(args.base or backbones.MINIATURE, args.base_revision)
+        base = backbones.resolve(args.base or spec.MINIATURE, args.base_revision)
         return None, backbones.load(base, device=_device())
     registry = _registry(args)
     record = registry.find(args.model)
@@ -216,7 +214,7 @@ def serve(args: argparse.Namespace) -> int:
 
 def _anchored(base: str | None) -> str | None:
     """A folder is made absolute: replicas work elsewhere. Names and hub ids stay."""
-    return spec.anchor(base, Path.cwd()) if base and Path(base).expanduser().is_dir() else base
+    return spec.anchor_base(base, Path.cwd()) if base else None
 
 
 def _tell_address(address: str) -> None:

@@ -17,7 +17,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dbray.errors import DbrayError, StoreError
 from dbray.images import MAX_IMAGE_BYTES
-from dbray.jobfile import Job
 from dbray.registry import ModelRecord, Registry
 from dbray.report.thumbnails import Thumbnails
 from dbray.spec import Subject
@@ -64,10 +63,23 @@ class SubjectRow(_Row):
     images: tuple[str, ...] = ()
 
 
+class PreviewsRow(_Row):
+    """The previews that the job asked for."""
+
+    prompts: tuple[str, ...] = ()
+
+
+class JobRow(_Row):
+    """What the page says of the job itself."""
+
+    storage: str
+    previews: PreviewsRow = PreviewsRow()
+
+
 class JobFile(_Row):
     """job.json."""
 
-    job: Job
+    job: JobRow
     started_at: str | None = None
     dbray_version: str = ""
     base: BaseRow

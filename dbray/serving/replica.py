@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from dbray import backbones
+from dbray import backbones, spec
 from dbray.errors import DbrayError, ModelNotFound
 from dbray.generate import Sampling
 from dbray.registry import Registry
@@ -62,7 +62,7 @@ class Replica:
         store = Store(options.registry)
         self._registry = Registry(store)
         self._device = _device(options.device)
-        base = backbones.resolve(options.base or backbones.MINIATURE, options.base_revision)
+        base = backbones.resolve(options.base or spec.MINIATURE, options.base_revision)
         recipe = Recipe(train_text_encoder=True, precision=options.precision)
         self._backbone = backbones.load(base, recipe, self._device)
         self._defaults = Previews.model_validate(base.defaults.get("previews", {}))
