@@ -230,7 +230,8 @@ def _print_plan(facts: dict[str, Any]) -> None:
 
 
 def _sizes(bytes_by_kind: dict[str, int]) -> str:
-    return " + ".join(f"{size / 2**20:.0f} MiB {kind}" for kind, size in bytes_by_kind.items())
+    sizes = [f"{size / 2**20:.3g} MiB {kind}" for kind, size in bytes_by_kind.items() if size]
+    return " + ".join(sizes) or "nothing"
 
 
 def _first_names(ids: list[str], identifiers: dict[str, str]) -> str:
