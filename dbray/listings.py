@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dbray import disks, images, spec, store, texts
-from dbray.errors import Problem, SpecError, StoreError
+from dbray.errors import Problem, SpecError, StoreError, without_secrets
 from dbray.spec import Subject, is_folder
 from dbray.texts import Item
 
@@ -69,7 +69,7 @@ def parse(source: Source, class_noun: str | None, folder: str) -> tuple[list[Ent
     if not isinstance(source, str):
         origin = _Origin(folder, class_noun)
         return [_entry(item, origin) for item in _items(source)], []
-    name = disks.without_secrets(source)
+    name = without_secrets(source)
     try:
         local = _anchor(source, folder) if _is_local(source) else None
         if local is not None and is_folder(local):

@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from dbray.errors import Problem, SpecError
+from dbray.errors import Problem, SpecError, without_secrets
 
 Place = tuple[str | int, ...]
 """The keys and indices that lead to a value."""
@@ -171,17 +171,22 @@ def _explain(error: Any, key: str | int, fields: dict[str, FieldInfo]) -> tuple[
     if kind == "string_pattern_mismatch":
         return _explain_pattern(error["ctx"]["pattern"], value)
     if kind == "string_unicode":
-        return f"{value!r:.80} is not UTF-8", "write it, or name the file, in UTF-8"
+        return f"{_shown(value)} is not UTF-8", "write it, or name the file, in UTF-8"
     if kind in _FORMS or value is None:
         found = fields.get(str(key))
         return _explain_form(kind, value, found.description if found else None)
     what = error["msg"].removeprefix("Value error, ")
-    return what, f"change '{key}' (it is {value!r:.80})"
+    return what, f"change '{key}' (it is {_shown(value)})"
+
+
+def _shown(value: Any) -> str:
+    """Begin to show a value; a secret that was cut could not be known for one any more."""
+    return without_secrets(repr(value))[:80]
 
 
 def _explain_pattern(pattern: str, value: Any) -> tuple[str, str]:
     if "._-" in pattern:
-        return f"{value!r:.80} is no id", _ID_FORM
+        return f"{_shown(value)} is no id", _ID_FORM
     # It may be a key that was taken for its digest: not shown.
     return "has not the right form", f"give what matches {pattern}"
 
@@ -191,7 +196,7 @@ def _explain_form(kind: str, value: Any, description: str | None) -> tuple[str, 
         what, fix = "is empty", "write it, or omit it"
     else:
         wanted, fix = _FORMS[kind]
-        what = f"should hold {wanted}, and not {value!r:.80}"
+        what = f"should hold {wanted}, and not {_shown(value)}"
     return what, f"{fix}. {description}" if description else fix
 
 

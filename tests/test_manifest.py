@@ -152,6 +152,27 @@ def test_one_path_listed_twice_and_too_few_images(photos):
     assert len(checked.image_digests) == 3
 
 
+def test_problems_name_remote_images_without_their_secrets(monkeypatch):
+    files = {"cut": picture(0)[:99], "tiny": picture(1, side=20), "copy": picture(1, side=20)}
+    names = {f"s3://KEY:SECRET@b/{name}.png?x=SECRET": data for name, data in files.items()}
+    monkeypatch.setattr(store, "read_uri", lambda uri, limit_bytes=None: names[uri])
+    subjects = [Subject(id=f"s{n}", class_noun="dog", images=tuple(names)) for n in range(2)]
+    told = "\n".join(map(str, manifest.validate(subjects).problems))
+    for reason in ("damaged", "20 x 20", "the same file", "shares"):
+        assert reason in told
+    assert "s3://***@b/cut.png" in told
+    assert "SECRET" not in told
+
+
+def test_an_address_that_is_none_hides_no_other_problem(tmp_path):
+    images = ("s3://[my-bucket]/a.png", "missing.png")
+    subject = Subject(id="rex", class_noun="dog", images=images)
+    errors = manifest.validate([subject], folder=tmp_path).errors
+    assert len(errors) == 2
+    assert any("s3://[my-bucket]/a.png' is no address" in error.what for error in errors)
+    assert any("missing.png does not exist" in error.what for error in errors)
+
+
 def test_images_of_two_subjects_are_named(photos):
     write(photos / "teapot/3.png", (photos / "rex/1.png").read_bytes())
     [warning] = manifest.validate(str(photos), class_noun="thing").problems

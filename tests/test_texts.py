@@ -1,0 +1,25 @@
+"""Mistakes in files that users write, told in the files' own terms."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from dbray import texts
+from dbray.jobfile import Job
+
+
+def mistakes(data, model=Job) -> list[tuple[str, str]]:
+    with pytest.raises(ValidationError) as caught:
+        model.model_validate(data)
+    return [(one.what, one.fix) for one in texts.problems_of(caught.value, "file", model=model)]
+
+
+@pytest.mark.parametrize("storage", ["ftp://u:SECRET@h", "ftp://u:" + "SECRET" * 30 + "@h"])
+def test_a_refused_value_is_shown_without_its_secrets_however_long(storage):
+    [(_, fix)] = mistakes({"base": "miniature", "subjects": "x", "storage": storage})
+    assert "ftp://***@h" in fix
+    [(what, _)] = mistakes({"base": "miniature", "subjects": "x", "id": storage})
+    assert "ftp://***@h" in what
+    [(what, _)] = mistakes({"base": "miniature", "subjects": "x", "recipe": storage})
+    assert "ftp://***@h" in what
