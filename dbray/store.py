@@ -106,7 +106,7 @@ class Store:
         """Publish files as one folder that appears completely or not at all.
 
         If the folder is committed already, nothing happens: a folder's name says what is in it. An
-        uncommitted leftover is replaced.
+        uncommitted leftover is written over; a file of it that stays is not in the marker.
         """
         for name in files:
             _check(name)
