@@ -263,6 +263,64 @@ def test_remote_lists_may_not_name_files_of_this_machine(monkeypatch):
     assert refused == ["s0", "s1", "s2", "s3"]
 
 
+def refused_of_remote_list(monkeypatch, uri: str, images: list[str]) -> tuple[list, list[str]]:
+    """The images that a list at a URI may not name, and what is read for the others."""
+    asked = []
+    lines = [json.dumps({"id": f"s{number}", "class_noun": "dog", "images": [image]})
+             for number, image in enumerate(images)]  # fmt: skip
+
+    def read_uri(address, limit_bytes=None):
+        if address == uri:
+            return "\n".join(lines).encode()
+        asked.append(address)
+        raise StoreError(f"{address} does not exist")
+
+    monkeypatch.setattr(store, "read_uri", read_uri)
+    problems = manifest.validate(uri).problems
+    refused = [int(p.subject[1:]) for p in problems if "a remote list may not" in p.what]
+    return [images[number] for number in refused], sorted(asked)
+
+
+def test_remote_lists_may_not_say_where_requests_go_or_as_whom(monkeypatch):
+    wrong = [
+        "s3://b/k.png?endpoint_override=10.0.0.5:8080&scheme=http",
+        "k.png?endpoint_override=10.0.0.5:8080&scheme=http",
+        "s3://KEY:SECRET@b/k.png",
+        "gs://somebody@b/k.png",
+        "s3://[b/k.png?x",
+    ]
+    right = ["s3://b/k.png", "k@2x.png", "deep/k.png"]
+    refused, asked = refused_of_remote_list(monkeypatch, "s3://l/lists/all.jsonl", wrong + right)
+    assert refused == wrong[:4]
+    assert asked == ["s3://b/k.png", "s3://l/lists/deep/k.png", "s3://l/lists/k@2x.png"]
+
+
+def test_images_of_a_remote_list_are_read_with_its_options(monkeypatch):
+    options = "endpoint_override=minio:9000&region=a/b.c"
+    images = [
+        "k.png",
+        f"s3://b/k.png?{options}",
+        f"j.png?{options}",
+        f"k.png?{options}&scheme=http",
+    ]
+    uri = f"s3://KEY:SECRET@l/lists/all.JSONL?{options}"
+    refused, asked = refused_of_remote_list(monkeypatch, uri, images)
+    assert refused == images[3:]
+    assert asked == [
+        f"s3://KEY:SECRET@l/lists/j.png?{options}",
+        f"s3://KEY:SECRET@l/lists/k.png?{options}",
+        f"s3://b/k.png?{options}",
+    ]
+
+
+def test_a_list_on_this_machine_may_name_options_and_credentials(tmp_path):
+    """It is its user's own, and a '?' in its name is no more than that."""
+    image = "s3://KEY:SECRET@b/k.png?endpoint_override=minio:9000"
+    line = json.dumps({"id": "rex", "class_noun": "dog", "images": [image]})
+    [rex], problems = read(str(write(tmp_path / "rex?x.jsonl", line)))
+    assert (rex.images, problems) == ((image,), [])
+
+
 def test_captions_follow_their_images(photos):
     captions = ("a {subject} asleep", "{subject}", "a photo of a {class}")
     subject = Subject(id="rex", class_noun="dog", images=("rex",), captions=captions)

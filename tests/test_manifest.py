@@ -164,6 +164,19 @@ def test_problems_name_remote_images_without_their_secrets(monkeypatch):
     assert "SECRET" not in told
 
 
+def test_a_list_and_its_images_lie_on_an_object_store(s3_uri):
+    remote = store.Store(s3_uri)
+    for index in range(3):
+        remote.write_bytes(f"photos/{index}.png", picture(index))
+    images = [f"photos/{index}.png" for index in range(3)]
+    remote.write_json("all.yaml", [{"id": "rex", "class_noun": "dog", "images": images}])
+    address, options = s3_uri.split("?")
+    validation = manifest.validate(f"{address}/all.yaml?{options}")
+    assert validation.problems == ()
+    [rex] = validation.subjects
+    assert rex.image_digests == tuple(store.digest(picture(index)) for index in range(3))
+
+
 def test_an_address_that_is_none_hides_no_other_problem(tmp_path):
     images = ("s3://[my-bucket]/a.png", "missing.png")
     subject = Subject(id="rex", class_noun="dog", images=images)
