@@ -21,6 +21,9 @@ Place = tuple[str | int, ...]
 """The keys and indices that lead to a value."""
 Lines = Mapping[Place, int]
 
+# What a union calls its branches: parts of where pydantic finds an error, and keys of no file.
+ADDRESS_BRANCH, LIST_BRANCH = "an address", "a list of subjects"
+
 _ID_FORM = "use lower-case letters, digits, '.', '_' and '-', at most 63, letter or digit first"
 # By pydantic's word for what was expected: what a key should hold, and how that is written.
 _FORMS = {
@@ -133,8 +136,7 @@ def problems_of(
     """
     problems = []
     for error in exc.errors(include_url=False):
-        # The tags of unions, which are phrases, are keys of no file.
-        place = tuple(part for part in error["loc"] if " " not in str(part))
+        place = tuple(part for part in error["loc"] if part not in (ADDRESS_BRANCH, LIST_BRANCH))
         fields = _fields_at(model, place[:-1])
         what, fix = _explain(error, place[-1] if place else "value", fields)
         name = ".".join(str(part) for part in place) or "value"

@@ -23,3 +23,15 @@ def test_a_refused_value_is_shown_without_its_secrets_however_long(storage):
     assert "ftp://***@h" in what
     [(what, _)] = mistakes({"base": "miniature", "subjects": "x", "recipe": storage})
     assert "ftp://***@h" in what
+
+
+def test_keys_with_spaces_are_named_as_they_were_written():
+    job = {"base": "miniature", "subjects": 5, "base revision": "x", "recipe": {"learning rate": 1}}
+    found = dict(mistakes(job))
+    assert found.keys() == {
+        "subjects: should hold a list, and not 5",
+        "base revision: is no known key",
+        "recipe.learning rate: is no known key",
+    }
+    assert "write 'base_revision' instead" in found["base revision: is no known key"]
+    assert "write 'learning_rate' instead" in found["recipe.learning rate: is no known key"]
