@@ -70,14 +70,15 @@ def parse_yaml(text: str, file: str | Path) -> tuple[Any, dict[Place, int]]:
     """
     lines: dict[Place, int] = {}
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = yaml.compose(text, Loader=_WithoutAliases)
         data = yaml.safe_load(text)
         repeats = list(_collect_lines(node, (), lines))
     except (yaml.YAMLError, ValueError, RecursionError) as exc:  # ValueError: the date 2026-99-99
         mark = getattr(exc, "problem_mark", None)
         where = f"{file}:{mark.line + 1}:{mark.column + 1}" if mark else str(file)
         what = f"is not valid YAML: {getattr(exc, 'problem', None) or exc}"
-        raise SpecError([Problem("error", where, what, "check indentation and quotes")]) from exc
+        fix = getattr(exc, "note", None) or "check indentation and quotes"
+        raise SpecError([Problem("error", where, what, fix)]) from exc
     if repeats:
         raise SpecError([
             Problem("error", f"{file}:{line}", f"{key!r} is there twice, here and in line {first}",
@@ -85,6 +86,20 @@ def parse_yaml(text: str, file: str | Path) -> tuple[Any, dict[Place, int]]:
             for key, line, first in repeats
         ])  # fmt: skip
     return data, lines
+
+
+class _WithoutAliases(yaml.SafeLoader):
+    """YAML where all stands once: a few hundred bytes of aliases could stand for gigabytes."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            alias = self.peek_event()
+            raise yaml.MarkedYAMLError(
+                problem=f"the alias *{alias.anchor} is not followed",
+                problem_mark=alias.start_mark,
+                note="write out what it stands for",
+            )
+        return super().compose_node(parent, index)
 
 
 def _collect_lines(

@@ -6,6 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from dbray import texts
+from dbray.errors import SpecError
 from dbray.jobfile import Job
 
 
@@ -35,3 +36,20 @@ def test_keys_with_spaces_are_named_as_they_were_written():
     }
     assert "write 'base_revision' instead" in found["base revision: is no known key"]
     assert "write 'learning_rate' instead" in found["recipe.learning rate: is no known key"]
+
+
+@pytest.mark.parametrize("twice", ["[*a{0}, *a{0}]", "{{<<: [*a{0}, *a{0}]}}"])
+def test_aliases_are_refused_before_they_multiply(twice):
+    """Each line stands for twice what the one before it does."""
+    lines = ["- &a0 {x: 1}", *(f"- &a{n + 1} {twice.format(n)}" for n in range(12))]
+    with pytest.raises(SpecError) as caught:
+        texts.parse_yaml("\n".join(lines), "a.yaml")
+    [problem] = caught.value.problems
+    assert problem.where.startswith("a.yaml:2:")
+    assert "alias *a0" in problem.what
+    assert "write out" in problem.fix
+
+
+def test_what_is_not_told_twice_may_have_an_anchor():
+    data, lines = texts.parse_yaml("steps: &n 1\nname: '*n'\n", "a.yaml")
+    assert (data, lines[("name",)]) == ({"steps": 1, "name": "*n"}, 2)
