@@ -125,9 +125,8 @@ def _is_local(path: str) -> bool:
 
 
 def _anchor(path: str, folder: str) -> Path:
-    """Make a local path absolute. Raises StoreError."""
-    absolute = path.startswith(("/", "~", "file://"))
-    return disks.local_path(path if absolute else f"{folder}/{path}") or Path(path)
+    """Make a local path absolute. Raises StoreError or ValueError."""
+    return disks.local_path(spec.anchor(path, Path(folder))) or Path(path)
 
 
 def _refused(name: str, line: int, what: str, fix: str, subject: str | None = None) -> Entry:

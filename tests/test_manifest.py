@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from worlds import errors_of
 
 from dbray import manifest, store
 from dbray.errors import StoreError
@@ -100,7 +101,7 @@ def test_a_manifest_with_many_faults_names_all_of_them_at_once(tmp_path):
     write(tmp_path / "b.png", bytes(huge))
     file = write(tmp_path / "many.jsonl", "\n".join(TEN_FAULTS))
     validation = manifest.validate(str(file))
-    errors = [(error.where, error.what, error.subject) for error in validation.errors]
+    errors = [(error.where, error.what, error.subject) for error in errors_of(validation)]
     expected = [
         (2, "not valid JSON", None),
         (3, "image: is no known key", "typo"),
@@ -132,8 +133,8 @@ def test_copies_and_near_copies_are_named(photos):
     with Image.open(teapot / "1.png") as image:
         image.resize((70, 70)).save(teapot / "small.jpg", quality=80)
     validation = manifest.validate(str(photos), class_noun="thing")
-    assert validation.errors == ()
-    texts = {problem.subject: problem.what for problem in validation.warnings}
+    assert errors_of(validation) == []
+    texts = {problem.subject: problem.what for problem in validation.problems}
     assert texts == {
         "rex": f"{rex / '0.png'} and {rex / 'copy.png'} are the same file",
         "teapot": f"{teapot / '1.png'} and {teapot / 'small.jpg'} look almost the same",
@@ -144,7 +145,7 @@ def test_copies_and_near_copies_are_named(photos):
 def test_one_path_listed_twice_and_too_few_images(photos):
     subject = Subject(id="rex", class_noun="dog", images=("rex/0.png", "rex/0.png", "rex/1.png"))
     validation = manifest.validate([subject], folder=photos)
-    assert [w.what for w in validation.warnings] == [
+    assert [w.what for w in validation.problems] == [
         f"{photos / 'rex/0.png'} is listed twice",
         "has only 2 images",
     ]
@@ -180,7 +181,7 @@ def test_a_list_and_its_images_lie_on_an_object_store(s3_uri):
 def test_an_address_that_is_none_hides_no_other_problem(tmp_path):
     images = ("s3://[my-bucket]/a.png", "missing.png")
     subject = Subject(id="rex", class_noun="dog", images=images)
-    errors = manifest.validate([subject], folder=tmp_path).errors
+    errors = errors_of(manifest.validate([subject], folder=tmp_path))
     assert len(errors) == 2
     assert any("s3://[my-bucket]/a.png' is no address" in error.what for error in errors)
     assert any("missing.png does not exist" in error.what for error in errors)
@@ -204,7 +205,7 @@ def test_wrong_suffixes_do_not_matter_but_contents_do(photos):
     write(photos / "rex/0.png", picture(0, "WEBP"))
     write(photos / "rex/1.png", picture(1, "GIF"))
     (photos / "rex/2.png").rename(photos / "rex/2.JPG")
-    [error] = manifest.validate(str(photos), class_noun="thing").errors
+    [error] = errors_of(manifest.validate(str(photos), class_noun="thing"))
     assert "1.png: is a GIF file" in error.what
 
 
@@ -212,7 +213,7 @@ def test_unreadable_files_are_named(photos):
     (photos / "rex/broken-link.png").symlink_to("nowhere")
     os.mkfifo(photos / "rex/pipe.png")
     (photos / "rex/folder.png").mkdir()
-    errors = manifest.validate(str(photos), class_noun="dog").errors
+    errors = errors_of(manifest.validate(str(photos), class_noun="dog"))
     assert [("nowhere" in e.what, "regular file" in e.what) for e in errors] == [
         (True, False), (False, True),
     ]  # fmt: skip
