@@ -12,7 +12,6 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 import secrets
 import shutil
 import stat
@@ -28,7 +27,7 @@ from urllib.parse import unquote, urlsplit
 
 from pyarrow import fs as pafs
 
-from dbray.errors import StoreError
+from dbray.errors import StoreError, without_secrets
 
 COMMITTED = "_COMMITTED"
 
@@ -230,7 +229,10 @@ def local_path(uri: str) -> Path | None:
 
 def connect(uri: str) -> tuple[pafs.FileSystem, str]:
     """Return the filesystem of a URI and the path in it; one connection serves many URIs."""
-    parts = urlsplit(uri, allow_fragments=False)
+    try:
+        parts = urlsplit(uri, allow_fragments=False)
+    except ValueError as exc:  # 's3://[my-bucket]/a'
+        raise StoreError(f"{uri!r} is no address: {exc}; write it as s3://bucket/folder") from exc
     address = f"{parts.scheme}://{parts.netloc}" + (f"?{parts.query}" if parts.query else "")
     filesystem, root = _filesystem(address)
     path = unquote(parts.path)
@@ -244,11 +246,6 @@ def _filesystem(address: str) -> tuple[pafs.FileSystem, str]:
 
 def _join(root: str, path: str) -> str:
     return f"{root.rstrip('/')}/{path}".rstrip("/") if root else path
-
-
-def without_secrets(text: str) -> str:
-    """Blank out the credentials of every URI in a text."""
-    return re.sub(r"://[^/@\s]+@", "://***@", text)
 
 
 def open_regular(path: Path) -> BinaryIO:

@@ -19,14 +19,19 @@
 an actor that cannot make class images, it exits with 1. StoreError and LaneLost may pass by
 themselves: they are tried again.
 
-Errors cross processes by pickle, so they take positional arguments only.
+Errors cross processes by pickle, so they take positional arguments only. What they say ends in
+logs, results and reports, so errors and problems blank the secrets of the addresses they quote.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
+
+_AFTER_SCHEME = re.compile(r"(?<=://)(?:(?!://)\S)+")
+_PUNCTUATION = "\"'`.,:;)]}>"
 
 
 class DbrayError(Exception):
@@ -34,6 +39,9 @@ class DbrayError(Exception):
 
     retryable: ClassVar[bool] = False
     exit_code: ClassVar[int] = 1
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(without_secrets(arg) if isinstance(arg, str) else arg for arg in args))
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +53,10 @@ class Problem:
     what: str
     fix: str
     subject: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("where", "what", "fix"):
+            object.__setattr__(self, name, without_secrets(getattr(self, name)))
 
     def __str__(self) -> str:
         return f"{self.severity}: {self.where}: {self.what}\n    fix: {self.fix}"
@@ -123,6 +135,25 @@ class TooManyFailures(DbrayError):
     """The job was stopped because more subjects failed than it allows."""
 
     exit_code = 4
+
+
+def without_secrets(text: str) -> str:
+    """Blank out what may give access in every URI of a text: its credentials and its query."""
+    return _AFTER_SCHEME.sub(lambda found: _blanked(found[0]), text)
+
+
+def _blanked(rest: str) -> str:
+    """Blank what follows a scheme; the punctuation of the sentence round it stays."""
+    uri = rest.rstrip(_PUNCTUATION)
+    address, mark, query = uri.partition("?")
+    authority = address.partition("/")[0]
+    _, colon, port = authority.partition(":")
+    # A '/' that a key holds and nobody quoted ends the authority before its '@'.
+    is_cut = bool(colon) and not port.isdigit() and not authority.startswith("[")
+    if "@" in authority or is_cut:
+        _, sign, host = address.rpartition("@")
+        address = f"***@{host}" if sign else "***"
+    return address + mark + ("***" if query else "") + rest[len(uri) :]
 
 
 def first_line(exc: BaseException) -> str:

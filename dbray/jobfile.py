@@ -32,22 +32,30 @@ from dbray.spec import (
     slug,
     subject_fields,
 )
-from dbray.texts import Item, Lines, items_of, locate, parse_yaml, problems_of, read_text
+from dbray.texts import (
+    ADDRESS_BRANCH,
+    LIST_BRANCH,
+    Item,
+    Lines,
+    items_of,
+    locate,
+    parse_yaml,
+    problems_of,
+    read_text,
+)
 
 SCHEMA_VERSION = "dbray/v1"
 # What pyarrow.fs opens.
 _STORAGE_SCHEMES = ("file", "s3", "gs", "gcs", "hdfs", "viewfs", "abfs", "abfss")
-# The names of the branches become part of where pydantic finds an error; no key is called so.
-_ADDRESS, _LIST = "an address", "a list of subjects"
 
 
 def _branch_of(subjects: Any) -> str:
-    return _ADDRESS if isinstance(subjects, str) else _LIST
+    return ADDRESS_BRANCH if isinstance(subjects, str) else LIST_BRANCH
 
 
 # With a discriminator, a mistake in a subject is not also told as "should be a string".
 Subjects = Annotated[
-    Annotated[Address, Tag(_ADDRESS)] | Annotated[tuple[Subject, ...], Tag(_LIST)],
+    Annotated[Address, Tag(ADDRESS_BRANCH)] | Annotated[tuple[Subject, ...], Tag(LIST_BRANCH)],
     Discriminator(_branch_of),
 ]
 

@@ -16,9 +16,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
 from dbray import disks, images, spec, store, texts
-from dbray.errors import Problem, SpecError, StoreError
+from dbray.errors import Problem, SpecError, StoreError, without_secrets
 from dbray.spec import Subject, is_folder
 from dbray.texts import Item
 
@@ -58,10 +59,14 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class _Origin:
-    """The list being read: what its relative paths start from, and the default class noun."""
+    """The list being read: what its relative paths start from, and the default class noun.
+
+    `options` is the query of a remote list's address, from its '?' on; its relative paths share it.
+    """
 
     base: str
     class_noun: str | None
+    options: str = ""
 
 
 def parse(source: Source, class_noun: str | None, folder: str) -> tuple[list[Entry], list[Problem]]:
@@ -69,7 +74,7 @@ def parse(source: Source, class_noun: str | None, folder: str) -> tuple[list[Ent
     if not isinstance(source, str):
         origin = _Origin(folder, class_noun)
         return [_entry(item, origin) for item in _items(source)], []
-    name = disks.without_secrets(source)
+    name = without_secrets(source)
     try:
         local = _anchor(source, folder) if _is_local(source) else None
         if local is not None and is_folder(local):
@@ -91,7 +96,8 @@ def _items(source: Sequence[Subject] | Sequence[Item]) -> Iterator[Item]:
 def _read_file(source: str, name: str, local: Path | None, class_noun: str | None) -> list[Entry]:
     readers = {".jsonl": _read_jsonl, ".ndjson": _read_jsonl, ".csv": _read_csv}
     readers |= {".yaml": _read_yaml, ".yml": _read_yaml}
-    reader = readers.get(PurePosixPath(source).suffix.lower())
+    address, mark, query = source.partition("?") if local is None else (source, "", "")
+    reader = readers.get(PurePosixPath(address).suffix.lower())
     if local is None:
         _refuse_scheme(source, name)
     elif not local.exists():
@@ -103,8 +109,8 @@ def _read_file(source: str, name: str, local: Path | None, class_noun: str | Non
     if local is not None:
         text, base = texts.read_text(local), str(local.parent)
     else:
-        text, base = store.read_uri(source).decode("utf-8-sig"), source.rpartition("/")[0]
-    origin = _Origin(base, class_noun)
+        text, base = store.read_uri(source).decode("utf-8-sig"), address.rpartition("/")[0]
+    origin = _Origin(base, class_noun, mark + query)
     return [one if isinstance(one, Entry) else _entry(one, origin) for one in reader(text, name)]
 
 
@@ -119,9 +125,8 @@ def _is_local(path: str) -> bool:
 
 
 def _anchor(path: str, folder: str) -> Path:
-    """Make a local path absolute. Raises StoreError."""
-    absolute = path.startswith(("/", "~", "file://"))
-    return disks.local_path(path if absolute else f"{folder}/{path}") or Path(path)
+    """Make a local path absolute. Raises StoreError or ValueError."""
+    return disks.local_path(spec.anchor(path, Path(folder))) or Path(path)
 
 
 def _refused(name: str, line: int, what: str, fix: str, subject: str | None = None) -> Entry:
@@ -227,7 +232,7 @@ def _entry(item: Item, origin: _Origin) -> Entry:
         fields["class_noun"] = origin.class_noun
     given = fields.get("images")
     if isinstance(given, list | tuple):
-        entry.images = tuple(_find_images(entry, given, origin.base))
+        entry.images = tuple(_find_images(entry, given, origin))
         if not given:
             entry.error(*_NO_IMAGES)
     _make_subject(entry, fields, item)
@@ -244,13 +249,13 @@ def _make_subject(entry: Entry, fields: dict[str, Any], item: Item) -> None:
         entry.subject = subject.model_copy(update={"images": entry.images})
 
 
-def _find_images(entry: Entry, given: Iterable[Any], base: str) -> Iterator[str]:
+def _find_images(entry: Entry, given: Iterable[Any], origin: _Origin) -> Iterator[str]:
     """Make paths absolute, and put the images of a folder in its place."""
     for path in given:
         if not spec.is_address(path):
             continue  # the model's own check names it
         try:
-            located = _locate(path, base)
+            located = _locate(path, origin)
         except (ValueError, StoreError) as exc:
             entry.error(f"{path!r}: {exc}", "give a path, or an s3:// or gs:// address")
             continue
@@ -264,21 +269,30 @@ def _find_images(entry: Entry, given: Iterable[Any], base: str) -> Iterator[str]
             entry.error(f"{located} holds no images", "put PNG, JPEG or WebP files into it")
 
 
-def _locate(path: str, base: str) -> str:
+def _locate(path: str, origin: _Origin) -> str:
     """Return an absolute local path or a URI. Raises ValueError or StoreError if it may not be.
 
-    What lies elsewhere must not make this machine open its own files, hence the rule for remote
-    lists; http is left out because fetching what strangers name reaches into private networks.
+    http is left out because fetching what strangers name reaches into private networks.
     """
     if "://" in path and path.partition("://")[0] not in _SCHEMES:
         raise ValueError(f"images are read from {', '.join(_SCHEMES)} only")
-    if not _is_local(path):
-        return path
-    if "://" not in base:
-        return str(_anchor(path, base))
-    if path.startswith(("/", "~", "file://")) or ".." in path.split("/"):
+    if "://" in origin.base:
+        return _locate_from_afar(path, origin)
+    return str(_anchor(path, origin.base)) if _is_local(path) else path
+
+
+def _locate_from_afar(path: str, origin: _Origin) -> str:
+    """Return the URI of what a remote list names. Raises ValueError if it may not name that.
+
+    What lies elsewhere must not make this machine open its own files, nor send signed requests to
+    an endpoint of its choice.
+    """
+    if _is_local(path) and (path.startswith(("/", "~", "file://")) or ".." in path.split("/")):
         raise ValueError("a remote list may not name files of this machine or leave its folder")
-    return f"{base}/{path}"
+    place, mark, query = path.partition("?")
+    if "@" in urlsplit(place).netloc or mark + query not in ("", origin.options):
+        raise ValueError("a remote list may not name credentials, nor options other than its own")
+    return f"{origin.base}/{place}{origin.options}" if _is_local(path) else path
 
 
 def _check_captions(entry: Entry, captions: Any) -> None:

@@ -47,16 +47,6 @@ class Validation:
     subjects: tuple[CheckedSubject, ...]
     problems: tuple[Problem, ...]
 
-    @property
-    def errors(self) -> tuple[Problem, ...]:
-        """What stops a job."""
-        return tuple(p for p in self.problems if p.severity == "error")
-
-    @property
-    def warnings(self) -> tuple[Problem, ...]:
-        """What does not stop a job."""
-        return tuple(p for p in self.problems if p.severity == "warning")
-
 
 def read(
     source: Source, class_noun: str | None = None, folder: str | Path = "."

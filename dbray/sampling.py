@@ -119,7 +119,7 @@ class SamplingActor:
         except DbrayError as exc:
             error, reason = type(exc).__name__, str(exc)
         except Exception as exc:
-            logger.exception("sampling failed task=%s", row["task"])
+            logger.exception("sampling failed task=%d", row["index"])
             error, reason = DbrayError.__name__, f"sampling failed: {type(exc).__name__}: {exc}"
         columns = [[row["index"]], [list(files)], [list(files.values())], [error], [reason]]
         return pa.table(columns, schema=_RESULT)

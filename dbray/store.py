@@ -106,7 +106,7 @@ class Store:
         """Publish files as one folder that appears completely or not at all.
 
         If the folder is committed already, nothing happens: a folder's name says what is in it. An
-        uncommitted leftover is replaced.
+        uncommitted leftover is written over; a file of it that stays is not in the marker.
         """
         for name in files:
             _check(name)
@@ -255,7 +255,7 @@ def read_uri(uri: str, limit_bytes: int | None = None) -> bytes:
     Raises:
         StoreError: it is missing, no regular file, or cannot be read.
     """
-    with _telling("read", disks.without_secrets(uri)):
+    with _telling("read", uri):
         local = disks.local_path(uri)
         if local is not None:
             file = disks.open_regular(local)
@@ -300,6 +300,5 @@ def _telling(action: str, place: str) -> Iterator[None]:
     except (OSError, pa.ArrowException) as exc:
         advice = _ADVICE.get(getattr(exc, "errno", None) or 0)
         if advice is None:
-            reason = disks.without_secrets(str(exc))
-            advice = f"{reason}. Check the address, the access rights and the network"
+            advice = f"{exc}. Check the address, the access rights and the network"
         raise StoreError(f"cannot {action} {place}: {advice}") from exc

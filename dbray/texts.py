@@ -15,11 +15,14 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from dbray.errors import Problem, SpecError
+from dbray.errors import Problem, SpecError, without_secrets
 
 Place = tuple[str | int, ...]
 """The keys and indices that lead to a value."""
 Lines = Mapping[Place, int]
+
+# What a union calls its branches: parts of where pydantic finds an error, and keys of no file.
+ADDRESS_BRANCH, LIST_BRANCH = "an address", "a list of subjects"
 
 _ID_FORM = "use lower-case letters, digits, '.', '_' and '-', at most 63, letter or digit first"
 # By pydantic's word for what was expected: what a key should hold, and how that is written.
@@ -67,14 +70,15 @@ def parse_yaml(text: str, file: str | Path) -> tuple[Any, dict[Place, int]]:
     """
     lines: dict[Place, int] = {}
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = yaml.compose(text, Loader=_WithoutAliases)
         data = yaml.safe_load(text)
         repeats = list(_collect_lines(node, (), lines))
     except (yaml.YAMLError, ValueError, RecursionError) as exc:  # ValueError: the date 2026-99-99
         mark = getattr(exc, "problem_mark", None)
         where = f"{file}:{mark.line + 1}:{mark.column + 1}" if mark else str(file)
         what = f"is not valid YAML: {getattr(exc, 'problem', None) or exc}"
-        raise SpecError([Problem("error", where, what, "check indentation and quotes")]) from exc
+        fix = getattr(exc, "note", None) or "check indentation and quotes"
+        raise SpecError([Problem("error", where, what, fix)]) from exc
     if repeats:
         raise SpecError([
             Problem("error", f"{file}:{line}", f"{key!r} is there twice, here and in line {first}",
@@ -82,6 +86,20 @@ def parse_yaml(text: str, file: str | Path) -> tuple[Any, dict[Place, int]]:
             for key, line, first in repeats
         ])  # fmt: skip
     return data, lines
+
+
+class _WithoutAliases(yaml.SafeLoader):
+    """YAML where all stands once: a few hundred bytes of aliases could stand for gigabytes."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            alias = self.peek_event()
+            raise yaml.MarkedYAMLError(
+                problem=f"the alias *{alias.anchor} is not followed",
+                problem_mark=alias.start_mark,
+                note="write out what it stands for",
+            )
+        return super().compose_node(parent, index)
 
 
 def _collect_lines(
@@ -133,8 +151,7 @@ def problems_of(
     """
     problems = []
     for error in exc.errors(include_url=False):
-        # The tags of unions, which are phrases, are keys of no file.
-        place = tuple(part for part in error["loc"] if " " not in str(part))
+        place = tuple(part for part in error["loc"] if part not in (ADDRESS_BRANCH, LIST_BRANCH))
         fields = _fields_at(model, place[:-1])
         what, fix = _explain(error, place[-1] if place else "value", fields)
         name = ".".join(str(part) for part in place) or "value"
@@ -171,17 +188,22 @@ def _explain(error: Any, key: str | int, fields: dict[str, FieldInfo]) -> tuple[
     if kind == "string_pattern_mismatch":
         return _explain_pattern(error["ctx"]["pattern"], value)
     if kind == "string_unicode":
-        return f"{value!r:.80} is not UTF-8", "write it, or name the file, in UTF-8"
+        return f"{_shown(value)} is not UTF-8", "write it, or name the file, in UTF-8"
     if kind in _FORMS or value is None:
         found = fields.get(str(key))
         return _explain_form(kind, value, found.description if found else None)
     what = error["msg"].removeprefix("Value error, ")
-    return what, f"change '{key}' (it is {value!r:.80})"
+    return what, f"change '{key}' (it is {_shown(value)})"
+
+
+def _shown(value: Any) -> str:
+    """Begin to show a value; a secret that was cut could not be known for one any more."""
+    return without_secrets(repr(value))[:80]
 
 
 def _explain_pattern(pattern: str, value: Any) -> tuple[str, str]:
     if "._-" in pattern:
-        return f"{value!r:.80} is no id", _ID_FORM
+        return f"{_shown(value)} is no id", _ID_FORM
     # It may be a key that was taken for its digest: not shown.
     return "has not the right form", f"give what matches {pattern}"
 
@@ -191,7 +213,7 @@ def _explain_form(kind: str, value: Any, description: str | None) -> tuple[str, 
         what, fix = "is empty", "write it, or omit it"
     else:
         wanted, fix = _FORMS[kind]
-        what = f"should hold {wanted}, and not {value!r:.80}"
+        what = f"should hold {wanted}, and not {_shown(value)}"
     return what, f"{fix}. {description}" if description else fix
 
 

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+from worlds import errors_of
 
 from dbray import manifest, store
 from dbray.errors import StoreError
@@ -94,7 +95,7 @@ def test_a_folder_of_folders(photos):
 def test_folder_names_become_ids_and_clashes_are_named(photos):
     (photos / "rex").rename(photos / "My Dog, Rex!")
     (photos / "teapot").rename(photos / "my dog  rex")
-    errors = manifest.validate(str(photos), class_noun="dog").errors
+    errors = errors_of(manifest.validate(str(photos), class_noun="dog"))
     [error] = [error for error in errors if "is listed twice" in error.what]
     assert error.subject == "my-dog--rex"
     assert "rename the folder" in error.fix
@@ -164,16 +165,16 @@ def test_class_files_of_notepad_are_read_and_empty_ones_named(photos):
 def test_names_that_no_manifest_can_hold_and_links_in_a_circle_are_named(photos):
     (photos / "rex/loop.png").symlink_to("loop.png")
     os.close(os.open(os.fsencode(photos) + b"/rex/\xff.png", os.O_CREAT))
-    errors = manifest.validate(str(photos), class_noun="dog").errors
+    errors = errors_of(manifest.validate(str(photos), class_noun="dog"))
     assert any("rename it" in error.fix and "udcff" in error.what for error in errors)
     assert any("links run in a circle" in error.what for error in errors)
 
 
 def test_a_folder_of_images_is_no_folder_of_subjects(photos, tmp_path):
-    [error] = manifest.validate(str(photos / "rex"), class_noun="dog").errors
+    [error] = errors_of(manifest.validate(str(photos / "rex"), class_noun="dog"))
     assert "outside of any subject's folder" in error.what
     (tmp_path / "void").mkdir()
-    [error] = manifest.validate(str(tmp_path / "void")).errors
+    [error] = errors_of(manifest.validate(str(tmp_path / "void")))
     assert "no sub-folders" in error.what
 
 
@@ -221,16 +222,16 @@ def test_sources_that_cannot_be_read(tmp_path):
         ("none.jsonl", "does not exist"), ("empty.jsonl", "lists no subjects"),
         ("latin.jsonl", "UTF-8|decode"), ("a.txt", "is no manifest"),
     ):  # fmt: skip
-        [error] = manifest.validate(str(tmp_path / name)).errors
+        [error] = errors_of(manifest.validate(str(tmp_path / name)))
         assert any(part in error.what + error.fix for part in reason.split("|"))
-    [error] = manifest.validate("s3://bucket/folder").errors
+    [error] = errors_of(manifest.validate("s3://bucket/folder"))
     assert "is no manifest" in error.what
-    [error] = manifest.validate("https://example.invalid/a.jsonl").errors
+    [error] = errors_of(manifest.validate("https://example.invalid/a.jsonl"))
     assert "is at none of" in error.what
-    [error] = manifest.validate([]).errors
+    [error] = errors_of(manifest.validate([]))
     assert "lists no subjects" in error.what
     for odd in ("a\0b.jsonl", "~nobody-here/a.jsonl", "ftp://x/a.jsonl"):
-        assert len(manifest.validate(odd).errors) == 1
+        assert len(errors_of(manifest.validate(odd))) == 1
 
 
 def test_remote_lists_may_not_name_files_of_this_machine(monkeypatch):
@@ -259,8 +260,66 @@ def test_remote_lists_may_not_name_files_of_this_machine(monkeypatch):
     monkeypatch.setattr(store, "read_uri", read_uri)
     validation = manifest.validate("s3://bucket/lists/all.jsonl")
     assert sorted(asked[1:]) == ["gs://b/c.png", "s3://bucket/lists/a/b.png"]
-    refused = [e.subject for e in validation.errors if "remote list" in e.what]
+    refused = [e.subject for e in errors_of(validation) if "remote list" in e.what]
     assert refused == ["s0", "s1", "s2", "s3"]
+
+
+def refused_of_remote_list(monkeypatch, uri: str, images: list[str]) -> tuple[list, list[str]]:
+    """The images that a list at a URI may not name, and what is read for the others."""
+    asked = []
+    lines = [json.dumps({"id": f"s{number}", "class_noun": "dog", "images": [image]})
+             for number, image in enumerate(images)]  # fmt: skip
+
+    def read_uri(address, limit_bytes=None):
+        if address == uri:
+            return "\n".join(lines).encode()
+        asked.append(address)
+        raise StoreError(f"{address} does not exist")
+
+    monkeypatch.setattr(store, "read_uri", read_uri)
+    problems = manifest.validate(uri).problems
+    refused = [int(p.subject[1:]) for p in problems if "a remote list may not" in p.what]
+    return [images[number] for number in refused], sorted(asked)
+
+
+def test_remote_lists_may_not_say_where_requests_go_or_as_whom(monkeypatch):
+    wrong = [
+        "s3://b/k.png?endpoint_override=10.0.0.5:8080&scheme=http",
+        "k.png?endpoint_override=10.0.0.5:8080&scheme=http",
+        "s3://KEY:SECRET@b/k.png",
+        "gs://somebody@b/k.png",
+        "s3://[b/k.png?x",
+    ]
+    right = ["s3://b/k.png", "k@2x.png", "deep/k.png"]
+    refused, asked = refused_of_remote_list(monkeypatch, "s3://l/lists/all.jsonl", wrong + right)
+    assert refused == wrong[:4]
+    assert asked == ["s3://b/k.png", "s3://l/lists/deep/k.png", "s3://l/lists/k@2x.png"]
+
+
+def test_images_of_a_remote_list_are_read_with_its_options(monkeypatch):
+    options = "endpoint_override=minio:9000&region=a/b.c"
+    images = [
+        "k.png",
+        f"s3://b/k.png?{options}",
+        f"j.png?{options}",
+        f"k.png?{options}&scheme=http",
+    ]
+    uri = f"s3://KEY:SECRET@l/lists/all.JSONL?{options}"
+    refused, asked = refused_of_remote_list(monkeypatch, uri, images)
+    assert refused == images[3:]
+    assert asked == [
+        f"s3://KEY:SECRET@l/lists/j.png?{options}",
+        f"s3://KEY:SECRET@l/lists/k.png?{options}",
+        f"s3://b/k.png?{options}",
+    ]
+
+
+def test_a_list_on_this_machine_may_name_options_and_credentials(tmp_path):
+    """It is its user's own, and a '?' in its name is no more than that."""
+    image = "s3://KEY:SECRET@b/k.png?endpoint_override=minio:9000"
+    line = json.dumps({"id": "rex", "class_noun": "dog", "images": [image]})
+    [rex], problems = read(str(write(tmp_path / "rex?x.jsonl", line)))
+    assert (rex.images, problems) == ((image,), [])
 
 
 def test_captions_follow_their_images(photos):

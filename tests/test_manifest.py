@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from worlds import errors_of
 
 from dbray import manifest, store
 from dbray.errors import StoreError
@@ -100,7 +101,7 @@ def test_a_manifest_with_many_faults_names_all_of_them_at_once(tmp_path):
     write(tmp_path / "b.png", bytes(huge))
     file = write(tmp_path / "many.jsonl", "\n".join(TEN_FAULTS))
     validation = manifest.validate(str(file))
-    errors = [(error.where, error.what, error.subject) for error in validation.errors]
+    errors = [(error.where, error.what, error.subject) for error in errors_of(validation)]
     expected = [
         (2, "not valid JSON", None),
         (3, "image: is no known key", "typo"),
@@ -132,8 +133,8 @@ def test_copies_and_near_copies_are_named(photos):
     with Image.open(teapot / "1.png") as image:
         image.resize((70, 70)).save(teapot / "small.jpg", quality=80)
     validation = manifest.validate(str(photos), class_noun="thing")
-    assert validation.errors == ()
-    texts = {problem.subject: problem.what for problem in validation.warnings}
+    assert errors_of(validation) == []
+    texts = {problem.subject: problem.what for problem in validation.problems}
     assert texts == {
         "rex": f"{rex / '0.png'} and {rex / 'copy.png'} are the same file",
         "teapot": f"{teapot / '1.png'} and {teapot / 'small.jpg'} look almost the same",
@@ -144,12 +145,46 @@ def test_copies_and_near_copies_are_named(photos):
 def test_one_path_listed_twice_and_too_few_images(photos):
     subject = Subject(id="rex", class_noun="dog", images=("rex/0.png", "rex/0.png", "rex/1.png"))
     validation = manifest.validate([subject], folder=photos)
-    assert [w.what for w in validation.warnings] == [
+    assert [w.what for w in validation.problems] == [
         f"{photos / 'rex/0.png'} is listed twice",
         "has only 2 images",
     ]
     [checked] = validation.subjects
     assert len(checked.image_digests) == 3
+
+
+def test_problems_name_remote_images_without_their_secrets(monkeypatch):
+    files = {"cut": picture(0)[:99], "tiny": picture(1, side=20), "copy": picture(1, side=20)}
+    names = {f"s3://KEY:SECRET@b/{name}.png?x=SECRET": data for name, data in files.items()}
+    monkeypatch.setattr(store, "read_uri", lambda uri, limit_bytes=None: names[uri])
+    subjects = [Subject(id=f"s{n}", class_noun="dog", images=tuple(names)) for n in range(2)]
+    told = "\n".join(map(str, manifest.validate(subjects).problems))
+    for reason in ("damaged", "20 x 20", "the same file", "shares"):
+        assert reason in told
+    assert "s3://***@b/cut.png" in told
+    assert "SECRET" not in told
+
+
+def test_a_list_and_its_images_lie_on_an_object_store(s3_uri):
+    remote = store.Store(s3_uri)
+    for index in range(3):
+        remote.write_bytes(f"photos/{index}.png", picture(index))
+    images = [f"photos/{index}.png" for index in range(3)]
+    remote.write_json("all.yaml", [{"id": "rex", "class_noun": "dog", "images": images}])
+    address, options = s3_uri.split("?")
+    validation = manifest.validate(f"{address}/all.yaml?{options}")
+    assert validation.problems == ()
+    [rex] = validation.subjects
+    assert rex.image_digests == tuple(store.digest(picture(index)) for index in range(3))
+
+
+def test_an_address_that_is_none_hides_no_other_problem(tmp_path):
+    images = ("s3://[my-bucket]/a.png", "missing.png")
+    subject = Subject(id="rex", class_noun="dog", images=images)
+    errors = errors_of(manifest.validate([subject], folder=tmp_path))
+    assert len(errors) == 2
+    assert any("s3://[my-bucket]/a.png' is no address" in error.what for error in errors)
+    assert any("missing.png does not exist" in error.what for error in errors)
 
 
 def test_images_of_two_subjects_are_named(photos):
@@ -170,7 +205,7 @@ def test_wrong_suffixes_do_not_matter_but_contents_do(photos):
     write(photos / "rex/0.png", picture(0, "WEBP"))
     write(photos / "rex/1.png", picture(1, "GIF"))
     (photos / "rex/2.png").rename(photos / "rex/2.JPG")
-    [error] = manifest.validate(str(photos), class_noun="thing").errors
+    [error] = errors_of(manifest.validate(str(photos), class_noun="thing"))
     assert "1.png: is a GIF file" in error.what
 
 
@@ -178,7 +213,7 @@ def test_unreadable_files_are_named(photos):
     (photos / "rex/broken-link.png").symlink_to("nowhere")
     os.mkfifo(photos / "rex/pipe.png")
     (photos / "rex/folder.png").mkdir()
-    errors = manifest.validate(str(photos), class_noun="dog").errors
+    errors = errors_of(manifest.validate(str(photos), class_noun="dog"))
     assert [("nowhere" in e.what, "regular file" in e.what) for e in errors] == [
         (True, False), (False, True),
     ]  # fmt: skip

@@ -234,6 +234,21 @@ def test_secrets_stay_out_of_messages(s3_uri):
     assert "bucket/team/runs/nothing does not exist" in str(caught.value)
 
 
+def test_storage_whose_address_is_none_is_told_as_such():
+    with pytest.raises(StoreError, match=r"s3://\[x\]/runs' is no address"):
+        Store("s3://[x]/runs").read_bytes("a")
+    with pytest.raises(StoreError, match="is no address"):
+        read_uri("s3://[x]/a.png")
+
+
+def test_what_pyarrow_says_of_an_address_holds_no_secrets():
+    for uri in ("s3://KEY:SEC/RET@bucket/a.png", "ftp://u:SEC@h/a?x=RET"):
+        with pytest.raises(StoreError) as caught:
+            read_uri(uri)
+        assert "SEC" not in str(caught.value)
+        assert "RET" not in str(caught.value)
+
+
 def test_a_refusing_store_is_told_as_such(s3_uri):
     store = Store(s3_uri.replace("team/runs", "forbidden"))
     with pytest.raises(StoreError, match=r"cannot write s3://.*bucket/forbidden/a: .*access"):

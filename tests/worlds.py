@@ -1,4 +1,4 @@
-"""Small worlds for tests: photographs, manifests and job files on disk."""
+"""Small worlds for tests: photographs, manifests and job files on disk, and their errors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from dbray.errors import Problem
 from dbray.jobfile import Job
+from dbray.manifest import Validation
 
 
 def write_photos(folder: Path, subjects: dict[str, str], num_images: int = 3) -> None:
@@ -48,3 +50,8 @@ def write_job(folder: Path, base: Path, subjects: dict[str, str], **changes) -> 
 def load_job(folder: Path, base: Path, subjects: dict[str, str], **changes) -> Job:
     """Write a job and load it."""
     return Job.load(write_job(folder, base, subjects, **changes))
+
+
+def errors_of(validation: Validation) -> list[Problem]:
+    """What stops a job."""
+    return [problem for problem in validation.problems if problem.severity == "error"]
