@@ -17,8 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dbray.disks import without_secrets
-from dbray.errors import JobBusy
+from dbray.errors import JobBusy, without_secrets
 from dbray.jobfile import Job
 from dbray.manifest import write_jsonl
 from dbray.plan import Plan

@@ -83,7 +83,8 @@ class Subject(Spec):
     id: SubjectId = Field(description="Unique name; becomes the published model's id.")
     class_noun: str = Field(min_length=1, max_length=64, description='Coarse class, e.g. "dog".')
     images: tuple[Address, ...] = Field(
-        description="Paths or URIs of 3 to 6 photographs, or of a folder of them."
+        description="Paths or URIs of 3 to 6 photographs, or the path of a folder of them on this "
+        "machine."
     )
     identifier: str | None = Field(
         default=None,

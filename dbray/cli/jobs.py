@@ -20,7 +20,7 @@ import yaml
 
 from dbray import manifest
 from dbray.checks import check_file
-from dbray.errors import Problem, SpecError, StoreError
+from dbray.errors import Problem, SpecError, StoreError, without_secrets
 from dbray.jobfile import Job
 from dbray.spec import MINIATURE, Subject, anchor, anchor_base, is_commit, is_folder
 from dbray.store import Store
@@ -305,7 +305,7 @@ def status(args: argparse.Namespace) -> int:
             for job_id, found in jobs.items():
                 _print_status(job_id, found)
             if not jobs:
-                print(f"no jobs in {args.storage}")
+                print(f"no jobs in {without_secrets(args.storage)}")
         at_work = (found.present_state == "running" for found in jobs.values())
         if not args.watch or not any(at_work):
             return 0
@@ -354,9 +354,10 @@ def report(args: argparse.Namespace) -> int:
     """Write the report of a job anew."""
     from dbray.report import build_report
 
-    folder = anchor(args.job_folder.rstrip("/"), Path.cwd())
-    storage, _, job_id = folder.rpartition("/jobs/")
-    store = Store(storage or folder)
+    given = args.job_folder
+    place, mark, options = given.partition("?") if "://" in given else (given, "", "")
+    storage, _, job_id = anchor(place.rstrip("/"), Path.cwd()).rpartition("/jobs/")
+    store = Store((storage or place) + mark + options)
     if not storage or not store.exists(f"jobs/{job_id}/job.json"):
         raise SpecError([Problem("error", args.job_folder, "is no folder of a job",
                                  "give <storage>/jobs/<job id>")])  # fmt: skip

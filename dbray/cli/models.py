@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from dbray import backbones, spec
-from dbray.errors import BaseError, Problem, RegistryError, SpecError
+from dbray.errors import BaseError, Problem, RegistryError, SpecError, without_secrets
 from dbray.registry import ModelRecord, Registry
 from dbray.spec import UNTOUCHED, Previews, check_template, fill_prompt
 from dbray.store import Store
@@ -44,7 +44,7 @@ def list_models(args: argparse.Namespace) -> int:
         name = f"{record.identifier} {record.class_noun}"
         print(f"{record.name:<48} {name:<24} {record.base:<16} {record.created_at}")
     if not records:
-        print(f"no models in {args.registry}", file=sys.stderr)
+        print(f"no models in {without_secrets(args.registry)}", file=sys.stderr)
     return 0
 
 

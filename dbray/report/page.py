@@ -18,7 +18,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from dbray.disks import without_secrets
+from dbray.errors import without_secrets
 from dbray.report.contents import MAX_DETAILED, Card, Contents
 from dbray.spec import Recipe, fill_prompt
 from dbray.summary import Cause, Summary
