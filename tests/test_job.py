@@ -20,6 +20,7 @@ from worlds import load_job, write_job, write_photos
 
 from dbray import cluster, manifest
 from dbray import job as job_module
+from dbray.checks import check_job
 from dbray.errors import JobBusy, LaneLost, SpecError, StoreError, TooManyFailures
 from dbray.job import RunOptions, Silence, run_job
 from dbray.jobfile import Job
@@ -443,6 +444,30 @@ def test_two_workers_with_zero_train_one_subject_together(
     # Rounding differs from the first step on, and training amplifies it.
     assert ours[:20] == pytest.approx(theirs[:20], rel=1e-3)
     assert Store(sharded.storage).names(f"jobs/{sharded.id}/checkpoints") == []
+
+
+def test_a_worker_that_fails_alone_leaves_none_waiting(
+    ray_session, tiny_base, tmp_path, s3_server, s3_uri, monkeypatch
+):
+    """A photograph is away once: for one of two workers, and only in the first attempt."""
+    server, objects = s3_server
+    write_photos(tmp_path, {"ace": "cat"})
+    place, options = s3_uri.split("?")
+    for number in range(3):
+        objects[f"team/runs/{number}.png"] = (tmp_path / "ace" / f"{number}.png").read_bytes()
+    photos = tuple(f"{place}/{number}.png?{options}" for number in range(3))
+    ace = Subject(id="ace", class_noun="cat", images=photos)
+    job = load_job(tmp_path, tiny_base, {"ace": "cat"}, resources={"gpus_per_subject": 2}, **BARE)
+    listener, ready = Listener(), check_job(job.model_copy(update={"subjects": (ace,)})).ready()
+    away, found = ["team/runs/0.png"], server.RequestHandlerClass.do_GET
+
+    def get(request):
+        request.missing() if request.split()[1] in away and away.pop() else found(request)
+
+    monkeypatch.setattr(server.RequestHandlerClass, "do_GET", get)
+    [outcome] = run_job(ready, watch=listener).outcomes
+    assert (outcome.status, outcome.attempts, away) == ("published", 2, [])
+    assert listener.notes == []
 
 
 def run_until(job_file: Path, line: str, end: Callable[[int], None]) -> int:
