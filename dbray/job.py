@@ -367,17 +367,21 @@ class _Run:
 
         def request(planned: PlannedSubject) -> PreviewRequest | None:
             subject, revision = planned.subject, planned.revision
-            if not registry.has(subject.id, revision):
+            try:
+                if not registry.has(subject.id, revision):
+                    return None
+                asked = describe(previews, subject.class_noun, planned.identifier)
+                if registry.has_previews(subject.id, revision, asked):
+                    return None
+                record = registry.find(f"{subject.id}@{revision}")
+            except DbrayError as exc:  # one bad subject never stops a job
+                self.watch.note(f"no previews of {subject.id}: {exc}")
                 return None
-            asked = describe(previews, subject.class_noun, planned.identifier)
-            if registry.has_previews(subject.id, revision, asked):
-                return None
-            record = registry.find(f"{subject.id}@{revision}")
             # Of 100,000 subjects, loss curves alone would fill gigabytes.
             return PreviewRequest(record.model_copy(update={"loss": ()}), subject.images)
 
         with ThreadPoolExecutor(_LOOKUPS_AT_ONCE) as threads:
-            found = threads.map(request, (*self.plan.kept, *self.plan.to_train))
+            found = threads.map(request, self.plan.subjects)
             return [one for one in found if one is not None]
 
     def _make_previews(self, requests: Sequence[PreviewRequest]) -> None:
@@ -426,7 +430,7 @@ class _Run:
             state=state,
             error=error,
             counts=counts(outcomes),
-            num_subjects=len(self.plan.to_train) + len(self.plan.kept),
+            num_subjects=len(self.plan.subjects),
             started_at=self.started_at,
             updated_at=utc_now(),
             wall_seconds=round(wall, 2),

@@ -104,7 +104,6 @@ class Journal:
 
     def begin(self, plan: Plan, version: str) -> None:
         """Write job.json: what was asked for, resolved."""
-        subjects = [planned.subject for planned in (*plan.to_train, *plan.kept)]
         self.store.write_json(
             f"{self.folder}/job.json",
             {
@@ -112,7 +111,7 @@ class Journal:
                 "started_at": utc_now(),
                 "dbray_version": version,
                 "base": {"name": plan.base.name, "digest": plan.base.digest},
-                "subjects": [subject.model_dump(mode="json") for subject in subjects],
+                "subjects": [one.subject.model_dump(mode="json") for one in plan.subjects],
             },
         )
 

@@ -25,6 +25,7 @@ from dbray.errors import JobBusy, LaneLost, SpecError, StoreError, TooManyFailur
 from dbray.job import RunOptions, Silence, run_job
 from dbray.jobfile import Job
 from dbray.journal import Journal
+from dbray.plan import make_plan
 from dbray.registry import Registry
 from dbray.spec import Subject, utc_now
 from dbray.store import Store
@@ -96,6 +97,21 @@ def test_previews_that_were_asked_otherwise_are_made_again(finished):
     described = json.loads(registry.previews(before)["previews.json"])
     assert described["prompts"][0] == f"a {before.identifier} dog in the snow"
     run_job(job)  # as the other tests want them
+
+
+def test_a_record_that_cannot_be_read_costs_its_previews_and_no_more(finished, tmp_path):
+    ran, _ = finished
+    store = Store(str(shutil.copytree(ran.storage, tmp_path / "runs")))
+    previews = ran.previews.model_copy(update={"seed": 1})
+    ready = check_job(ran.model_copy(update={"storage": store.uri, "previews": previews})).ready()
+    plan, listener = make_plan(ready.job, ready.base, ready.subjects, store), Listener()
+    bob = Registry(store).find("bob")
+    store.write_bytes(f"models/bob/{bob.revision}/model.json", b"{")
+    run = job_module._Run(plan, Journal(store, ran.id), RunOptions(), listener)
+    asked = {one.record.id for one in run._without_previews(Registry(store))}
+    assert asked == SUBJECTS.keys() - {"bob"}
+    [note] = listener.notes
+    assert note.startswith("no previews of bob: ")
 
 
 def test_running_again_keeps_everything_and_needs_no_cluster(finished):

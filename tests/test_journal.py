@@ -32,9 +32,7 @@ def test_storage_without_locks_is_held_as_an_object_store_is(journal, monkeypatc
     monkeypatch.setattr(fcntl, "flock", flock)
     with journal.hold():
         pass
-    journal.store.write_json(
-        "jobs/job/summary.json", {"state": "running", "updated_at": utc_now()}
-    )
+    journal.store.write_json("jobs/job/summary.json", {"state": "running", "updated_at": utc_now()})
     with pytest.raises(JobBusy, match="was at work"), journal.hold():
         pass
 

@@ -85,6 +85,29 @@ def test_published_subjects_are_kept_with_their_identifiers(job, base):
     assert by_id(second) == by_id(first)
 
 
+def test_a_model_whose_record_rotted_is_trained_anew_and_replaced(job, base):
+    first = plan_of(job, base)
+    for name in ("fido", "rex"):
+        publish(first, by_id(first)[name])
+    rex = by_id(first)["rex"]
+    Store(job.storage).write_bytes(f"models/rex/{rex.revision}/model.json", b"{")
+    second = plan_of(job, base)
+    assert [one.subject.id for one in second.kept] == ["fido"]
+    assert by_id(second)["rex"] == rex
+    publish(second, rex)
+    assert [one.subject.id for one in plan_of(job, base).kept] == ["fido", "rex"]
+
+
+@pytest.mark.parametrize("published", list(SUBJECTS))
+def test_the_journal_lists_subjects_in_the_order_of_the_manifest(job, base, published):
+    first = plan_of(job, base)
+    publish(first, by_id(first)[published])
+    store = Store(job.storage)
+    Journal(store, "job").begin(plan_of(job, base), "0")
+    listed = [one["id"] for one in store.read_json("jobs/job/job.json")["subjects"]]
+    assert listed == [one.subject.id for one in manifest.validate(job.subjects).subjects]
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -274,7 +297,7 @@ def test_hardware_that_holds_no_lane_is_warned_of(tmp_path, tiny_base, base):
     assert (warning.severity, cost.lanes, cost.train_seconds) == ("warning", 0, None)
     assert "gpus_per_subject" in warning.fix
     assert estimate(plan, Hardware(num_cpus=2, num_gpus=0), rates).warnings == ()
-    nothing_left = replace(plan, to_train=(), missing_priors=())
+    nothing_left = replace(plan, published=frozenset(SUBJECTS), missing_priors=())
     assert estimate(nothing_left, Hardware(1, 0), rates).warnings == ()
 
 
