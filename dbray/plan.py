@@ -207,6 +207,7 @@ def estimate(plan: Plan, hardware: Hardware, rates: Rates | None) -> Cost:
     num_parameters = sum(plan.base.num_parameters(part) for part in parts)
     bytes_each = num_parameters * (2 if recipe.publish_precision == "fp16" else 4)
     image_bytes = 3 * plan.base.resolution**2
+    preview_bytes = 3 * (recipe.resolution or plan.base.resolution) ** 2
     num_previews = 2 * len(plan.job.previews.prompts)  # the subject's, and the base's beside them
     steps = len(plan.to_train) * recipe.steps
     fits = lanes > 0 or not plan.to_train
@@ -226,7 +227,7 @@ def estimate(plan: Plan, hardware: Hardware, rates: Rates | None) -> Cost:
         storage_bytes={
             "weights": len(plan.to_train) * bytes_each,
             "class images": plan.num_prior_images * image_bytes,
-            "previews": len(plan.to_train) * num_previews * image_bytes,
+            "previews": len(plan.to_train) * num_previews * preview_bytes,
         },
         memory_bytes=memory_plan(
             num_parameters, recipe, resources.zero_stage, resources.gpus_per_subject

@@ -181,19 +181,19 @@ def test_the_makers_of_a_base_recommend_and_the_user_decides(base):
     assert resolved.recipe.resolution == 32
 
 
-def test_cost(job, base):
-    plan = plan_of(job, base)
+def test_cost(tmp_path, tiny_base, base):
+    plan = plan_of(load_job(tmp_path, tiny_base, SUBJECTS, recipe={"resolution": 64}), base)
     rates = Rates(step_seconds=0.5, overhead_seconds=1.0, prior_images_per_second=4.0)
     cost = estimate(plan, Hardware(num_cpus=2, num_gpus=0), rates)
     assert cost.lanes == 1  # the job says so
     assert cost.train_steps == 3 * 8
     assert cost.train_seconds == pytest.approx(3 * (1.0 + 8 * 0.5))
     assert cost.prior_seconds == pytest.approx(12 / 4.0)
-    image_bytes = base.resolution * base.resolution * 3
+    # The base makes class images at its own 32 px, and a model its previews as it was trained.
     assert cost.storage_bytes == {
         "weights": 3 * 2 * base.num_parameters("unet"),
-        "class images": 2 * 6 * image_bytes,
-        "previews": 3 * 2 * 2 * image_bytes,
+        "class images": 2 * 6 * (3 * 32 * 32),
+        "previews": 3 * 2 * 2 * (3 * 64 * 64),
     }
     assert estimate(plan, Hardware(2, 0), None).train_seconds is None
     without_rate = estimate(
