@@ -439,7 +439,7 @@ class _Run:
             prior_images=self.priors.num_images if self.priors else 0,
             prior_images_per_second=_rate(self.priors),
             prior_sets=len(self.priors.digests) if self.priors else 0,
-            train_steps=len(published) * self.plan.job.recipe.steps,
+            train_steps=sum(outcome.steps for outcome in published),
             lanes=self.lanes,
             phase=phase and phase.progress,
             in_flight=_in_flight(at_work) if at_work else {},
@@ -447,7 +447,7 @@ class _Run:
             failures=causes(outcomes),
             retry_command=f"{command} --retry-failed" if command else _RETRY_IN_PYTHON,
             base_digest=self.plan.base.digest,
-            rates=_rates(published, self.plan.job.recipe.steps, self.priors) or self.rates,
+            rates=_rates(published, self.priors) or self.rates,
         )
 
 
@@ -473,14 +473,15 @@ def _in_flight(snapshot: Snapshot) -> dict[str, InFlight]:
     }
 
 
-def _rates(published: Sequence[Outcome], steps: int, priors: PriorReport | None) -> Rates | None:
+def _rates(published: Sequence[Outcome], priors: PriorReport | None) -> Rates | None:
     """What the next plan's estimate goes by."""
-    if not published:
+    steps = sum(outcome.steps for outcome in published)
+    if not steps:
         return None
     train = sum(outcome.timings.get("train", 0.0) for outcome in published)
     other = sum(sum(outcome.timings.values()) for outcome in published) - train
     return Rates(
-        step_seconds=round(train / len(published) / steps, 6),
+        step_seconds=round(train / steps, 6),
         overhead_seconds=round(other / len(published), 4),
         prior_images_per_second=_rate(priors),
     )

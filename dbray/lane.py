@@ -123,9 +123,10 @@ def _work(config: dict[str, Any]) -> None:
 
 @dataclass
 class _Clock:
-    """Seconds of one subject by phase."""
+    """What one attempt at a subject took: seconds by phase, and optimiser steps."""
 
     seconds: dict[str, float] = field(default_factory=dict)
+    steps: int = 0
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -176,7 +177,7 @@ class _Worker:
             if not self.leads:
                 continue
             if failure is None:
-                ray.get(queue.complete.remote(planned.subject.id, clock.seconds))
+                ray.get(queue.complete.remote(planned.subject.id, clock.seconds, clock.steps))
             else:
                 self._report(planned, failure)
 
@@ -243,6 +244,7 @@ class _Worker:
                 self.store, self.spec.job.id, planned.revision, self.share, resources.zero_stage
             )
             resume = checkpoint.restore(self.engine)
+        clock.steps = self.recipe.steps - resume.step
         beat = self._beat(planned, resume.step)
         every = resources.checkpoint_every
 

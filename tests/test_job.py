@@ -16,12 +16,16 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from worlds import load_job, write_job, write_photos
 
-from dbray import cluster, manifest
+from dbray import backbones, cluster, manifest
 from dbray import job as job_module
+from dbray.checkpoint import Checkpoint
 from dbray.checks import check_job
+from dbray.engine import make_engine
 from dbray.errors import JobBusy, LaneLost, SpecError, StoreError, TooManyFailures
+from dbray.finetune import Progress, Share
 from dbray.job import RunOptions, Silence, run_job
 from dbray.jobfile import Job
 from dbray.journal import Journal
@@ -460,6 +464,23 @@ def test_two_workers_with_zero_train_one_subject_together(
     # Rounding differs from the first step on, and training amplifies it.
     assert ours[:20] == pytest.approx(theirs[:20], rel=1e-3)
     assert Store(sharded.storage).names(f"jobs/{sharded.id}/checkpoints") == []
+
+
+def test_a_subject_that_is_continued_counts_the_steps_since_its_checkpoint(
+    ray_session, tiny_base, tmp_path
+):
+    ready = check_job(load_job(tmp_path, tiny_base, {"ace": "cat"}, **BARE)).ready()
+    store = Store(ready.job.storage)
+    plan = make_plan(ready.job, ready.base, ready.subjects, store)
+    recipe, [ace] = plan.job.recipe, plan.to_train
+    trained = backbones.load(plan.base, recipe, "cpu").trained
+    engine = make_engine(trained, recipe, 0, torch.device("cpu"))
+    Checkpoint(store, ready.job.id, ace.revision, Share(), 0).save(engine, Progress(6))
+    result = run_job(ready)
+    [outcome] = result.outcomes
+    assert (outcome.steps, result.summary.train_steps) == (2, 2)
+    expected = pytest.approx(outcome.timings["train"] / 2, abs=1e-6)
+    assert result.summary.rates.step_seconds == expected
 
 
 def test_a_worker_that_fails_alone_leaves_none_waiting(
