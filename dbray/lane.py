@@ -276,7 +276,7 @@ class _Worker:
         subject, resolution = planned.subject, self.backbone.resolution
         views = []
         for uri, expected in zip(subject.images, planned.image_digests, strict=True):
-            data = read_uri(uri)
+            data = read_uri(uri, images.MAX_IMAGE_BYTES)
             image = images.decode(data, uri)
             if digest(data) != expected:
                 raise SubjectError(f"{uri} has changed since the job was validated; run again")
