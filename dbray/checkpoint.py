@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
+from torch import Tensor
 from torch import distributed as dist
 
 from dbray.engine import Engine
@@ -69,28 +70,42 @@ class Checkpoint:
         """
         # What rank 0 sees: a listing may differ from one moment to the next.
         for step in self._share.of_first(sorted(self._steps(), reverse=True)):
-            progress = self._load(engine, step)
-            if all(self._share.gather(progress is not None)):
-                assert progress is not None
-                return progress
-            engine.reset()
+            state = self._read(step)
+            # Sharded engines load together: none begins where another has nothing to load.
+            if all(self._share.gather(state is not None)):
+                assert state is not None
+                progress = self._load(engine, step, state)
+                if progress is not None:
+                    return progress
+                engine.reset()
             if self._share.rank == 0:
                 self._store.remove(self._step_folder(step))
         return Progress()
 
-    def _load(self, engine: Engine, step: int) -> Progress | None:
+    def _read(self, step: int) -> dict[str, Tensor] | None:
+        """What this rank saved; None where it, or that of another rank, is not there or damaged."""
         ranks = range(self._share.world_size)
         try:
             if not all(self._store.is_committed(self._rank_folder(step, rank)) for rank in ranks):
                 return None
             folder = self._rank_folder(step, self._share.rank)
-            tensors = load_tensors(self._store.read_committed(folder, _STATE))
-            curve = tensors.pop(_CURVE).tolist()
-            engine.load_state(tensors)
-        except (StoreError, TrainError, SafetensorError, KeyError) as exc:
-            logger.warning("checkpoint unusable folder=%s error=%s", self._step_folder(step), exc)
+            return load_tensors(self._store.read_committed(folder, _STATE))
+        except (StoreError, SafetensorError) as exc:
+            self._warn(step, exc)
+            return None
+
+    def _load(self, engine: Engine, step: int, state: dict[str, Tensor]) -> Progress | None:
+        """Load it into the engine; None where it does not fit, which it then does on no rank."""
+        try:
+            curve = state.pop(_CURVE).tolist()
+            engine.load_state(state)
+        except (TrainError, KeyError) as exc:
+            self._warn(step, exc)
             return None
         return Progress(step, tuple(LossPoint(int(row[0]), *row[1:]) for row in curve))
+
+    def _warn(self, step: int, exc: Exception) -> None:
+        logger.warning("checkpoint unusable folder=%s error=%s", self._step_folder(step), exc)
 
     def remove(self) -> None:
         """Forget the checkpoints of a subject that is published."""

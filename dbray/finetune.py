@@ -66,7 +66,8 @@ class TrainingData:
 class LossPoint:
     """Mean squared errors over the steps since the point before; `step` counts from 1.
 
-    `loss` is instance_loss + lambda * prior_loss, without min-SNR weights.
+    Where a checkpoint between two points was continued, over the steps since the checkpoint. `loss`
+    is instance_loss + lambda * prior_loss, without min-SNR weights.
     """
 
     step: int

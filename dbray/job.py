@@ -367,17 +367,21 @@ class _Run:
 
         def request(planned: PlannedSubject) -> PreviewRequest | None:
             subject, revision = planned.subject, planned.revision
-            if not registry.has(subject.id, revision):
+            try:
+                if not registry.has(subject.id, revision):
+                    return None
+                asked = describe(previews, subject.class_noun, planned.identifier)
+                if registry.has_previews(subject.id, revision, asked):
+                    return None
+                record = registry.find(f"{subject.id}@{revision}")
+            except DbrayError as exc:  # one bad subject never stops a job
+                self.watch.note(f"no previews of {subject.id}: {exc}")
                 return None
-            asked = describe(previews, subject.class_noun, planned.identifier)
-            if registry.has_previews(subject.id, revision, asked):
-                return None
-            record = registry.find(f"{subject.id}@{revision}")
             # Of 100,000 subjects, loss curves alone would fill gigabytes.
             return PreviewRequest(record.model_copy(update={"loss": ()}), subject.images)
 
         with ThreadPoolExecutor(_LOOKUPS_AT_ONCE) as threads:
-            found = threads.map(request, (*self.plan.kept, *self.plan.to_train))
+            found = threads.map(request, self.plan.subjects)
             return [one for one in found if one is not None]
 
     def _make_previews(self, requests: Sequence[PreviewRequest]) -> None:
@@ -426,7 +430,7 @@ class _Run:
             state=state,
             error=error,
             counts=counts(outcomes),
-            num_subjects=len(self.plan.to_train) + len(self.plan.kept),
+            num_subjects=len(self.plan.subjects),
             started_at=self.started_at,
             updated_at=utc_now(),
             wall_seconds=round(wall, 2),
@@ -435,7 +439,7 @@ class _Run:
             prior_images=self.priors.num_images if self.priors else 0,
             prior_images_per_second=_rate(self.priors),
             prior_sets=len(self.priors.digests) if self.priors else 0,
-            train_steps=len(published) * self.plan.job.recipe.steps,
+            train_steps=sum(outcome.steps for outcome in published),
             lanes=self.lanes,
             phase=phase and phase.progress,
             in_flight=_in_flight(at_work) if at_work else {},
@@ -443,7 +447,7 @@ class _Run:
             failures=causes(outcomes),
             retry_command=f"{command} --retry-failed" if command else _RETRY_IN_PYTHON,
             base_digest=self.plan.base.digest,
-            rates=_rates(published, self.plan.job.recipe.steps, self.priors) or self.rates,
+            rates=_rates(published, self.priors) or self.rates,
         )
 
 
@@ -469,14 +473,15 @@ def _in_flight(snapshot: Snapshot) -> dict[str, InFlight]:
     }
 
 
-def _rates(published: Sequence[Outcome], steps: int, priors: PriorReport | None) -> Rates | None:
+def _rates(published: Sequence[Outcome], priors: PriorReport | None) -> Rates | None:
     """What the next plan's estimate goes by."""
-    if not published:
+    steps = sum(outcome.steps for outcome in published)
+    if not steps:
         return None
     train = sum(outcome.timings.get("train", 0.0) for outcome in published)
     other = sum(sum(outcome.timings.values()) for outcome in published) - train
     return Rates(
-        step_seconds=round(train / len(published) / steps, 6),
+        step_seconds=round(train / steps, 6),
         overhead_seconds=round(other / len(published), 4),
         prior_images_per_second=_rate(priors),
     )

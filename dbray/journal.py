@@ -13,11 +13,10 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from contextlib import ExitStack, contextmanager
+from typing import Any, TextIO
 
-from dbray.errors import JobBusy, without_secrets
+from dbray.errors import JobBusy, StoreError, without_secrets
 from dbray.jobfile import Job
 from dbray.manifest import write_jsonl
 from dbray.plan import Plan
@@ -52,27 +51,47 @@ class Journal:
         """Hold the job against other runs of it.
 
         Raises:
-            JobBusy: another run holds it. On local storage a killed run releases it at once; on
-                others, which have no locks, when it has been silent for a while.
+            JobBusy: another run holds it. Where storage has locks a killed run releases it at once;
+                where it has none, as an object store, when it has been silent for a while.
+            StoreError: the lock cannot be opened or written.
         """
+        with ExitStack() as held:
+            if not self._lock(held):
+                self._refuse_beside_a_living_run()
+            yield
+
+    def _lock(self, held: ExitStack) -> bool:
+        """Take the job's lock; False where the storage has no locks."""
         folder = self.store.local_path(self.folder)
         if folder is None:
-            self._refuse_beside_a_living_run()
-            yield
-            return
+            return False
         self.store.write_bytes(f"{self.folder}/.keep", b"")
-        with Path(folder, ".lock").open("a+") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as exc:
-                lock.seek(0)
-                holder = lock.read().strip() or "another process"
-                raise JobBusy(f"job {self.job_id!r} is being run by {holder}; wait for it, stop "
-                              "it, or give this job another id") from exc  # fmt: skip
+        path = folder / ".lock"
+        try:
+            lock = held.enter_context(path.open("a+"))
+            if not self._flock(lock):
+                return False
             lock.truncate(0)
             lock.write(f"process {os.getpid()} since {utc_now()}")
             lock.flush()
-            yield
+        except OSError as exc:
+            raise StoreError(
+                f"cannot lock job {self.job_id!r} by {path}: {exc.strerror}. Remove that file if "
+                "no run holds it, or give this job another id"
+            ) from exc
+        return True
+
+    def _flock(self, lock: TextIO) -> bool:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            lock.seek(0)
+            holder = lock.read().strip() or "another process"
+            raise JobBusy(f"job {self.job_id!r} is being run by {holder}; wait for it, stop "
+                          "it, or give this job another id") from exc  # fmt: skip
+        except OSError:  # some network disks: not a lock that is held, but none at all
+            return False
+        return True
 
     def _refuse_beside_a_living_run(self) -> None:
         found = read_summary(self.store, self.job_id)
@@ -84,7 +103,6 @@ class Journal:
 
     def begin(self, plan: Plan, version: str) -> None:
         """Write job.json: what was asked for, resolved."""
-        subjects = [planned.subject for planned in (*plan.to_train, *plan.kept)]
         self.store.write_json(
             f"{self.folder}/job.json",
             {
@@ -92,7 +110,7 @@ class Journal:
                 "started_at": utc_now(),
                 "dbray_version": version,
                 "base": {"name": plan.base.name, "digest": plan.base.digest},
-                "subjects": [subject.model_dump(mode="json") for subject in subjects],
+                "subjects": [one.subject.model_dump(mode="json") for one in plan.subjects],
             },
         )
 

@@ -123,9 +123,10 @@ def _work(config: dict[str, Any]) -> None:
 
 @dataclass
 class _Clock:
-    """Seconds of one subject by phase."""
+    """What one attempt at a subject took: seconds by phase, and optimiser steps."""
 
     seconds: dict[str, float] = field(default_factory=dict)
+    steps: int = 0
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -176,7 +177,7 @@ class _Worker:
             if not self.leads:
                 continue
             if failure is None:
-                ray.get(queue.complete.remote(planned.subject.id, clock.seconds))
+                ray.get(queue.complete.remote(planned.subject.id, clock.seconds, clock.steps))
             else:
                 self._report(planned, failure)
 
@@ -199,20 +200,22 @@ class _Worker:
     def _train_safely(self, planned: PlannedSubject, clock: _Clock) -> Failure | None:
         """Train one subject; one that fails does not stop the lane.
 
-        All ranks agree before the first step, for one that is missing there would leave the others
-        waiting. Where a failure leaves ranks or device out of order, the workers of the lane end
-        with it, and Ray Train starts them anew.
+        What each rank does by itself comes first, and then all agree: from there on they work
+        together, and one that is missing would leave the others waiting. Where a failure leaves
+        ranks or device out of order, the workers of the lane end with it, and Ray Train starts
+        them anew.
         """
-        failure = None
+        data = failure = None
         try:
-            ready = self._prepare(planned, clock)
+            with clock.phase("encode"):
+                data = self._encode(planned, self._beat(planned))
         except Exception as exc:  # noqa: BLE001 - a subject must never stop the job
-            ready, failure = None, self._failure_of(planned, exc)
+            failure = self._failure_of(planned, exc)
         failure = next((one for one in self.share.gather(failure) if one is not None), None)
-        if ready is None or failure is not None:
+        if data is None or failure is not None:
             return failure
         try:
-            self._carry_out(planned, clock, *ready)
+            self._carry_out(planned, clock, data)
         except Exception as exc:
             failure = self._failure_of(planned, exc)
             out_of_step = self.share.world_size > 1 and not isinstance(exc, Diverged)
@@ -232,35 +235,18 @@ class _Worker:
         kind = LaneLost if self.engine.broken else TrainError
         return Failure.of(kind(f"{type(exc).__name__}: {exc}"))
 
-    def _prepare(
-        self, planned: PlannedSubject, clock: _Clock
-    ) -> tuple[TrainingData, Checkpoint, Progress]:
-        """Everything before the first step."""
-        beat = self._beat(planned)
-        with clock.phase("encode"):
-            data = self._encode(planned, beat)
+    def _carry_out(self, planned: PlannedSubject, clock: _Clock, data: TrainingData) -> None:
+        """What the ranks do together: the steps, and what comes of them."""
+        resources = self.spec.job.resources
         with clock.phase("reset"):
             self.engine.reset()
             checkpoint = Checkpoint(
-                self.store,
-                self.spec.job.id,
-                planned.revision,
-                self.share,
-                self.spec.job.resources.zero_stage,
+                self.store, self.spec.job.id, planned.revision, self.share, resources.zero_stage
             )
-            return data, checkpoint, checkpoint.restore(self.engine)
-
-    def _carry_out(
-        self,
-        planned: PlannedSubject,
-        clock: _Clock,
-        data: TrainingData,
-        checkpoint: Checkpoint,
-        resume: Progress,
-    ) -> None:
-        """The steps, and what comes of them."""
+            resume = checkpoint.restore(self.engine)
+        clock.steps = self.recipe.steps - resume.step
         beat = self._beat(planned, resume.step)
-        every = self.spec.job.resources.checkpoint_every
+        every = resources.checkpoint_every
 
         def on_step(progress: Progress) -> None:
             beat(progress.step)
@@ -290,7 +276,7 @@ class _Worker:
         subject, resolution = planned.subject, self.backbone.resolution
         views = []
         for uri, expected in zip(subject.images, planned.image_digests, strict=True):
-            data = read_uri(uri)
+            data = read_uri(uri, images.MAX_IMAGE_BYTES)
             image = images.decode(data, uri)
             if digest(data) != expected:
                 raise SubjectError(f"{uri} has changed since the job was validated; run again")

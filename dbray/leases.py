@@ -96,8 +96,10 @@ class LeaseQueue:
         if lease is not None and lease.lane == lane:
             self._leases[subject_id] = replace(lease, beaten=self._clock(), step=step)
 
-    def complete(self, subject_id: str, timings: dict[str, float]) -> None:
-        """The subject is published. Twice is harmless: what counts is that it is published.
+    def complete(self, subject_id: str, timings: dict[str, float], steps: int) -> None:
+        """The subject is published, in so many steps since it was begun or continued.
+
+        Twice is harmless: what counts is that it is published.
 
         A lane that was slow rather than dead may say so after its last attempt was given up; then
         this outcome comes after that of the failure, and stands.
@@ -108,7 +110,7 @@ class LeaseQueue:
             or self._failed.pop(subject_id, None)
         )
         if lease is not None:
-            self._end(lease, "published", timings, None)
+            self._end(lease, "published", timings=timings, steps=steps)
 
     def fail(self, lane: str, subject_id: str, failure: Failure) -> None:
         """The subject failed in this lane: it is tried again if that may help."""
@@ -119,7 +121,7 @@ class LeaseQueue:
         if failure.retryable and lease.attempt < self._max_attempts:
             self._pending.append((lease.planned, lease.attempt + 1))
         else:
-            self._end(lease, "failed", {}, failure)
+            self._end(lease, "failed", error=failure)
 
     def abandon(self, message: str) -> None:
         """No lane is left: what was tried has failed; what never was goes on waiting."""
@@ -128,7 +130,7 @@ class LeaseQueue:
         waiting, self._pending = self._pending, deque()
         for planned, attempt in waiting:
             if attempt > 1:
-                self._end(Lease(planned, attempt - 1, "", now, now), "failed", {}, failure)
+                self._end(Lease(planned, attempt - 1, "", now, now), "failed", error=failure)
             else:
                 self._pending.append((planned, attempt))
 
@@ -161,7 +163,13 @@ class LeaseQueue:
         return None
 
     def _end(
-        self, lease: Lease, status: Status, timings: dict[str, float], error: Failure | None
+        self,
+        lease: Lease,
+        status: Status,
+        *,
+        timings: dict[str, float] | None = None,
+        steps: int = 0,
+        error: Failure | None = None,
     ) -> None:
         subject = lease.planned.subject
         self._num_ended[lease.lane] += 1
@@ -176,7 +184,8 @@ class LeaseQueue:
                 identifier=lease.planned.identifier,
                 attempts=lease.attempt,
                 seconds=self._clock() - lease.started,
-                timings=timings,
+                timings=timings or {},
+                steps=steps,
                 error=error,
             )
         )

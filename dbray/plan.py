@@ -73,10 +73,22 @@ class Plan:
 
     job: Job
     base: Base
-    to_train: tuple[PlannedSubject, ...]
-    kept: tuple[PlannedSubject, ...]
+    subjects: tuple[PlannedSubject, ...]
+    """All of them, in the manifest's order."""
+    published: frozenset[str]
+    """Ids of those that are there already."""
     missing_priors: tuple[PriorPlan, ...]
     warnings: tuple[Problem, ...]
+
+    @cached_property
+    def to_train(self) -> tuple[PlannedSubject, ...]:
+        """The subjects that are not published yet."""
+        return tuple(one for one in self.subjects if one.subject.id not in self.published)
+
+    @cached_property
+    def kept(self) -> tuple[PlannedSubject, ...]:
+        """The subjects that are published already."""
+        return tuple(one for one in self.subjects if one.subject.id in self.published)
 
     @cached_property
     def class_nouns(self) -> tuple[str, ...]:
@@ -126,16 +138,19 @@ def make_plan(job: Job, base: Base, subjects: Sequence[CheckedSubject], store: S
     if job.recipe.prior_weight > 0:
         for noun in {checked.subject.class_noun for checked in subjects}:
             priors[noun] = PriorPlan(base_digest=base.digest, class_noun=noun, prior=job.prior)
-    planned = [
+    planned = tuple(
         _plan_subject(job, base, checked, names[checked.subject.id], priors) for checked in subjects
-    ]
+    )
     with ThreadPoolExecutor(_LOOKUPS_AT_ONCE) as threads:
-        is_kept = list(threads.map(lambda one: registry.has(one.subject.id, one.revision), planned))
-    kept = [one for one, there in zip(planned, is_kept, strict=True) if there]
-    to_train = [one for one, there in zip(planned, is_kept, strict=True) if not there]
-    nouns = sorted({one.subject.class_noun for one in to_train} & priors.keys())
-    missing = [priors[noun] for noun in nouns if not is_made(store, priors[noun])]
-    return Plan(job, base, tuple(to_train), tuple(kept), tuple(missing), tuple(warnings))
+        found = threads.map(lambda one: registry.has_record(one.subject.id, one.revision), planned)
+        published = frozenset(
+            one.subject.id for one, there in zip(planned, found, strict=True) if there
+        )
+        nouns = {one.subject.class_noun for one in planned if one.subject.id not in published}
+        needed = [priors[noun] for noun in sorted(nouns & priors.keys())]
+        made = threads.map(lambda prior: is_made(store, prior), needed)
+        missing = tuple(prior for prior, there in zip(needed, made, strict=True) if not there)
+    return Plan(job, base, planned, published, missing, tuple(warnings))
 
 
 def _plan_subject(
@@ -176,6 +191,7 @@ def estimate(plan: Plan, hardware: Hardware, rates: Rates | None) -> Cost:
     num_parameters = sum(plan.base.num_parameters(part) for part in parts)
     bytes_each = num_parameters * (2 if recipe.publish_precision == "fp16" else 4)
     image_bytes = 3 * plan.base.resolution**2
+    preview_bytes = 3 * (recipe.resolution or plan.base.resolution) ** 2
     num_previews = 2 * len(plan.job.previews.prompts)  # the subject's, and the base's beside them
     steps = len(plan.to_train) * recipe.steps
     fits = lanes > 0 or not plan.to_train
@@ -195,7 +211,7 @@ def estimate(plan: Plan, hardware: Hardware, rates: Rates | None) -> Cost:
         storage_bytes={
             "weights": len(plan.to_train) * bytes_each,
             "class images": plan.num_prior_images * image_bytes,
-            "previews": len(plan.to_train) * num_previews * image_bytes,
+            "previews": len(plan.to_train) * num_previews * preview_bytes,
         },
         memory_bytes=memory_plan(
             num_parameters, recipe, resources.zero_stage, resources.gpus_per_subject

@@ -2,7 +2,8 @@
 
 Samples "a [class noun]" from the frozen base, on Ray Data, only where images are missing. The
 actors write whole parts, atomically and always the same ones, so a kill at any moment costs at most
-the parts in the making, and doing a part twice is harmless. Knows neither subjects nor training.
+the parts in the making. Two jobs may make one set at once: of each part the first one stays, for
+other hardware may give other bits. Knows neither subjects nor training.
 
 Source: Ruiz et al. 2022 (arXiv 2208.12242), section 3.3, class-specific prior preservation.
 """
@@ -25,9 +26,10 @@ from dbray.images import encode_png
 from dbray.priorset import (
     DESCRIPTION,
     PriorPlan,
+    broken_files,
     describe,
     encode_part,
-    is_made,
+    has_part,
     missing_parts,
     part_name,
 )
@@ -64,18 +66,26 @@ class PartActor(SamplingActor):
         self._store = store
 
     def make(self, task: dict[str, Any]) -> dict[str, bytes]:
-        """Sample a part and write it. The images depend on its number, not on who makes it."""
-        prior = Prior.model_validate(task["prior"])
+        """Sample a part and write it, unless another job does so first."""
+        prior, part = Prior.model_validate(task["prior"]), task["part"]
         plan = PriorPlan(self.base.digest, task["class_noun"], prior)
-        indices = plan.indices(task["part"])
+        if has_part(self._store, plan, part):
+            return {}
+        data = self._sample(plan, part)
+        # Looked again: sampling takes long, and a marker may stand by now.
+        if not has_part(self._store, plan, part):
+            self._store.write_bytes(f"{plan.folder}/{part_name(part)}", data)
+        metrics.prior_images().inc(len(plan.indices(part)))
+        return {}
+
+    def _sample(self, plan: PriorPlan, part: int) -> bytes:
+        """The file of a part. The images depend on its number, not on who makes it."""
+        prior, indices = plan.prior, plan.indices(part)
         seeds = [seed_of(prior.seed, plan.class_noun, index) for index in indices]
         sampling = Sampling(prior.sampler, prior.steps, prior.guidance)
         prompts = [plan.prompt] * len(indices)
         images = generate_in_batches(self.backbone(), prompts, seeds, sampling)
-        data = encode_part(indices, seeds, [encode_png(image) for image in images])
-        self._store.write_bytes(f"{plan.folder}/{part_name(task['part'])}", data)
-        metrics.prior_images().inc(len(indices))
-        return {}
+        return encode_part(indices, seeds, [encode_png(image) for image in images])
 
 
 def make_priors(
@@ -116,12 +126,14 @@ def make_priors(
 
 def _open(store: Store, plan: PriorPlan) -> list[int] | None:
     """Prepare a set for work: number the missing parts. None: it is finished, and left alone."""
-    if is_made(store, plan):
+    broken = broken_files(store, plan)
+    if broken is None:
+        return missing_parts(store, plan)
+    if not broken:
         return None
-    parts = missing_parts(store, plan)
     # From here on nobody may take it for finished: the marker would not fit the new parts.
     store.remove(f"{plan.folder}/{COMMITTED}")
-    return parts
+    return [part for part in range(plan.num_parts) if part_name(part) in broken]
 
 
 def _make_parts(

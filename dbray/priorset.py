@@ -120,11 +120,16 @@ def broken_files(store: Store, plan: PriorPlan) -> list[str] | None:
     return sorted({*store.verify(plan.folder), *(set(plan.files) - known.keys())})
 
 
-def missing_parts(store: Store, plan: PriorPlan) -> list[int]:
-    """Number the parts that have to be sampled, for the first time or again."""
+def has_part(store: Store, plan: PriorPlan, part: int) -> bool:
+    """Say whether a part is there: as it was published or, before that, whole."""
     broken = broken_files(store, plan)
     if broken is not None:
-        return [part for part in range(plan.num_parts) if part_name(part) in broken]
+        return part_name(part) not in broken
+    return store.exists(f"{plan.folder}/{part_name(part)}") and _is_whole(store, plan, part)
+
+
+def missing_parts(store: Store, plan: PriorPlan) -> list[int]:
+    """Number the parts that a set lacks which is not published yet."""
     there = set(store.names(plan.folder))
     return [
         part

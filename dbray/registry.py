@@ -107,6 +107,17 @@ class Registry:
             raise RegistryError(f"{revision!r} is no revision: it has {REVISION_LENGTH} hex digits")
         return self.store.is_committed(_folder(model_id, revision))
 
+    def has_record(self, model_id: str, revision: str) -> bool:
+        """Say whether a revision is published and its record whole; `publish` replaces others."""
+        if not self.has(model_id, revision):
+            return False
+        try:
+            self.store.read_committed(_folder(model_id, revision), RECORD_FILE)
+        except DigestMismatch as exc:
+            logger.warning("damaged model=%s@%s: %s", model_id, revision, exc)
+            return False
+        return True
+
     def find(self, model: str) -> ModelRecord:
         """Find 'id' (its latest revision) or 'id@revision' (a unique start of it is enough).
 

@@ -64,6 +64,8 @@ class Outcome(_Part):
     attempts: int = 0
     seconds: float = 0.0
     timings: dict[str, float] = {}
+    steps: int = 0
+    """Taken in the attempt that published it, since its checkpoint if there was one."""
     error: Failure | None = None
 
     @property
@@ -135,6 +137,7 @@ class Summary(_Part):
     prior_images_per_second: float | None = None
     prior_sets: int | None = None
     train_steps: int | None = None
+    """Of the subjects that this run published; not those before a checkpoint."""
     lanes: int | None = None
     phase: PhaseProgress | None = None
     """At work when this was written."""

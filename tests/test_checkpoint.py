@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
-from torch import nn
+from torch import distributed as dist
+from torch import multiprocessing, nn
 
 from dbray.checkpoint import Checkpoint, forget_checkpoints
 from dbray.engine import make_engine
@@ -99,3 +102,31 @@ def test_only_those_that_may_be_continued_are_kept(store, saved):
     assert store.names("jobs/job/checkpoints") == ["abc"]
     forget_checkpoints(store, "job", set())
     assert store.names("jobs/job/checkpoints") == []
+
+
+def be_a_rank(rank: int, folder: Path) -> None:
+    """One of two ranks that share an engine's state, of whom the second lost its checkpoint."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    engine = make_engine(nn.Linear(4, 2), Recipe(), 1, torch.device("cpu"))
+    base = engine.weights()
+    store = Store(str(folder))
+    checkpoint = Checkpoint(store, "job", "abc", Share(rank, 2), 1)
+    step(engine)
+    checkpoint.save(engine, Progress(1, CURVE[:1]))
+    if rank == 1:
+        [state] = folder.rglob("rank-1/state.safetensors")
+        state.write_bytes(b"rotten")
+    dist.barrier()
+    engine.reset()
+    assert checkpoint.restore(engine) == Progress()
+    weights = engine.weights()
+    assert all(torch.equal(base[name], weights[name]) for name in base)
+    step(engine)
+    dist.destroy_process_group()
+
+
+@pytest.mark.timeout(60)
+def test_what_one_rank_lost_no_rank_loads(tmp_path):
+    multiprocessing.spawn(be_a_rank, (tmp_path,), nprocs=2)

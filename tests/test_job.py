@@ -16,14 +16,21 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from worlds import load_job, write_job, write_photos
 
-from dbray import cluster, manifest
+from dbray import backbones, cluster, manifest
 from dbray import job as job_module
+from dbray.checkpoint import Checkpoint
+from dbray.checks import check_job
+from dbray.cli import main
+from dbray.engine import make_engine
 from dbray.errors import JobBusy, LaneLost, SpecError, StoreError, TooManyFailures
+from dbray.finetune import Progress, Share
 from dbray.job import RunOptions, Silence, run_job
 from dbray.jobfile import Job
 from dbray.journal import Journal
+from dbray.plan import make_plan
 from dbray.registry import Registry
 from dbray.spec import Subject, utc_now
 from dbray.store import Store
@@ -95,6 +102,21 @@ def test_previews_that_were_asked_otherwise_are_made_again(finished):
     described = json.loads(registry.previews(before)["previews.json"])
     assert described["prompts"][0] == f"a {before.identifier} dog in the snow"
     run_job(job)  # as the other tests want them
+
+
+def test_a_record_that_cannot_be_read_costs_its_previews_and_no_more(finished, tmp_path):
+    ran, _ = finished
+    store = Store(str(shutil.copytree(ran.storage, tmp_path / "runs")))
+    previews = ran.previews.model_copy(update={"seed": 1})
+    ready = check_job(ran.model_copy(update={"storage": store.uri, "previews": previews})).ready()
+    plan, listener = make_plan(ready.job, ready.base, ready.subjects, store), Listener()
+    bob = Registry(store).find("bob")
+    store.write_bytes(f"models/bob/{bob.revision}/model.json", b"{")
+    run = job_module._Run(plan, Journal(store, ran.id), RunOptions(), listener)
+    asked = {one.record.id for one in run._without_previews(Registry(store))}
+    assert asked == SUBJECTS.keys() - {"bob"}
+    [note] = listener.notes
+    assert note.startswith("no previews of bob: ")
 
 
 def test_running_again_keeps_everything_and_needs_no_cluster(finished):
@@ -224,6 +246,10 @@ def test_a_job_runs_on_an_object_store(ray_session, tiny_base, tmp_path, s3_uri)
     with pytest.raises(JobBusy, match="was at work"):
         run_job(job)
     assert b"verysecret" not in store.read_bytes(f"jobs/{job.id}/job.json")
+    store.remove(f"jobs/{job.id}/report.html")
+    place, _, options = s3_uri.partition("?")
+    assert main(["report", f"{place}/jobs/{job.id}?{options}"]) == 0
+    assert store.exists(f"jobs/{job.id}/report.html")
 
 
 def test_a_relative_storage_is_that_of_this_process(ray_session, tiny_base, tmp_path, monkeypatch):
@@ -443,6 +469,47 @@ def test_two_workers_with_zero_train_one_subject_together(
     # Rounding differs from the first step on, and training amplifies it.
     assert ours[:20] == pytest.approx(theirs[:20], rel=1e-3)
     assert Store(sharded.storage).names(f"jobs/{sharded.id}/checkpoints") == []
+
+
+def test_a_subject_that_is_continued_counts_the_steps_since_its_checkpoint(
+    ray_session, tiny_base, tmp_path
+):
+    ready = check_job(load_job(tmp_path, tiny_base, {"ace": "cat"}, **BARE)).ready()
+    store = Store(ready.job.storage)
+    plan = make_plan(ready.job, ready.base, ready.subjects, store)
+    recipe, [ace] = plan.job.recipe, plan.to_train
+    trained = backbones.load(plan.base, recipe, "cpu").trained
+    engine = make_engine(trained, recipe, 0, torch.device("cpu"))
+    Checkpoint(store, ready.job.id, ace.revision, Share(), 0).save(engine, Progress(6))
+    result = run_job(ready)
+    [outcome] = result.outcomes
+    assert (outcome.steps, result.summary.train_steps) == (2, 2)
+    expected = pytest.approx(outcome.timings["train"] / 2, abs=1e-6)
+    assert result.summary.rates.step_seconds == expected
+
+
+def test_a_worker_that_fails_alone_leaves_none_waiting(
+    ray_session, tiny_base, tmp_path, s3_server, s3_uri, monkeypatch
+):
+    """A photograph is away once: for one of two workers, and only in the first attempt."""
+    server, objects = s3_server
+    write_photos(tmp_path, {"ace": "cat"})
+    place, options = s3_uri.split("?")
+    for number in range(3):
+        objects[f"team/runs/{number}.png"] = (tmp_path / "ace" / f"{number}.png").read_bytes()
+    photos = tuple(f"{place}/{number}.png?{options}" for number in range(3))
+    ace = Subject(id="ace", class_noun="cat", images=photos)
+    job = load_job(tmp_path, tiny_base, {"ace": "cat"}, resources={"gpus_per_subject": 2}, **BARE)
+    listener, ready = Listener(), check_job(job.model_copy(update={"subjects": (ace,)})).ready()
+    away, found = ["team/runs/0.png"], server.RequestHandlerClass.do_GET
+
+    def get(request):
+        request.missing() if request.split()[1] in away and away.pop() else found(request)
+
+    monkeypatch.setattr(server.RequestHandlerClass, "do_GET", get)
+    [outcome] = run_job(ready, watch=listener).outcomes
+    assert (outcome.status, outcome.attempts, away) == ("published", 2, [])
+    assert listener.notes == []
 
 
 def run_until(job_file: Path, line: str, end: Callable[[int], None]) -> int:

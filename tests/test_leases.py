@@ -49,10 +49,11 @@ def test_each_subject_is_handed_out_once(clock):
     assert take(queue, "lane-0") == ("a", 1)
     assert take(queue, "lane-1") == ("b", 1)
     assert queue.lease("lane-0") == (None, False)
-    queue.complete("a", {"train": 1.0})
-    queue.complete("b", {})
+    queue.complete("a", {"train": 1.0}, 8)
+    queue.complete("b", {}, 2)
     assert queue.lease("lane-0") == (None, True)
     assert statuses(queue) == {"a": "published", "b": "published"}
+    assert [outcome.steps for outcome in queue.snapshot(0).outcomes] == [8, 2]
     assert queue.snapshot(0).is_done
 
 
@@ -90,8 +91,8 @@ def test_a_stale_lane_may_complete_but_not_fail(clock):
     take(queue, "lane-1")
     queue.fail("lane-0", "a", FINAL)
     assert statuses(queue) == {}
-    queue.complete("a", {})  # lane-0 published after all; lane-1 comes later
-    queue.complete("a", {})
+    queue.complete("a", {}, 8)  # lane-0 published after all; lane-1 comes later
+    queue.complete("a", {}, 8)
     assert [outcome.id for outcome in queue.snapshot(0).outcomes] == ["a"]
 
 
@@ -99,9 +100,9 @@ def test_a_subject_that_expired_and_was_published_is_not_done_again(clock):
     queue = make_queue(clock, "a", "b")
     take(queue, "lane-0")
     queue.enter("lane-0")
-    queue.complete("a", {})
+    queue.complete("a", {}, 8)
     assert take(queue, "lane-0") == ("b", 1)
-    queue.complete("b", {})
+    queue.complete("b", {}, 8)
     assert queue.lease("lane-0") == (None, True)
 
 
@@ -145,8 +146,8 @@ def test_a_subject_that_was_given_up_and_is_published_after_all_is_published(clo
     take(queue, "lane-0")
     clock.now = 11.0
     assert queue.lease("lane-1") == (None, True)
-    queue.complete("a", {"train": 1.0})  # lane-0 was slow, not dead
-    queue.complete("a", {"train": 1.0})
+    queue.complete("a", {"train": 1.0}, 8)  # lane-0 was slow, not dead
+    queue.complete("a", {"train": 1.0}, 8)
     assert [outcome.status for outcome in queue.snapshot(0).outcomes] == ["failed", "published"]
     assert queue.snapshot(0).num_ended == 1
 
@@ -158,7 +159,7 @@ def test_the_queue_counts_what_ended_in_each_lane(clock):
         if end == "failed":
             queue.fail(lane, name, FINAL)
         else:
-            queue.complete(name, {})
+            queue.complete(name, {}, 8)
     assert [queue.num_ended(f"lane-{index}") for index in range(3)] == [2, 1, 0]
 
 
@@ -166,7 +167,7 @@ def test_a_snapshot_tells_only_what_is_new(clock):
     queue = make_queue(clock, "a", "b")
     for name in ("a", "b"):
         take(queue)
-        queue.complete(name, {})
+        queue.complete(name, {}, 8)
     assert [outcome.id for outcome in queue.snapshot(1).outcomes] == ["b"]
 
 
@@ -175,6 +176,6 @@ def test_outcomes_survive_json(clock):
     take(queue)
     queue.fail("lane-0", "a", FINAL)
     take(queue)
-    queue.complete("b", {"train": 1.5})
+    queue.complete("b", {"train": 1.5}, 8)
     for outcome in queue.snapshot(0).outcomes:
         assert Outcome.model_validate(outcome.row()) == outcome

@@ -85,6 +85,29 @@ def test_published_subjects_are_kept_with_their_identifiers(job, base):
     assert by_id(second) == by_id(first)
 
 
+def test_a_model_whose_record_rotted_is_trained_anew_and_replaced(job, base):
+    first = plan_of(job, base)
+    for name in ("fido", "rex"):
+        publish(first, by_id(first)[name])
+    rex = by_id(first)["rex"]
+    Store(job.storage).write_bytes(f"models/rex/{rex.revision}/model.json", b"{")
+    second = plan_of(job, base)
+    assert [one.subject.id for one in second.kept] == ["fido"]
+    assert by_id(second)["rex"] == rex
+    publish(second, rex)
+    assert [one.subject.id for one in plan_of(job, base).kept] == ["fido", "rex"]
+
+
+@pytest.mark.parametrize("published", list(SUBJECTS))
+def test_the_journal_lists_subjects_in_the_order_of_the_manifest(job, base, published):
+    first = plan_of(job, base)
+    publish(first, by_id(first)[published])
+    store = Store(job.storage)
+    Journal(store, "job").begin(plan_of(job, base), "0")
+    listed = [one["id"] for one in store.read_json("jobs/job/job.json")["subjects"]]
+    assert listed == [one.subject.id for one in manifest.validate(job.subjects).subjects]
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -158,19 +181,19 @@ def test_the_makers_of_a_base_recommend_and_the_user_decides(base):
     assert resolved.recipe.resolution == 32
 
 
-def test_cost(job, base):
-    plan = plan_of(job, base)
+def test_cost(tmp_path, tiny_base, base):
+    plan = plan_of(load_job(tmp_path, tiny_base, SUBJECTS, recipe={"resolution": 64}), base)
     rates = Rates(step_seconds=0.5, overhead_seconds=1.0, prior_images_per_second=4.0)
     cost = estimate(plan, Hardware(num_cpus=2, num_gpus=0), rates)
     assert cost.lanes == 1  # the job says so
     assert cost.train_steps == 3 * 8
     assert cost.train_seconds == pytest.approx(3 * (1.0 + 8 * 0.5))
     assert cost.prior_seconds == pytest.approx(12 / 4.0)
-    image_bytes = base.resolution * base.resolution * 3
+    # The base makes class images at its own 32 px, and a model its previews as it was trained.
     assert cost.storage_bytes == {
         "weights": 3 * 2 * base.num_parameters("unet"),
-        "class images": 2 * 6 * image_bytes,
-        "previews": 3 * 2 * 2 * image_bytes,
+        "class images": 2 * 6 * (3 * 32 * 32),
+        "previews": 3 * 2 * 2 * (3 * 64 * 64),
     }
     assert estimate(plan, Hardware(2, 0), None).train_seconds is None
     without_rate = estimate(
@@ -274,7 +297,7 @@ def test_hardware_that_holds_no_lane_is_warned_of(tmp_path, tiny_base, base):
     assert (warning.severity, cost.lanes, cost.train_seconds) == ("warning", 0, None)
     assert "gpus_per_subject" in warning.fix
     assert estimate(plan, Hardware(num_cpus=2, num_gpus=0), rates).warnings == ()
-    nothing_left = replace(plan, to_train=(), missing_priors=())
+    nothing_left = replace(plan, published=frozenset(SUBJECTS), missing_priors=())
     assert estimate(nothing_left, Hardware(1, 0), rates).warnings == ()
 
 

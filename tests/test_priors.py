@@ -246,6 +246,58 @@ def test_storage_that_is_away_for_a_moment_stops_nothing(made, base, store, monk
     assert files_of(store, plan) == files_of(made[0], plan)
 
 
+@pytest.mark.ray
+def test_of_two_jobs_that_make_one_set_at_once_the_first_one_stays(made, base, store) -> None:
+    [plan, _] = made[1]
+    pool = SamplingPool(num_actors=1)
+    written = {}
+
+    def overtake(done: int, total: int) -> None:
+        if (done, total) == (0, 40):  # the second has looked what is missing; now the first comes
+            make_priors(store, base, [plan], pool)
+            written.update(times_of(store, plan))
+
+    make_priors(store, base, [plan], pool, overtake)
+    assert times_of(store, plan) == written
+    assert files_of(store, plan) == files_of(made[0], plan)
+
+
+def times_of(store: Store, plan: PriorPlan) -> dict[str, int]:
+    """When each part was written."""
+    names = [part_name(part) for part in range(plan.num_parts)]
+    return {n: store.local_path(f"{plan.folder}/{n}").stat().st_mtime_ns for n in names}
+
+
+class Overtaken(Store):
+    """Another job writes what is missing, and publishes, as soon as this one has looked."""
+
+    missing: dict[str, bytes]
+
+    def names(self, path: str = "") -> list[str]:
+        found = super().names(path)
+        for name, data in self.missing.items():
+            self.write_bytes(f"{path}/{name}", data)
+        self.seal(path, [*found, *self.missing])
+        return found
+
+
+@pytest.mark.ray
+def test_a_set_that_is_published_meanwhile_stays_published(made, base, tmp_path) -> None:
+    [plan, _] = made[1]
+    store = Overtaken(copy_of(made[0], tmp_path / "storage").uri)
+    last = part_name(NUM_PARTS - 1)
+    store.missing = {last: files_of(store, plan)[last]}
+    for name in (last, COMMITTED):
+        store.remove(f"{plan.folder}/{name}")
+
+    def stop(done: int, total: int) -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        make_priors(store, base, [plan], on_progress=stop)
+    assert is_made(store, plan)
+
+
 class DyingActor(SamplingActor):
     """Dies of every task."""
 
