@@ -42,7 +42,6 @@ from dbray.summary import (
     Summary,
     causes,
     counts,
-    read_outcomes,
     read_summary,
 )
 
@@ -138,12 +137,12 @@ def run_job(
     job = ready.job.model_copy(update={"storage": store.uri})
     journal = Journal(store, job.id)
     with journal.hold():
-        plan = make_plan(job, ready.base, ready.subjects, store)
-        watch = watch or Silence()
+        options, watch = options or RunOptions(), watch or Silence()
+        plan = make_plan(job, ready.base, ready.subjects, store, options.retry_failed)
         # Both look at the identifiers, and of what both see they say the same.
         for warning in dict.fromkeys((*ready.warnings, *plan.warnings)):
             watch.note(str(warning))
-        return _Run(plan, journal, options or RunOptions(), watch).carry_out()
+        return _Run(plan, journal, options, watch).carry_out()
 
 
 @dataclass
@@ -171,7 +170,6 @@ class _Run:
     watch: Watch
     started: float = field(default_factory=time.monotonic)
     started_at: str = field(default_factory=utc_now)
-    to_train: list[PlannedSubject] = field(default_factory=list)
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     phase_seconds: dict[str, float] = field(default_factory=dict)
     priors: PriorReport | None = None
@@ -221,24 +219,11 @@ class _Run:
         )
 
     def _carry_over(self) -> None:
-        """Outcomes that stand already: published before, or failed in a way that repeats."""
-        before = read_outcomes(self.journal.store, self.plan.job.id)
+        """Outcomes that stand already, and the rates of the run before."""
         summary = read_summary(self.journal.store, self.plan.job.id)
         self.rates = summary and summary.rates
-        for planned in self.plan.kept:
-            self.outcomes[planned.subject.id] = _without_attempt(planned, "kept")
-        for planned in self.plan.to_train:
-            last = before.get(planned.subject.id)
-            repeats = (
-                last is not None
-                and last.revision == planned.revision
-                and last.error is not None
-                and not last.error.retryable
-            )
-            if last is not None and repeats and not self.options.retry_failed:
-                self.outcomes[planned.subject.id] = last
-            else:
-                self.to_train.append(planned)
+        kept = {one.subject.id: _without_attempt(one, "kept") for one in self.plan.kept}
+        self.outcomes = kept | dict(self.plan.failed)
 
     def _forget_checkpoints(self) -> None:
         """Of all but the subjects that this run or the next may continue: they are large."""
@@ -247,13 +232,13 @@ class _Run:
             for one in self.outcomes.values()
             if one.is_published or (one.error and not one.error.retryable)
         }
-        keep = {one.revision for one in self.to_train if one.subject.id not in over}
+        keep = {one.revision for one in self.plan.to_train if one.subject.id not in over}
         forget_checkpoints(self.journal.store, self.plan.job.id, keep)
 
     def _work(self, cluster: ExitStack) -> None:
         registry = Registry(self.journal.store)
-        requests = [] if self.to_train else self._without_previews(registry)
-        if self.to_train or requests:
+        requests = [] if self.plan.to_train else self._without_previews(registry)
+        if self.plan.to_train or requests:
             cluster.enter_context(connected(self.options.address, self.watch.note))
             self._count_lanes()
             self._make_priors()
@@ -262,9 +247,9 @@ class _Run:
 
     def _count_lanes(self) -> None:
         """Say how many lanes the cluster holds. Raises SpecError where it is not a single one."""
-        if self.to_train:
+        if self.plan.to_train:
             held = hardware()
-            self.lanes = min(num_lanes(self.plan, held), len(self.to_train))
+            self.lanes = min(num_lanes(self.plan, held), len(self.plan.to_train))
             if not self.lanes:
                 raise SpecError([too_small(self.plan.job.resources, held)])
 
@@ -304,15 +289,13 @@ class _Run:
         self.watch.progress(self.phase.name, done, total, detail)
 
     def _make_priors(self) -> None:
-        nouns = {planned.subject.class_noun for planned in self.to_train}
-        plans = [prior for prior in self.plan.missing_priors if prior.class_noun in nouns]
-        if not plans:
+        if not self.plan.missing_priors:
             return
         with self._at_work("class images"):
             self.priors = make_priors(
                 self.journal.store,
                 self.plan.base,
-                plans,
+                self.plan.missing_priors,
                 self._pool(),
                 self._tell,
             )
@@ -322,12 +305,12 @@ class _Run:
         return SamplingPool(resources.prior_actors, resources.threads_per_worker)
 
     def _train(self) -> None:
-        if not self.to_train:
+        if not self.plan.to_train:
             return
         job, base, folder = self.plan.job, self.plan.base, self.journal.lanes_folder
         with (
             self._at_work("training"),
-            open_lanes(job, base, self.to_train, self.lanes, folder, self.watch.note) as lanes,
+            open_lanes(job, base, self.plan.to_train, self.lanes, folder, self.watch.note) as lanes,
         ):
             for snapshot in lanes.snapshots():
                 self._take(snapshot)
@@ -400,7 +383,7 @@ class _Run:
             self.watch.note(f"no previews of {model_id}: {error}")
 
     def _mark_unfinished(self) -> None:
-        for planned in self.to_train:
+        for planned in self.plan.to_train:
             unfinished = _without_attempt(planned, "unfinished")
             self.outcomes.setdefault(planned.subject.id, unfinished)
 
@@ -415,7 +398,7 @@ class _Run:
         if state != "running":
             failed = {outcome.id for outcome in outcomes if outcome.status == "failed"}
             self.journal.write_failed(
-                [one.subject for one in self.plan.to_train if one.subject.id in failed]
+                [one.subject for one in self.plan.subjects if one.subject.id in failed]
             )
         self.journal.write(outcomes, summary)
         return summary

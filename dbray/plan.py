@@ -7,7 +7,7 @@ missing, and how many lanes fit. Carries nothing out and knows no Ray.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -25,7 +25,7 @@ from dbray.priorset import PriorPlan, is_made
 from dbray.registry import REVISION_LENGTH, Registry
 from dbray.spec import Resources, Subject, digest_json
 from dbray.store import Store
-from dbray.summary import Rates, summaries
+from dbray.summary import Outcome, Rates, read_outcomes, summaries
 
 _LOOKUPS_AT_ONCE = 16
 _PACE = {
@@ -77,13 +77,16 @@ class Plan:
     """All of them, in the manifest's order."""
     published: frozenset[str]
     """Ids of those that are there already."""
+    failed: Mapping[str, Outcome]
+    """By id, how those ended before that would only fail again."""
     missing_priors: tuple[PriorPlan, ...]
     warnings: tuple[Problem, ...]
 
     @cached_property
     def to_train(self) -> tuple[PlannedSubject, ...]:
-        """The subjects that are not published yet."""
-        return tuple(one for one in self.subjects if one.subject.id not in self.published)
+        """The subjects that are not published yet, and may be."""
+        over = self.published | self.failed.keys()
+        return tuple(one for one in self.subjects if one.subject.id not in over)
 
     @cached_property
     def kept(self) -> tuple[PlannedSubject, ...]:
@@ -120,7 +123,13 @@ class Cost:
     warnings: tuple[Problem, ...] = ()
 
 
-def make_plan(job: Job, base: Base, subjects: Sequence[CheckedSubject], store: Store) -> Plan:
+def make_plan(
+    job: Job,
+    base: Base,
+    subjects: Sequence[CheckedSubject],
+    store: Store,
+    retry_failed: bool = False,
+) -> Plan:
     """Resolve a job against what its storage holds.
 
     Args:
@@ -128,6 +137,7 @@ def make_plan(job: Job, base: Base, subjects: Sequence[CheckedSubject], store: S
         base: the resolved base.
         subjects: the validated subjects, in the manifest's order.
         store: the job's storage.
+        retry_failed: whether subjects are tried again whose error would only repeat itself.
 
     Raises:
         SpecError: when the vocabulary has no identifier left for every subject.
@@ -146,11 +156,25 @@ def make_plan(job: Job, base: Base, subjects: Sequence[CheckedSubject], store: S
         published = frozenset(
             one.subject.id for one, there in zip(planned, found, strict=True) if there
         )
-        nouns = {one.subject.class_noun for one in planned if one.subject.id not in published}
-        needed = [priors[noun] for noun in sorted(nouns & priors.keys())]
+        failed = {} if retry_failed else _failed_before(planned, published, store, job.id)
+        plan = Plan(job, base, planned, published, failed, (), tuple(warnings))
+        needed = [priors[noun] for noun in plan.class_nouns if noun in priors]
         made = threads.map(lambda prior: is_made(store, prior), needed)
         missing = tuple(prior for prior, there in zip(needed, made, strict=True) if not there)
-    return Plan(job, base, planned, published, missing, tuple(warnings))
+    return replace(plan, missing_priors=missing)
+
+
+def _failed_before(
+    planned: Sequence[PlannedSubject], published: Collection[str], store: Store, job_id: str
+) -> dict[str, Outcome]:
+    """How those ended, by id, that would only fail again."""
+    before = read_outcomes(store, job_id)
+    revisions = {one.subject.id: one.revision for one in planned}
+    return {
+        name: before[name]
+        for name, revision in revisions.items()
+        if name in before and name not in published and before[name].would_repeat(revision)
+    }
 
 
 def _plan_subject(

@@ -73,6 +73,10 @@ class Outcome(_Part):
         """Whether the registry has it."""
         return self.status in ("published", "kept")
 
+    def would_repeat(self, revision: str) -> bool:
+        """Whether it failed in a way in which the same revision would fail again."""
+        return self.error is not None and not self.error.retryable and self.revision == revision
+
     def row(self) -> dict[str, Any]:
         """As JSON."""
         return self.model_dump(mode="json")

@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from worlds import load_job
+from worlds import errors_of, load_job
 
 from dbray import backbones, manifest
 from dbray.checks import resolve_job
-from dbray.errors import SpecError
+from dbray.errors import LaneLost, SpecError, SubjectError
 from dbray.jobfile import Job
 from dbray.journal import Journal
 from dbray.plan import (
@@ -25,7 +25,7 @@ from dbray.plan import (
 from dbray.registry import ModelRecord, Registry
 from dbray.spec import Recipe
 from dbray.store import Store
-from dbray.summary import Rates
+from dbray.summary import RESULTS_FILE, Failure, Outcome, Rates
 
 SUBJECTS = {"rex": "dog", "fido": "dog", "tom": "cat"}
 
@@ -40,10 +40,10 @@ def job(tmp_path, tiny_base):
     return load_job(tmp_path, tiny_base, SUBJECTS)
 
 
-def plan_of(job, base):
+def plan_of(job, base, **options):
     found = manifest.validate(job.subjects)
-    assert not found.errors
-    return make_plan(resolve_job(job, base), base, found.subjects, Store(job.storage))
+    assert not errors_of(found)
+    return make_plan(resolve_job(job, base), base, found.subjects, Store(job.storage), **options)
 
 
 def publish(plan, planned):
@@ -179,6 +179,25 @@ def test_the_makers_of_a_base_recommend_and_the_user_decides(base):
     resolved = resolve_job(job, recommending)
     assert (resolved.recipe.steps, resolved.recipe.learning_rate) == (77, 5e-6)
     assert resolved.recipe.resolution == 32
+
+
+@pytest.mark.parametrize("error", [SubjectError("no image"), LaneLost("killed")])
+def test_what_would_only_fail_again_is_left_out_unless_asked_for(job, base, error):
+    tom = next(one for one in plan_of(job, base).to_train if one.subject.id == "tom")
+    failed = Outcome(
+        id="tom", class_noun="cat", status="failed", revision=tom.revision, error=Failure.of(error)
+    )
+    Store(job.storage).write_bytes(
+        f"jobs/{job.id}/{RESULTS_FILE}", failed.model_dump_json().encode()
+    )
+    plan = plan_of(job, base)
+    assert dict(plan.failed) == ({} if error.retryable else {"tom": failed})
+    assert (tom in plan.to_train) == error.retryable
+    nouns = ["dog"] if plan.failed else ["cat", "dog"]
+    assert [prior.class_noun for prior in plan.missing_priors] == nouns
+    assert tom in plan_of(job, base, retry_failed=True).to_train
+    (Path(str(job.subjects)) / "tom" / "0.png").unlink()  # another revision now
+    assert not plan_of(job, base).failed
 
 
 def test_cost(tmp_path, tiny_base, base):

@@ -191,7 +191,8 @@ def plan(args: argparse.Namespace) -> int:
         "base_digest": made.base.digest,
         "subjects_to_train": [one.subject.id for one in made.to_train],
         "subjects_kept": [one.subject.id for one in made.kept],
-        "identifiers": {one.subject.id: one.identifier for one in (*made.to_train, *made.kept)},
+        "subjects_failed": list(made.failed),
+        "identifiers": {one.subject.id: one.identifier for one in made.subjects},
         "class_nouns": list(made.class_nouns),
         "prior_sets_to_make": [prior.class_noun for prior in made.missing_priors],
         "class_images_to_make": made.num_prior_images,
@@ -216,6 +217,8 @@ def _print_plan(facts: dict[str, Any]) -> None:
         "to train": f"{len(facts['subjects_to_train'])} subjects of {len(nouns)} class nouns"
         f"{_first_names(facts['subjects_to_train'], facts['identifiers'])}",
         "kept": f"{len(facts['subjects_kept'])} subjects, published already",
+        "failed": f"{len(facts['subjects_failed'])} subjects, and they would again: "
+        "'dbray run --retry-failed' tries them",
         "class images": f"{facts['class_images_to_make']} to make, in "
         f"{len(facts['prior_sets_to_make'])} sets, by {facts['prior_actors']} actors "
         "(on this machine)",
@@ -225,6 +228,8 @@ def _print_plan(facts: dict[str, Any]) -> None:
         "disk": f"{_sizes(facts['storage_bytes'])} at most",
         "time": _duration(facts["prior_seconds"], facts["train_seconds"]),
     }  # fmt: skip
+    if not facts["subjects_failed"]:
+        del rows["failed"]
     for name, value in rows.items():
         print(f"{name:<13} {value}")
 
