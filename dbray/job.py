@@ -133,12 +133,10 @@ def run_job(
     """
     ready = job if isinstance(job, Ready) else check_job(job).ready()
     store = Store(ready.job.storage)
-    # Workers have other working folders: a relative path means this one's.
-    job = ready.job.model_copy(update={"storage": store.uri})
-    journal = Journal(store, job.id)
+    journal = Journal(store, ready.job.id)
     with journal.hold():
         options, watch = options or RunOptions(), watch or Silence()
-        plan = make_plan(job, ready.base, ready.subjects, store, options.retry_failed)
+        plan = make_plan(ready.job, ready.base, ready.subjects, store, options.retry_failed)
         # Both look at the identifiers, and of what both see they say the same.
         for warning in dict.fromkeys((*ready.warnings, *plan.warnings)):
             watch.note(str(warning))
@@ -249,7 +247,7 @@ class _Run:
         """Say how many lanes the cluster holds. Raises SpecError where it is not a single one."""
         if self.plan.to_train:
             held = hardware()
-            self.lanes = min(num_lanes(self.plan, held), len(self.plan.to_train))
+            self.lanes = num_lanes(self.plan, held)
             if not self.lanes:
                 raise SpecError([too_small(self.plan.job.resources, held)])
 
