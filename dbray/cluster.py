@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import ray
 from ray.exceptions import RayError
 
-from dbray.errors import Problem, SpecError
+from dbray.errors import SpecError
 from dbray.plan import Hardware
 
 _OBJECT_STORE_BYTES = 512 * 2**20
@@ -69,7 +69,7 @@ def _join(address: str | None) -> Any:
             logging_level=logging.ERROR,
         )
     except (ValueError, OSError, RuntimeError, RayError) as exc:
-        raise SpecError([_unusable(address, exc)]) from exc
+        raise _unusable(address, exc) from exc
 
 
 def _knock(address: str) -> None:
@@ -79,12 +79,12 @@ def _knock(address: str) -> None:
         socket.create_connection((parts.hostname, parts.port), _ANSWER_SECONDS).close()
 
 
-def _unusable(address: str | None, exc: Exception) -> Problem:
+def _unusable(address: str | None, exc: Exception) -> SpecError:
     if address is None:
-        return Problem("error", "Ray", f"it cannot be started on this machine: {exc}",
-                       "free memory and disk; see /tmp/ray/session_latest/logs")  # fmt: skip
-    return Problem(
-        "error", f"Ray address {address!r}", f"no cluster can be joined there: {exc}",
+        what = f"it cannot be started on this machine: {exc}"
+        return SpecError.of("Ray", what, "free memory and disk; see /tmp/ray/session_latest/logs")
+    return SpecError.of(
+        f"Ray address {address!r}", f"no cluster can be joined there: {exc}",
         "give --address or RAY_ADDRESS as <host of the head node>:6379 or, from outside the "
         "cluster, ray://<host>:10001; without either, dbray starts Ray on this machine",
     )  # fmt: skip

@@ -71,6 +71,11 @@ class SpecError(DbrayError):
         self.problems = tuple(problems)
         super().__init__(self.problems)
 
+    @classmethod
+    def of(cls, where: str, what: str, fix: str) -> SpecError:
+        """Make one of the only mistake that is known."""
+        return cls([Problem("error", where, what, fix)])
+
     def __str__(self) -> str:
         return "\n".join(str(problem) for problem in self.problems)
 

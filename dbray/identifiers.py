@@ -76,7 +76,7 @@ def candidates(
     if not in_range:
         what = f"[{first}, {last}) holds no token of the base's vocabulary of {len(ids)}"
         fix = f"choose a range within [0, {ids[-1] + 1}), or leave rank_range out"
-        raise SpecError([Problem("error", "identifiers.rank_range", what, fix)])
+        raise SpecError.of("identifiers.rank_range", what, fix)
     context = _Context(tokenizer)
     found: dict[str, str] = {}  # by lower case: 'Qxz' and 'qxz' would be confused by people
     for index in in_range:

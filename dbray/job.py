@@ -136,9 +136,8 @@ def run_job(
     journal = Journal(store, ready.job.id)
     with journal.hold():
         options, watch = options or RunOptions(), watch or Silence()
-        plan = make_plan(ready.job, ready.base, ready.subjects, store, options.retry_failed)
-        # Both look at the identifiers, and of what both see they say the same.
-        for warning in dict.fromkeys((*ready.warnings, *plan.warnings)):
+        plan = make_plan(ready, store, options.retry_failed)
+        for warning in plan.warnings:
             watch.note(str(warning))
         return _Run(plan, journal, options, watch).carry_out()
 

@@ -154,8 +154,11 @@ def draft_job(file: Path) -> Draft:
     text = read_text(file, if_missing="check the path, or make one with 'dbray init'")
     data, lines = parse_yaml(text, file)
     if not isinstance(data, dict):
-        raise SpecError([Problem("error", str(file), "is not a mapping of keys to values",
-                                 "write 'base: ...', 'subjects: ...' and so on")])  # fmt: skip
+        raise SpecError.of(
+            str(file),
+            "is not a mapping of keys to values",
+            "write 'base: ...', 'subjects: ...' and so on",
+        )
     data = {str(key): value for key, value in data.items()}  # YAML may take one for a date
     name, problems = str(file), []
     if "id" not in data:

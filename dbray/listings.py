@@ -102,10 +102,10 @@ def _read_file(source: str, name: str, local: Path | None, class_noun: str | Non
         _refuse_scheme(source, name)
     elif not local.exists():
         fix = "check the path, or make a manifest with 'dbray init'"
-        raise SpecError([Problem("error", name, "does not exist", fix)])
+        raise SpecError.of(name, "does not exist", fix)
     if reader is None:
         fix = "give a .jsonl, .yaml or .csv file, or a folder on this machine"
-        raise SpecError([Problem("error", name, "is no manifest", fix)])
+        raise SpecError.of(name, "is no manifest", fix)
     if local is not None:
         text, base = texts.read_text(local), str(local.parent)
     else:
@@ -117,7 +117,7 @@ def _read_file(source: str, name: str, local: Path | None, class_noun: str | Non
 def _refuse_scheme(source: str, name: str) -> None:
     if source.partition("://")[0] not in _SCHEMES:
         fix = "copy it to this machine, or to s3:// or gs://"
-        raise SpecError([Problem("error", name, f"is at none of {', '.join(_SCHEMES)}", fix)])
+        raise SpecError.of(name, f"is at none of {', '.join(_SCHEMES)}", fix)
 
 
 def _is_local(path: str) -> bool:
@@ -165,7 +165,7 @@ def _read_yaml(text: str, name: str) -> list[Item]:
         data, start = data["subjects"], ("subjects",)
     if not isinstance(data, list):
         fix = "write one '- id: ...' item per subject"
-        raise SpecError([Problem("error", name, "is not a list of subjects", fix)])
+        raise SpecError.of(name, "is not a list of subjects", fix)
     return texts.items_of(data, name, lines, start)
 
 
@@ -207,7 +207,7 @@ def _check_columns(cells: list[str], where: str) -> list[str]:
         return columns
     others = ", ".join(name for name in _COLUMNS if name not in ("id", "images"))
     fix = f"name in the first line the columns id and images, and if wanted {others}"
-    raise SpecError([Problem("error", where, f"has the columns {', '.join(columns)}", fix)])
+    raise SpecError.of(where, f"has the columns {', '.join(columns)}", fix)
 
 
 def _from_cells(row: dict[str, str]) -> dict[str, Any]:

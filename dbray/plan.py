@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from dbray.backbones import Base
+from dbray.checks import Ready
 from dbray.engine import memory_plan
 from dbray.errors import Problem, StoreError
 from dbray.jobfile import Job
@@ -81,6 +82,7 @@ class Plan:
     """By id, how those ended before that would only fail again."""
     missing_priors: tuple[PriorPlan, ...]
     warnings: tuple[Problem, ...]
+    """All there is to say against the job, which runs nevertheless."""
 
     @cached_property
     def to_train(self) -> tuple[PlannedSubject, ...]:
@@ -123,27 +125,22 @@ class Cost:
     warnings: tuple[Problem, ...] = ()
 
 
-def make_plan(
-    job: Job,
-    base: Base,
-    subjects: Sequence[CheckedSubject],
-    store: Store,
-    retry_failed: bool = False,
-) -> Plan:
+def make_plan(ready: Ready, store: Store, retry_failed: bool = False) -> Plan:
     """Resolve a job against what its storage holds.
 
     Args:
-        job: resolved, as `dbray.checks` leaves it.
-        base: the resolved base.
-        subjects: the validated subjects, in the manifest's order.
+        ready: the job, its base, and its subjects in the manifest's order.
         store: the job's storage.
         retry_failed: whether subjects are tried again whose error would only repeat itself.
 
     Raises:
         SpecError: when the vocabulary has no identifier left for every subject.
     """
+    job, base, subjects = ready.job, ready.base, ready.subjects
     registry = Registry(store)
-    names, warnings = name_subjects(job, base, [checked.subject for checked in subjects], registry)
+    names, findings = name_subjects(job, base, [checked.subject for checked in subjects], registry)
+    # Those who checked the job have looked at the identifiers too, and may have said the same.
+    warnings = tuple(dict.fromkeys((*ready.warnings, *findings)))
     priors: dict[str, PriorPlan] = {}
     if job.recipe.prior_weight > 0:
         for noun in {checked.subject.class_noun for checked in subjects}:
@@ -157,7 +154,7 @@ def make_plan(
             one.subject.id for one, there in zip(planned, found, strict=True) if there
         )
         failed = {} if retry_failed else _failed_before(planned, published, store, job.id)
-        plan = Plan(job, base, planned, published, failed, (), tuple(warnings))
+        plan = Plan(job, base, planned, published, failed, (), warnings)
         needed = [priors[noun] for noun in plan.class_nouns if noun in priors]
         made = threads.map(lambda prior: is_made(store, prior), needed)
         missing = tuple(prior for prior, there in zip(needed, made, strict=True) if not there)

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from dbray.errors import Problem, SpecError
+from dbray.errors import SpecError
 from dbray.texts import Item, problems_of
 
 SUBJECT_ID_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
@@ -278,7 +278,7 @@ def subject_fields(item: Item) -> dict[str, Any]:
     """
     if not isinstance(item.value, dict):
         fix = "write a mapping with 'id', 'class_noun' and 'images'"
-        raise SpecError([Problem("error", item.where, "is no subject", fix)])
+        raise SpecError.of(item.where, "is no subject", fix)
     fields = dict(item.value)
     if "subject_id" in fields and "id" not in fields:
         fields["id"] = fields.pop("subject_id")

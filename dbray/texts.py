@@ -55,11 +55,12 @@ def read_text(file: Path, if_missing: str = "check the path") -> str:
     try:
         return file.read_text(encoding="utf-8-sig")  # Notepad begins every file with a BOM
     except FileNotFoundError as exc:
-        raise SpecError([Problem("error", str(file), "does not exist", if_missing)]) from exc
+        raise SpecError.of(str(file), "does not exist", if_missing) from exc
     except (OSError, UnicodeDecodeError) as exc:
         reason = getattr(exc, "strerror", None) or exc
-        raise SpecError([Problem("error", str(file), f"cannot be read: {reason}",
-                                 "it must be a readable UTF-8 text file")]) from exc  # fmt: skip
+        raise SpecError.of(
+            str(file), f"cannot be read: {reason}", "it must be a readable UTF-8 text file"
+        ) from exc
 
 
 def parse_yaml(text: str, file: str | Path) -> tuple[Any, dict[Place, int]]:
@@ -78,7 +79,7 @@ def parse_yaml(text: str, file: str | Path) -> tuple[Any, dict[Place, int]]:
         where = f"{file}:{mark.line + 1}:{mark.column + 1}" if mark else str(file)
         what = f"is not valid YAML: {getattr(exc, 'problem', None) or exc}"
         fix = getattr(exc, "note", None) or "check indentation and quotes"
-        raise SpecError([Problem("error", where, what, fix)]) from exc
+        raise SpecError.of(where, what, fix) from exc
     if repeats:
         raise SpecError([
             Problem("error", f"{file}:{line}", f"{key!r} is there twice, here and in line {first}",

@@ -39,7 +39,7 @@ def registry(tiny_base, tmp_path_factory):
     job = Job.load(write_job(folder, tiny_base, SUBJECTS))
     base = backbones.resolve(job.base)
     ready = check_job(job).ready()
-    plan = make_plan(ready.job, base, ready.subjects, Store(job.storage))
+    plan = make_plan(ready, Store(job.storage))
     planned = next(one for one in plan.to_train if one.subject.id == "rex")
     unet = backbones.load(base).trained.state_dict()
     changed = {name.removeprefix("unet."): (value * 1.1).half() for name, value in unet.items()}

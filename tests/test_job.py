@@ -109,7 +109,7 @@ def test_a_record_that_cannot_be_read_costs_its_previews_and_no_more(finished, t
     store = Store(str(shutil.copytree(ran.storage, tmp_path / "runs")))
     previews = ran.previews.model_copy(update={"seed": 1})
     ready = check_job(ran.model_copy(update={"storage": store.uri, "previews": previews})).ready()
-    plan, listener = make_plan(ready.job, ready.base, ready.subjects, store), Listener()
+    plan, listener = make_plan(ready, store), Listener()
     bob = Registry(store).find("bob")
     store.write_bytes(f"models/bob/{bob.revision}/model.json", b"{")
     run = job_module._Run(plan, Journal(store, ran.id), RunOptions(), listener)
@@ -476,7 +476,7 @@ def test_a_subject_that_is_continued_counts_the_steps_since_its_checkpoint(
 ):
     ready = check_job(load_job(tmp_path, tiny_base, {"ace": "cat"}, **BARE)).ready()
     store = Store(ready.job.storage)
-    plan = make_plan(ready.job, ready.base, ready.subjects, store)
+    plan = make_plan(ready, store)
     recipe, [ace] = plan.job.recipe, plan.to_train
     trained = backbones.load(plan.base, recipe, "cpu").trained
     engine = make_engine(trained, recipe, 0, torch.device("cpu"))

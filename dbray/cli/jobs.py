@@ -86,7 +86,7 @@ def init(args: argparse.Namespace) -> int:
     manifest_file = _manifest_beside(job_file, args.force)
     if not is_folder(photos):
         fix = "give the folder that holds one sub-folder of photographs per subject"
-        raise SpecError([Problem("error", args.photos, "is no folder", fix)])
+        raise SpecError.of(args.photos, "is no folder", fix)
     base, revision = _base_to_write(args.base, args.base_revision)
     subjects, problems = manifest.scan(photos.resolve(), args.class_noun)
     if any(problem.severity == "error" for problem in problems):
@@ -110,15 +110,15 @@ def _manifest_beside(job_file: Path, may_overwrite: bool) -> Path:
     """Name the manifest of a job file to write. Raises SpecError if it or the job has no place."""
     if is_folder(job_file):
         fix = "name a file in it, such as job.yaml"
-        raise SpecError([Problem("error", str(job_file), "is a folder", fix)])
+        raise SpecError.of(str(job_file), "is a folder", fix)
     manifest_file = job_file.with_suffix(".jsonl")
     if manifest_file == job_file:
         fix = "name the job .yaml: the manifest beside it is called as it is, with .jsonl"
-        raise SpecError([Problem("error", str(job_file), "is the manifest's name", fix)])
+        raise SpecError.of(str(job_file), "is the manifest's name", fix)
     for file in (job_file, manifest_file):
         if file.exists() and not may_overwrite:
             fix = "choose another -o, or overwrite it with --force"
-            raise SpecError([Problem("error", str(file), "exists already", fix)])
+            raise SpecError.of(str(file), "exists already", fix)
     return manifest_file
 
 
@@ -130,7 +130,7 @@ def _writing(place: Path) -> Iterator[None]:
     except (OSError, StoreError) as exc:
         what = f"cannot be written: {getattr(exc, 'strerror', None) or exc}"
         where = str(getattr(exc, "filename", None) or place)
-        raise SpecError([Problem("error", where, what, "choose another -o")]) from exc
+        raise SpecError.of(where, what, "choose another -o") from exc
 
 
 def _command(*words: str | Path) -> str:
@@ -147,7 +147,7 @@ def _base_to_write(base: str, revision: str | None) -> tuple[str, str | None]:
     if not is_commit(revision or ""):
         what = "is neither 'miniature' nor a folder, and a hub id needs its commit"
         fix = "check the path, or add --base-revision with the commit's 40 hex digits"
-        raise SpecError([Problem("error", f"--base {base}", what, fix)])
+        raise SpecError.of(f"--base {base}", what, fix)
     return base, revision
 
 
@@ -181,10 +181,9 @@ def plan(args: argparse.Namespace) -> int:
 
     ready = check_file(Path(args.job)).ready()
     store = Store(ready.job.storage)
-    made = make_plan(ready.job, ready.base, ready.subjects, store)
+    made = make_plan(ready, store)
     cost = estimate(made, Hardware.local(), latest_rates(store, made.base.digest, made.job))
-    # The first two look at the identifiers, and of what both see they say the same.
-    warnings = list(dict.fromkeys([*ready.warnings, *made.warnings, *cost.warnings]))
+    warnings = [*made.warnings, *cost.warnings]
     facts = {
         "job": made.job.id,
         "base": made.base.name,
@@ -217,8 +216,7 @@ def _print_plan(facts: dict[str, Any]) -> None:
         "to train": f"{len(facts['subjects_to_train'])} subjects of {len(nouns)} class nouns"
         f"{_first_names(facts['subjects_to_train'], facts['identifiers'])}",
         "kept": f"{len(facts['subjects_kept'])} subjects, published already",
-        "failed": f"{len(facts['subjects_failed'])} subjects, and they would again: "
-        "'dbray run --retry-failed' tries them",
+        "failed": _never_again(len(facts["subjects_failed"])),
         "class images": f"{facts['class_images_to_make']} to make, in "
         f"{len(facts['prior_sets_to_make'])} sets, by {facts['prior_actors']} actors "
         "(on this machine)",
@@ -228,10 +226,15 @@ def _print_plan(facts: dict[str, Any]) -> None:
         "disk": f"{_sizes(facts['storage_bytes'])} at most",
         "time": _duration(facts["prior_seconds"], facts["train_seconds"]),
     }  # fmt: skip
-    if not facts["subjects_failed"]:
-        del rows["failed"]
     for name, value in rows.items():
-        print(f"{name:<13} {value}")
+        if value:
+            print(f"{name:<13} {value}")
+
+
+def _never_again(num_failed: int) -> str:
+    """Subjects that are left out, for they would only fail again."""
+    hint = "and they would again: 'dbray run --retry-failed' tries them"
+    return f"{num_failed} subjects, {hint}" if num_failed else ""
 
 
 def _sizes(bytes_by_kind: dict[str, int]) -> str:
@@ -298,7 +301,7 @@ def status(args: argparse.Namespace) -> int:
     store = Store(args.storage)
     if store.is_missing:
         fix = "give the storage of a job, such as 'runs' beside its job file"
-        raise SpecError([Problem("error", args.storage, "is no folder", fix)])
+        raise SpecError.of(args.storage, "is no folder", fix)
     while True:
         jobs = dict(summaries(store))
         if args.watch and sys.stdout.isatty():
@@ -364,8 +367,7 @@ def report(args: argparse.Namespace) -> int:
     storage, _, job_id = anchor(place.rstrip("/"), Path.cwd()).rpartition("/jobs/")
     store = Store((storage or place) + mark + options)
     if not storage or not store.exists(f"jobs/{job_id}/job.json"):
-        raise SpecError([Problem("error", args.job_folder, "is no folder of a job",
-                                 "give <storage>/jobs/<job id>")])  # fmt: skip
+        raise SpecError.of(args.job_folder, "is no folder of a job", "give <storage>/jobs/<job id>")
     print(store.location(build_report(store, job_id)))
     return 0
 

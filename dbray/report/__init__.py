@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from dbray.errors import Problem, SpecError
+from dbray.errors import SpecError
 from dbray.report.contents import read_contents
 from dbray.report.page import render
 from dbray.spec import SUBJECT_ID_PATTERN, Subject
@@ -36,9 +36,8 @@ def build_report(
         StoreError: when there is no such job, or storage cannot be read or written.
     """
     if not re.fullmatch(SUBJECT_ID_PATTERN, job_id):
-        problem = Problem("error", "job id", f"{job_id!r} is no job id",
-                          "name a folder of <storage>/jobs")  # fmt: skip
-        raise SpecError([problem])
+        what, fix = f"{job_id!r} is no job id", "name a folder of <storage>/jobs"
+        raise SpecError.of("job id", what, fix)
     contents = read_contents(store, job_id, photographs)
     path = f"jobs/{job_id}/report.html"
     # Names of files may hold bytes that are no text; they must not cost the whole report.

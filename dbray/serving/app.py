@@ -9,7 +9,7 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig, BackpressureConfig, RequestRouterConfig
 
 from dbray import backbones
-from dbray.errors import Problem, SpecError
+from dbray.errors import SpecError
 from dbray.registry import Registry
 from dbray.serving.ingress import Ingress
 from dbray.serving.options import ServeOptions
@@ -73,8 +73,11 @@ def with_base(options: ServeOptions) -> ServeOptions:
     if options.base is None:
         record = next(iter(Registry(Store(options.registry)).list()), None)
         if record is None:
-            raise SpecError([Problem("error", options.registry, "holds no model, so the base is "
-                                     "not known", "publish a model, or give a base")])  # fmt: skip
+            raise SpecError.of(
+                options.registry,
+                "holds no model, so the base is not known",
+                "publish a model, or give a base",
+            )
         options = options.model_copy(
             update={"base": record.base, "base_revision": record.base_revision}
         )

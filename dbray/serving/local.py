@@ -15,7 +15,7 @@ import ray
 from ray import serve
 from ray.serve.exceptions import DeploymentUnavailableError
 
-from dbray.errors import Problem, SpecError
+from dbray.errors import SpecError
 from dbray.serving.app import build, with_base
 from dbray.serving.options import ServeOptions
 from dbray.serving.tenants import is_loopback, read_keys
@@ -49,8 +49,11 @@ def launch(
         SpecError: open access on an address that others can reach, or a wrong key file.
     """
     if keys is None and not is_loopback(host):
-        raise SpecError([Problem("error", f"host {host}", "others can reach it, and there are no "
-                                 "keys", "give --keys, or serve on 127.0.0.1")])  # fmt: skip
+        raise SpecError.of(
+            f"host {host}",
+            "others can reach it, and there are no keys",
+            "give --keys, or serve on 127.0.0.1",
+        )
     if keys is not None:
         read_keys(keys)
     given = ServeOptions(registry=registry, keys=str(keys) if keys else None, **options)

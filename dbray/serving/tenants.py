@@ -93,7 +93,7 @@ def read_keys(file: Path) -> KeyFile:
     except ValidationError as exc:
         raise SpecError(problems_of(exc, str(file))) from exc
     if len({key.sha256 for key in key_file.keys}) < len(key_file.keys):
-        raise SpecError([Problem("error", str(file), "holds a key twice", "remove one of them")])
+        raise SpecError.of(str(file), "holds a key twice", "remove one of them")
     return key_file
 
 
