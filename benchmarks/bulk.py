@@ -4,7 +4,8 @@
 
 The peer is the diffusers script of that name, run as its users do: one process per subject, on the
 same base, photographs and settings. It is timed on a few subjects and extrapolated, since each of
-its subjects costs the same. Measure on an otherwise idle machine.
+its subjects costs the same. The ceiling is told beside: the steps alone, in a bare loop. Measure on
+an otherwise idle machine.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ from typing import Any
 
 import yaml
 from measure import finish, print_table, write_subjects
+from steps import measure_steps
 
 from dbray import backbones
+from dbray.spec import Recipe
 
 PRIOR = {"count": 64, "sampler": "ddpm", "steps": 50, "guidance": 7.5}
 LEARNING_RATE = 1e-4
@@ -147,6 +150,16 @@ def measure_dbray(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def measure_ceiling(lanes: int, args: argparse.Namespace) -> dict[str, Any]:
+    """Take the steps alone: as many bare loops as there were lanes, without Ray and storage."""
+    recipe = Recipe(steps=args.steps, learning_rate=LEARNING_RATE, min_snr_gamma=None)
+    rate = measure_steps(recipe, lanes, threads=1)
+    return {
+        "bare_steps_per_second_and_lane": round(rate, 2),
+        "bare_subjects_per_hour": round(3600 * lanes * rate / args.steps, 1),
+    }
+
+
 def measure_peer(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Time the peer's script on a few subjects; once more with class images that lie there."""
     stand_in = folder / "stand-in" / "torchvision"
@@ -219,10 +232,13 @@ def main() -> None:
             "prior": PRIOR,
             **measure_dbray(Path(name), args),
         }
+        facts |= measure_ceiling(facts["lanes"], args)
         if args.peer:
             facts |= measure_peer(Path(name), args)
             ours = facts["subjects_per_hour"]
-            facts["times_the_peer"] = round(ours / facts["peer_subjects_per_hour"], 2)
+            peer, bare = facts["peer_subjects_per_hour"], facts["bare_subjects_per_hour"]
+            facts["times_the_peer"] = round(ours / peer, 2)
+            facts["times_the_peer_of_bare_steps"] = round(bare / peer, 2)
             at_hand = facts["peer_subjects_per_hour_with_class_images_at_hand"]
             facts["times_the_peer_with_class_images_at_hand"] = round(ours / at_hand, 2)
     print_table(facts)
