@@ -80,8 +80,10 @@ def run_lane(spec: LaneSpec) -> None:
     Raises:
         LaneLost: when its workers died more often than `max_lane_failures`.
     """
-    # Read by Ray in this process; its defaults wait two seconds at every turn.
+    # Read by Ray in this process; its defaults wait two seconds at every turn, and keep a process
+    # per lane that watches for preemption, of which a subject that is leased anew need not know.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     resources = spec.job.resources
     per_worker = {"CPU": float(resources.threads_per_worker)}
     filesystem, folder = Store(spec.job.storage).arrow(spec.scratch)
