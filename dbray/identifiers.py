@@ -93,6 +93,14 @@ def unused(tokens: Iterable[str], words_in_use: Iterable[str]) -> list[str]:
     return [token for token in tokens if token.lower() not in in_use]
 
 
+def fewest_tokens(candidates: Sequence[str], num_subjects: int, used: Iterable[str]) -> int:
+    """Return how many tokens per identifier suffice, at most three, where some are used already."""
+    tokens = _distinct(candidates)
+    forms = {normal_form(identifier) for identifier in used}
+    enough = (k for k in (1, 2) if num_subjects <= _num_free(tokens, k, forms))
+    return next(enough, 3)
+
+
 def assign(
     candidates: Sequence[str],
     subject_ids: Iterable[str],
@@ -122,12 +130,11 @@ def assign(
     Raises:
         SpecError: when there are fewer identifiers than subjects.
     """
-    tokens = list({token.lower(): token for token in candidates}.values())
+    tokens = _distinct(candidates)
     order = list(dict.fromkeys(subject_ids))
     used = {normal_form(identifier) for identifier in (*given.values(), *taken)}
     waiting = sorted(subject for subject in order if subject not in given)
-    total = _count(len(tokens), num_tokens)
-    free = total - _count_drawable(used, tokens, num_tokens)
+    total, free = _count(len(tokens), num_tokens), _num_free(tokens, num_tokens, used)
     if len(waiting) > free:
         raise SpecError([_run_out(len(tokens), num_tokens, total, free, len(waiting))])
     assigned = dict(given)
@@ -284,13 +291,19 @@ def _count(num_candidates: int, num_tokens: int) -> int:
     return total
 
 
-def _count_drawable(used: set[str], tokens: Sequence[str], num_tokens: int) -> int:
-    """Count the used identifiers that could be drawn."""
+def _distinct(candidates: Sequence[str]) -> list[str]:
+    """Leave one of those that differ by case alone."""
+    return list({token.lower(): token for token in candidates}.values())
+
+
+def _num_free(tokens: Sequence[str], num_tokens: int, used: set[str]) -> int:
+    """Count the identifiers that can be drawn and are not used."""
     known = {token.lower() for token in tokens}
     split = (identifier.split() for identifier in used)
-    return sum(
+    drawn = sum(
         len(words) == num_tokens == len(set(words)) and known.issuperset(words) for words in split
     )
+    return _count(len(tokens), num_tokens) - drawn
 
 
 def _draw(tokens: Sequence[str], num_tokens: int, total: int, used: set[str], root: str) -> str:

@@ -7,7 +7,6 @@ dbray.identifiers'. Needs neither torch nor Ray, so that `dbray validate` can as
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 from dbray import identifiers
@@ -61,7 +60,7 @@ def name_subjects(
     taken = {one.identifier for name, one in published.items() if name not in ids}
     warnings += _shared_names(given | own, taken)
     candidates = identifiers.unused(rare, texts)
-    return _draw_names(job, candidates, [one.id for one in subjects], given | own, taken), warnings
+    return _draw_names(job, candidates, [one.id for one in subjects], given, own, taken), warnings
 
 
 def check_names(job: Job, base: Base, subjects: Sequence[Subject]) -> list[Problem]:
@@ -72,7 +71,7 @@ def check_names(job: Job, base: Base, subjects: Sequence[Subject]) -> list[Probl
         given, findings = _given(job, tokenizer, subjects, texts)
         problems += findings + _shared_names(given, ())
         candidates = identifiers.candidates(tokenizer, job.identifiers.rank_range, texts)
-        _draw_names(job, candidates, [one.id for one in subjects], given, set())
+        _draw_names(job, candidates, [one.id for one in subjects], given, {}, set())
     except SpecError as exc:
         problems += exc.problems
     except BaseError as exc:
@@ -115,16 +114,21 @@ def _given(
 
 
 def _draw_names(
-    job: Job, candidates: list[str], ids: list[str], given: dict[str, str], taken: set[str]
+    job: Job,
+    candidates: list[str],
+    ids: list[str],
+    given: dict[str, str],
+    own: dict[str, str],
+    taken: set[str],
 ) -> dict[str, str]:
-    """Draw with as many tokens as the job says, else with the fewest that suffice."""
-    asked = job.identifiers.num_tokens
-    for num_tokens in [asked] if asked else [1, 2]:
-        with suppress(SpecError):
-            return identifiers.assign(
-                candidates, ids, given, taken, job.identifiers.seed, num_tokens
-            )
-    return identifiers.assign(candidates, ids, given, taken, job.identifiers.seed, asked or 3)
+    """Draw with as many tokens as the job says, else with the fewest that suffice for all of it.
+
+    How many of it have their `own` already is without effect on that: when a job is continued, the
+    subjects that are left go by the names that they had.
+    """
+    wanted, used = len(set(ids) - given.keys()), {*given.values(), *taken}
+    num_tokens = job.identifiers.num_tokens or identifiers.fewest_tokens(candidates, wanted, used)
+    return identifiers.assign(candidates, ids, given | own, taken, job.identifiers.seed, num_tokens)
 
 
 def _may_stay(model: _Published, base: Base, good: set[str], num_tokens: int | None) -> bool:

@@ -8,12 +8,12 @@ import weakref
 import pytest
 from test_registry import WEIGHTS, record
 
-from dbray import backbones
+from dbray import backbones, identifiers
 from dbray.errors import SpecError
 from dbray.jobfile import Job
 from dbray.naming import check_names, name_subjects
 from dbray.registry import Registry
-from dbray.spec import Subject
+from dbray.spec import Identifiers, Subject
 from dbray.store import Store
 
 
@@ -83,3 +83,19 @@ def test_records_of_published_models_are_not_kept(base, registry, monkeypatch):
     name_subjects(JOB, base, [subject("rex")], registry)
     assert len(seen) == 9
     assert most_alive <= 3
+
+
+def test_the_subjects_left_of_a_job_that_is_continued_keep_their_names(base, registry):
+    vocabulary = backbones.load_tokenizer(base)
+    rare = identifiers.candidates(vocabulary, None, ())
+    ids = sorted(vocabulary.encode(token, add_special_tokens=False)[0] for token in rare)
+    few = Identifiers(rank_range=(ids[0], ids[4]))  # four candidates
+    job = JOB.model_copy(update={"identifiers": few})
+    subjects = [subject(f"s{number}") for number in range(6)]
+    names, _ = name_subjects(job, base, subjects, registry)
+    assert {len(name.split()) for name in names.values()} == {2}
+    for number in (0, 2, 5):  # for the three that are left, one token would do
+        name = names[f"s{number}"]
+        published = record(f"s{number}", number, identifier=name, base_digest=base.digest)
+        registry.publish(published, WEIGHTS)
+    assert name_subjects(job, base, subjects, registry)[0] == names
