@@ -33,6 +33,7 @@ COMMITTED = "_COMMITTED"
 
 _STAGING = ".staging-"
 _CHUNK_BYTES = 1 << 20
+_REQUEST_BYTES = 8 << 20
 _BUCKET_TRIES = 8
 
 
@@ -137,7 +138,7 @@ class Bucket:
     def open(self, path: str) -> BinaryIO:
         """Open an object for reading."""
         filesystem, key = self.arrow(path)
-        return filesystem.open_input_stream(key)  # pyright: ignore[reportReturnType]
+        return open_object(filesystem, key)
 
     def write(self, path: str, source: bytes | Path) -> FileRecord:
         """Put an object."""
@@ -237,6 +238,13 @@ def connect(uri: str) -> tuple[pafs.FileSystem, str]:
     filesystem, root = _filesystem(address)
     path = unquote(parts.path)
     return filesystem, path if not root else _join(root, path.strip("/"))
+
+
+def open_object(filesystem: pafs.FileSystem, key: str) -> BinaryIO:
+    """Open an object for reading. Without a buffer, Arrow would ask for each 256 KiB by itself."""
+    return filesystem.open_input_stream(  # pyright: ignore[reportReturnType]
+        key, compression=None, buffer_size=_REQUEST_BYTES
+    )
 
 
 @lru_cache(maxsize=64)

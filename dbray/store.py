@@ -260,8 +260,7 @@ def read_uri(uri: str, limit_bytes: int | None = None) -> bytes:
         if local is not None:
             file = disks.open_regular(local)
         else:
-            filesystem, path = disks.connect(uri)
-            file = filesystem.open_input_stream(path)
+            file = disks.open_object(*disks.connect(uri))
         with file:
             return file.read() if limit_bytes is None else file.read(limit_bytes + 1)
 

@@ -226,6 +226,18 @@ def test_object_store_commit_mends_what_another_writer_mixed_in(s3_uri, monkeypa
     assert store.read_committed("m/1", "model.json") == MODEL["model.json"]
 
 
+def test_large_objects_are_read_in_few_requests(s3_uri, s3_server, monkeypatch):
+    store, data = Store(s3_uri), b"0123456789abcdef" * 2**20
+    store.commit("a", {"weights": data})
+    handler, asked = s3_server[0].RequestHandlerClass, []
+    get = handler.do_GET
+    monkeypatch.setattr(handler, "do_GET", lambda self: (asked.append(self.path), get(self)))
+    assert store.read_bytes("a/weights") == data
+    assert read_uri(s3_uri.replace("/runs?", "/runs/a/weights?")) == data
+    assert store.verify("a") == []
+    assert 3 <= sum("weights" in path for path in asked) <= 3 * 4
+
+
 def test_secrets_stay_out_of_messages(s3_uri):
     store = Store(s3_uri)
     with pytest.raises(StoreError) as caught:
