@@ -8,8 +8,8 @@ from what is missing there.
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 from dbray.errors import LaneLost
@@ -51,6 +51,51 @@ class Snapshot:
         return self.num_ended == self.num_subjects
 
 
+class _Waiting:
+    """Subjects that wait, with the number of the next attempt, by class noun.
+
+    A lane that stays with a noun uses the class images again that it has encoded.
+    """
+
+    def __init__(self) -> None:
+        self._of_noun: defaultdict[str, deque[tuple[PlannedSubject, int]]] = defaultdict(deque)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._of_noun.values()))
+
+    def put(self, planned: PlannedSubject, attempt: int) -> None:
+        """Let a subject wait, behind the others of its noun."""
+        self._of_noun[planned.subject.class_noun].append((planned, attempt))
+
+    def take(self, last: str | None, taken: Collection[str]) -> tuple[PlannedSubject, int]:
+        """Take one of the lane's last noun, else of the longest queue, rather not one in work."""
+        if last in self._of_noun:
+            noun = last
+        else:
+            noun = max(self._of_noun, key=lambda one: (one not in taken, len(self._of_noun[one])))
+        return self._without(noun, self._of_noun[noun][0])
+
+    def take_out(self, subject_id: str) -> tuple[PlannedSubject, int] | None:
+        """Take one subject; None if it does not wait."""
+        for noun, queue in self._of_noun.items():
+            for entry in queue:
+                if entry[0].subject.id == subject_id:
+                    return self._without(noun, entry)
+        return None
+
+    def take_all(self) -> list[tuple[PlannedSubject, int]]:
+        """Take all that wait."""
+        found = [entry for queue in self._of_noun.values() for entry in queue]
+        self._of_noun.clear()
+        return found
+
+    def _without(self, noun: str, entry: tuple[PlannedSubject, int]) -> tuple[PlannedSubject, int]:
+        self._of_noun[noun].remove(entry)
+        if not self._of_noun[noun]:
+            del self._of_noun[noun]
+        return entry
+
+
 class LeaseQueue:
     """Hands out subjects, each until it is completed, fails for good, or its lease expires."""
 
@@ -61,10 +106,10 @@ class LeaseQueue:
         lease_seconds: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        # Neighbours share a class noun, so that a lane's encoded class images serve in a row.
-        ordered = sorted(subjects, key=lambda planned: planned.subject.class_noun)
-        self._pending = deque((planned, 1) for planned in ordered)
-        self._num_subjects = len(ordered)
+        self._waiting = _Waiting()
+        for planned in subjects:
+            self._waiting.put(planned, 1)
+        self._num_subjects = len(subjects)
         self._max_attempts = max_attempts
         self._lease_seconds = lease_seconds
         self._clock = clock
@@ -72,6 +117,7 @@ class LeaseQueue:
         self._outcomes: list[Outcome] = []
         self._failed: dict[str, Lease] = {}
         self._num_ended: Counter[str] = Counter()
+        self._last_noun: dict[str, str] = {}
 
     def enter(self, lane: str) -> None:
         """A lane (re)starts: what it held before is lost work."""
@@ -84,9 +130,11 @@ class LeaseQueue:
             lambda lease: now - lease.beaten > self._lease_seconds,
             f"its lane was silent for {self._lease_seconds:g} seconds",
         )
-        if not self._pending:
+        if not self._waiting:
             return None, not self._leases
-        planned, attempt = self._pending.popleft()
+        taken = {lease.planned.subject.class_noun for lease in self._leases.values()}
+        planned, attempt = self._waiting.take(self._last_noun.get(lane), taken)
+        self._last_noun[lane] = planned.subject.class_noun
         self._leases[planned.subject.id] = Lease(planned, attempt, lane, now, now)
         return (planned, attempt), False
 
@@ -106,7 +154,7 @@ class LeaseQueue:
         """
         lease = (
             self._leases.pop(subject_id, None)
-            or self._take_pending(subject_id)
+            or self._take_waiting(subject_id)
             or self._failed.pop(subject_id, None)
         )
         if lease is not None:
@@ -119,7 +167,7 @@ class LeaseQueue:
             return
         del self._leases[subject_id]
         if failure.retryable and lease.attempt < self._max_attempts:
-            self._pending.append((lease.planned, lease.attempt + 1))
+            self._waiting.put(lease.planned, lease.attempt + 1)
         else:
             self._end(lease, "failed", error=failure)
 
@@ -127,12 +175,11 @@ class LeaseQueue:
         """No lane is left: what was tried has failed; what never was goes on waiting."""
         self._expire(lambda _: True, message)
         failure, now = Failure.of(LaneLost(message)), self._clock()
-        waiting, self._pending = self._pending, deque()
-        for planned, attempt in waiting:
+        for planned, attempt in self._waiting.take_all():
             if attempt > 1:
                 self._end(Lease(planned, attempt - 1, "", now, now), "failed", error=failure)
             else:
-                self._pending.append((planned, attempt))
+                self._waiting.put(planned, attempt)
 
     def num_ended(self, lane: str) -> int:
         """Subjects that ended in the hands of a lane."""
@@ -142,7 +189,7 @@ class LeaseQueue:
         """Progress, with the outcomes after the first `num_seen`."""
         return Snapshot(
             self._num_subjects,
-            len(self._pending),
+            len(self._waiting),
             {lease.lane: (subject_id, lease.step) for subject_id, lease in self._leases.items()},
             tuple(self._outcomes[num_seen:]),
         )
@@ -152,15 +199,14 @@ class LeaseQueue:
             if is_lost(lease):
                 self.fail(lease.lane, subject_id, Failure.of(LaneLost(message)))
 
-    def _take_pending(self, subject_id: str) -> Lease | None:
+    def _take_waiting(self, subject_id: str) -> Lease | None:
         """A lane whose lease expired has published after all: nobody needs to do it again."""
-        for entry in self._pending:
-            planned, attempt = entry
-            if planned.subject.id == subject_id:
-                self._pending.remove(entry)
-                now = self._clock()
-                return Lease(planned, attempt - 1, "", now, now)
-        return None
+        found = self._waiting.take_out(subject_id)
+        if found is None:
+            return None
+        planned, attempt = found
+        now = self._clock()
+        return Lease(planned, attempt - 1, "", now, now)
 
     def _end(
         self,

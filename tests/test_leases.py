@@ -61,7 +61,21 @@ def test_subjects_of_one_class_noun_are_neighbours(clock):
     subjects = [planned("a", "dog"), planned("b", "cat"), planned("c", "dog"), planned("d", "cat")]
     queue = LeaseQueue(subjects, 1, 10.0, clock)
     order = [take(queue)[0] for _ in subjects]
-    assert order == ["b", "d", "a", "c"]
+    assert order == ["a", "c", "b", "d"]
+
+
+def test_a_lane_stays_with_its_class_noun_and_looks_for_one_of_its_own(clock):
+    nouns = ["dog", "dog", "dog", "cat", "cat", "toy"]
+    subjects = [planned(f"{noun}-{number}", noun) for number, noun in enumerate(nouns)]
+    queue = LeaseQueue(subjects, 2, 10.0, clock)
+    assert [take(queue, lane)[0] for lane in ("one", "two")] == ["dog-0", "cat-3"]
+    queue.complete("cat-3", {}, 1)
+    assert take(queue, "two")[0] == "cat-4"
+    queue.complete("cat-4", {}, 1)
+    assert take(queue, "two")[0] == "toy-5"  # rather than help with the dogs
+    queue.fail("two", "toy-5", RETRYABLE)
+    assert take(queue, "two") == ("toy-5", 2)
+    assert [take(queue, lane)[0] for lane in ("three", "one")] == ["dog-1", "dog-2"]
 
 
 def test_a_silent_lane_loses_its_subject(clock):
