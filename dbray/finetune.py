@@ -204,6 +204,7 @@ class Batch:
     target_BCHW: Tensor
     weights_B: Tensor
     is_prior_B: Tensor
+    num_prior: int
 
 
 def draw_batch(
@@ -222,20 +223,29 @@ def draw_batch(
                   diffusion.generator_of(recipe.seed, data.subject_id, step, row))
         for row, _ in shares
     ]  # fmt: skip
-    latents, noise, timesteps, text = (torch.stack(column) for column in zip(*drawn, strict=True))
     device = schedule.alphas_cumprod_T.device
-    latents, noise, timesteps = latents.to(device), noise.to(device), timesteps.to(device)
-    weights = weights.to(device)
+    latents, noise, timesteps, text = (
+        _send(torch.stack(column), device) for column in zip(*drawn, strict=True)
+    )
+    weights = _send(weights, device)
     if recipe.min_snr_gamma is not None:
         weights = weights * schedule.min_snr_weights(timesteps, recipe.min_snr_gamma)
     return Batch(
         noisy_BCHW=schedule.add_noise(latents, noise, timesteps),
         timesteps_B=timesteps,
-        text_BL=text.to(device),
+        text_BL=text,
         target_BCHW=schedule.target(latents, noise, timesteps),
         weights_B=weights,
-        is_prior_B=is_prior[mine],
+        is_prior_B=_send(is_prior[mine], device),
+        num_prior=int(is_prior[mine].sum()),
     )
+
+
+def _send(tensor: Tensor, device: torch.device) -> Tensor:
+    """Bring to the device. From pageable memory, that would wait for all that a GPU has to do."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def _draw_row(
@@ -269,11 +279,10 @@ class _LossSums:
         self._rows = torch.zeros(2)
 
     def add(self, losses_B: Tensor, batch: Batch) -> None:
-        is_prior = batch.is_prior_B.to(losses_B.device)
+        is_prior = batch.is_prior_B
         kinds = torch.stack([(losses_B * ~is_prior).sum(), (losses_B * is_prior).sum()])
         self._sums = self._sums.to(losses_B.device) + kinds
-        num_prior = int(batch.is_prior_B.sum())
-        self._rows += torch.tensor([len(batch.is_prior_B) - num_prior, num_prior])
+        self._rows += torch.tensor([len(losses_B) - batch.num_prior, batch.num_prior])
 
     def point(self, step: int, world_size: int) -> LossPoint:
         """Mean of both kinds over all ranks; starts anew."""
