@@ -11,6 +11,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,8 @@ Files = dict[str, bytes]
 
 THUMBNAIL_PIXELS = 192
 DESCRIPTION = "previews.json"
+_PUBLISHED_AT_ONCE = 16
+"""On an object store one takes seconds, and as many requests as it has files."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ def make_previews(
     pool: SamplingPool | None = None,
     on_progress: OnProgress | None = None,
 ) -> list[tuple[str, str]]:
-    """Sample previews for every published model that has none like these; publish them beside it.
+    """Sample previews for published models, and publish them beside them.
 
     Args:
         store: where the models are published.
@@ -114,24 +117,20 @@ def make_previews(
     Returns:
         Subject id and reason of every model that could not get previews; the others have theirs.
     """
-    registry = Registry(store)
-    todo = [one for one in requests if not _is_made(registry, one.record, previews)]
-    todo.sort(key=_base_key)  # so that actors seldom change precision
-    pairing = _Pairing(registry, previews, todo, on_progress or (lambda _done, _total: None))
+    todo = sorted(requests, key=_base_key)  # so that actors seldom change precision
     pool = pool or SamplingPool()
     actor_args = (base, pool.threads, store, previews)
-    try:
-        with closing(sample(PreviewActor, actor_args, pairing.tasks(), pool)) as results:
-            for result in results:
-                pairing.take(result)
-    except DbrayError as exc:  # the pool is gone: those without previews are told why
-        pairing.give_up(str(exc))
+    with ThreadPoolExecutor(_PUBLISHED_AT_ONCE) as threads:
+        tell = on_progress or (lambda _done, _total: None)
+        pairing = _Pairing(Registry(store), previews, todo, threads, tell)
+        try:
+            with closing(sample(PreviewActor, actor_args, pairing.tasks(), pool)) as results:
+                for result in results:
+                    pairing.take(result)
+            pairing.settle()
+        except DbrayError as exc:  # the pool is gone: those without previews are told why
+            pairing.give_up(str(exc))
     return pairing.failures
-
-
-def _is_made(registry: Registry, record: ModelRecord, previews: Previews) -> bool:
-    description = describe(previews, record.class_noun, record.identifier)
-    return registry.has_previews(record.id, record.revision, description)
 
 
 _BaseKey = tuple[str, str, str]
@@ -154,18 +153,21 @@ class _Pairing:
         registry: Registry,
         previews: Previews,
         requests: Sequence[PreviewRequest],
+        threads: ThreadPoolExecutor,
         on_progress: OnProgress,
     ) -> None:
         self.failures: list[tuple[str, str]] = []
         self._registry = registry
         self._previews = previews
         self._requests = requests
+        self._threads = threads
         self._on_progress = on_progress
         self._shown_with = {_base_key(request): request.record for request in requests}
         self._keys = list(self._shown_with)
         self._of_base: dict[_BaseKey, Result] = {}
         self._of_models: dict[int, Result] = {}
         self._pending = set(range(len(requests)))
+        self._in_publication: dict[Future[None], int] = {}
         on_progress(0, len(requests))
 
     def tasks(self) -> list[dict[str, Any]]:
@@ -198,24 +200,36 @@ class _Pairing:
         for candidate in candidates:
             if _base_key(self._requests[candidate]) in self._of_base:
                 self._finish(candidate)
+        self.settle(_PUBLISHED_AT_ONCE)  # what waits to be written lies in memory
+
+    def settle(self, num_left: int = 0) -> None:
+        """Wait until no more than so many are being published."""
+        while len(self._in_publication) > num_left:
+            done, _ = wait(self._in_publication, return_when=FIRST_COMPLETED)
+            for future in done:
+                index = self._in_publication.pop(future)
+                failure = None
+                try:
+                    future.result()
+                except DbrayError as exc:
+                    failure = str(exc)
+                self._end(index, failure)
 
     def give_up(self, reason: str) -> None:
         """Report every model that is not dealt with."""
+        self.settle()
         for index in sorted(self._pending):
             self._end(index, reason)
 
     def _finish(self, index: int) -> None:
         request = self._requests[index]
         ours, of_base = self._of_models.pop(index), self._of_base[_base_key(request)]
-        error = ours.error or of_base.error
-        if error is None:
-            try:
-                self._registry.add_previews(
-                    request.record, ours.files | of_base.files | self._description(request.record)
-                )
-            except DbrayError as exc:
-                error = exc
-        self._end(index, None if error is None else str(error))
+        if error := ours.error or of_base.error:
+            self._end(index, str(error))
+            return
+        files = ours.files | of_base.files | self._description(request.record)
+        future = self._threads.submit(self._registry.add_previews, request.record, files)
+        self._in_publication[future] = index
 
     def _end(self, index: int, failure: str | None) -> None:
         self._pending.remove(index)

@@ -89,7 +89,7 @@ def sampled(base, ray_session, photograph, tmp_path_factory):
         store, base, requests, PREVIEWS, SamplingPool(num_actors=1),
         lambda *at: progress.append(at),
     )  # fmt: skip
-    return registry, records, failures, progress, requests
+    return registry, records, failures, progress
 
 
 def expected_of(base, weights, noun: str, identifier: str | None, precision: str) -> np.ndarray:
@@ -111,7 +111,7 @@ def expected_of(base, weights, noun: str, identifier: str | None, precision: str
 
 @pytest.mark.ray
 def test_previews_equal_direct_sampling(base, sampled, photograph) -> None:
-    registry, records, _, _, _ = sampled
+    registry, records, _, _ = sampled
     for name, seed in {"rex": 0, "tom": 1, "ace": 5}.items():
         record = records[name]
         files = registry.previews(record)
@@ -141,7 +141,7 @@ def test_previews_equal_direct_sampling(base, sampled, photograph) -> None:
 
 @pytest.mark.ray
 def test_broken_models_are_named_and_stop_nobody(sampled) -> None:
-    registry, records, failures, progress, _ = sampled
+    registry, records, failures, progress = sampled
     reasons = dict(failures)
     assert sorted(reasons) == ["lost", "rot", "ugly"]
     assert "is not what was published" in reasons["rot"]
@@ -149,16 +149,6 @@ def test_broken_models_are_named_and_stop_nobody(sampled) -> None:
     assert "/nowhere/photo.jpg does not exist" in reasons["lost"]
     assert not any(registry.previews(records[name]) for name in reasons)
     assert progress == [(done, 6) for done in range(7)]
-
-
-@pytest.mark.ray
-def test_models_with_previews_are_left_alone(base, sampled) -> None:
-    registry, _, failures, _, requests = sampled
-    done = [request for request in requests if request.record.id not in dict(failures)]
-    progress = []
-    assert make_previews(registry.store, base, done, PREVIEWS,
-                         on_progress=lambda *at: progress.append(at)) == []  # fmt: skip
-    assert progress == [(0, 0)]
 
 
 class CountingActor(PreviewActor):
