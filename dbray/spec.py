@@ -149,7 +149,9 @@ class Recipe(Spec):
         default=False, description="Recompute activations: less memory, about a quarter more time."
     )
     precision: Literal["fp32", "bf16"] = Field(
-        default="fp32", description="Compute precision; trained parameters keep float32 masters."
+        default="fp32",
+        description="Compute precision; fp32 is TF32 on GPUs that have it. Trained parameters keep "
+        "float32 masters.",
     )
     publish_precision: Literal["fp32", "fp16"] = Field(
         default="fp16", description="Precision of the published weights."

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file
 
 from dbray import backbones
+from dbray.backbones import latent
 from dbray.errors import BaseError
 from dbray.spec import Recipe
 
@@ -209,3 +211,20 @@ def test_checkpointing_computes_every_trained_part_again_to_the_same_gradients(t
     for name, gradient in found[False].items():
         if gradient is not None:
             torch.testing.assert_close(found[True][name], gradient, msg=name)
+
+
+def test_of_large_images_the_autoencoder_takes_few_at_once(tiny_base, monkeypatch):
+    backbone = backbones.load(backbones.resolve(str(tiny_base)))
+    pixels = np.random.default_rng(0).integers(0, 255, (5, 32, 32, 3), dtype=np.uint8)
+    means, deviations = backbone.encode(pixels)
+    images = backbone.decode(means)
+    monkeypatch.setattr(latent, "_AUTOENCODED_PIXELS", 2 * 32 * 32)
+    sizes = []
+    for name in ("encode", "decode"):
+        whole = getattr(backbone._vae, name)
+        monkeypatch.setattr(
+            backbone._vae, name, lambda x, call=whole: (sizes.append(len(x)), call(x))[1]
+        )
+    torch.testing.assert_close(backbone.encode(pixels), (means, deviations))
+    assert np.abs(backbone.decode(means).astype(int) - images).max() <= 1
+    assert sizes == [2, 2, 1] * 2

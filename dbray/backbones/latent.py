@@ -40,7 +40,9 @@ _SCHEDULERS: dict[Sampler, tuple[Any, dict[str, Any]]] = {
     "euler_ancestral": (EulerAncestralDiscreteScheduler, {}),
     "dpm++": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
 }
-_ENCODE_BATCH = 16
+_AUTOENCODED_AT_ONCE = 16
+_AUTOENCODED_PIXELS = _AUTOENCODED_AT_ONCE * 512**2
+"""At most: 16 images of 768 px would fill a GPU of 24 GB."""
 
 
 class TrainedParts(nn.Module):
@@ -65,6 +67,8 @@ class LatentBackbone:
     def __init__(self, base: Base, recipe: Recipe, device: str) -> None:
         self.base = base
         self.device = torch.device(device)
+        if self.device.type == "cuda":  # as cuDNN's convolutions do by themselves
+            torch.set_float32_matmul_precision("high")
         self._noise_config = layout.config(base.folder, "scheduler")
         self.prediction: Prediction = self._noise_config.get("prediction_type", "epsilon")
         self.alphas_cumprod: Tensor = self.scheduler("ddpm").alphas_cumprod
@@ -87,9 +91,9 @@ class LatentBackbone:
         self._autocast = torch.autocast(
             self.device.type, dtype=torch.bfloat16, enabled=recipe.precision == "bf16"
         )
-        factor = 2 ** (len(self._vae.config.block_out_channels) - 1)
-        self.resolution = recipe.resolution or unet.config.sample_size * factor
-        side = self.resolution // factor
+        self._factor = 2 ** (len(self._vae.config.block_out_channels) - 1)
+        self.resolution = recipe.resolution or unet.config.sample_size * self._factor
+        side = self.resolution // self._factor
         self.latent_shape = (unet.config.in_channels, side, side)
         self._replaceable: dict[str, nn.Module] = {
             "unet": unet,
@@ -103,8 +107,9 @@ class LatentBackbone:
         scale = self._vae.config.scaling_factor
         shift = getattr(self._vae.config, "shift_factor", None) or 0.0
         means, deviations = [], []
-        for start in range(0, len(images_NHWC), _ENCODE_BATCH):
-            pixels = torch.from_numpy(images_NHWC[start : start + _ENCODE_BATCH])
+        at_once = _at_once(*images_NHWC.shape[1:3])
+        for start in range(0, len(images_NHWC), at_once):
+            pixels = torch.from_numpy(images_NHWC[start : start + at_once])
             pixels_NCHW = pixels.to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
             posterior = self._vae.encode(pixels_NCHW).latent_dist
             means.append(((posterior.mean - shift) * scale).cpu())
@@ -147,7 +152,8 @@ class LatentBackbone:
         scale = self._vae.config.scaling_factor
         shift = getattr(self._vae.config, "shift_factor", None) or 0.0
         images = []
-        for latents in latents_NCHW.split(_ENCODE_BATCH):
+        height, width = (side * self._factor for side in latents_NCHW.shape[2:])
+        for latents in latents_NCHW.split(_at_once(height, width)):
             decoded = self._vae.decode(latents.to(self.device) / scale + shift).sample
             pixels = (decoded.float() / 2 + 0.5).clamp(0, 1) * 255
             images.append(pixels.round().byte().permute(0, 2, 3, 1).cpu().numpy())
@@ -202,6 +208,11 @@ class LatentBackbone:
             differing = sorted({name for name, _ in resident.items() ^ given.items()})
             raise BaseError(f"weights of {part} do not fit base {self.base.name!r}: "
                             f"{len(differing)} tensors differ, e.g. {differing[0]}")  # fmt: skip
+
+
+def _at_once(height: int, width: int) -> int:
+    """How many images of a size the autoencoder takes at once."""
+    return max(1, min(_AUTOENCODED_AT_ONCE, _AUTOENCODED_PIXELS // (height * width)))
 
 
 def _index_of(folder: Path, index: dict[str, Any]) -> dict[str, Any]:
