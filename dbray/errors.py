@@ -12,7 +12,7 @@
     │   ├── Diverged         the loss is not finite
     │   └── OutOfMemory
     ├── LaneLost             the workers of a lane died                       *
-    ├── JobBusy              another run holds this job                       exit 2
+    ├── JobBusy              another run holds this job                       exit 1
     └── TooManyFailures      stopped at --max-failures                        exit 4
 
 * One subject's errors: a job that finishes without it exits with 3. Where they end a whole run, as
@@ -131,9 +131,7 @@ class LaneLost(DbrayError):
 
 
 class JobBusy(DbrayError):
-    """Another run holds this job."""
-
-    exit_code = 2
+    """Another run holds this job, or a killed one seems to for a while: not the input's fault."""
 
 
 class TooManyFailures(DbrayError):

@@ -112,7 +112,6 @@ def test_the_cluster_has_what_the_configuration_names():
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
         pod = group["template"]["spec"]
         [container] = pod["containers"]
-        assert pod["terminationGracePeriodSeconds"] >= options.drain_seconds
         mounts = container["volumeMounts"]
         assert {m["name"] for m in mounts} == {volume["name"] for volume in pod["volumes"]}
         for path in (options.base, options.keys):
@@ -149,7 +148,8 @@ def test_a_configuration_deploys_from_the_wheel(name, wheel, storage, tiny_base,
     config = yaml.safe_load((ROOT / "serve" / f"{name}.yaml").read_text())
     here = {"registry": str(storage), "base": str(tiny_base), "device": "cpu"}
     arguments = config["applications"][0]["args"]
-    arguments |= here | ({"keys": str(keys)} if "keys" in arguments else {})
+    local = {"keys": str(keys), "scratch": str(tmp_path / "scratch")}
+    arguments |= here | {name: path for name, path in local.items() if name in arguments}
     port = free_port()
     config["http_options"] |= {"host": "127.0.0.1", "port": port}
     file = tmp_path / "config.yaml"
