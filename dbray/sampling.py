@@ -26,9 +26,10 @@ from ray.util.annotations import RayDeprecationWarning
 
 from dbray import backbones, errors
 from dbray.backbones import Backbone, Base
+from dbray.cluster import hardware
 from dbray.errors import BaseError, DbrayError, LaneLost, OutOfMemory, first_line
 from dbray.generate import Sampling, generate
-from dbray.spec import Recipe
+from dbray.spec import Device, Recipe
 
 logger = logging.getLogger(__name__)
 
@@ -53,23 +54,27 @@ _RESULT = pa.schema(
 
 @dataclass(frozen=True)
 class SamplingPool:
-    """How many actors sample, and the CPU threads of each.
+    """How many actors sample, the CPU threads of each, and what they sample on.
 
-    `num_actors` absent: one per GPU of the cluster or, where it has none, per free CPU.
+    `num_actors` absent: one per GPU of the cluster or, on CPUs, per free one.
     """
 
     num_actors: int | None = None
     threads: int = 1
+    device: Device = "auto"
 
     def size(self, num_tasks: int) -> int:
         """Number of actors for so many tasks."""
-        num_gpus = int(ray.cluster_resources().get("GPU", 0))
-        room = num_gpus or int(ray.available_resources().get("CPU", 0)) // self.threads
+        held = hardware()
+        if held.uses_gpus(self.device):
+            room = held.num_gpus
+        else:
+            room = int(ray.available_resources().get("CPU", 0)) // self.threads
         return max(1, min(self.num_actors or room, num_tasks))
 
     def remote_args(self) -> dict[str, Any]:
         """What each actor holds of the cluster."""
-        if ray.cluster_resources().get("GPU", 0):
+        if hardware().uses_gpus(self.device):
             return {"num_gpus": 1, "num_cpus": 0}
         return {"num_cpus": self.threads}
 

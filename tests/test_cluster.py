@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import shlex
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import yaml
 
 from dbray.cli import _parser
+from dbray.spec import Resources
 
 ROOT = Path(__file__).resolve().parent.parent
 KUBERAY = ROOT / "cluster" / "kuberay"
@@ -36,6 +38,17 @@ def test_clusters_run_the_pinned_ray_with_a_token_and_an_idle_head(name):
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
         [container] = group["template"]["spec"]["containers"]
         assert container["resources"]["requests"] == container["resources"]["limits"]
+
+
+def test_the_job_of_the_readme_fills_the_cluster_when_it_has_grown():
+    text = (ROOT / "cluster" / "README.md").read_text()
+    [snippet] = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    asked = Resources.model_validate(yaml.safe_load(snippet)["resources"])
+    [group] = cluster_of("rayjob.yaml")["workerGroupSpecs"]
+    [container] = group["template"]["spec"]["containers"]
+    num_gpus = group["maxReplicas"] * int(container["resources"]["limits"]["nvidia.com/gpu"])
+    assert asked.device == "cuda"
+    assert asked.lanes == asked.prior_actors == num_gpus // asked.gpus_per_subject
 
 
 def test_the_entry_point_is_a_command():
