@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import platform
 import warnings
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,7 +26,7 @@ from ray.util.annotations import RayDeprecationWarning
 from dbray import backbones, errors
 from dbray.backbones import Backbone, Base
 from dbray.cluster import hardware
-from dbray.errors import BaseError, DbrayError, LaneLost, OutOfMemory, first_line
+from dbray.errors import DbrayError, LaneLost, OutOfMemory, first_line
 from dbray.generate import Sampling, generate
 from dbray.spec import Device, Recipe
 
@@ -100,12 +99,9 @@ class SamplingActor:
     def backbone(self, recipe: Recipe | None = None) -> Backbone:
         """Return the backbone in a recipe's precision and resolution, with any weights in it."""
         kind = recipe and (recipe.precision, recipe.resolution)
-        if not self.base.folder.is_dir():
-            raise BaseError(f"base {self.base.name!r}: {self.base.folder} does not exist on node "
-                            f"{platform.node()}; every node needs it at the same path")  # fmt: skip
         if self._warm is None or self._warm[0] != kind:
             self._warm = None  # frees the old one first: two may not fit
-            self._warm = kind, backbones.load(self.base, recipe, self._device)
+            self._warm = kind, backbones.load(backbones.here(self.base), recipe, self._device)
         return self._warm[1]
 
     def make(self, task: dict[str, Any]) -> dict[str, bytes]:

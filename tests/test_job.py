@@ -332,6 +332,19 @@ def test_lanes_that_cannot_start_say_why(ray_session, tiny_base, tmp_path):
     assert "no lane is left" in store.read_bytes(f"jobs/{job.id}/report.html").decode()
 
 
+def test_lanes_look_for_a_base_of_the_hub_on_their_own_node(
+    ray_session, tiny_base, tmp_path, monkeypatch
+):
+    """Only this process has it in its cache, as a driver has on a node of its own."""
+    commit, cache = "c" * 40, tmp_path / "cache"
+    shutil.copytree(tiny_base, cache / "models--owner--name" / "snapshots" / commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    job = load_job(tmp_path, Path("owner/name"), {"ace": "cat"}, base_revision=commit,
+                   resources={"max_lane_failures": 0}, **BARE)  # fmt: skip
+    with pytest.raises(LaneLost, match=r"base 'owner/name': .* cannot be had from the hub"):
+        run_job(job)
+
+
 class Assassin(Silence):
     """Kills the process that hands out the subjects."""
 
