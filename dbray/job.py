@@ -299,7 +299,7 @@ class _Run:
 
     def _pool(self) -> SamplingPool:
         resources = self.plan.job.resources
-        return SamplingPool(resources.prior_actors, resources.threads_per_worker)
+        return SamplingPool(resources.prior_actors, resources.threads_per_worker, resources.device)
 
     def _train(self) -> None:
         if not self.plan.to_train:

@@ -149,7 +149,9 @@ class _Worker:
         self.device = ray.train.torch.get_device()
         self.store = Store(spec.job.storage)
         self.recipe = spec.job.recipe
-        self.backbone: Backbone = backbones.load(spec.base, self.recipe, str(self.device))
+        self.backbone: Backbone = backbones.load(
+            backbones.here(spec.base), self.recipe, str(self.device)
+        )
         self.engine: Engine = make_engine(
             self.backbone.trained, self.recipe, spec.job.resources.zero_stage, self.device
         )

@@ -53,7 +53,7 @@ def open_lanes(
     queue: Any = ray.remote(LeaseQueue).options(num_cpus=0).remote(
         list(subjects), resources.max_attempts, resources.lease_seconds
     )  # fmt: skip
-    use_gpu = hardware().num_gpus > 0
+    use_gpu = hardware().uses_gpus(resources.device)
     names = [f"lane-{index}" for index in range(count)]
     specs = [LaneSpec(name, job, base, queue, scratch, use_gpu) for name in names]
     lanes = Lanes(queue, specs, on_lost)

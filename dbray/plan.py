@@ -24,7 +24,7 @@ from dbray.manifest import CheckedSubject
 from dbray.naming import name_subjects
 from dbray.priorset import PriorPlan, is_made
 from dbray.registry import REVISION_LENGTH, Registry
-from dbray.spec import Resources, Subject, digest_json
+from dbray.spec import Device, Resources, Subject, digest_json
 from dbray.store import Store
 from dbray.summary import Outcome, Rates, read_outcomes, summaries
 
@@ -33,8 +33,10 @@ _PACE = {
     "recipe": ("batch_size", "resolution", "precision", "prior_weight", "train_text_encoder",
                "gradient_checkpointing"),
     "prior": ("sampler", "steps", "guidance"),
-    "resources": ("gpus_per_subject", "threads_per_worker", "zero_stage"),
+    "resources": ("device", "gpus_per_subject", "threads_per_worker", "zero_stage"),
 }  # fmt: skip
+_BEFORE = {"device": "auto"}
+"""What jobs meant that were written before there was such a key."""
 WEIGHTS_VERSION = 1
 """Raised when a change of dbray makes the same inputs give other weights."""
 
@@ -50,6 +52,10 @@ class Hardware:
     def local(cls) -> Hardware:
         """What this machine holds."""
         return cls(os.cpu_count() or 1, torch.cuda.device_count())
+
+    def uses_gpus(self, device: Device) -> bool:
+        """Whether work on this device asks for GPUs here."""
+        return device == "cuda" or (device == "auto" and self.num_gpus > 0)
 
 
 @dataclass(frozen=True)
@@ -249,27 +255,31 @@ def num_lanes(plan: Plan, hardware: Hardware) -> int:
     A number that the user gives stands: a cluster may grow when it is asked to.
     """
     resources = plan.job.resources
-    if hardware.num_gpus:
-        room = hardware.num_gpus // resources.gpus_per_subject
-    else:
-        room = hardware.num_cpus // (resources.gpus_per_subject * resources.threads_per_worker)
+    room = hardware.num_cpus // (resources.gpus_per_subject * resources.threads_per_worker)
+    if hardware.uses_gpus(resources.device):
+        room = min(room, hardware.num_gpus // resources.gpus_per_subject)
     return min(resources.lanes or room, len(plan.to_train))
 
 
 def too_small(resources: Resources, hardware: Hardware) -> Problem:
     """What to tell of a cluster that does not hold a single lane."""
-    needed = f"{resources.gpus_per_subject} worker(s) with {resources.threads_per_worker} CPU(s)"
+    gpu = "1 GPU and " if hardware.uses_gpus(resources.device) else ""
+    worker = f"{gpu}{resources.threads_per_worker} CPU(s)"
+    needed = f"{resources.gpus_per_subject} worker(s) with {worker}"
     holds = f"{hardware.num_gpus} GPU(s) and {hardware.num_cpus} CPU(s)"
     return Problem(
         "error", "resources", f"a lane needs {needed} each; the cluster holds {holds}",
-        "lower gpus_per_subject or threads_per_worker; or set lanes, if the cluster grows",
+        "lower gpus_per_subject or threads_per_worker, or change device; if the cluster grows, set "
+        "lanes, and device: cuda to wait for GPUs",
     )  # fmt: skip
 
 
 def num_prior_actors(plan: Plan, hardware: Hardware) -> int:
     """Sampling actors that the cluster holds."""
-    room = hardware.num_gpus or hardware.num_cpus // plan.job.resources.threads_per_worker
-    return max(plan.job.resources.prior_actors or room, 1)
+    resources = plan.job.resources
+    on_gpus = hardware.uses_gpus(resources.device)
+    room = hardware.num_gpus if on_gpus else hardware.num_cpus // resources.threads_per_worker
+    return max(resources.prior_actors or room, 1)
 
 
 def latest_rates(store: Store, base_digest: str, like: Job) -> Rates | None:
@@ -302,4 +312,4 @@ def _keeps_pace(store: Store, job_id: str, job: Job) -> bool:
 
 def _pace_of(job: Mapping[str, Any]) -> list[Any]:
     """What decides how long a step and a class image take; of a job as job.json holds it."""
-    return [job[section][name] for section, names in _PACE.items() for name in names]
+    return [(_BEFORE | job[section])[name] for section, names in _PACE.items() for name in names]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import platform
 import warnings
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,9 +25,10 @@ from ray.util.annotations import RayDeprecationWarning
 
 from dbray import backbones, errors
 from dbray.backbones import Backbone, Base
-from dbray.errors import BaseError, DbrayError, LaneLost, OutOfMemory, first_line
+from dbray.cluster import hardware
+from dbray.errors import DbrayError, LaneLost, OutOfMemory, first_line
 from dbray.generate import Sampling, generate
-from dbray.spec import Recipe
+from dbray.spec import Device, Recipe
 
 logger = logging.getLogger(__name__)
 
@@ -53,23 +53,27 @@ _RESULT = pa.schema(
 
 @dataclass(frozen=True)
 class SamplingPool:
-    """How many actors sample, and the CPU threads of each.
+    """How many actors sample, the CPU threads of each, and what they sample on.
 
-    `num_actors` absent: one per GPU of the cluster or, where it has none, per free CPU.
+    `num_actors` absent: one per GPU of the cluster or, on CPUs, per free one.
     """
 
     num_actors: int | None = None
     threads: int = 1
+    device: Device = "auto"
 
     def size(self, num_tasks: int) -> int:
         """Number of actors for so many tasks."""
-        num_gpus = int(ray.cluster_resources().get("GPU", 0))
-        room = num_gpus or int(ray.available_resources().get("CPU", 0)) // self.threads
+        held = hardware()
+        if held.uses_gpus(self.device):
+            room = held.num_gpus
+        else:
+            room = int(ray.available_resources().get("CPU", 0)) // self.threads
         return max(1, min(self.num_actors or room, num_tasks))
 
     def remote_args(self) -> dict[str, Any]:
         """What each actor holds of the cluster."""
-        if ray.cluster_resources().get("GPU", 0):
+        if hardware().uses_gpus(self.device):
             return {"num_gpus": 1, "num_cpus": 0}
         return {"num_cpus": self.threads}
 
@@ -95,12 +99,9 @@ class SamplingActor:
     def backbone(self, recipe: Recipe | None = None) -> Backbone:
         """Return the backbone in a recipe's precision and resolution, with any weights in it."""
         kind = recipe and (recipe.precision, recipe.resolution)
-        if not self.base.folder.is_dir():
-            raise BaseError(f"base {self.base.name!r}: {self.base.folder} does not exist on node "
-                            f"{platform.node()}; every node needs it at the same path")  # fmt: skip
         if self._warm is None or self._warm[0] != kind:
             self._warm = None  # frees the old one first: two may not fit
-            self._warm = kind, backbones.load(self.base, recipe, self._device)
+            self._warm = kind, backbones.load(backbones.here(self.base), recipe, self._device)
         return self._warm[1]
 
     def make(self, task: dict[str, Any]) -> dict[str, bytes]:

@@ -34,6 +34,8 @@ SubjectId = Annotated[str, Field(pattern=SUBJECT_ID_PATTERN)]
 Sampler = Literal["ddpm", "euler_ancestral", "ddim", "dpm++"]
 Prediction = Literal["epsilon", "v_prediction"]
 """What a denoiser answers: the noise, or v (Salimans and Ho 2022)."""
+Device = Literal["auto", "cpu", "cuda"]
+"""What work asks the cluster for; auto: cuda where it has a GPU now."""
 
 # The paper's kinds of prompts: recontextualisation, art rendition, accessory, and a last plain one
 # that shows whether the class has drifted towards the subject.
@@ -232,6 +234,11 @@ class Identifiers(Spec):
 class Resources(Spec):
     """What the job may use. Nothing here changes the recipe."""
 
+    device: Device = Field(
+        default="auto",
+        description="auto: cuda where the cluster has a GPU now. On a cluster that grows, name it, "
+        "with lanes and prior_actors: cuda waits for GPUs that are not up yet.",
+    )
     lanes: int | None = Field(
         default=None,
         ge=1,

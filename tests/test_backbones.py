@@ -149,6 +149,50 @@ def test_what_is_no_hub_id_is_told():
         backbones.resolve("my model/x y", "a" * 40)
 
 
+COMMIT = "c" * 40
+
+
+@pytest.fixture
+def node(tiny_base, tmp_path, monkeypatch):
+    """Become another node each time: one with its own cache of the hub. Returns its snapshot."""
+
+    def enter(name):
+        cache = tmp_path / name
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+        snapshot = cache / "models--owner--name" / "snapshots" / COMMIT
+        return shutil.copytree(tiny_base, snapshot)
+
+    return enter
+
+
+def test_a_base_from_the_hub_is_found_on_every_node(node):
+    first = node("first")
+    base = backbones.resolve("owner/name", COMMIT)
+    assert (base.folder, base.revision) == (first, COMMIT)
+    second = node("second")
+    found = backbones.here(base)
+    assert (found.folder, found.digest) == (second, base.digest)
+    shutil.rmtree(second)
+    with pytest.raises(BaseError, match=r"base 'owner/name': .*cannot be had from the hub"):
+        backbones.here(base)
+
+
+def test_a_base_from_the_hub_is_the_same_on_every_node(node):
+    node("first")
+    base = backbones.resolve("owner/name", COMMIT)
+    change(node("second"), "scheduler", clip_sample=True)
+    with pytest.raises(BaseError, match=r"base 'owner/name': .*second.* is not what the job began"):
+        backbones.here(base)
+
+
+def test_a_folder_has_to_be_on_every_node(copied):
+    base = backbones.resolve(str(copied), COMMIT)  # the revision of a folder means nothing
+    assert backbones.here(base) is base
+    shutil.rmtree(copied)
+    with pytest.raises(BaseError, match=f"base '{copied}': .*every node needs it at the same path"):
+        backbones.here(base)
+
+
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
 def test_latents_are_not_clipped_where_the_base_says_nothing_of_it(copied, sampler):
     file = copied / "scheduler" / "scheduler_config.json"

@@ -18,6 +18,7 @@ import yaml
 from dbray import errors
 from dbray.cli import _parser
 from dbray.serving.options import ServeOptions
+from dbray.spec import Resources
 
 ROOT = Path(__file__).resolve().parent.parent
 KUBERAY = ROOT / "cluster" / "kuberay"
@@ -78,6 +79,17 @@ def test_every_pod_has_a_commented_place_for_credentials(name):
     for pod in pods_of(cluster_of(re.sub(r"# (serviceAccountName|envFrom):", r"\1:", text))):
         assert pod["serviceAccountName"]
         assert pod["containers"][0]["envFrom"][0]["secretRef"]["name"]
+
+
+def test_the_job_of_the_readme_fills_the_cluster_when_it_has_grown():
+    text = (ROOT / "cluster" / "README.md").read_text()
+    [snippet] = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    asked = Resources.model_validate(yaml.safe_load(snippet)["resources"])
+    [group] = cluster_of("rayjob.yaml")["workerGroupSpecs"]
+    [container] = group["template"]["spec"]["containers"]
+    num_gpus = group["maxReplicas"] * int(container["resources"]["limits"]["nvidia.com/gpu"])
+    assert asked.device == "cuda"
+    assert asked.lanes == asked.prior_actors == num_gpus // asked.gpus_per_subject
 
 
 def test_the_entry_point_is_a_command():

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import psutil
@@ -30,8 +30,9 @@ from dbray.finetune import Progress, Share
 from dbray.job import RunOptions, Silence, run_job
 from dbray.jobfile import Job
 from dbray.journal import Journal
-from dbray.plan import make_plan
+from dbray.plan import Hardware, make_plan
 from dbray.registry import Registry
+from dbray.sampling import SamplingPool
 from dbray.spec import Subject, utc_now
 from dbray.store import Store
 from dbray.summary import read_summary
@@ -209,6 +210,22 @@ def test_how_a_run_ended_is_written_before_the_cluster_goes(tiny_base, tmp_path,
     assert at_the_end == ["interrupted"]
 
 
+def test_class_images_are_made_on_what_the_job_says(tiny_base, tmp_path, monkeypatch):
+    asked = {"device": "cuda", "prior_actors": 3, "threads_per_worker": 2}
+    job = load_job(tmp_path, tiny_base, {"ace": "cat"}, resources=asked)
+    pools = []
+
+    def interrupted(store, base, plans, pool, on_progress):
+        pools.append(pool)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(job_module, "connected", lambda address, note: nullcontext())
+    monkeypatch.setattr(job_module, "hardware", lambda: Hardware(num_cpus=8, num_gpus=0))
+    monkeypatch.setattr(job_module, "make_priors", interrupted)
+    run_job(job)
+    assert pools == [SamplingPool(num_actors=3, threads=2, device="cuda")]
+
+
 class Listener(Silence):
     """Keeps the notes."""
 
@@ -313,6 +330,19 @@ def test_lanes_that_cannot_start_say_why(ray_session, tiny_base, tmp_path):
     assert (summary.state, summary.error) == ("broken", str(caught.value))
     assert summary.counts["unfinished"] == 2
     assert "no lane is left" in store.read_bytes(f"jobs/{job.id}/report.html").decode()
+
+
+def test_lanes_look_for_a_base_of_the_hub_on_their_own_node(
+    ray_session, tiny_base, tmp_path, monkeypatch
+):
+    """Only this process has it in its cache, as a driver has on a node of its own."""
+    commit, cache = "c" * 40, tmp_path / "cache"
+    shutil.copytree(tiny_base, cache / "models--owner--name" / "snapshots" / commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    job = load_job(tmp_path, Path("owner/name"), {"ace": "cat"}, base_revision=commit,
+                   resources={"max_lane_failures": 0}, **BARE)  # fmt: skip
+    with pytest.raises(LaneLost, match=r"base 'owner/name': .* cannot be had from the hub"):
+        run_job(job)
 
 
 class Assassin(Silence):

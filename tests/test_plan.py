@@ -20,10 +20,11 @@ from dbray.plan import (
     latest_rates,
     make_plan,
     num_lanes,
+    num_prior_actors,
     too_small,
 )
 from dbray.registry import ModelRecord, Registry
-from dbray.spec import Recipe
+from dbray.spec import Recipe, Resources
 from dbray.store import Store
 from dbray.summary import RESULTS_FILE, Failure, Outcome, Rates
 
@@ -123,7 +124,8 @@ def test_what_shapes_the_weights_changes_the_fingerprint(tmp_path, tiny_base, jo
 
 
 @pytest.mark.parametrize(
-    "change", [{"previews": {"seed": 1}}, {"resources": {"lanes": 2}}, {"id": "other"}]
+    "change",
+    [{"previews": {"seed": 1}}, {"resources": {"lanes": 2, "device": "cuda"}}, {"id": "other"}],
 )
 def test_what_does_not_shape_the_weights_keeps_them(tmp_path, tiny_base, job, change):
     first = plan_of(job)
@@ -251,6 +253,34 @@ def test_lanes_fill_the_cluster(tmp_path, tiny_base, cpus, gpus, lanes):
     assert num_lanes(plan_of(job), Hardware(cpus, gpus)) == lanes
 
 
+@pytest.mark.parametrize(
+    ("device", "cpus", "gpus", "lanes", "actors"),
+    [
+        ("auto", 8, 1, 1, 1),
+        ("cpu", 8, 1, 2, 2),
+        ("cuda", 8, 1, 1, 1),
+        ("cuda", 8, 0, 0, 1),
+        ("auto", 3, 1, 0, 1),  # a GPU for a lane, and too few CPUs
+        ("auto", 8, 3, 2, 3),
+    ],
+)
+def test_a_device_that_the_user_names_is_what_counts(
+    tmp_path, tiny_base, device, cpus, gpus, lanes, actors
+):
+    asked = {"device": device, "lanes": None, "prior_actors": None, "threads_per_worker": 4}
+    plan = plan_of(load_job(tmp_path, tiny_base, SUBJECTS, resources=asked))
+    assert num_lanes(plan, Hardware(cpus, gpus)) == lanes
+    assert num_prior_actors(plan, Hardware(cpus, gpus)) == actors
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu", "cuda"])
+def test_who_has_no_gpu_is_told_how_to_wait_for_one(device):
+    told = too_small(Resources(device=device), Hardware(num_cpus=0, num_gpus=0))
+    assert ("with 1 GPU and 1 CPU(s) each" in told.what) == (device == "cuda")
+    assert "holds 0 GPU(s) and 0 CPU(s)" in told.what
+    assert "set lanes, and device: cuda" in told.fix
+
+
 def test_the_id_of_another_tenant_is_refused(job):
     ours = job.model_copy(update={"tenant": "acme"})
     plan = plan_of(ours)
@@ -282,6 +312,19 @@ def test_rates_come_from_the_last_job_on_the_same_base(tmp_path, tiny_base):
     assert latest_rates(store, "z", asked.job) is None
 
 
+def test_rates_count_of_a_job_that_could_not_name_a_device_yet(tmp_path, tiny_base, base):
+    asked = plan_of(load_job(tmp_path, tiny_base, SUBJECTS))
+    store = Store(asked.job.storage)
+    Journal(store, "ran").begin(asked, "0")
+    written = store.read_json("jobs/ran/job.json")
+    del written["job"]["resources"]["device"]
+    store.write_json("jobs/ran/job.json", written)
+    rates = Rates(step_seconds=2.0, overhead_seconds=0.0)
+    summary = {"base_digest": base.digest, "updated_at": "1", "rates": rates.model_dump()}
+    store.write_json("jobs/ran/summary.json", summary)
+    assert latest_rates(store, base.digest, asked.job) == rates
+
+
 @pytest.mark.parametrize(
     ("change", "counts"),
     [
@@ -291,6 +334,7 @@ def test_rates_come_from_the_last_job_on_the_same_base(tmp_path, tiny_base):
         ({"recipe": {"batch_size": 2}}, False),
         ({"prior": {"steps": 9}}, False),
         ({"resources": {"threads_per_worker": 2}}, False),
+        ({"resources": {"device": "cuda"}}, False),
     ],
 )
 def test_rates_of_a_job_of_another_pace_do_not_count(tmp_path, tiny_base, base, change, counts):

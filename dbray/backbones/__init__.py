@@ -8,6 +8,7 @@ diffusers. Only safetensors are read.
 from __future__ import annotations
 
 import hashlib
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,13 +34,15 @@ class Base:
     """A base model on the local disk.
 
     `defaults` are the recipe, prior and previews that the base's makers recommend, read from a
-    file `dbray.yaml` in its folder, where there is one.
+    file `dbray.yaml` in its folder, where there is one. `revision` is the commit of a base from
+    the hub, and None of any other.
     """
 
     name: str
     folder: Path
     digest: str
     defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    revision: str | None = None
 
     @property
     def resolution(self) -> int:
@@ -126,13 +129,34 @@ def resolve(name: str, revision: str | None = None) -> Base:
             need anything but safetensors.
     """
     try:
-        folder = _find_folder(name, revision)
+        folder, commit = _find_folder(name, revision)
         layout.check(folder)
-        return Base(name, folder, _digest(folder), layout.read_defaults(folder))
+        return Base(name, folder, _digest(folder), layout.read_defaults(folder), commit)
     except BaseError as exc:
         raise BaseError(f"base {name!r}: {exc}") from exc
     except OSError as exc:
         raise BaseError(f"base {name!r}: {exc}; check the path and the access rights") from exc
+
+
+def here(base: Base) -> Base:
+    """Find a base on this node that was resolved on another.
+
+    Raises:
+        BaseError: when it is not here and cannot be had, or is another one here.
+    """
+    node = platform.node()
+    if base.revision is None:
+        if is_folder(base.folder):
+            return base
+        raise BaseError(f"base {base.name!r}: {base.folder} does not exist on node {node}; every "
+                        "node needs it at the same path")  # fmt: skip
+    # Also where the folder is there: another process may be at work on its download, and only
+    # the hub's client knows when it is whole.
+    found = resolve(base.name, base.revision)
+    if found.digest != base.digest:
+        raise BaseError(f"base {base.name!r}: {found.folder} on node {node} is not what the job "
+                        "began with; remove it there, and it is downloaded anew")  # fmt: skip
+    return found
 
 
 def load(base: Base, recipe: Recipe | None = None, device: str = "cpu") -> Backbone:
@@ -158,14 +182,15 @@ def load_tokenizer(base: Base) -> Any:
         raise BaseError(f"base {base.name!r}: {folder} cannot be loaded: {exc}") from exc
 
 
-def _find_folder(name: str, revision: str | None) -> Path:
+def _find_folder(name: str, revision: str | None) -> tuple[Path, str | None]:
+    """Find the folder of a base and, if it is from the hub, its commit."""
     if name == MINIATURE:
         from dbray.miniature import weights_path
 
-        return weights_path()
+        return weights_path(), None
     folder = Path(anchor(name, Path.cwd()))
     if is_folder(folder):
-        return folder
+        return folder, None
     if Path(name).is_absolute() or name.count("/") != 1:
         raise BaseError("it does not exist; give 'miniature', a diffusers folder, or a hub id such "
                         "as 'owner/name'")  # fmt: skip
@@ -173,7 +198,7 @@ def _find_folder(name: str, revision: str | None) -> Path:
         raise BaseError("there is no such folder. If it is a hub id, set base_revision to its "
                         "commit (40 hex digits), so that results repeat and nobody can exchange "
                         "the weights")  # fmt: skip
-    return _download(name, revision)
+    return _download(name, revision), revision
 
 
 def _download(name: str, revision: str) -> Path:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from dbray.spec import Spec
+from dbray.spec import Device, Spec
 
 GIB = 2**30
 
@@ -22,9 +22,7 @@ class ServeOptions(Spec):
     keys: str | None = Field(
         None, description="Key file; absent: open, but to requests from the same machine only."
     )
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="auto: cuda where the cluster has a GPU now."
-    )
+    device: Device = Field("auto", description="auto: cuda where the cluster has a GPU now.")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="Compute precision.")
     threads: int = Field(1, ge=1, le=256, description="CPU threads of each replica.")
     num_replicas: int = Field(1, ge=1, le=1000, description="Replicas, where not autoscaled.")
