@@ -30,7 +30,7 @@ from dbray import backbones, images, metrics
 from dbray.backbones import Backbone, Base
 from dbray.checkpoint import Checkpoint
 from dbray.diffusion import NoiseSchedule
-from dbray.engine import Engine, make_engine
+from dbray.engine import Engine, device_is_lost, make_engine
 from dbray.errors import DbrayError, Diverged, LaneLost, SubjectError, TrainError
 from dbray.finetune import (
     Latents,
@@ -203,39 +203,45 @@ class _Worker:
         """Train one subject; one that fails does not stop the lane.
 
         What each rank does by itself comes first, and then all agree: from there on they work
-        together, and one that is missing would leave the others waiting. Where a failure leaves
-        ranks or device out of order, the workers of the lane end with it, and Ray Train starts
-        them anew.
+        together, and one that is missing would leave the others waiting.
         """
         data = failure = None
         try:
             with clock.phase("encode"):
                 data = self._encode(planned, self._beat(planned))
         except Exception as exc:  # noqa: BLE001 - a subject must never stop the job
-            failure = self._failure_of(planned, exc)
+            failure = self._failure_of(planned, exc, out_of_step=False)
         failure = next((one for one in self.share.gather(failure) if one is not None), None)
         if data is None or failure is not None:
             return failure
         try:
             self._carry_out(planned, clock, data)
-        except Exception as exc:
-            failure = self._failure_of(planned, exc)
+        except Exception as exc:  # noqa: BLE001 - as above
             out_of_step = self.share.world_size > 1 and not isinstance(exc, Diverged)
-            if self.engine.broken or out_of_step:
-                self._report(planned, failure)
-                raise LaneLost(f"{planned.subject.id}: {failure.message}") from exc
-            return failure
+            return self._failure_of(planned, exc, out_of_step)
         return None
 
-    def _failure_of(self, planned: PlannedSubject, exc: Exception) -> Failure:
+    def _failure_of(self, planned: PlannedSubject, exc: Exception, out_of_step: bool) -> Failure:
+        """Say what became of the subject.
+
+        Raises:
+            LaneLost: ranks or device are out of order, which the queue knows by now. The workers
+                of the lane end with it, and Ray Train starts them anew.
+        """
         name = planned.subject.id
+        must_end = out_of_step or self.engine.broken or device_is_lost(self.device, exc)
         if isinstance(exc, DbrayError):
             logger.warning("subject failed id=%s error=%s", name, exc)
-            return Failure.of(exc)
-        logger.error("subject failed id=%s", name, exc_info=exc)
-        # What the device did is not the subject's fault: elsewhere it may succeed.
-        kind = LaneLost if self.engine.broken else TrainError
-        return Failure.of(kind(f"{type(exc).__name__}: {exc}"))
+            failure = Failure.of(exc)
+        else:
+            logger.error("subject failed id=%s", name, exc_info=exc)
+            # What the device or another rank did is not the subject's fault: it is tried again.
+            kind = LaneLost if must_end else TrainError
+            failure = Failure.of(kind(f"{type(exc).__name__}: {exc}"))
+        if must_end:
+            self._report(planned, failure)
+            raise LaneLost(f"{name}: {failure.message}") from exc
+        return failure
 
     def _carry_out(self, planned: PlannedSubject, clock: _Clock, data: TrainingData) -> None:
         """What the ranks do together: the steps, and what comes of them."""

@@ -12,6 +12,7 @@ from dbray.sampling import SamplingActor, _read_result
 class Failing(SamplingActor):
     def __init__(self):
         """Needs no backbone."""
+        self._device = "cpu"
 
     def make(self, task):
         raise RuntimeError("no such thing")
