@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -251,7 +252,8 @@ class _Worker:
             checkpoint = Checkpoint(
                 self.store, self.spec.job.id, planned.revision, self.share, resources.zero_stage
             )
-            resume = checkpoint.restore(self.engine)
+            with self._beat(planned).meanwhile():
+                resume = checkpoint.restore(self.engine)
         clock.steps = self.recipe.steps - resume.step
         beat = self._beat(planned, resume.step)
         every = resources.checkpoint_every
@@ -259,7 +261,9 @@ class _Worker:
         def on_step(progress: Progress) -> None:
             beat(progress.step)
             if every and progress.step % every == 0 and progress.step < self.recipe.steps:
-                checkpoint.save(self.engine, progress)
+                state = self.engine.state()  # waits for the steps, and one that hangs is no life
+                with beat.meanwhile():
+                    checkpoint.save(state, progress)
 
         with clock.phase("train"):
             curve = finetune(
@@ -272,7 +276,7 @@ class _Worker:
                 on_step=on_step,
             )
         beat.now(self.recipe.steps)
-        with clock.phase("publish"):
+        with clock.phase("publish"), beat.meanwhile():
             self._publish(planned, curve, clock)
             checkpoint.remove()
 
@@ -281,14 +285,9 @@ class _Worker:
 
     def _encode(self, planned: PlannedSubject, beat: _Beat) -> TrainingData:
         """Read and encode the subject's images, and embed its prompts, with base weights."""
-        subject, resolution = planned.subject, self.backbone.resolution
-        views = []
-        for uri, expected in zip(subject.images, planned.image_digests, strict=True):
-            data = read_uri(uri, images.MAX_IMAGE_BYTES)
-            image = images.decode(data, uri)
-            if digest(data) != expected:
-                raise SubjectError(f"{uri} has changed since the job was validated; run again")
-            views.append(images.views(image, resolution, self.recipe.crop))
+        subject = planned.subject
+        with beat.meanwhile():
+            views = self._read(planned)
         latents, views_of_image = encode_subject(self.backbone, views, self.recipe)
         prompts = instance_prompts(
             planned.identifier, subject.class_noun, subject.captions, len(views)
@@ -303,12 +302,24 @@ class _Worker:
             prior_text_1L=self.backbone.condition([class_prompt]),
         )
 
+    def _read(self, planned: PlannedSubject) -> list[list[np.ndarray]]:
+        """Read the subject's images; return the crops of each."""
+        views = []
+        for uri, expected in zip(planned.subject.images, planned.image_digests, strict=True):
+            data = read_uri(uri, images.MAX_IMAGE_BYTES)
+            image = images.decode(data, uri)
+            if digest(data) != expected:
+                raise SubjectError(f"{uri} has changed since the job was validated; run again")
+            views.append(images.views(image, self.backbone.resolution, self.recipe.crop))
+        return views
+
     def _prior(self, prior_digest: str | None, beat: _Beat) -> Latents | None:
         """Latents of a PriorSet, encoded once per lane."""
         if prior_digest is None:
             return None
         if prior_digest not in self.priors:
-            pixels = load_images(self.store, prior_digest)
+            with beat.meanwhile():
+                pixels = load_images(self.store, prior_digest)
             resolution = self.backbone.resolution
             if pixels.shape[1:3] != (resolution, resolution):
                 pixels = np.concatenate(
@@ -390,7 +401,10 @@ def _record(
 
 
 class _Beat:
-    """Tells the queue now and then that the lane is alive, without waiting for an answer."""
+    """Tells the queue now and then that the lane is alive, without waiting for an answer.
+
+    Called step by step, so that a lane whose device hangs falls silent.
+    """
 
     def __init__(self, queue: Any, lane: str, subject_id: str, leads: bool, step: int) -> None:
         self._queue, self._lane, self._subject_id, self._leads = queue, lane, subject_id, leads
@@ -407,3 +421,20 @@ class _Beat:
                 metrics.train_steps().inc(step - self._last_step)
             self._last_time, self._last_step = time.monotonic(), step
             self._queue.beat.remote(self._lane, self._subject_id, step)
+
+    @contextmanager
+    def meanwhile(self) -> Iterator[None]:
+        """Go on telling it from a thread of its own while this one waits for storage."""
+        over = threading.Event()
+
+        def tell() -> None:
+            while not over.wait(_BEAT_SECONDS):
+                self.now(self._last_step)
+
+        thread = threading.Thread(target=tell, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
