@@ -7,7 +7,7 @@ a checkpoint counts when those of all ranks are committed. Restoring continues b
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import torch
 from safetensors import SafetensorError
@@ -48,13 +48,13 @@ class Checkpoint:
     def _rank_folder(self, step: int, rank: int) -> str:
         return f"{self._step_folder(step)}/rank-{rank}"
 
-    def save(self, engine: Engine, progress: Progress) -> None:
-        """Commit this rank's state; drop the one before."""
+    def save(self, state: Mapping[str, Tensor], progress: Progress) -> None:
+        """Commit what this rank's engine gave as its state; drop the one before."""
         earlier, step = self._steps(), progress.step
         curve = [(p.step, p.loss, p.instance_loss, p.prior_loss) for p in progress.curve]
-        tensors = engine.state() | {_CURVE: torch.tensor(curve, dtype=torch.float64).reshape(-1, 4)}
+        curve_tensor = torch.tensor(curve, dtype=torch.float64).reshape(-1, 4)
         folder = self._rank_folder(step, self._share.rank)
-        self._store.commit(folder, {_STATE: save_tensors(tensors)})
+        self._store.commit(folder, {_STATE: save_tensors({**state, _CURVE: curve_tensor})})
         if self._share.world_size > 1:
             dist.barrier()
         if self._share.rank == 0:

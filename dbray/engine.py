@@ -68,6 +68,23 @@ class Engine(Protocol):
         """Continue from what `state` returned on this rank; TrainError where it does not fit."""
 
 
+def device_is_lost(device: torch.device, exc: Exception) -> bool:
+    """Whether `exc` comes from a device on which every later call of this process fails too.
+
+    What breaks in one call surfaces in any later one that waits for the device, and libraries as
+    cuBLAS say it in RuntimeErrors of their own. So the device itself is asked.
+    """
+    if isinstance(exc, torch.AcceleratorError):
+        return True
+    if device.type == "cpu":
+        return False
+    try:
+        torch.accelerator.synchronize(device)
+    except RuntimeError:
+        return True
+    return False
+
+
 def make_engine(
     module: nn.Module, recipe: Recipe, zero_stage: int, device: torch.device
 ) -> TorchEngine | ZeroEngine:
@@ -211,9 +228,8 @@ class _Training:
         try:
             with _translated(self._device):
                 yield
-        except BaseException as exc:
-            # After an error of the device itself, every later call on it fails.
-            self.broken = self._fragile or isinstance(exc, torch.AcceleratorError)
+        except BaseException:
+            self.broken = self._fragile
             raise
 
 

@@ -125,7 +125,7 @@ class OutOfMemory(TrainError):
 
 
 class LaneLost(DbrayError):
-    """The workers of a lane died: killed, out of memory, or their node is gone."""
+    """The workers of a lane died: killed, out of memory, or their device or node is gone."""
 
     retryable = True
 

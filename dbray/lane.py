@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -30,7 +31,7 @@ from dbray import backbones, images, metrics
 from dbray.backbones import Backbone, Base
 from dbray.checkpoint import Checkpoint
 from dbray.diffusion import NoiseSchedule
-from dbray.engine import Engine, make_engine
+from dbray.engine import Engine, device_is_lost, make_engine
 from dbray.errors import DbrayError, Diverged, LaneLost, SubjectError, TrainError
 from dbray.finetune import (
     Latents,
@@ -205,39 +206,45 @@ class _Worker:
         """Train one subject; one that fails does not stop the lane.
 
         What each rank does by itself comes first, and then all agree: from there on they work
-        together, and one that is missing would leave the others waiting. Where a failure leaves
-        ranks or device out of order, the workers of the lane end with it, and Ray Train starts
-        them anew.
+        together, and one that is missing would leave the others waiting.
         """
         data = failure = None
         try:
             with clock.phase("encode"):
                 data = self._encode(planned, self._beat(planned))
         except Exception as exc:  # noqa: BLE001 - a subject must never stop the job
-            failure = self._failure_of(planned, exc)
+            failure = self._failure_of(planned, exc, out_of_step=False)
         failure = next((one for one in self.share.gather(failure) if one is not None), None)
         if data is None or failure is not None:
             return failure
         try:
             self._carry_out(planned, clock, data)
-        except Exception as exc:
-            failure = self._failure_of(planned, exc)
+        except Exception as exc:  # noqa: BLE001 - as above
             out_of_step = self.share.world_size > 1 and not isinstance(exc, Diverged)
-            if self.engine.broken or out_of_step:
-                self._report(planned, failure)
-                raise LaneLost(f"{planned.subject.id}: {failure.message}") from exc
-            return failure
+            return self._failure_of(planned, exc, out_of_step)
         return None
 
-    def _failure_of(self, planned: PlannedSubject, exc: Exception) -> Failure:
+    def _failure_of(self, planned: PlannedSubject, exc: Exception, out_of_step: bool) -> Failure:
+        """Say what became of the subject.
+
+        Raises:
+            LaneLost: ranks or device are out of order, which the queue knows by now. The workers
+                of the lane end with it, and Ray Train starts them anew.
+        """
         name = planned.subject.id
+        must_end = out_of_step or self.engine.broken or device_is_lost(self.device, exc)
         if isinstance(exc, DbrayError):
             logger.warning("subject failed id=%s error=%s", name, exc)
-            return Failure.of(exc)
-        logger.error("subject failed id=%s", name, exc_info=exc)
-        # What the device did is not the subject's fault: elsewhere it may succeed.
-        kind = LaneLost if self.engine.broken else TrainError
-        return Failure.of(kind(f"{type(exc).__name__}: {exc}"))
+            failure = Failure.of(exc)
+        else:
+            logger.error("subject failed id=%s", name, exc_info=exc)
+            # What the device or another rank did is not the subject's fault: it is tried again.
+            kind = LaneLost if must_end else TrainError
+            failure = Failure.of(kind(f"{type(exc).__name__}: {exc}"))
+        if must_end:
+            self._report(planned, failure)
+            raise LaneLost(f"{name}: {failure.message}") from exc
+        return failure
 
     def _carry_out(self, planned: PlannedSubject, clock: _Clock, data: TrainingData) -> None:
         """What the ranks do together: the steps, and what comes of them."""
@@ -247,7 +254,8 @@ class _Worker:
             checkpoint = Checkpoint(
                 self.store, self.spec.job.id, planned.revision, self.share, resources.zero_stage
             )
-            resume = checkpoint.restore(self.engine)
+            with self._beat(planned).meanwhile():
+                resume = checkpoint.restore(self.engine)
         clock.steps = self.recipe.steps - resume.step
         beat = self._beat(planned, resume.step)
         every = resources.checkpoint_every
@@ -255,7 +263,9 @@ class _Worker:
         def on_step(progress: Progress) -> None:
             beat(progress.step)
             if every and progress.step % every == 0 and progress.step < self.recipe.steps:
-                checkpoint.save(self.engine, progress)
+                state = self.engine.state()  # waits for the steps, and one that hangs is no life
+                with beat.meanwhile():
+                    checkpoint.save(state, progress)
 
         with clock.phase("train"):
             curve = finetune(
@@ -268,7 +278,7 @@ class _Worker:
                 on_step=on_step,
             )
         beat.now(self.recipe.steps)
-        with clock.phase("publish"):
+        with clock.phase("publish"), beat.meanwhile():
             self._publish(planned, curve, clock)
             checkpoint.remove()
 
@@ -277,14 +287,9 @@ class _Worker:
 
     def _encode(self, planned: PlannedSubject, beat: _Beat) -> TrainingData:
         """Read and encode the subject's images, and embed its prompts, with base weights."""
-        subject, resolution = planned.subject, self.backbone.resolution
-        views = []
-        for uri, expected in zip(subject.images, planned.image_digests, strict=True):
-            data = read_uri(uri, images.MAX_IMAGE_BYTES)
-            image = images.decode(data, uri)
-            if digest(data) != expected:
-                raise SubjectError(f"{uri} has changed since the job was validated; run again")
-            views.append(images.views(image, resolution, self.recipe.crop))
+        subject = planned.subject
+        with beat.meanwhile():
+            views = self._read(planned)
         latents, views_of_image = encode_subject(self.backbone, views, self.recipe)
         prompts = instance_prompts(
             planned.identifier, subject.class_noun, subject.captions, len(views)
@@ -299,12 +304,24 @@ class _Worker:
             prior_text_1L=self.backbone.condition([class_prompt]),
         )
 
+    def _read(self, planned: PlannedSubject) -> list[list[np.ndarray]]:
+        """Read the subject's images; return the crops of each."""
+        views = []
+        for uri, expected in zip(planned.subject.images, planned.image_digests, strict=True):
+            data = read_uri(uri, images.MAX_IMAGE_BYTES)
+            image = images.decode(data, uri)
+            if digest(data) != expected:
+                raise SubjectError(f"{uri} has changed since the job was validated; run again")
+            views.append(images.views(image, self.backbone.resolution, self.recipe.crop))
+        return views
+
     def _prior(self, prior_digest: str | None, beat: _Beat) -> Latents | None:
         """Latents of a PriorSet, encoded once per lane."""
         if prior_digest is None:
             return None
         if prior_digest not in self.priors:
-            pixels = load_images(self.store, prior_digest)
+            with beat.meanwhile():
+                pixels = load_images(self.store, prior_digest)
             resolution = self.backbone.resolution
             if pixels.shape[1:3] != (resolution, resolution):
                 pixels = np.concatenate(
@@ -386,7 +403,10 @@ def _record(
 
 
 class _Beat:
-    """Tells the queue now and then that the lane is alive, without waiting for an answer."""
+    """Tells the queue now and then that the lane is alive, without waiting for an answer.
+
+    Called step by step, so that a lane whose device hangs falls silent.
+    """
 
     def __init__(self, queue: Any, lane: str, subject_id: str, leads: bool, step: int) -> None:
         self._queue, self._lane, self._subject_id, self._leads = queue, lane, subject_id, leads
@@ -403,3 +423,20 @@ class _Beat:
                 metrics.train_steps().inc(step - self._last_step)
             self._last_time, self._last_step = time.monotonic(), step
             self._queue.beat.remote(self._lane, self._subject_id, step)
+
+    @contextmanager
+    def meanwhile(self) -> Iterator[None]:
+        """Go on telling it from a thread of its own while this one waits for storage."""
+        over = threading.Event()
+
+        def tell() -> None:
+            while not over.wait(_BEAT_SECONDS):
+                self.now(self._last_step)
+
+        thread = threading.Thread(target=tell, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import warnings
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from ray.util.annotations import RayDeprecationWarning
 from dbray import backbones, errors
 from dbray.backbones import Backbone, Base
 from dbray.cluster import hardware
+from dbray.engine import device_is_lost
 from dbray.errors import DbrayError, LaneLost, OutOfMemory, first_line
 from dbray.generate import Sampling, generate
 from dbray.spec import Device, Recipe
@@ -109,7 +111,11 @@ class SamplingActor:
         raise NotImplementedError
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Carry out a batch of one task. No exception leaves: an error is a result too."""
+        """Carry out a batch of one task. No exception leaves: an error is a result too.
+
+        But where the device is lost, the process ends, or it would fail every task that it is
+        given: Ray starts another and tries the task again.
+        """
         [row] = batch.to_pylist()
         files: dict[str, bytes] = {}
         error = reason = None
@@ -121,6 +127,8 @@ class SamplingActor:
             error, reason = type(exc).__name__, str(exc)
         except Exception as exc:
             logger.exception("sampling failed task=%d", row["index"])
+            if device_is_lost(torch.device(self._device), exc):
+                os._exit(1)  # Ray replaces no actor that ends in order
             error, reason = DbrayError.__name__, f"sampling failed: {type(exc).__name__}: {exc}"
         columns = [[row["index"]], [list(files)], [list(files.values())], [error], [reason]]
         return pa.table(columns, schema=_RESULT)
@@ -158,7 +166,7 @@ def sample(
     except RayError as exc:
         raise LaneLost(
             f"the processes that sample died more than {MAX_DEATHS} times, which is often a lack "
-            f"of memory: {first_line(exc)}"
+            f"of memory or a broken GPU: {first_line(exc)}"
         ) from exc
 
 

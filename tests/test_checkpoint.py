@@ -46,7 +46,7 @@ def saved(store):
         folder = store.local_path("jobs/job/checkpoints/abc")
         before = {path.name: path for path in folder.iterdir()} if folder.exists() else {}
         kept = [(path, path.rename(folder / f"kept-{name}")) for name, path in before.items()]
-        checkpoint_of(store).save(engine, Progress(number, CURVE[:number]))
+        checkpoint_of(store).save(engine.state(), Progress(number, CURVE[:number]))
         for path, elsewhere in kept:
             elsewhere.rename(path)
     return weights
@@ -64,7 +64,7 @@ def test_the_newest_is_restored(store, saved):
 
 def test_saving_drops_the_one_before(store, saved):
     engine = make()
-    checkpoint_of(store).save(engine, Progress(3, CURVE))
+    checkpoint_of(store).save(engine.state(), Progress(3, CURVE))
     assert store.names("jobs/job/checkpoints/abc") == ["00000003-of-1-zero-0"]
 
 
@@ -84,7 +84,7 @@ def test_a_damaged_one_costs_its_steps_and_no_more(store, saved, damage):
 
 def test_one_of_another_engine_is_of_no_use(store):
     other = make(num_features=5)
-    checkpoint_of(store).save(other, Progress(2, CURVE))
+    checkpoint_of(store).save(other.state(), Progress(2, CURVE))
     engine = make()
     before = engine.weights()
     assert checkpoint_of(store).restore(engine) == Progress()
@@ -97,7 +97,7 @@ def test_nothing_there_is_the_beginning(store):
 
 
 def test_only_those_that_may_be_continued_are_kept(store, saved):
-    Checkpoint(store, "job", "old", Share(), 0).save(make(), Progress(1, CURVE))
+    Checkpoint(store, "job", "old", Share(), 0).save(make().state(), Progress(1, CURVE))
     forget_checkpoints(store, "job", {"abc"})
     assert store.names("jobs/job/checkpoints") == ["abc"]
     forget_checkpoints(store, "job", set())
@@ -114,7 +114,7 @@ def be_a_rank(rank: int, folder: Path) -> None:
     store = Store(str(folder))
     checkpoint = Checkpoint(store, "job", "abc", Share(rank, 2), 1)
     step(engine)
-    checkpoint.save(engine, Progress(1, CURVE[:1]))
+    checkpoint.save(engine.state(), Progress(1, CURVE[:1]))
     if rank == 1:
         [state] = folder.rglob("rank-1/state.safetensors")
         state.write_bytes(b"rotten")

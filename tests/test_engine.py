@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from dbray.engine import TorchEngine, make_engine, memory_plan
+from dbray.engine import TorchEngine, device_is_lost, make_engine, memory_plan
 from dbray.errors import LaneLost, OutOfMemory, TrainError
 from dbray.spec import Recipe
 
@@ -276,6 +276,24 @@ def test_zero_clips_as_plain_torch_does(findings, stage):
     # Adam's steps hide the gradients' scale; its first moments do not. Ranks hold parts of them.
     squared = sum(rank[f"{stage} fp32"]["momentum"] ** 2 for rank in ranks)
     assert squared**0.5 == pytest.approx(ranks[0]["0 fp32"]["momentum"], rel=1e-5)
+
+
+def test_a_device_is_lost_that_no_longer_answers(monkeypatch):
+    """The GPU and its answers are fakes."""
+    gpu, asked = torch.device("cuda", 0), []
+    of_cublas = RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED")
+
+    def no_answer(device):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.accelerator, "synchronize", asked.append)
+    assert not device_is_lost(gpu, of_cublas)
+    assert not device_is_lost(gpu, torch.OutOfMemoryError("CUDA out of memory"))
+    assert asked == [gpu, gpu]
+    monkeypatch.setattr(torch.accelerator, "synchronize", no_answer)
+    assert device_is_lost(gpu, of_cublas)
+    assert not device_is_lost(CPU, of_cublas)
+    assert device_is_lost(CPU, torch.AcceleratorError("CUDA error: unspecified launch failure"))
 
 
 def test_gradients_are_clipped_to_the_norm_and_the_norm_is_from_before():

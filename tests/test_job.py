@@ -510,7 +510,8 @@ def test_a_subject_that_is_continued_counts_the_steps_since_its_checkpoint(
     recipe, [ace] = plan.job.recipe, plan.to_train
     trained = backbones.load(plan.base, recipe, "cpu").trained
     engine = make_engine(trained, recipe, 0, torch.device("cpu"))
-    Checkpoint(store, ready.job.id, ace.revision, Share(), 0).save(engine, Progress(6))
+    checkpoint = Checkpoint(store, ready.job.id, ace.revision, Share(), 0)
+    checkpoint.save(engine.state(), Progress(6))
     result = run_job(ready)
     [outcome] = result.outcomes
     assert (outcome.steps, result.summary.train_steps) == (2, 2)

@@ -298,6 +298,27 @@ def test_a_set_that_is_published_meanwhile_stays_published(made, base, tmp_path)
     assert is_made(store, plan)
 
 
+class BreakingActor(PartActor):
+    """The device of the first process, a fake, breaks: from then on each of its calls fails."""
+
+    def make(self, task):
+        broken = Path(self._store.uri) / "broken"
+        if not broken.exists():
+            broken.write_text(str(os.getpid()))
+        if broken.read_text() == str(os.getpid()):
+            raise torch.AcceleratorError("CUDA error: unspecified launch failure")
+        return super().make(task)
+
+
+@pytest.mark.ray
+def test_an_actor_whose_device_breaks_is_replaced(made, base, store, monkeypatch) -> None:
+    [plan, _] = made[1]
+    Path(store.uri).mkdir()
+    monkeypatch.setattr("dbray.priors.PartActor", BreakingActor)
+    assert make_priors(store, base, [plan], SamplingPool(num_actors=1)).num_images == 40
+    assert files_of(store, plan) == files_of(made[0], plan)
+
+
 class DyingActor(SamplingActor):
     """Dies of every task."""
 

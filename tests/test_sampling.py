@@ -13,6 +13,7 @@ from dbray.sampling import SamplingActor, SamplingPool, _read_result
 class Failing(SamplingActor):
     def __init__(self):
         """Needs no backbone."""
+        self._device = "cpu"
 
     def make(self, task):
         raise RuntimeError("no such thing")
