@@ -100,7 +100,7 @@ def make_engine(
         raise TrainError("no parameter of the module requires gradients: nothing to train")
     for parameter in module.parameters():  # masters are float32 whatever the base is stored in
         parameter.data = parameter.data.float()
-    with _translated(device):
+    with translated(device):
         if zero_stage == 0:
             return TorchEngine(module, recipe, device)
         return ZeroEngine(module, recipe, zero_stage, device)
@@ -226,7 +226,7 @@ class _Training:
     @contextmanager
     def _guarded(self) -> Iterator[None]:
         try:
-            with _translated(self._device):
+            with translated(self._device):
                 yield
         except BaseException:
             self.broken = self._fragile
@@ -397,7 +397,8 @@ def _prepare_deepspeed(device: torch.device) -> Any:
 
 
 @contextmanager
-def _translated(device: torch.device) -> Iterator[None]:
+def translated(device: torch.device) -> Iterator[None]:
+    """Say in what a user can do that the device's memory was full. Raises OutOfMemory."""
     try:
         yield
     except torch.OutOfMemoryError as exc:

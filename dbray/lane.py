@@ -31,7 +31,7 @@ from dbray import backbones, images, metrics
 from dbray.backbones import Backbone, Base
 from dbray.checkpoint import Checkpoint
 from dbray.diffusion import NoiseSchedule
-from dbray.engine import Engine, device_is_lost, make_engine
+from dbray.engine import Engine, device_is_lost, make_engine, translated
 from dbray.errors import DbrayError, Diverged, LaneLost, SubjectError, TrainError
 from dbray.finetune import (
     Latents,
@@ -210,7 +210,7 @@ class _Worker:
         """
         data = failure = None
         try:
-            with clock.phase("encode"):
+            with clock.phase("encode"), translated(self.device):
                 data = self._encode(planned, self._beat(planned))
         except Exception as exc:  # noqa: BLE001 - a subject must never stop the job
             failure = self._failure_of(planned, exc, out_of_step=False)
