@@ -85,7 +85,7 @@ def test_the_job_of_the_readme_fills_the_cluster_when_it_has_grown():
     text = (ROOT / "cluster" / "README.md").read_text()
     [snippet] = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
     asked = Resources.model_validate(yaml.safe_load(snippet)["resources"])
-    [group] = cluster_of("rayjob.yaml")["workerGroupSpecs"]
+    [group] = cluster_of((KUBERAY / "rayjob.yaml").read_text())["workerGroupSpecs"]
     [container] = group["template"]["spec"]["containers"]
     num_gpus = group["maxReplicas"] * int(container["resources"]["limits"]["nvidia.com/gpu"])
     assert asked.device == "cuda"
