@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
+import weakref
 from contextlib import aclosing
 from pathlib import Path
 
@@ -181,6 +182,36 @@ def test_slow_storage_stops_only_who_waits_for_it(storage, tiny_base, monkeypatc
 
     others, slow = asyncio.run(run())
     assert all(images(answer) for answer in (*others, *slow))
+    replica.close()
+
+
+def test_what_waits_for_the_device_is_not_in_memory_yet(storage, tiny_base, monkeypatch):
+    names = [publish(storage, tiny_base, f"crowd{i}", 200 + i).name for i in range(12)]
+    read, read_so_far, alive = Source.read, [], []
+
+    def counted(self, key, files):
+        flat, size_bytes = read(self, key, files)
+        read_so_far.append(weakref.ref(flat))
+        alive.append(sum(ref() is not None for ref in read_so_far))
+        return flat, size_bytes
+
+    monkeypatch.setattr(Source, "read", counted)
+    replica = make_replica(storage, tiny_base, ram_gib=1e-9, device_gib=1e-9)
+
+    async def run():
+        async with aclosing(replica.stream(ask(storage, "base", steps=1000))) as events:
+            await anext(events)  # the device is busy from here on
+            waiting = [asyncio.create_task(replica.generate(ask(storage, n))) for n in names]
+
+            async def are_some_read():
+                return len(alive) >= 2
+
+            await until(are_some_read)
+        return await asyncio.gather(*waiting)
+
+    assert all(images(answer) for answer in asyncio.run(run()))
+    assert len(alive) == len(names)
+    assert max(alive) <= 4  # two in use, and what the device has just done with
     replica.close()
 
 
