@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 
 import httpx
 import pytest
@@ -209,6 +210,23 @@ def test_models_are_filtered_by_the_server(site):
     assert listed(contains="dog") == ["rex", "teapot"]
     assert listed(contains="as") == ["base"]
     assert listed(contains="nothing") == []
+
+
+def test_slow_listings_hold_up_no_image(site, monkeypatch):
+    opened = threading.Event()
+    monkeypatch.setattr(site.service.catalogue, "models", lambda: opened.wait(30) and [])
+
+    async def run():
+        async with site.client() as client:
+            listings = [asyncio.create_task(client.get("/v1/models")) for _ in range(100)]
+            await asyncio.sleep(0)  # each is on its way, and there are fewer threads
+            image = await client.post("/v1/images/generations", json=BODY)
+            assert not any(listing.done() for listing in listings)
+            opened.set()
+            return image, await asyncio.gather(*listings)
+
+    image, listings = asyncio.run(run())
+    assert {answer.status_code for answer in (image, *listings)} == {200}
 
 
 def make_ask(subject="rex", tenant="t", deadline=60.0):

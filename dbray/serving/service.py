@@ -9,6 +9,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncGenerator, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -102,6 +103,8 @@ class Service:
         self.gate = gate
         self.models = models
         self.draining = False
+        # Apart, and one at a time: a slow listing must not take the threads that look for a model.
+        self._lister = ThreadPoolExecutor(1, "lister")
 
     async def find(self, key: Key, model: str) -> ModelRecord:
         """Find a model for a tenant. Raises Refused, alike for unknown and foreign ones."""
@@ -115,7 +118,8 @@ class Service:
 
     async def visible(self, key: Key) -> list[ModelRecord]:
         """All models that exist for a tenant."""
-        records = await asyncio.to_thread(self.catalogue.models)
+        loop = asyncio.get_running_loop()
+        records = await loop.run_in_executor(self._lister, self.catalogue.models)
         return [record for record in records if key.sees(record.tenant)]
 
     @contextmanager
