@@ -185,6 +185,38 @@ def test_a_takedown_of_one_revision_leaves_the_others_alone(site):
     assert Catalogue(str(site.storage), 0.0).find("rex") == new
 
 
+def test_a_takedown_drops_predictions_before_it_waits_for_replicas(site):
+    async def run():
+        async with site.client() as client:
+            await client.put("/v1/predictions/p", json=BODY)
+            held = asyncio.Event()
+            site.models.forget = lambda keys: held.wait()
+            removing = asyncio.create_task(client.delete("/v1/models/rex"))
+            while (await client.get("/v1/predictions/p")).status_code != 404:
+                await asyncio.sleep(0)
+            assert not removing.done()
+            held.set()
+            return (await removing).status_code
+
+    site.service.gate.admit = lambda *_: OPERATOR
+    assert asyncio.run(run()) == 200
+
+
+class Silent:
+    """Stands in for a handle of Ray Serve whose replicas do not answer in time."""
+
+    def broadcast(self, *_):
+        return self
+
+    async def results_async(self, *, timeout_s, return_exceptions):
+        raise TimeoutError("Timed out waiting for broadcast results.")
+
+
+def test_a_takedown_that_replicas_are_slow_to_hear_of_is_left_to_their_sweep(caplog):
+    asyncio.run(Replicas(Silent()).forget(["rex@abc"]))
+    assert "takedown has not reached every replica" in caplog.text
+
+
 OPERATOR = Gate(None).admit(None, "127.0.0.1", "manage")
 
 

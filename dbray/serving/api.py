@@ -138,7 +138,8 @@ class Routes:
         """Take a model down: out of the registry, every tier of every replica, and predictions."""
         key = self._admit(request, "manage")
         keys = await self._service.take_down(key, _checked(model))
-        await self._predictions.forget(keys)
+        await self._predictions.forget(keys)  # before the replicas, for which it may wait long
+        await self._service.models.forget(keys)
         return replies.dumped(wire.Deletion(id=model))
 
     async def put_prediction(self, request: Request, name: str) -> Response:

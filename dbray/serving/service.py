@@ -203,7 +203,7 @@ class Service:
             raise
 
     async def take_down(self, key: Key, model: str) -> list[str]:
-        """Remove a model from the registry and from every tier of every replica.
+        """Remove a model from the registry; it is still held by replicas.
 
         Returns the revisions that are gone, as 'id@revision'.
         """
@@ -211,11 +211,9 @@ class Service:
         if not key.owns(record.tenant):
             raise Refused(Refusal(403, "not_yours", "The model belongs to all; you may not."))
         try:
-            keys = await asyncio.to_thread(self.catalogue.remove, model)
+            return await asyncio.to_thread(self.catalogue.remove, model)
         except RegistryError as exc:  # somebody else took it down meanwhile
             raise Refused(not_found(model)) from exc
-        await self.models.forget(keys)
-        return keys
 
 
 def not_found(model: str) -> Refusal:
