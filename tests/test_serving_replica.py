@@ -387,6 +387,39 @@ def test_health_is_that_of_the_device_thread(storage, tiny_base):
         replica.check_health()
 
 
+def failing(replica, monkeypatch, times):
+    """Make the device fail so many times."""
+    real, left = replica._backbone.denoise, iter(range(times))
+
+    def denoise(*arguments):
+        if next(left, None) is not None:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return real(*arguments)
+
+    monkeypatch.setattr(replica._backbone, "denoise", denoise)
+
+
+def test_one_failure_of_the_device_costs_one_batch(storage, tiny_base, monkeypatch):
+    replica = make_replica(storage, tiny_base)
+    expected = asyncio.run(replica.generate(ask(storage, "base"))).images
+    failing(replica, monkeypatch, 1)
+    assert asyncio.run(replica.generate(ask(storage, "rex"))).code == "internal_error"
+    replica.check_health()
+    assert asyncio.run(replica.generate(ask(storage, "base"))).images == expected
+    assert images(asyncio.run(replica.generate(ask(storage, "rex"))))
+    replica.close()
+
+
+def test_a_device_that_fails_for_good_asks_for_a_new_replica(storage, tiny_base, monkeypatch):
+    replica = make_replica(storage, tiny_base)
+    failing(replica, monkeypatch, 10**6)
+    assert asyncio.run(replica.generate(ask(storage, "rex"))).code == "internal_error"
+    replica._painter._thread.join(60)
+    with pytest.raises(RuntimeError, match="device"):
+        replica.check_health()
+    replica.close()
+
+
 def flat_file(**tensors):
     return torch.frombuffer(bytearray(safetensors.torch.save(tensors)), dtype=torch.uint8)
 
