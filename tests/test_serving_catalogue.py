@@ -20,9 +20,10 @@ pytestmark = pytest.mark.timeout(60)
 
 def publish(storage, model_id="rex", number=0, **fields):
     fingerprint = hashlib.sha256(b"%d" % number).hexdigest()
+    recipe = fields.pop("recipe", Recipe())
     record = ModelRecord(
         id=model_id, revision=fingerprint[:12], fingerprint=fingerprint, class_noun="dog",
-        identifier="zx", base="miniature", base_digest="0" * 64, recipe=Recipe(), prior=Prior(),
+        identifier="zx", base="miniature", base_digest="0" * 64, recipe=recipe, prior=Prior(),
         prior_digest=None, seed=0, image_digests=(), versions={}, timings={}, steps=1,
         files=("unet.safetensors",), job_id="test",
         created_at=f"2026-01-01T00:00:{number:02}+00:00", **fields,

@@ -273,6 +273,21 @@ def test_sizes_near_the_base_s_own(replica, storage):
         assert "32x32" in refusal.message
 
 
+def test_a_model_s_own_size_is_drawn_whatever_the_base_s(replica, storage):
+    for resolution in (40, 72):  # 72 is more than twice the base's 32
+        [image] = images(asyncio.run(replica.generate(ask(storage, resolution=resolution))))
+        assert image.shape == (resolution, resolution, 3)
+    size = {"width": 72, "height": 72}
+    assert images(asyncio.run(replica.generate(ask(storage, resolution=72, **size))))
+    [other] = images(
+        asyncio.run(replica.generate(ask(storage, resolution=72, width=32, height=40)))
+    )
+    assert other.shape == (40, 32, 3)
+    refusal = asyncio.run(replica.generate(ask(storage, resolution=40, **size)))
+    assert (refusal.status, refusal.param) == (400, "size")
+    assert "40x40" in refusal.message
+
+
 def test_formats(replica, storage):
     for output_format, magic in (("png", b"\x89PNG"), ("webp", b"RIFF"), ("jpeg", b"\xff\xd8")):
         answer = asyncio.run(replica.generate(ask(storage, output_format=output_format)))

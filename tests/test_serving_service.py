@@ -21,6 +21,7 @@ from dbray.serving.replicas import Replicas
 from dbray.serving.service import Service
 from dbray.serving.tenants import Gate, new_key
 from dbray.serving.wire import GenerationRequest
+from dbray.spec import Recipe
 from dbray.store import Store
 
 pytestmark = pytest.mark.timeout(60)
@@ -227,6 +228,14 @@ def test_a_subject_called_base_is_not_the_base(site):
     assert site.models.asked[-1].subject == ""
     assert site.ask("DELETE", "/v1/models/base").status_code == 200
     assert site.models.forgotten == [old.name]
+
+
+def test_the_resolution_of_the_training_goes_with_a_request(site):
+    publish(site.storage, "large", 7, recipe=Recipe(resolution=1152))
+    for model, expected in (("large", 1152), ("rex", None), ("base", None)):
+        assert site.post(model=model).status_code == 200
+        ask = site.models.asked[-1]
+        assert (ask.resolution, ask.width, ask.height) == (expected, None, None)
 
 
 def test_models_are_filtered_by_the_server(site):

@@ -151,15 +151,17 @@ class Replica:
         return Job(ask, sampling, size, emit, time.monotonic(), area)
 
     def _size(self, ask: Ask) -> tuple[int, int]:
-        """The size to draw: near the base's own, in steps that its layers can halve."""
+        """The size to draw: the model's own, or near the base's, in steps its layers can halve."""
         native = self._backbone.resolution
-        size = (ask.width or native, ask.height or native)
+        own = ask.resolution or native
+        size = (ask.width or own, ask.height or own)
         step = max(native // 8, native // self._backbone.latent_shape[1])
-        if any(side % step or not native // 2 <= side <= 2 * native for side in size):
+        is_near = all(not side % step and native // 2 <= side <= 2 * native for side in size)
+        if size != (own, own) and not is_near:
             raise Refused(Refusal(
                 400, "invalid_value",
-                f"Invalid 'size': this base draws {native}x{native}; sides are multiples of {step} "
-                f"from {native // 2} to {2 * native}.", "size",
+                f"Invalid 'size': this model draws {own}x{own}; other sides are multiples of "
+                f"{step} from {native // 2} to {2 * native}.", "size",
             ))  # fmt: skip
         return size
 

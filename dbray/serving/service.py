@@ -156,19 +156,8 @@ class Service:
         record = None if request.model == BASE else await self.find(key, request.model)
         size = parse_size(request.size)
         assert not isinstance(size, Refusal)
-        if record and size is None and record.recipe.resolution:
-            size = (record.recipe.resolution, record.recipe.resolution)
-        return self._prepared(key, request, record, size)
-
-    def _prepared(
-        self,
-        key: Key,
-        request: GenerationRequest,
-        record: ModelRecord | None,
-        size: tuple[int, int] | None,
-    ) -> Prepared:
-        first = secrets.randbelow(_SEEDS) if request.seed is None else request.seed
         width, height = size or (None, None)
+        first = secrets.randbelow(_SEEDS) if request.seed is None else request.seed
         ask = Ask(
             subject=record.id if record else "",
             revision=record.revision if record else "",
@@ -180,6 +169,7 @@ class Service:
             sampler=request.scheduler,
             steps=request.num_inference_steps,
             guidance=request.guidance_scale,
+            resolution=record.recipe.resolution if record else None,
             width=width,
             height=height,
             output_format=request.output_format,
