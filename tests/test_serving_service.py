@@ -58,8 +58,8 @@ class Models:
         answer = await self.generate(ask)
         yield answer if isinstance(answer, Refusal) else BEGUN
 
-    async def warm(self, subject, revision):
-        answer = await self.generate(make_ask(subject))
+    async def warm(self, subject, revision, deadline_seconds):
+        answer = await self.generate(make_ask(subject, deadline=deadline_seconds))
         return answer if isinstance(answer, Refusal) else ("ram", 1.0)
 
     async def forget(self, keys):
@@ -131,6 +131,17 @@ def test_warming_is_charged_and_refused_while_draining(site):
     assert site.ask("POST", path).json()["error"]["code"] == "draining"
     site.service.draining = False
     assert site.images_left() == 9
+
+
+def test_warming_has_the_time_of_any_request(site, monkeypatch):
+    site.service.options = site.service.options.model_copy(update={"deadline_seconds": 240.0})
+    assert site.ask("POST", "/v1/models/rex:warm").status_code == 200
+    assert site.models.asked[-1].deadline_seconds == 240.0
+    monkeypatch.setattr(replicas, "_GRACE_SECONDS", 0.01)
+    hanging = Response([], hangs=True)
+    warmed = Replicas(Handle(hanging)).warm("rex", "abc", 0.01)
+    assert asyncio.run(warmed) == TIMED_OUT
+    assert hanging.cancelled
 
 
 def test_storage_that_does_not_answer_is_no_fault_of_ours_nor_the_caller_s(site, monkeypatch):
@@ -372,9 +383,9 @@ class Handle:
     def generate(self):
         return self
 
-    stream = generate
+    stream = warm = generate
 
-    def remote(self, ask):
+    def remote(self, *_):
         self.asked.append(self._options.pop("multiplexed_model_id", ""))
         return self._responses.pop(0)
 

@@ -128,7 +128,8 @@ class Routes:
         key = self._admit(request, "generate")
         with self._service.charged(key, 1):
             record = await self._service.find(key, _checked(model))
-            warmed = await self._service.models.warm(record.id, record.revision)
+            deadline = self._service.options.deadline_seconds
+            warmed = await self._service.models.warm(record.id, record.revision, deadline)
             source, load_ms = _unless_refused(warmed)
         return replies.dumped(
             wire.Warmth(id=record.id, revision=record.revision, source=source, load_ms=load_ms)

@@ -32,7 +32,6 @@ _log = logging.getLogger(__name__)
 _TRIES = 3
 _READY_SECONDS = 5.0
 _FORGET_SECONDS = 60.0
-_WARM_SECONDS = 60.0
 _GRACE_SECONDS = 5.0
 _LOST = Refusal(503, "replica_lost", "The replica died; try again.", retry_after=1)
 _NONE = Refusal(503, "not_ready", "No replica is ready yet; try again.", retry_after=2)
@@ -68,10 +67,12 @@ class Replicas:
             async for event in elsewhere:
                 yield event
 
-    async def warm(self, subject: str, revision: str) -> tuple[str, float] | Refusal:
+    async def warm(
+        self, subject: str, revision: str, deadline_seconds: float
+    ) -> tuple[str, float] | Refusal:
         """Load weights, where requests for them will go."""
         handle = self._for(subject)
-        ends = time.monotonic() + _WARM_SECONDS
+        ends = time.monotonic() + deadline_seconds
         return await _persist(lambda: handle.warm.remote(subject, revision), ends)
 
     async def forget(self, keys: Collection[str]) -> None:

@@ -44,7 +44,9 @@ class Models(Protocol):
         """Events of a request."""
         ...
 
-    async def warm(self, subject: str, revision: str) -> tuple[str, float] | Refusal:
+    async def warm(
+        self, subject: str, revision: str, deadline_seconds: float
+    ) -> tuple[str, float] | Refusal:
         """Load weights."""
         ...
 
