@@ -108,7 +108,7 @@ def test_every_tier_answers_in_its_turn():
     storage = Storage()
     cache, ram, device, watched = make_cache(storage, ram=40, device=20)
     with cache.using("a@1") as lease:
-        assert (lease.value, lease.source, lease.tier) == ("ram:a@1", "disk", None)
+        assert (lease.value, lease.source, lease.tier) == ("ram:a@1", "disk", ram)
         lease.settle()
     with cache.using("a@1") as lease:
         assert (lease.value, lease.source) == ("device:a@1", "device")

@@ -1,4 +1,4 @@
-"""dbray.serving.cache on an event loop; what a takedown or failure in flight leaves behind."""
+"""dbray.serving.cache and loads on an event loop; what a takedown or failure leaves behind."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 
 from dbray.errors import ModelNotFound, StoreError
 from dbray.serving.cache import TieredCache
+from dbray.serving.loads import Loads
 from dbray.serving.scratch import Scratch
 from dbray.serving.tiers import Level, Tier
 
@@ -126,6 +127,173 @@ def test_one_who_hangs_up_does_not_end_the_load_of_others(background):
     with ThreadPoolExecutor(1) as readers:
         assert asyncio.run(run(readers)) == "device:a"
     assert storage.reads == ["a"]
+    assert storage.ram.num_pins("a") == 0  # nobody holds what the one who left had asked for
+
+
+def test_what_was_just_loaded_is_pinned_while_it_is_in_use(background):
+    storage = Storage(background, ram_bytes=20)
+    leases = [storage.cache.lease(key) for key in "abc"]
+    for lease in leases:
+        asyncio.run(lease.landed())
+    assert sorted(storage.ram.keys()) == ["a", "b"]  # the third is used, but not kept
+    assert [lease.tier for lease in leases] == [storage.ram, storage.ram, None]
+    leases[0].release()
+    leases[0].release()
+    storage.cache.lease("d").release()
+    assert [storage.ram.num_pins(key) for key in "ab"] == [0, 1]
+
+
+def test_who_is_done_before_the_value_is_kept_holds_no_pin(background):
+    storage = Storage(background)
+    gate = storage.gate("verify", "a")
+    lease = storage.cache.lease("a")
+    assert gate.entered.wait(30)
+    lease.release()
+    gate.opened.set()
+    asyncio.run(lease.landed())
+    assert (storage.ram.keys(), storage.ram.num_pins("a")) == (["a"], 0)
+
+
+class Crowd:
+    """Users of models, each of whom stays until told to leave. Tenths are users of one model."""
+
+    def __init__(self, loads):
+        self._loads = loads
+        self._tasks: dict[float, asyncio.Task[None]] = {}
+        self.leases = {}
+
+    def come(self, *numbers, turn=None):
+        for number in numbers:
+            self._tasks[number] = asyncio.create_task(self._use(number, turn or (0.0, number)))
+
+    async def _use(self, number, turn):
+        async with self._loads.using(f"m{int(number)}", lambda: turn) as lease:
+            self.leases[number] = lease
+            try:
+                await asyncio.Event().wait()
+            finally:
+                del self.leases[number]
+
+    async def leave(self, *numbers):
+        for number in numbers:
+            self._tasks[number].cancel()
+            await asyncio.wait([self._tasks.pop(number)])
+
+    async def until(self, *numbers):
+        """Wait until just these have what they asked for; the test's time limit is the limit."""
+        while sorted(self.leases) != sorted(numbers):
+            await asyncio.sleep(0.001)
+
+
+def crowded(storage, count, scene):
+    """Play a scene with a crowd, and see that it leaves nothing in use."""
+
+    async def run(readers):
+        loads = Loads(storage.cache, readers, count)
+        crowd = Crowd(loads)
+        await scene(crowd)
+        await crowd.leave(*list(crowd._tasks))
+        while loads._loads or storage.cache._flights:
+            await asyncio.sleep(0.001)
+        assert not loads._waiting
+
+    with ThreadPoolExecutor(4) as readers:
+        asyncio.run(run(readers))
+    for key in storage.reads:
+        assert storage.ram.num_pins(key) == 0
+
+
+def test_who_waits_for_a_model_waits_for_its_memory_too(background):
+    storage = Storage(background, ram_bytes=0)
+
+    async def scene(crowd):
+        crowd.come(*range(32))
+        for number in range(31):
+            await crowd.until(number, number + 1)
+            assert len(storage.reads) == number + 2
+            await crowd.leave(number)
+
+    crowded(storage, 2, scene)
+
+
+def test_the_next_to_be_served_is_the_next_to_be_loaded(background):
+    storage = Storage(background, ram_bytes=0)
+
+    async def scene(crowd):
+        crowd.come(1, 2, 3, 4, turn=(9.0, 0.0))
+        await crowd.until(1, 2)
+        crowd.come(5, turn=(1.0, 0.0))
+        await asyncio.sleep(0)
+        await crowd.leave(1)
+        await crowd.until(2, 5)
+
+    crowded(storage, 2, scene)
+
+
+def test_users_of_one_model_share_it_and_make_room_for_others(background):
+    storage = Storage(background, ram_bytes=0)
+
+    async def scene(crowd):
+        crowd.come(1, 1.1, 2, 2.1)
+        await crowd.until(1, 1.1, 2, 2.1)
+        assert crowd.leases[1] is crowd.leases[1.1]
+        crowd.come(3, turn=(0.0, 3))
+        await asyncio.sleep(0)
+        crowd.come(1.2, 1.3, turn=(0.0, 4))  # would keep the model in use, but came later
+        await asyncio.sleep(0)
+        await crowd.leave(1)
+        assert sorted(crowd.leases) == [1.1, 2, 2.1]
+        await crowd.leave(1.1)
+        await crowd.until(2, 2.1, 3)
+        await crowd.leave(2, 2.1)
+        await crowd.until(1.2, 1.3, 3)
+
+    crowded(storage, 2, scene)
+    assert sorted(storage.reads) == ["m1", "m1", "m2", "m3"]
+
+
+def test_what_a_tier_holds_waits_for_nobody(background):
+    storage = Storage(background)
+    with storage.cache.using("m7") as lease:
+        lease.settle()
+    slow = storage.gate("read", "m1")
+
+    async def scene(crowd):
+        crowd.come(1, 2)
+        await soon(slow.entered)
+        crowd.come(7)
+        await crowd.until(7)
+        await crowd.leave(2, 1)  # who waits, and who is read for: that ends when it was read
+        crowd.come(3)
+        await asyncio.sleep(0)
+        assert sorted(crowd.leases) == [7]
+        slow.opened.set()
+        await crowd.until(3, 7)
+
+    crowded(storage, 1, scene)
+    assert storage.reads == ["m7", "m1", "m3"]
+
+
+def test_a_load_that_failed_makes_room(background):
+    storage = Storage(background)
+
+    def fail(key, below):
+        raise StoreError("connection reset")
+
+    cache = TieredCache([Level(storage.ram, fail)], lambda key, value: None, background)
+
+    async def run(readers):
+        loads = Loads(cache, readers, 1)
+
+        async def use(key):
+            async with loads.using(key, lambda: (0.0, 0.0)):
+                raise AssertionError("there is nothing to use")
+
+        return await asyncio.gather(*map(use, "aabb"), return_exceptions=True)
+
+    with ThreadPoolExecutor(1) as readers:
+        failures = asyncio.run(run(readers))
+    assert [str(failure) for failure in failures] == ["connection reset"] * 4
 
 
 def test_a_takedown_reaches_a_load_that_outlasts_the_memory_of_failures(background):

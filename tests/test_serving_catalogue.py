@@ -20,9 +20,10 @@ pytestmark = pytest.mark.timeout(60)
 
 def publish(storage, model_id="rex", number=0, **fields):
     fingerprint = hashlib.sha256(b"%d" % number).hexdigest()
+    recipe = fields.pop("recipe", Recipe())
     record = ModelRecord(
         id=model_id, revision=fingerprint[:12], fingerprint=fingerprint, class_noun="dog",
-        identifier="zx", base="miniature", base_digest="0" * 64, recipe=Recipe(), prior=Prior(),
+        identifier="zx", base="miniature", base_digest="0" * 64, recipe=recipe, prior=Prior(),
         prior_digest=None, seed=0, image_digests=(), versions={}, timings={}, steps=1,
         files=("unet.safetensors",), job_id="test",
         created_at=f"2026-01-01T00:00:{number:02}+00:00", **fields,
@@ -163,6 +164,28 @@ def test_who_asks_while_a_value_is_made_waits_for_it():
         opened.set()
         assert all(future.result(30) is made for future in (first, *others))
     assert made == [1]
+
+
+def test_what_takes_longer_than_it_is_fresh_is_made_once_and_then_fresh():
+    now, entered, opened = [0.0], threading.Event(), threading.Event()
+    recent = Recent[int](2, 5.0, lambda: now[0])
+
+    def make():
+        entered.set()
+        assert opened.wait(30)
+        return 1
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(recent.get, "a", make)
+        assert entered.wait(30)
+        now[0] += 60
+        second = pool.submit(recent.get, "a", lambda: 2)
+        opened.set()
+        assert (first.result(30), second.result(30)) == (1, 1)
+    now[0] += 4
+    assert recent.get("a", lambda: 3) == 1
+    now[0] += 1
+    assert recent.get("a", lambda: 3) == 3
 
 
 def test_failures_are_not_kept_and_old_values_are_made_anew():

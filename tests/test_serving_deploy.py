@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -15,6 +16,8 @@ import httpx
 import pytest
 import yaml
 
+from dbray.errors import SpecError
+from dbray.serving import local
 from dbray.serving.options import ServeOptions
 from dbray.serving.tenants import new_key
 
@@ -138,6 +141,26 @@ def test_a_signal_ends_what_is_still_starting(storage, tiny_base, tmp_path):
         assert process.stdout.read() == "ended True\n"
     finally:
         end(process)
+
+
+@pytest.fixture
+def no_ray(monkeypatch):
+    """Ray does not run, and must not be started."""
+    monkeypatch.setattr(local.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(local.ray, "init", lambda **_: pytest.fail("Ray was started"))
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_a_port_that_another_holds_is_named_before_anything_starts(no_ray, is_shared):
+    with socket.create_server(("127.0.0.1", 0), reuse_port=is_shared) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(SpecError, match=f"port {port} .* is in use\n.*--port"):
+            local.start(ServeOptions(registry="r"), port)
+
+
+def test_a_port_that_cannot_be_is_named(no_ray):
+    with pytest.raises(SpecError, match=r"port 99999 .*0-65535"):
+        local.start(ServeOptions(registry="r"), 99999)
 
 
 @pytest.mark.parametrize("name", ["local", pytest.param("production", marks=pytest.mark.slow)])

@@ -120,6 +120,22 @@ def test_the_gallery_shows_every_model_and_filters(page, site):
     wait(page, lambda d: find(d, "#no-models").is_displayed())
 
 
+def test_typing_asks_the_server_once(page):
+    asked = page.execute_async_script("""
+        const done = arguments[0], real = window.fetch, filter = document.getElementById("filter");
+        const asked = [];
+        window.fetch = (path, options) => {
+            if (path.startsWith("/v1/models?")) asked.push(path);
+            if (path.includes("contains=teapot")) done(asked.length);
+            return real(path, options);
+        };
+        for (const typed of ["t", "te", "tea", "teap", "teapo", "teapot"]) {
+            filter.value = typed;
+            filter.dispatchEvent(new Event("input"));
+        }""")
+    assert asked == 1
+
+
 def test_the_last_choice_counts_however_late_answers_come(page):
     page.execute_script("""
         const real = window.fetch;

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
+import weakref
 from contextlib import aclosing
 from pathlib import Path
 
@@ -184,6 +185,36 @@ def test_slow_storage_stops_only_who_waits_for_it(storage, tiny_base, monkeypatc
     replica.close()
 
 
+def test_what_waits_for_the_device_is_not_in_memory_yet(storage, tiny_base, monkeypatch):
+    names = [publish(storage, tiny_base, f"crowd{i}", 200 + i).name for i in range(12)]
+    read, read_so_far, alive = Source.read, [], []
+
+    def counted(self, key, files):
+        flat, size_bytes = read(self, key, files)
+        read_so_far.append(weakref.ref(flat))
+        alive.append(sum(ref() is not None for ref in read_so_far))
+        return flat, size_bytes
+
+    monkeypatch.setattr(Source, "read", counted)
+    replica = make_replica(storage, tiny_base, ram_gib=1e-9, device_gib=1e-9)
+
+    async def run():
+        async with aclosing(replica.stream(ask(storage, "base", steps=1000))) as events:
+            await anext(events)  # the device is busy from here on
+            waiting = [asyncio.create_task(replica.generate(ask(storage, n))) for n in names]
+
+            async def are_some_read():
+                return len(alive) >= 2
+
+            await until(are_some_read)
+        return await asyncio.gather(*waiting)
+
+    assert all(images(answer) for answer in asyncio.run(run()))
+    assert len(alive) == len(names)
+    assert max(alive) <= 4  # two in use, and what the device has just done with
+    replica.close()
+
+
 def test_what_was_never_verified_is_not_taken_for_loaded(storage, tiny_base, monkeypatch):
     opened, verify = threading.Event(), Source.verify
 
@@ -240,6 +271,21 @@ def test_sizes_near_the_base_s_own(replica, storage):
         assert isinstance(refusal, Refusal)
         assert (refusal.status, refusal.param) == (400, "size")
         assert "32x32" in refusal.message
+
+
+def test_a_model_s_own_size_is_drawn_whatever_the_base_s(replica, storage):
+    for resolution in (40, 72):  # 72 is more than twice the base's 32
+        [image] = images(asyncio.run(replica.generate(ask(storage, resolution=resolution))))
+        assert image.shape == (resolution, resolution, 3)
+    size = {"width": 72, "height": 72}
+    assert images(asyncio.run(replica.generate(ask(storage, resolution=72, **size))))
+    [other] = images(
+        asyncio.run(replica.generate(ask(storage, resolution=72, width=32, height=40)))
+    )
+    assert other.shape == (40, 32, 3)
+    refusal = asyncio.run(replica.generate(ask(storage, resolution=40, **size)))
+    assert (refusal.status, refusal.param) == (400, "size")
+    assert "40x40" in refusal.message
 
 
 def test_formats(replica, storage):
@@ -354,6 +400,39 @@ def test_health_is_that_of_the_device_thread(storage, tiny_base):
     replica.close()
     with pytest.raises(RuntimeError, match="device"):
         replica.check_health()
+
+
+def failing(replica, monkeypatch, times):
+    """Make the device fail so many times."""
+    real, left = replica._backbone.denoise, iter(range(times))
+
+    def denoise(*arguments):
+        if next(left, None) is not None:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return real(*arguments)
+
+    monkeypatch.setattr(replica._backbone, "denoise", denoise)
+
+
+def test_one_failure_of_the_device_costs_one_batch(storage, tiny_base, monkeypatch):
+    replica = make_replica(storage, tiny_base)
+    expected = asyncio.run(replica.generate(ask(storage, "base"))).images
+    failing(replica, monkeypatch, 1)
+    assert asyncio.run(replica.generate(ask(storage, "rex"))).code == "internal_error"
+    replica.check_health()
+    assert asyncio.run(replica.generate(ask(storage, "base"))).images == expected
+    assert images(asyncio.run(replica.generate(ask(storage, "rex"))))
+    replica.close()
+
+
+def test_a_device_that_fails_for_good_asks_for_a_new_replica(storage, tiny_base, monkeypatch):
+    replica = make_replica(storage, tiny_base)
+    failing(replica, monkeypatch, 10**6)
+    assert asyncio.run(replica.generate(ask(storage, "rex"))).code == "internal_error"
+    replica._painter._thread.join(60)
+    with pytest.raises(RuntimeError, match="device"):
+        replica.check_health()
+    replica.close()
 
 
 def flat_file(**tensors):

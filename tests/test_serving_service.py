@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 
 import httpx
 import pytest
@@ -20,6 +21,7 @@ from dbray.serving.replicas import Replicas
 from dbray.serving.service import Service
 from dbray.serving.tenants import Gate, new_key
 from dbray.serving.wire import GenerationRequest
+from dbray.spec import Recipe
 from dbray.store import Store
 
 pytestmark = pytest.mark.timeout(60)
@@ -56,8 +58,8 @@ class Models:
         answer = await self.generate(ask)
         yield answer if isinstance(answer, Refusal) else BEGUN
 
-    async def warm(self, subject, revision):
-        answer = await self.generate(make_ask(subject))
+    async def warm(self, subject, revision, deadline_seconds):
+        answer = await self.generate(make_ask(subject, deadline=deadline_seconds))
         return answer if isinstance(answer, Refusal) else ("ram", 1.0)
 
     async def forget(self, keys):
@@ -131,6 +133,17 @@ def test_warming_is_charged_and_refused_while_draining(site):
     assert site.images_left() == 9
 
 
+def test_warming_has_the_time_of_any_request(site, monkeypatch):
+    site.service.options = site.service.options.model_copy(update={"deadline_seconds": 240.0})
+    assert site.ask("POST", "/v1/models/rex:warm").status_code == 200
+    assert site.models.asked[-1].deadline_seconds == 240.0
+    monkeypatch.setattr(replicas, "_GRACE_SECONDS", 0.01)
+    hanging = Response([], hangs=True)
+    warmed = Replicas(Handle(hanging)).warm("rex", "abc", 0.01)
+    assert asyncio.run(warmed) == TIMED_OUT
+    assert hanging.cancelled
+
+
 def test_storage_that_does_not_answer_is_no_fault_of_ours_nor_the_caller_s(site, monkeypatch):
     def fail(self, *arguments):
         raise StoreError("s3://secret-bucket: connection reset")
@@ -184,6 +197,38 @@ def test_a_takedown_of_one_revision_leaves_the_others_alone(site):
     assert Catalogue(str(site.storage), 0.0).find("rex") == new
 
 
+def test_a_takedown_drops_predictions_before_it_waits_for_replicas(site):
+    async def run():
+        async with site.client() as client:
+            await client.put("/v1/predictions/p", json=BODY)
+            held = asyncio.Event()
+            site.models.forget = lambda keys: held.wait()
+            removing = asyncio.create_task(client.delete("/v1/models/rex"))
+            while (await client.get("/v1/predictions/p")).status_code != 404:
+                await asyncio.sleep(0)
+            assert not removing.done()
+            held.set()
+            return (await removing).status_code
+
+    site.service.gate.admit = lambda *_: OPERATOR
+    assert asyncio.run(run()) == 200
+
+
+class Silent:
+    """Stands in for a handle of Ray Serve whose replicas do not answer in time."""
+
+    def broadcast(self, *_):
+        return self
+
+    async def results_async(self, *, timeout_s, return_exceptions):
+        raise TimeoutError("Timed out waiting for broadcast results.")
+
+
+def test_a_takedown_that_replicas_are_slow_to_hear_of_is_left_to_their_sweep(caplog):
+    asyncio.run(Replicas(Silent()).forget(["rex@abc"]))
+    assert "takedown has not reached every replica" in caplog.text
+
+
 OPERATOR = Gate(None).admit(None, "127.0.0.1", "manage")
 
 
@@ -194,6 +239,14 @@ def test_a_subject_called_base_is_not_the_base(site):
     assert site.models.asked[-1].subject == ""
     assert site.ask("DELETE", "/v1/models/base").status_code == 200
     assert site.models.forgotten == [old.name]
+
+
+def test_the_resolution_of_the_training_goes_with_a_request(site):
+    publish(site.storage, "large", 7, recipe=Recipe(resolution=1152))
+    for model, expected in (("large", 1152), ("rex", None), ("base", None)):
+        assert site.post(model=model).status_code == 200
+        ask = site.models.asked[-1]
+        assert (ask.resolution, ask.width, ask.height) == (expected, None, None)
 
 
 def test_models_are_filtered_by_the_server(site):
@@ -209,6 +262,23 @@ def test_models_are_filtered_by_the_server(site):
     assert listed(contains="dog") == ["rex", "teapot"]
     assert listed(contains="as") == ["base"]
     assert listed(contains="nothing") == []
+
+
+def test_slow_listings_hold_up_no_image(site, monkeypatch):
+    opened = threading.Event()
+    monkeypatch.setattr(site.service.catalogue, "models", lambda: opened.wait(30) and [])
+
+    async def run():
+        async with site.client() as client:
+            listings = [asyncio.create_task(client.get("/v1/models")) for _ in range(100)]
+            await asyncio.sleep(0)  # each is on its way, and there are fewer threads
+            image = await client.post("/v1/images/generations", json=BODY)
+            assert not any(listing.done() for listing in listings)
+            opened.set()
+            return image, await asyncio.gather(*listings)
+
+    image, listings = asyncio.run(run())
+    assert {answer.status_code for answer in (image, *listings)} == {200}
 
 
 def make_ask(subject="rex", tenant="t", deadline=60.0):
@@ -313,9 +383,9 @@ class Handle:
     def generate(self):
         return self
 
-    stream = generate
+    stream = warm = generate
 
-    def remote(self, ask):
+    def remote(self, *_):
         self.asked.append(self._options.pop("multiplexed_model_id", ""))
         return self._responses.pop(0)
 

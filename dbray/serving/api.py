@@ -128,7 +128,8 @@ class Routes:
         key = self._admit(request, "generate")
         with self._service.charged(key, 1):
             record = await self._service.find(key, _checked(model))
-            warmed = await self._service.models.warm(record.id, record.revision)
+            deadline = self._service.options.deadline_seconds
+            warmed = await self._service.models.warm(record.id, record.revision, deadline)
             source, load_ms = _unless_refused(warmed)
         return replies.dumped(
             wire.Warmth(id=record.id, revision=record.revision, source=source, load_ms=load_ms)
@@ -138,7 +139,8 @@ class Routes:
         """Take a model down: out of the registry, every tier of every replica, and predictions."""
         key = self._admit(request, "manage")
         keys = await self._service.take_down(key, _checked(model))
-        await self._predictions.forget(keys)
+        await self._predictions.forget(keys)  # before the replicas, for which it may wait long
+        await self._service.models.forget(keys)
         return replies.dumped(wire.Deletion(id=model))
 
     async def put_prediction(self, request: Request, name: str) -> Response:

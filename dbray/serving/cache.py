@@ -5,7 +5,7 @@ Owns what stays and what goes; knows neither torch nor Ray nor what the values a
 1. Load before evict: a value is made and verified before anything makes room for it, so that an
    unknown or corrupt model throws nothing out.
 2. What is in use is pinned, and is never evicted; where pins leave no room, the newcomer yields:
-   it is used, but not kept.
+   it is used, but not kept. How much is in use at once is for others to bound (see `loads`).
 3. One load per key however many ask; different keys load in parallel.
 4. Unknown and corrupt keys are remembered for a short time.
 5. A key is `subject@revision`, so a retrained subject never gets stale weights.
@@ -65,7 +65,7 @@ class Lease:
     """A value to use. `source` is the tier that had it when it was asked for.
 
     A value fresh from storage is given before it is verified, so that work with it can begin; it
-    is in no tier yet. Nothing made with it may leave before `settle` returned.
+    is in no tier until then. Nothing made with it may leave before `settle` returned.
     """
 
     key: str
@@ -76,6 +76,7 @@ class Lease:
     _flight: _Flight | None = field(default=None, repr=False)
     _rise: Callable[[], object] | None = field(default=None, repr=False)
     _released: bool = field(default=False, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def rise(self) -> None:
         """Let the key be brought up in the background, when that disturbs least.
@@ -107,10 +108,24 @@ class Lease:
     def release(self) -> None:
         """Give it back; twice is harmless."""
         self.rise()
-        if not self._released:
+        with self._lock:
+            pinned = None if self._released else self.tier
             self._released = True
-            if self.tier is not None:
-                self.tier.unpin(self.key)
+        if pinned is not None:
+            pinned.unpin(self.key)
+
+    def _keep(self, tier: Tier[Any]) -> None:
+        """Take over a pin of the tier that the value came into; it may be released already."""
+        with self._lock:
+            if not self._released:
+                self.tier = tier
+                return
+        tier.unpin(self.key)
+
+
+def _give_back(loading: Future[Lease]) -> None:
+    if not loading.cancelled() and loading.exception() is None:
+        loading.result().release()
 
 
 class Failures:
@@ -206,6 +221,10 @@ class TieredCache:
             followed.landed.result()
             followed.check()
 
+    def lease_held(self, key: str) -> Lease | None:
+        """Lease a key that a tier holds, at no cost of memory; None if it must be loaded."""
+        return self._pin(key, self._clock(), None)
+
     async def lease_soon(self, key: str, readers: Executor) -> Lease:
         """`lease` for an event loop: nobody holds a thread of `readers` but who reads storage."""
         started = self._clock()
@@ -216,11 +235,13 @@ class TieredCache:
                 return lease
             followed, leads = self._join(key)
             if leads:
-                loop = asyncio.get_running_loop()
-                # Shielded: a caller who hangs up must not end a load that others wait for.
-                return await asyncio.shield(
-                    loop.run_in_executor(readers, self._first, key, followed, started)
-                )
+                loading = readers.submit(self._first, key, followed, started)
+                try:
+                    # Shielded: a caller who hangs up must not end a load that others wait for.
+                    return await asyncio.shield(asyncio.wrap_future(loading))
+                except asyncio.CancelledError:
+                    loading.add_done_callback(_give_back)
+                    raise
             await asyncio.wrap_future(followed.landed)
             followed.check()
 
@@ -295,17 +316,19 @@ class TieredCache:
             self._land(key, flight, exc)
             raise
         seconds = self._clock() - started
+        lease = Lease(key, value, None, flight.source, seconds, flight)
 
         def admit() -> None:
             self._verify(key, value)
+            flight.check()
             if self._watcher:
                 self._watcher.load(level.tier.name, seconds)
             if level.tier.reserve(size_bytes):
                 level.tier.commit(key, value, size_bytes)
-                level.tier.unpin(key)
+                lease._keep(level.tier)
 
         self._background.submit(self._fly, key, flight, admit)
-        return self._given(Lease(key, value, None, flight.source, seconds, flight))
+        return self._given(lease)
 
     def _fetch(self, key: str) -> tuple[Any, str, Tier[Any] | None]:
         """Bring a key to the level below the lowest usable; returns value, source, pinned tier."""

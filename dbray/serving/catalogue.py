@@ -26,14 +26,20 @@ from dbray.store import FileRecord, Store
 T = TypeVar("T")
 Clock = Callable[[], float]
 
-_MAX_RECORDS = 10_000
+_MAX_FOUND = 10_000
+# A listing goes through all in order: of fewer than there are models it would find none in memory,
+# and the list itself has as many.
+_MAX_RECORDS = 100_000
 _UNKNOWN_SECONDS = 1.0
 _LIST_SECONDS = 2.0
 _PICTURES = (".png", ".webp")
 
 
 class Recent(Generic[T]):
-    """The last values by key, for a time; who asks while one is made waits for it. Thread-safe."""
+    """The last values by key, for a time since they were made. Thread-safe.
+
+    Who asks while one is made waits for it, however long it takes: slow storage is not asked again.
+    """
 
     def __init__(self, count: int, seconds: float, clock: Clock = time.monotonic) -> None:
         self._count, self._seconds, self._clock = count, seconds, clock
@@ -46,7 +52,7 @@ class Recent(Generic[T]):
             at, value = self._values.get(key, (float("-inf"), None))
             if value is None or self._clock() - at >= self._seconds:
                 made: Future[T] = Future()
-                self._values[key] = (self._clock(), made)
+                self._values[key] = (float("inf"), made)
                 self._values.move_to_end(key)
                 while len(self._values) > self._count:
                     self._values.popitem(last=False)
@@ -58,12 +64,20 @@ class Recent(Generic[T]):
 
     def _fulfil(self, key: str, made: Future[T], make: Callable[[], T]) -> None:
         try:
-            made.set_result(make())
+            value = make()
         except BaseException as exc:  # noqa: BLE001 - raised to all who wait for it
             with self._lock:
-                if self._values.get(key, (0.0, None))[1] is made:
+                if self._is_last(key, made):
                     del self._values[key]
             made.set_exception(exc)
+            return
+        with self._lock:
+            if self._is_last(key, made):
+                self._values[key] = (self._clock(), made)
+        made.set_result(value)
+
+    def _is_last(self, key: str, made: Future[T]) -> bool:
+        return self._values.get(key, (0.0, None))[1] is made
 
     def clear(self) -> None:
         """Forget all."""
@@ -91,7 +105,7 @@ class Catalogue:
         self._registry = _Remembering(Store(registry), clock)
         self._fresh_seconds = fresh_seconds
         self._unknown = Failures(_UNKNOWN_SECONDS, clock)
-        self._found = Recent[ModelRecord](_MAX_RECORDS, fresh_seconds, clock)
+        self._found = Recent[ModelRecord](_MAX_FOUND, fresh_seconds, clock)
         self._lists = Recent[list[ModelRecord]](1, _LIST_SECONDS, clock)
 
     def find(self, model: str) -> ModelRecord | None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -46,7 +48,8 @@ def launch(
         options: further fields of ServeOptions.
 
     Raises:
-        SpecError: open access on an address that others can reach, or a wrong key file.
+        SpecError: open access on an address that others can reach, a wrong key file, or a port
+            where nothing can listen.
     """
     if keys is None and not is_loopback(host):
         raise SpecError.of(
@@ -80,9 +83,25 @@ def launch(
             signal.signal(name, handler)
 
 
+def _check_port(host: str, port: int) -> None:
+    """Listen there for a moment: Ray would share the port with another server of its kind."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, port), family=family, reuse_port=False).close()
+    except (OSError, OverflowError) as exc:
+        in_use = isinstance(exc, OSError) and exc.errno == errno.EADDRINUSE
+        what = "is in use" if in_use else f"cannot be listened on: {exc}"
+        raise SpecError.of(f"port {port} of {host}", what, "give another --port") from exc
+
+
 def start(options: ServeOptions, port: int, host: str = "127.0.0.1") -> None:
-    """Start Ray, unless it runs in this process, and the application on it."""
+    """Start Ray, unless it runs in this process, and the application on it.
+
+    Raises:
+        SpecError: nothing can listen on the port.
+    """
     if not ray.is_initialized():
+        _check_port(host, port)
         # Ray's workers are nice by default; here people wait for them.
         os.environ.setdefault("RAY_worker_niceness", "0")
         ray.init(

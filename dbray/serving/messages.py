@@ -70,6 +70,7 @@ class Ask:
     """One request for images, checked and authorised. None means the base's default.
 
     `subject` and `revision` name a published model; both are empty for the untouched base.
+    `resolution` is that at which the model was trained: the default of `width` and `height`.
     """
 
     subject: str
@@ -82,6 +83,7 @@ class Ask:
     sampler: Sampler | None = None
     steps: int | None = None
     guidance: float | None = None
+    resolution: int | None = None
     width: int | None = None
     height: int | None = None
     output_format: OutputFormat = "png"

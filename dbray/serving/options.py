@@ -31,7 +31,12 @@ class ServeOptions(Spec):
     num_ingress: int = Field(1, ge=1, le=100, description="HTTP ingress replicas.")
 
     disk_gib: float = Field(50.0, gt=0, description="Local copies, per replica of a remote store.")
-    ram_gib: float = Field(4.0, gt=0, description="Weights in RAM as published, per replica.")
+    ram_gib: float = Field(
+        4.0,
+        gt=0,
+        description="Weights in RAM as published, per replica; and as much again (at least two "
+        "models) while others are loaded or used.",
+    )
     device_gib: float = Field(
         2.0, gt=0, description="Weights in the compute precision on the device, per replica."
     )

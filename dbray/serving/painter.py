@@ -79,8 +79,11 @@ class Painter:
 
     def start(self) -> None:
         """Take one real step with the base, then begin."""
-        generate(self._backbone, ["a photo"], [0], Sampling(steps=1))
+        self._probe()
         self._thread.start()
+
+    def _probe(self) -> None:
+        generate(self._backbone, ["a photo"], [0], Sampling(steps=1))
 
     def stop(self) -> None:
         """End after the batch at hand."""
@@ -130,7 +133,7 @@ class Painter:
             refusal = load_refusal(exc, batch[0][0].ask.key)
         except torch.cuda.OutOfMemoryError:
             refusal = Refusal(503, "out_of_memory", "The device is out of memory.", retry_after=5)
-        except Exception as exc:  # noqa: BLE001 - whatever it is, the next batch must be served
+        except Exception as exc:  # noqa: BLE001 - whatever it is, the next batch may be served
             refusal = BROKEN
             # Foreign messages may quote a prompt: the log gets the kind and the place only.
             place = "".join(traceback.format_tb(exc.__traceback__))
@@ -141,6 +144,21 @@ class Painter:
             self.resident = UNKNOWN
             for job, _ in batch:
                 job.refuse(refusal)
+        if refusal is BROKEN:
+            self._recover()
+
+    def _recover(self) -> None:
+        """See whether the device still works. If not, the thread ends, and so does the replica.
+
+        After some errors CUDA fails whatever it is asked, until its process ends.
+        """
+        try:
+            self._module.put(None)
+            self._probe()
+            self.resident = BASE
+        except Exception as exc:  # noqa: BLE001 - whatever it is, nothing can be served here
+            _log.error("the device does not work any more: %s", type(exc).__name__)
+            self._stopping = True
 
     def _paint(self, batch: Batch) -> None:
         lead = batch[0][0]

@@ -1,8 +1,9 @@
 """Asynchronous requests: put under an id of the caller's choice, looked up later, cancelled.
 
-One replica keeps them all, in memory, for an hour: whoever finds one lost (404) puts it again, and
-with a seed gets the same images. Putting the same request twice is one request, unless the first
-failed in a way that may pass.
+One replica keeps them all, in memory, for an hour, or until their images are more than `MAX_BYTES`
+over all tenants: then the oldest go of who has the most. Whoever finds one lost (404) puts it
+again, and with a seed gets the same images. Putting the same request twice is one request, unless
+the first failed in a way that may pass.
 """
 
 from __future__ import annotations

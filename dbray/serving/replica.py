@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import time
 from collections.abc import AsyncGenerator, Callable, Collection
@@ -22,7 +23,7 @@ from dbray.errors import DbrayError, ModelNotFound
 from dbray.generate import Sampling
 from dbray.registry import Registry
 from dbray.serving import weights
-from dbray.serving.cache import Lease
+from dbray.serving.loads import Loads
 from dbray.serving.messages import (
     BASE,
     NOT_FOUND,
@@ -50,6 +51,7 @@ _log = logging.getLogger(__name__)
 _NUM_READERS = 4
 _NUM_LIFTERS = 4
 _NUM_ENCODERS = 2
+_LEAST_LOADS = 2  # one model serves, and the next comes
 _STUCK_SECONDS = 120.0
 
 
@@ -76,9 +78,12 @@ class Replica:
             self._registry, self._backbone, module.layouts, self._scratch.folder
         )
         self._cache_meters, self._device_meters = CacheMeters(), DeviceMeters()
+        budgets = _budgets(options)
         self._cache = weights.make_cache(
-            source, _budgets(options), self._lifters, self._cache_meters, store.is_local
+            source, budgets, self._lifters, self._cache_meters, store.is_local
         )
+        num_loads = max(_LEAST_LOADS, budgets.ram_bytes // weights.published_bytes(module.layouts))
+        self._loads = Loads(self._cache, self._readers, num_loads)
         self._queue = FairQueue(_limits(options))
         self._painter = Painter(
             self._backbone, module, self._queue, self._device_meters, self._beat
@@ -131,7 +136,7 @@ class Replica:
         finally:
             # Also when the caller hung up: the place is free at once, the batch ends if alone.
             self._queue.withdraw(job)
-            fetching.add_done_callback(_release)
+            fetching.cancel()
 
     def _job(self, ask: Ask, emit: Callable[[object], None]) -> Job:
         default = self._defaults
@@ -146,30 +151,31 @@ class Replica:
         return Job(ask, sampling, size, emit, time.monotonic(), area)
 
     def _size(self, ask: Ask) -> tuple[int, int]:
-        """The size to draw: near the base's own, in steps that its layers can halve."""
+        """The size to draw: the model's own, or near the base's, in steps its layers can halve."""
         native = self._backbone.resolution
-        size = (ask.width or native, ask.height or native)
+        own = ask.resolution or native
+        size = (ask.width or own, ask.height or own)
         step = max(native // 8, native // self._backbone.latent_shape[1])
-        if any(side % step or not native // 2 <= side <= 2 * native for side in size):
+        is_near = all(not side % step and native // 2 <= side <= 2 * native for side in size)
+        if size != (own, own) and not is_near:
             raise Refused(Refusal(
                 400, "invalid_value",
-                f"Invalid 'size': this base draws {native}x{native}; sides are multiples of {step} "
-                f"from {native // 2} to {2 * native}.", "size",
+                f"Invalid 'size': this model draws {own}x{own}; other sides are multiples of "
+                f"{step} from {native // 2} to {2 * native}.", "size",
             ))  # fmt: skip
         return size
 
-    async def _fetch(self, job: Job) -> Lease | None:
-        """Bring the weights up while the job waits its turn."""
+    async def _fetch(self, job: Job) -> None:
+        """Bring the weights up while the job waits its turn, and keep them until cancelled."""
         if job.ask.key == BASE:
             self._queue.ready(job, None)
-            return None
+            return
         try:
-            lease = await self._cache.lease_soon(job.ask.key, self._readers)
+            async with self._loads.using(job.ask.key, lambda: self._queue.turn(job)) as lease:
+                self._queue.ready(job, lease)
+                await asyncio.get_running_loop().create_future()
         except Exception as exc:  # noqa: BLE001 - every failure must reach the one who waits
             job.refuse(weights.load_refusal(exc, job.ask.key))
-            return None
-        self._queue.ready(job, lease)
-        return lease
 
     async def _encoded(self, ask: Ask, event: Any) -> Event:
         if not isinstance(event, Sketch | Painting):
@@ -182,14 +188,14 @@ class Replica:
         return Finished(event.index, data)
 
     async def warm(self, subject: str, revision: str) -> tuple[str, float] | Refusal:
-        """Load a model's weights; returns the tier that had them, and milliseconds."""
+        """Load a model's weights; returns the tier that had them, and milliseconds.
+
+        Whoever waits for an image goes first.
+        """
         key, started = f"{subject}@{revision}", time.monotonic()
         try:
-            lease = await self._cache.lease_soon(key, self._readers)
-            try:
+            async with self._loads.using(key, lambda: (math.inf, started)) as lease:
                 await lease.landed()
-            finally:
-                lease.release()
         except Exception as exc:  # noqa: BLE001 - every failure must reach the one who waits
             return weights.load_refusal(exc, key)
         return lease.source, (time.monotonic() - started) * 1000
@@ -259,11 +265,6 @@ class Replica:
         """Called by Ray Serve at the end, and by nobody else before `close`."""
         if hasattr(self, "_painter"):  # else it never began
             self.close()
-
-
-def _release(fetching: asyncio.Task[Lease | None]) -> None:
-    if not fetching.cancelled() and (lease := fetching.result()) is not None:
-        lease.release()
 
 
 def _device(choice: str) -> str:

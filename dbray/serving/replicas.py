@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 _TRIES = 3
 _READY_SECONDS = 5.0
-_WARM_SECONDS = 60.0
+_FORGET_SECONDS = 60.0
 _GRACE_SECONDS = 5.0
 _LOST = Refusal(503, "replica_lost", "The replica died; try again.", retry_after=1)
 _NONE = Refusal(503, "not_ready", "No replica is ready yet; try again.", retry_after=2)
@@ -67,20 +67,27 @@ class Replicas:
             async for event in elsewhere:
                 yield event
 
-    async def warm(self, subject: str, revision: str) -> tuple[str, float] | Refusal:
+    async def warm(
+        self, subject: str, revision: str, deadline_seconds: float
+    ) -> tuple[str, float] | Refusal:
         """Load weights, where requests for them will go."""
         handle = self._for(subject)
-        ends = time.monotonic() + _WARM_SECONDS
+        ends = time.monotonic() + deadline_seconds
         return await _persist(lambda: handle.warm.remote(subject, revision), ends)
 
     async def forget(self, keys: Collection[str]) -> None:
-        """Drop revisions from all replicas. Those that start later never had them."""
+        """Drop revisions from all replicas, or leave it to their next sweep.
+
+        Those that start later never had them.
+        """
         try:
             asked = self._handle.broadcast("forget", list(keys))
-            results = await asked.results_async(timeout_s=60, return_exceptions=True)
+            results = await asked.results_async(timeout_s=_FORGET_SECONDS, return_exceptions=True)
         except DeploymentUnavailableError:
             return  # scaled to zero: nothing is held
-        # One that died meanwhile holds nothing; others drop it at their next sweep.
+        except TimeoutError as exc:  # such as a device that is busy with one large batch
+            results = [exc]
+        # One that died meanwhile holds nothing.
         failures = [result for result in results if isinstance(result, Exception)]
         if any(not isinstance(failure, RayActorError) for failure in failures):
             _log.error("a takedown has not reached every replica yet")

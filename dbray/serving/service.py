@@ -9,6 +9,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncGenerator, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -43,7 +44,9 @@ class Models(Protocol):
         """Events of a request."""
         ...
 
-    async def warm(self, subject: str, revision: str) -> tuple[str, float] | Refusal:
+    async def warm(
+        self, subject: str, revision: str, deadline_seconds: float
+    ) -> tuple[str, float] | Refusal:
         """Load weights."""
         ...
 
@@ -102,6 +105,8 @@ class Service:
         self.gate = gate
         self.models = models
         self.draining = False
+        # Apart, and one at a time: a slow listing must not take the threads that look for a model.
+        self._lister = ThreadPoolExecutor(1, "lister")
 
     async def find(self, key: Key, model: str) -> ModelRecord:
         """Find a model for a tenant. Raises Refused, alike for unknown and foreign ones."""
@@ -115,7 +120,8 @@ class Service:
 
     async def visible(self, key: Key) -> list[ModelRecord]:
         """All models that exist for a tenant."""
-        records = await asyncio.to_thread(self.catalogue.models)
+        loop = asyncio.get_running_loop()
+        records = await loop.run_in_executor(self._lister, self.catalogue.models)
         return [record for record in records if key.sees(record.tenant)]
 
     @contextmanager
@@ -152,19 +158,8 @@ class Service:
         record = None if request.model == BASE else await self.find(key, request.model)
         size = parse_size(request.size)
         assert not isinstance(size, Refusal)
-        if record and size is None and record.recipe.resolution:
-            size = (record.recipe.resolution, record.recipe.resolution)
-        return self._prepared(key, request, record, size)
-
-    def _prepared(
-        self,
-        key: Key,
-        request: GenerationRequest,
-        record: ModelRecord | None,
-        size: tuple[int, int] | None,
-    ) -> Prepared:
-        first = secrets.randbelow(_SEEDS) if request.seed is None else request.seed
         width, height = size or (None, None)
+        first = secrets.randbelow(_SEEDS) if request.seed is None else request.seed
         ask = Ask(
             subject=record.id if record else "",
             revision=record.revision if record else "",
@@ -176,6 +171,7 @@ class Service:
             sampler=request.scheduler,
             steps=request.num_inference_steps,
             guidance=request.guidance_scale,
+            resolution=record.recipe.resolution if record else None,
             width=width,
             height=height,
             output_format=request.output_format,
@@ -199,7 +195,7 @@ class Service:
             raise
 
     async def take_down(self, key: Key, model: str) -> list[str]:
-        """Remove a model from the registry and from every tier of every replica.
+        """Remove a model from the registry; it is still held by replicas.
 
         Returns the revisions that are gone, as 'id@revision'.
         """
@@ -207,11 +203,9 @@ class Service:
         if not key.owns(record.tenant):
             raise Refused(Refusal(403, "not_yours", "The model belongs to all; you may not."))
         try:
-            keys = await asyncio.to_thread(self.catalogue.remove, model)
+            return await asyncio.to_thread(self.catalogue.remove, model)
         except RegistryError as exc:  # somebody else took it down meanwhile
             raise Refused(not_found(model)) from exc
-        await self.models.forget(keys)
-        return keys
 
 
 def not_found(model: str) -> Refusal:

@@ -23,6 +23,7 @@ from dbray.serving.cache import Lease
 from dbray.serving.messages import OVERLOADED, Ask, Refusal, Refused
 
 Clock = Callable[[], float]
+Turn = tuple[float, float]
 
 _SMOOTHING = 0.2
 
@@ -197,18 +198,19 @@ class FairQueue:
         longest = max(now - (job.ready_since or now) for job in ready)
         in_place = [job for job in ready if job.ask.key == resident]
         patient = longest < self.limits.patience_seconds
-        lead = min(in_place if in_place and patient else ready, key=self._turn)
+        lead = min(in_place if in_place and patient else ready, key=self.turn)
         self._virtual = max(self._virtual, self._used[lead.ask.tenant])
         most = max(1, int(self.limits.batch_images / max(1.0, lead.area)))
         batch: Batch = []
-        for job in sorted((j for j in ready if j.kind == lead.kind), key=self._turn):
+        for job in sorted((j for j in ready if j.kind == lead.kind), key=self.turn):
             while job.waiting and len(batch) < most:
                 batch.append((job, job.waiting.popleft()))
                 self._used[job.ask.tenant] += job.work
         return batch
 
-    def _turn(self, job: Job) -> tuple[float, float]:
-        return self._used[job.ask.tenant], job.arrived
+    def turn(self, job: Job) -> Turn:
+        """Where a job stands among those that wait: the lowest is next."""
+        return self._used.get(job.ask.tenant, 0.0), job.arrived
 
 
 def _until_done(waiting: Mapping[str, float], tenant: str, new: float) -> float:

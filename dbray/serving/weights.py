@@ -46,6 +46,11 @@ Layout = Mapping[str, torch.Size]
 """Names and shapes of a part's tensors, sorted by name."""
 
 
+def published_bytes(layouts: Mapping[str, Layout]) -> int:
+    """Memory that a model with all parts takes as it is published by default: in float16."""
+    return sum(2 * shape.numel() for layout in layouts.values() for shape in layout.values())
+
+
 @dataclass(frozen=True)
 class Flat:
     """Weights by part, each one flat tensor in the order of the part's Layout.

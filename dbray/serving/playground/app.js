@@ -10,11 +10,13 @@ const IDEAS = [
   "a photo of a {subject} wearing a hat",
 ];
 const PAGE = 100;
+const PAUSE_MS = 250; // in typing; the server may go through its whole storage for a list
 
 let chosen = null; // the model object of the server
 let last = ""; // id of the last model listed
 let running = null; // AbortController of what is being drawn
 let asked = ""; // the model that was asked for last: answers of others come too late
+let typing = 0; // the timer that runs while somebody types
 let listing = 0; // counts lists that were begun: pages of older ones come too late
 
 function element(tag, className, text) {
@@ -282,7 +284,10 @@ for (const idea of IDEAS) {
 $("ask").addEventListener("submit", run);
 $("ask").addEventListener("input", showCurl);
 $("stop").addEventListener("click", () => running?.abort());
-$("filter").addEventListener("input", () => loadModels().catch(fail));
+$("filter").addEventListener("input", () => {
+  clearTimeout(typing);
+  typing = setTimeout(() => loadModels().catch(fail), PAUSE_MS);
+});
 $("models").addEventListener("keydown", moveChoice);
 $("more").addEventListener("click", () => loadModels(false).catch(fail));
 $("copy").addEventListener("click", copyCurl);
