@@ -30,7 +30,4 @@ def test_lanes_ask_for_what_the_device_says(
     base = backbones.resolve(str(tiny_base))
     with lanes.open_lanes(job, base, [], 2, "scratch", on_lost=pytest.fail):
         """Nothing to do but to open them."""
-    assert [(spec.name, spec.use_gpu) for spec in asked] == [
-        ("lane-0", use_gpu),
-        ("lane-1", use_gpu),
-    ]
+    assert {spec.name: spec.use_gpu for spec in asked} == {"lane-0": use_gpu, "lane-1": use_gpu}
