@@ -14,6 +14,7 @@ import os
 import warnings
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
@@ -103,8 +104,13 @@ class SamplingActor:
         kind = recipe and (recipe.precision, recipe.resolution)
         if self._warm is None or self._warm[0] != kind:
             self._warm = None  # frees the old one first: two may not fit
-            self._warm = kind, backbones.load(backbones.here(self.base), recipe, self._device)
+            self._warm = kind, backbones.load(self._base_here, recipe, self._device)
         return self._warm[1]
+
+    @cached_property
+    def _base_here(self) -> Base:
+        """Looked for once, and at the first task: its result can tell what is wrong."""
+        return backbones.here(self.base)
 
     def make(self, task: dict[str, Any]) -> dict[str, bytes]:
         """Carry out one task; the files that it returns go to the driver."""

@@ -237,11 +237,26 @@ class FlakyActor(PartActor):
         return super().make(task)
 
 
+class BreakingActor(PartActor):
+    """The device of the first process, a fake, breaks: from then on each of its calls fails."""
+
+    def make(self, task):
+        broken = Path(self._store.uri) / "broken"
+        if not broken.exists():
+            broken.write_text(str(os.getpid()))
+        if broken.read_text() == str(os.getpid()):
+            raise torch.AcceleratorError("CUDA error: unspecified launch failure")
+        return super().make(task)
+
+
 @pytest.mark.ray
-def test_storage_that_is_away_for_a_moment_stops_nothing(made, base, store, monkeypatch) -> None:
+@pytest.mark.parametrize("actor", [FlakyActor, BreakingActor])
+def test_what_passes_or_ends_with_its_process_stops_nothing(
+    made, base, store, monkeypatch, actor
+) -> None:
     [plan, _] = made[1]
     Path(store.uri).mkdir()
-    monkeypatch.setattr("dbray.priors.PartActor", FlakyActor)
+    monkeypatch.setattr("dbray.priors.PartActor", actor)
     assert make_priors(store, base, [plan], SamplingPool(num_actors=1)).num_images == 40
     assert files_of(store, plan) == files_of(made[0], plan)
 
@@ -296,27 +311,6 @@ def test_a_set_that_is_published_meanwhile_stays_published(made, base, tmp_path)
     with pytest.raises(InterruptedError):
         make_priors(store, base, [plan], on_progress=stop)
     assert is_made(store, plan)
-
-
-class BreakingActor(PartActor):
-    """The device of the first process, a fake, breaks: from then on each of its calls fails."""
-
-    def make(self, task):
-        broken = Path(self._store.uri) / "broken"
-        if not broken.exists():
-            broken.write_text(str(os.getpid()))
-        if broken.read_text() == str(os.getpid()):
-            raise torch.AcceleratorError("CUDA error: unspecified launch failure")
-        return super().make(task)
-
-
-@pytest.mark.ray
-def test_an_actor_whose_device_breaks_is_replaced(made, base, store, monkeypatch) -> None:
-    [plan, _] = made[1]
-    Path(store.uri).mkdir()
-    monkeypatch.setattr("dbray.priors.PartActor", BreakingActor)
-    assert make_priors(store, base, [plan], SamplingPool(num_actors=1)).num_images == 40
-    assert files_of(store, plan) == files_of(made[0], plan)
 
 
 class DyingActor(SamplingActor):

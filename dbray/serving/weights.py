@@ -48,7 +48,11 @@ Layout = Mapping[str, torch.Size]
 
 def published_bytes(layouts: Mapping[str, Layout]) -> int:
     """Memory that a model with all parts takes as it is published by default: in float16."""
-    return sum(2 * shape.numel() for layout in layouts.values() for shape in layout.values())
+    return sum(2 * _num_values(layout) for layout in layouts.values())
+
+
+def _num_values(layout: Layout) -> int:
+    return sum(shape.numel() for shape in layout.values())
 
 
 @dataclass(frozen=True)
@@ -160,8 +164,7 @@ class Source:
         self._layouts = layouts
         self._scratch = scratch
         self._spare = Spare()
-        half = sum(shape.numel() * 2 for shape in layouts["unet"].values())
-        self._spare.replace(int(half * 1.02))
+        self._spare.replace(int(published_bytes({"unet": layouts["unet"]}) * 1.02))
 
     def fetch(self, key: str, _below: None) -> tuple[Files, int]:
         """Level "disk": copies of the files, verified."""
@@ -298,8 +301,7 @@ def _in_order(content: Tensor, layout: Layout) -> Tensor | None:
     wanted = [(name, list(shape), found[0][2]) for name, shape in layout.items()] if found else []
     if dtype is None or found != wanted or begins != [0, *ends[:-1]]:
         return None
-    num_values = sum(shape.numel() for shape in layout.values())
-    if ends[-1] != len(content) - start or ends[-1] != num_values * dtype.itemsize:
+    if ends[-1] != len(content) - start or ends[-1] != _num_values(layout) * dtype.itemsize:
         return None
     return content[start:].view(dtype)
 
