@@ -195,7 +195,7 @@ def _plan_subject(
             "class_noun": subject.class_noun,
             "captions": subject.captions,
             "identifier": identifier,
-            "recipe": job.recipe.model_dump(mode="json"),
+            "recipe": job.recipe.identity(),
             "prior": prior.digest if prior else None,
         }
     )

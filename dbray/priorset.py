@@ -44,7 +44,7 @@ class PriorPlan:
             {
                 "base": self.base_digest,
                 "class_noun": self.class_noun,
-                "prior": self.prior.model_dump(mode="json"),
+                "prior": self.prior.identity(),
             }
         )
 

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -74,9 +74,23 @@ class Spec(BaseModel):
     # Infinity passes every lower bound, and makes models that nobody can read.
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    def digest(self) -> str:
-        """Hex SHA-256 of the canonical JSON of this value."""
-        return digest_json(self.model_dump(mode="json"))
+    first_fields: ClassVar[frozenset[str]] = frozenset()
+    """Fields that `identity` always holds: those of the first version that was published with."""
+
+    def identity(self) -> dict[str, Any]:
+        """Canonical form, for fingerprints: equal for values that mean the same.
+
+        Holds the `first_fields` always, and a later field only where it differs from its default.
+        So a field that dbray learns later changes no fingerprint of what is published already.
+        """
+        values = self.model_dump(mode="json")
+        later = type(self).model_fields.keys() - self.first_fields
+        usual = {
+            name
+            for name in later
+            if getattr(self, name) == type(self).model_fields[name].get_default()
+        }
+        return {name: value for name, value in values.items() if name not in usual}
 
 
 class Subject(Spec):
@@ -117,6 +131,13 @@ class Subject(Spec):
 
 class Recipe(Spec):
     """How to fine-tune; part of every fingerprint."""
+
+    first_fields = frozenset({
+        "method", "steps", "batch_size", "learning_rate", "weight_decay", "max_grad_norm",
+        "prior_weight", "train_text_encoder", "min_snr_gamma", "ema_decay",
+        "gradient_checkpointing", "precision", "publish_precision", "resolution", "flip", "crop",
+        "seed",
+    })  # fmt: skip
 
     method: Literal["full"] = Field(
         default="full", description="full: every layer of the UNet is fine-tuned, as in the paper."
@@ -176,6 +197,8 @@ class Recipe(Spec):
 
 class Prior(Spec):
     """How the class images of the prior-preservation loss are sampled from the frozen base."""
+
+    first_fields = frozenset({"count", "prompt", "sampler", "steps", "guidance", "seed"})
 
     count: int = Field(default=200, ge=1, le=10_000, description="Class images per class noun.")
     prompt: str = Field(default="a {class}", description='The paper\'s "a [class noun]".')

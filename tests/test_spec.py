@@ -29,12 +29,24 @@ def test_ids_that_could_leave_their_folder_are_refused(bad):
         Subject(id=bad, class_noun="dog", images=())
 
 
-def test_values_are_frozen_and_digests_follow_them():
+def test_values_are_frozen():
     recipe = Recipe()
     with pytest.raises(ValueError, match="frozen"):
         recipe.steps = 3  # pyright: ignore[reportAttributeAccessIssue]
-    assert Recipe(steps=3).digest() != recipe.digest() == Recipe().digest()
-    assert Prior(seed=1).digest() != Prior().digest()
+
+
+def test_a_later_field_is_part_of_the_identity_only_where_it_is_used():
+    class Grown(Recipe):
+        warmup_steps: int = 0
+
+    assert Grown().identity() == Recipe().identity()
+    assert Grown(warmup_steps=5).identity() == Recipe().identity() | {"warmup_steps": 5}
+
+
+def test_first_fields_are_part_of_the_identity_at_their_defaults_too():
+    """So a default may change: whoever relied on the old one gets another fingerprint."""
+    assert Recipe().identity().keys() == Recipe.first_fields
+    assert Prior().identity().keys() == Prior.first_fields
 
 
 def test_prompts_are_filled():
