@@ -26,8 +26,8 @@ import yaml
 from measure import finish, print_table, write_subjects
 from steps import measure_steps
 
-from dbray import backbones
-from dbray.spec import Recipe
+from dbray import bases
+from dbray.spec.sections import Recipe
 
 PRIOR = {"count": 64, "sampler": "ddpm", "steps": 50, "guidance": 7.5}
 LEARNING_RATE = 1e-4
@@ -185,7 +185,7 @@ def run_peer(folder: Path, args: argparse.Namespace, subject: Path, classes: str
     shutil.rmtree(photographs, ignore_errors=True)
     shutil.copytree(subject, photographs, ignore=shutil.ignore_patterns("class.txt"))
     options = {
-        "pretrained_model_name_or_path": backbones.resolve("miniature").folder,
+        "pretrained_model_name_or_path": bases.resolve("miniature").folder,
         "instance_data_dir": photographs,
         "class_data_dir": folder / classes,
         "instance_prompt": f"a zwx {noun}",

@@ -25,14 +25,15 @@ from measure import finish, print_table, write_subjects
 from miniature import CPU, LABELS, Judge, train_judge
 from PIL import Image
 
-from dbray import backbones, spec
-from dbray.backbones import Backbone
-from dbray.generate import Sampling, generate
+from dbray import bases
+from dbray.bases import Backbone
+from dbray.method.generate import Sampling, generate
 from dbray.miniature import world
 from dbray.miniature.autoencoder import to_images
 from dbray.miniature.captions import PLACE_PHRASES
-from dbray.registry import Registry
-from dbray.store import Store
+from dbray.records.models import Registry
+from dbray.spec import sections
+from dbray.storage.store import Store
 
 SAMPLING = Sampling(steps=25)
 PER_PLACE = 2
@@ -62,8 +63,8 @@ def share(answers: list[str], truth: str | list[str]) -> float:
 
 def measure(registry: Registry, judge: Judge, sheet: list[np.ndarray]) -> dict[str, Any]:
     """Return the mean of each figure over the published models; add their images to the sheet."""
-    base = backbones.resolve(spec.MINIATURE)
-    backbone = backbones.load(base)
+    base = bases.resolve(sections.MINIATURE)
+    backbone = bases.load(base)
     records = list(registry.list())
     before = {
         noun: seen(judge, sample(backbone, f"a {noun}"))["colour"]
@@ -75,9 +76,9 @@ def measure(registry: Registry, judge: Judge, sheet: list[np.ndarray]) -> dict[s
         colour = world.subject_scenes(seed, noun)[0].identity.colour
         with tempfile.TemporaryDirectory() as folder:
             weights = registry.weights(record, Path(folder))
-            backbone.set_weights(backbones.read_weights(weights))
+            backbone.set_weights(bases.read_weights(weights))
         after = seen(judge, sample(backbone, f"a {noun}"))["colour"]
-        pixels = sample(backbone, spec.fill_prompt("a {subject}", noun, record.identifier))
+        pixels = sample(backbone, sections.fill_prompt("a {subject}", noun, record.identifier))
         answers = seen(judge, pixels)
         found["colour"].append(share(answers["colour"], colour))
         found["class"].append(share(answers["class"], noun))

@@ -44,13 +44,13 @@ from PIL import Image
 from ray import serve  # noqa: TID251 - the server is started and looked into
 from safetensors.torch import load_file, save
 
-from dbray import backbones
-from dbray.registry import ModelRecord, Registry
+from dbray import bases
+from dbray.records.models import ModelRecord, Registry
+from dbray.serving.http.tenants import new_key
 from dbray.serving.local import start
 from dbray.serving.options import GIB, ServeOptions
-from dbray.serving.tenants import new_key
-from dbray.spec import Prior, Recipe
-from dbray.store import Store
+from dbray.spec.sections import Prior, Recipe
+from dbray.storage.store import Store
 
 STEPS = 10
 PROMPT = "a photo of a {subject} on the beach"
@@ -75,7 +75,7 @@ class Site:
     """A registry of marked, perturbed models, and a server of it."""
 
     def __init__(self, base: str, folder: Path) -> None:
-        self.base = backbones.resolve(base)
+        self.base = bases.resolve(base)
         self.storage = folder / "runs"
         self.registry = Registry(Store(str(self.storage)))
         [file] = (self.base.folder / "unet").glob("*.safetensors")
@@ -202,7 +202,7 @@ def cold(site: Site, folder: Path) -> dict[str, Any]:
 def overhead(site: Site, name: str) -> float:
     """Median of a warm request over HTTP, less that of the same inside a process of its own."""
     from dbray.serving.messages import Ask
-    from dbray.serving.replica import Replica
+    from dbray.serving.replica.replica import Replica
 
     def seconds(work: Callable[[], Any]) -> float:
         times = []

@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from measure import finish, print_table
 
-from dbray import backbones
-from dbray.diffusion import NoiseSchedule
-from dbray.engine import make_engine
-from dbray.finetune import Latents, TrainingData, finetune
-from dbray.spec import MINIATURE, Recipe
+from dbray import bases
+from dbray.method.engine import make_engine
+from dbray.method.loop import Latents, TrainingData, finetune
+from dbray.method.losses import NoiseSchedule
+from dbray.spec.sections import MINIATURE, Recipe
 
 _WARM_STEPS = 20
 
@@ -49,7 +49,7 @@ def measure_steps(recipe: Recipe, num_workers: int, threads: int) -> float:
 def _work(recipe: Recipe, threads: int, barrier: Barrier, results: Any) -> None:
     torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    backbone = backbones.load(backbones.resolve(MINIATURE), recipe, str(device))
+    backbone = bases.load(bases.resolve(MINIATURE), recipe, str(device))
     engine = make_engine(backbone.trained, recipe, 0, device)
     schedule = NoiseSchedule(backbone.alphas_cumprod, backbone.prediction).to(device)
     data = TrainingData(

@@ -12,11 +12,11 @@ from importlib import metadata
 from typing import TYPE_CHECKING
 
 from dbray.errors import DbrayError
-from dbray.jobfile import Job
-from dbray.spec import Identifiers, Previews, Prior, Recipe, Resources, Subject
+from dbray.spec.job import Job
+from dbray.spec.sections import Identifiers, Previews, Prior, Recipe, Resources, Subject
 
 if TYPE_CHECKING:
-    from dbray.job import JobResult
+    from dbray.run.job import JobResult
 
 __version__ = metadata.version("dbray")
 
@@ -35,7 +35,7 @@ __all__ = [
 
 
 def run(job: Job) -> JobResult:
-    """Carry out a job and wait for it. See `dbray.job.run_job` for the options."""
-    from dbray.job import run_job
+    """Carry out a job and wait for it. See `dbray.run.job.run_job` for the options."""
+    from dbray.run.job import run_job
 
     return run_job(job)

@@ -18,7 +18,7 @@ import ray
 from ray.exceptions import RayError
 
 from dbray.errors import SpecError
-from dbray.plan import Hardware
+from dbray.hardware import Hardware
 
 _OBJECT_STORE_BYTES = 512 * 2**20
 _ANSWER_SECONDS = 10.0

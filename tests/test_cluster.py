@@ -18,7 +18,7 @@ import yaml
 from dbray import errors
 from dbray.cli import _parser
 from dbray.serving.options import ServeOptions
-from dbray.spec import Resources
+from dbray.spec.sections import Resources
 
 ROOT = Path(__file__).resolve().parent.parent
 KUBERAY = ROOT / "cluster" / "kuberay"

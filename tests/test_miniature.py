@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dbray.miniature import weights_path, world
+from dbray.bases import MINIATURE_FOLDER
+from dbray.miniature import world
 from dbray.miniature.captions import PLACE_PHRASES, caption
 from dbray.miniature.vocabulary import (
     byte_symbols,
@@ -170,7 +171,7 @@ def pipe():
     from diffusers import StableDiffusionPipeline
 
     pipe = StableDiffusionPipeline.from_pretrained(
-        weights_path(), safety_checker=None, local_files_only=True
+        MINIATURE_FOLDER, safety_checker=None, local_files_only=True
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -179,10 +180,10 @@ def pipe():
 def test_weights_are_small_safe_and_half_precision():
     from safetensors import safe_open
 
-    files = [path for path in weights_path().rglob("*") if path.is_file()]
+    files = [path for path in MINIATURE_FOLDER.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 25_000_000
     assert {path.suffix for path in files} <= {".json", ".txt", ".md", ".yaml", ".safetensors"}
-    assert (weights_path() / "README.md").exists()
+    assert (MINIATURE_FOLDER / "README.md").exists()
     for path in files:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="np") as tensors:
@@ -255,7 +256,7 @@ def test_progress_ends_when_the_deadline_comes(monkeypatch):
 def test_min_snr_weights():
     import torch
 
-    from dbray.diffusion import NoiseSchedule
+    from dbray.method.losses import NoiseSchedule
     from dbray.miniature import networks
     from dbray.miniature.denoiser import SNR_GAMMA
 

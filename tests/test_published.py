@@ -1,7 +1,8 @@
 """What was published once is kept by every later version: nothing is ever trained again.
 
 `data/published-0099309` is a storage that dbray made at commit 0099309 with two jobs on the tests'
-tiny base: records, markers and class images, without weights. The base is stood in for by its digest.
+tiny base: records, markers and class images, without weights. The base is stood in for by its
+digest.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from dbray.checks import check_file
-from dbray.plan import make_plan
-from dbray.priorset import PriorPlan, is_made
-from dbray.registry import Registry
-from dbray.spec import Prior, Recipe, digest_json
-from dbray.store import Store
+from dbray.planning.checks import check_file
+from dbray.planning.plan import make_plan
+from dbray.records.models import Registry
+from dbray.records.prior_sets import PriorPlan, is_made
+from dbray.spec.sections import Prior, Recipe, digest_json
+from dbray.storage.store import Store
 
 PUBLISHED = Path(__file__).parent / "data" / "published-0099309"
 BASE_DIGEST = "991e90d2b707d14cd76580cf4b945f4f98a85cafab03e72fc6456c25bd0be1d1"

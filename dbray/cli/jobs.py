@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from dbray import manifest
-from dbray.checks import check_file
 from dbray.errors import Problem, SpecError, StoreError, without_secrets
-from dbray.jobfile import Job
-from dbray.spec import MINIATURE, Subject, anchor, anchor_base, is_commit, is_folder
-from dbray.store import Store
-from dbray.summary import DAMAGED
+from dbray.planning.checks import check_file
+from dbray.records.results import DAMAGED
+from dbray.spec.job import Job
+from dbray.spec.sections import MINIATURE, Subject, anchor, anchor_base, is_commit, is_folder
+from dbray.storage.store import Store
+from dbray.subjects import validation
 
 if TYPE_CHECKING:
-    from dbray.summary import PhaseProgress, Summary
+    from dbray.records.results import PhaseProgress, Summary
 
 _MAX_NAMED = 8
 _JOB_TEMPLATE = """\
@@ -58,7 +58,7 @@ def demo(args: argparse.Namespace) -> int:
     photos, job_file = folder / "photos", folder / "demo.yaml"
     with _writing(folder):
         subjects = world.write_photographs(photos, num_subjects=6, num_classes=3, seed=0)
-        manifest.write_jsonl(
+        validation.write_jsonl(
             [
                 Subject(id=subject_id, class_noun=noun, images=(str(photos / subject_id),))
                 for subject_id, noun in subjects
@@ -88,12 +88,12 @@ def init(args: argparse.Namespace) -> int:
         fix = "give the folder that holds one sub-folder of photographs per subject"
         raise SpecError.of(args.photos, "is no folder", fix)
     base, revision = _base_to_write(args.base, args.base_revision)
-    subjects, problems = manifest.scan(photos.resolve(), args.class_noun)
+    subjects, problems = validation.scan(photos.resolve(), args.class_noun)
     if any(problem.severity == "error" for problem in problems):
         raise SpecError(problems)
     _print_problems(problems)
     with _writing(job_file):
-        manifest.write_jsonl(subjects, manifest_file)
+        validation.write_jsonl(subjects, manifest_file)
         job_file.write_text(_JOB_TEMPLATE.format(
             base=_scalar(base), manifest=_scalar(manifest_file.name),
             revision=f"\nbase_revision: {_scalar(revision)}" if revision else "",
@@ -177,7 +177,8 @@ def _print_problems(problems: Iterable[Problem]) -> None:
 
 def plan(args: argparse.Namespace) -> int:
     """Say what would run."""
-    from dbray.plan import Hardware, estimate, latest_rates, make_plan
+    from dbray.hardware import Hardware
+    from dbray.planning.plan import estimate, latest_rates, make_plan
 
     ready = check_file(Path(args.job)).ready()
     store = Store(ready.job.storage)
@@ -272,7 +273,7 @@ def _run(
     address: str | None = None,
 ) -> int:
     from dbray.cli.watch import watch
-    from dbray.job import RunOptions, run_job
+    from dbray.run.job import RunOptions, run_job
 
     limit = [] if max_failures is None else ["--max-failures", str(max_failures)]
     cluster = ["--address", address] if address else []
@@ -296,7 +297,7 @@ def _run(
 
 def status(args: argparse.Namespace) -> int:
     """Show the jobs of a storage: counts, rates, time left, failures by cause."""
-    from dbray.summary import summaries
+    from dbray.records.results import summaries
 
     store = Store(args.storage)
     if store.is_missing:

@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from dbray import backbones, spec
+from dbray import bases
 from dbray.errors import BaseError, Problem, RegistryError, SpecError, without_secrets
-from dbray.registry import ModelRecord, Registry
-from dbray.spec import UNTOUCHED, Previews, check_template, fill_prompt
-from dbray.store import Store
-from dbray.texts import problems_of
+from dbray.records.models import ModelRecord, Registry
+from dbray.spec import sections
+from dbray.spec.findings import problems_of
+from dbray.spec.sections import UNTOUCHED, Previews, check_template, fill_prompt
+from dbray.storage.store import Store
 
 if TYPE_CHECKING:
-    from dbray.backbones import Backbone
-    from dbray.generate import Sampling
+    from dbray.bases import Backbone
+    from dbray.method.generate import Sampling
 
 
 def _registry(args: argparse.Namespace) -> Registry:
@@ -99,7 +100,7 @@ def generate(args: argparse.Namespace) -> int:
     """Sample images, each from its own seed, and write them as PNG."""
     from PIL import Image, PngImagePlugin
 
-    from dbray.generate import generate as sample
+    from dbray.method.generate import generate as sample
 
     chosen = _chosen(args)
     record, backbone = _load(args)
@@ -156,7 +157,7 @@ def _problems_of_prompt(model: str, prompt: str) -> list[Problem]:
 
 def _sampling(chosen: dict[str, Any], negative: str, backbone: Backbone) -> Sampling:
     """The given flags, else what the base's makers recommend."""
-    from dbray.generate import Sampling
+    from dbray.method.generate import Sampling
 
     recommended = backbone.base.defaults.get("previews", {})
     wanted = Previews.model_validate({**recommended, **chosen})
@@ -176,17 +177,17 @@ def _writing(folder: Path) -> Iterator[None]:
 def _load(args: argparse.Namespace) -> tuple[ModelRecord | None, Backbone]:
     """Load a model onto its base, or the base alone."""
     if args.model == UNTOUCHED:
-        base = backbones.resolve(args.base or spec.MINIATURE, args.base_revision)
-        return None, backbones.load(base, device=_device())
+        base = bases.resolve(args.base or sections.MINIATURE, args.base_revision)
+        return None, bases.load(base, device=_device())
     registry = _registry(args)
     record = registry.find(args.model)
-    base = backbones.resolve(args.base or record.base, args.base_revision or record.base_revision)
+    base = bases.resolve(args.base or record.base, args.base_revision or record.base_revision)
     if base.digest != record.base_digest:
         raise BaseError(f"{record.name} was trained on another {record.base!r} "
                         f"({record.base_digest[:12]}, here is {base.digest[:12]})")  # fmt: skip
-    backbone = backbones.load(base, record.recipe, _device())
+    backbone = bases.load(base, record.recipe, _device())
     with tempfile.TemporaryDirectory() as folder:
-        backbone.set_weights(backbones.read_weights(registry.weights(record, Path(folder))))
+        backbone.set_weights(bases.read_weights(registry.weights(record, Path(folder))))
     return record, backbone
 
 
@@ -214,7 +215,7 @@ def serve(args: argparse.Namespace) -> int:
 
 def _anchored(base: str | None) -> str | None:
     """A folder is made absolute: replicas work elsewhere. Names and hub ids stay."""
-    return spec.anchor_base(base, Path.cwd()) if base else None
+    return sections.anchor_base(base, Path.cwd()) if base else None
 
 
 def _tell_address(address: str) -> None:

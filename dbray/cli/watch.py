@@ -10,13 +10,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.progress import TimeElapsedColumn as Elapsed
 from rich.progress import TimeRemainingColumn as Remaining
 
-from dbray.summary import Outcome
+from dbray.records.results import Outcome
 
 _LINE_SECONDS = 10.0
 
 
 class Terminal:
-    """Draws one bar per phase; fulfils `dbray.job.Watch`."""
+    """Draws one bar per phase; fulfils `dbray.run.job.Watch`."""
 
     def __init__(self) -> None:
         self._progress = Progress(

@@ -14,7 +14,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from dbray.miniature import weights_path, world
+from dbray.bases import MINIATURE_FOLDER
+from dbray.miniature import world
 
 CELL, STRIP, COLUMNS = 128, 30, 8
 PROMPTS = (
@@ -57,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Generate the pictures and write the sheet."""
     parser = argparse.ArgumentParser(prog="python -m dbray.miniature.sheet", description=__doc__)
     parser.add_argument("path", type=Path)
-    parser.add_argument("--weights", type=Path, default=weights_path())
+    parser.add_argument("--weights", type=Path, default=MINIATURE_FOLDER)
     parser.add_argument("--guidance", type=float, default=7.5)
     options = parser.parse_args(argv)
     cells = [(image, f"drawn: dog {n + 1}") for n, image in enumerate(world.subject(3, "dog", 4))]

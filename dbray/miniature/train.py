@@ -18,7 +18,8 @@ import sys
 import time
 from pathlib import Path
 
-from dbray.miniature import data, weights_path
+from dbray.bases import MINIATURE_FOLDER
+from dbray.miniature import data
 
 logger = logging.getLogger("dbray.miniature.train")
 
@@ -53,7 +54,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         default=Path("build/miniature"),
         help="where the training set and checkpoints live (default: build/miniature)",
     )
-    parser.add_argument("--weights", type=Path, default=weights_path(), help="where to export to")
+    parser.add_argument("--weights", type=Path, default=MINIATURE_FOLDER, help="where to export to")
     parser.add_argument("--minutes", type=float, help="time for each of vae, unet and decoder")
     parser.add_argument("--until", help="instead: time of day, HH:MM, at which the last is done")
     parser.add_argument(

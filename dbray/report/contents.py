@@ -16,12 +16,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dbray.errors import DbrayError, StoreError
-from dbray.images import MAX_IMAGE_BYTES
-from dbray.registry import ModelRecord, Registry
-from dbray.report.thumbnails import Thumbnails
-from dbray.spec import Subject
-from dbray.store import Store, read_uri
-from dbray.summary import (
+from dbray.records.models import ModelRecord, Registry
+from dbray.records.results import (
     DAMAGED,
     Outcome,
     Summary,
@@ -30,6 +26,10 @@ from dbray.summary import (
     read_outcomes,
     read_summary,
 )
+from dbray.report.thumbnails import Thumbnails
+from dbray.spec.sections import Subject
+from dbray.storage.store import Store, read_uri
+from dbray.subjects.images import MAX_IMAGE_BYTES
 
 logger = logging.getLogger(__name__)
 

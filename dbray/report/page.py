@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from dbray.errors import without_secrets
+from dbray.records.results import Cause, Summary
 from dbray.report.contents import MAX_DETAILED, Card, Contents
-from dbray.spec import Recipe, fill_prompt
-from dbray.summary import Cause, Summary
+from dbray.spec.sections import Recipe, fill_prompt
 
 _FOLDER = Path(__file__).resolve().parent
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import base64
 import threading
 
-from dbray import images
 from dbray.errors import SubjectError
-from dbray.store import digest
+from dbray.storage.store import digest
+from dbray.subjects import images
 
 BUDGET_BYTES = 44_000_000
 SIDES = (256, 192, 128, 96)

@@ -8,14 +8,14 @@ import ray
 from ray import serve
 from ray.serve.config import AutoscalingConfig, BackpressureConfig, RequestRouterConfig
 
-from dbray import backbones
+from dbray import bases
 from dbray.errors import SpecError
-from dbray.registry import Registry
-from dbray.serving.ingress import Ingress
+from dbray.records.models import Registry
+from dbray.serving.http.ingress import Ingress
+from dbray.serving.http.predictions import Predictions
 from dbray.serving.options import ServeOptions
-from dbray.serving.predictions import Predictions
 from dbray.serving.router import RendezvousRouter
-from dbray.store import Store
+from dbray.storage.store import Store
 
 # Serve counts requests that are still being routed as queued, so a burst must fit; the limits that
 # answer callers are the ingress's and the replicas' own, which know how long things take.
@@ -25,7 +25,9 @@ _BUSY = BackpressureConfig(status_code=503, retry_after_s=2)
 
 def build(options: ServeOptions) -> serve.Application:
     """Make the application that serves a registry."""
-    from dbray.serving.replica import Replica  # imports torch, which the ingress does without
+    from dbray.serving.replica.replica import (
+        Replica,
+    )  # imports torch, which the ingress does without
 
     options = with_base(options)
     deployment: Any = serve.deployment  # its types know the decorator without arguments only
@@ -82,7 +84,7 @@ def with_base(options: ServeOptions) -> ServeOptions:
             update={"base": record.base, "base_revision": record.base_revision}
         )
     assert options.base is not None
-    backbones.resolve(options.base, options.base_revision)
+    bases.resolve(options.base, options.base_revision)
     return options
 
 

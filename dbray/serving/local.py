@@ -19,8 +19,8 @@ from ray.serve.exceptions import DeploymentUnavailableError
 
 from dbray.errors import SpecError
 from dbray.serving.app import build, with_base
+from dbray.serving.http.tenants import is_loopback, read_keys
 from dbray.serving.options import ServeOptions
-from dbray.serving.tenants import is_loopback, read_keys
 
 _log = logging.getLogger(__name__)
 

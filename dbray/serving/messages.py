@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
-from dbray.spec import UNTOUCHED, Sampler
+from dbray.spec.sections import UNTOUCHED, Sampler
 
 BASE = UNTOUCHED
 """The model id of the untouched base."""

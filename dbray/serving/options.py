@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from dbray.spec import Device, Spec
+from dbray.spec.sections import Device, Spec
 
 GIB = 2**30
 

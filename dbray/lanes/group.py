@@ -1,0 +1,162 @@
+"""Several lanes at work on one queue of subjects, until every subject has ended.
+
+Owns the queue's actor and the threads that hold the lanes. Knows neither what a lane does with a
+subject nor what its end means for the job.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError
+
+from dbray.bases import Base
+from dbray.cluster import hardware
+from dbray.errors import LaneLost, first_line
+from dbray.lanes.leases import LeaseQueue, Snapshot
+from dbray.lanes.worker import LaneSpec, run_lane
+from dbray.planning.plan import PlannedSubject
+from dbray.spec.job import Job
+
+logger = logging.getLogger(__name__)
+
+_POLL_SECONDS = 0.25
+_JOIN_SECONDS = 15.0
+
+
+@contextmanager
+def open_lanes(
+    job: Job,
+    base: Base,
+    subjects: Sequence[PlannedSubject],
+    count: int,
+    scratch: str,
+    on_lost: Callable[[str], None],
+) -> Iterator[Lanes]:
+    """Put lanes to work.
+
+    Args:
+        job: the resolved job.
+        base: the base of all lanes.
+        subjects: what they are to train.
+        count: number of lanes.
+        scratch: folder in the job's storage for what Ray Train keeps of them.
+        on_lost: is told, from another thread, why a lane is lost; the others go on.
+    """
+    resources = job.resources
+    queue: Any = ray.remote(LeaseQueue).options(num_cpus=0).remote(
+        list(subjects), resources.max_attempts, resources.lease_seconds
+    )  # fmt: skip
+    use_gpu = hardware().uses_gpus(resources.device)
+    names = [f"lane-{index}" for index in range(count)]
+    specs = [LaneSpec(name, job, base, queue, scratch, use_gpu) for name in names]
+    lanes = Lanes(queue, specs, on_lost)
+    try:
+        lanes.start()
+        yield lanes
+        lanes.join()
+    finally:
+        # However this ends: without the queue no lane goes on, also on a cluster that stays.
+        lanes.over.set()
+        ray.kill(queue)
+
+
+class Lanes:
+    """Lanes and the queue that they share."""
+
+    def __init__(
+        self, queue: Any, specs: Sequence[LaneSpec], on_lost: Callable[[str], None]
+    ) -> None:
+        self._queue = queue
+        self.over = threading.Event()
+        """Set at the end: whoever asks Ray for something after its shutdown ends the process."""
+        self._threads = [_LaneThread(spec, on_lost, self.over) for spec in specs]
+
+    def start(self) -> None:
+        """Begin."""
+        for thread in self._threads:
+            thread.start()
+
+    def snapshots(self) -> Iterator[Snapshot]:
+        """Give progress now and then, each with what ended since the last, until all has ended.
+
+        Raises:
+            LaneLost: no lane is left, and subjects wait that none of them ever tried; or the queue
+                is lost.
+        """
+        num_seen = 0
+        while True:
+            # Asked first: what the lanes did before they ended is in the snapshot then.
+            reason = self._why_none_is_left()
+            if reason:
+                self._ask("abandon", reason)
+            snapshot: Snapshot = self._ask("snapshot", num_seen)
+            num_seen += len(snapshot.outcomes)
+            yield snapshot
+            if snapshot.is_done:
+                return
+            if reason:
+                raise LaneLost(reason)
+            time.sleep(_POLL_SECONDS)
+
+    def _why_none_is_left(self) -> str | None:
+        if any(thread.is_alive() for thread in self._threads):
+            return None
+        errors = [str(thread.error) for thread in self._threads if thread.error]
+        return f"no lane is left: {errors[0] if errors else 'all of them have ended'}"
+
+    def _ask(self, method: str, *args: Any) -> Any:
+        try:
+            return ray.get(getattr(self._queue, method).remote(*args))
+        except RayActorError as exc:
+            raise LaneLost(
+                "the process that hands out the subjects died: killed, out of memory, or its node "
+                f"is gone; what is published stays, run again to continue ({first_line(exc)})"
+            ) from exc
+
+    def join(self) -> None:
+        """Wait until the lanes have ended, but not for ever: some may never have been placed."""
+        give_up = time.monotonic() + _JOIN_SECONDS
+        for thread in self._threads:
+            thread.join(max(0.0, give_up - time.monotonic()))
+
+
+class _LaneThread(threading.Thread):
+    """Holds one lane; keeps the error that ended it."""
+
+    def __init__(
+        self, spec: LaneSpec, on_lost: Callable[[str], None], over: threading.Event
+    ) -> None:
+        super().__init__(name=spec.name, daemon=True)
+        self._spec = spec
+        self._on_lost = on_lost
+        self._over = over
+        self.error: LaneLost | None = None
+
+    def run(self) -> None:
+        """Hold the lane until it ends.
+
+        Its failure budget is for deaths in a row: while subjects end in between, it starts anew.
+        """
+        ended = -1
+        with suppress(RayActorError):  # the queue is gone, and the job with it
+            while (now := self._num_ended()) > ended:
+                ended = now
+                try:
+                    run_lane(self._spec)
+                    return
+                except LaneLost as exc:
+                    if self._over.is_set():
+                        return
+                    logger.warning("lane lost lane=%s error=%s", self._spec.name, exc)
+                    self.error = exc
+            self._on_lost(f"lost {self.error}")
+
+    def _num_ended(self) -> int:
+        return ray.get(self._spec.queue.num_ended.remote(self._spec.name))

@@ -1,0 +1,237 @@
+"""Which subject is whose: leases that expire, attempts, outcomes. Plain Python; knows no Ray.
+
+The queue lives in one actor. Lanes lease subjects from it and the driver reads progress from it.
+Losing it costs nothing that is published: the registry is the truth, and the queue is made anew
+from what is missing there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+
+from dbray.errors import LaneLost
+from dbray.planning.plan import PlannedSubject
+from dbray.records.results import Failure, Outcome, Status
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A subject in the hands of a lane."""
+
+    planned: PlannedSubject
+    attempt: int
+    lane: str
+    started: float
+    beaten: float
+    step: int = 0
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Progress of the queue, for people and for the driver's loop."""
+
+    num_subjects: int
+    num_pending: int
+    in_flight: dict[str, tuple[str, int]]
+    """Subject id and step of every lane at work."""
+    outcomes: tuple[Outcome, ...]
+    """Outcomes after the number that the caller has seen."""
+
+    @property
+    def num_ended(self) -> int:
+        """Subjects that nobody has to deal with any more."""
+        return self.num_subjects - self.num_pending - len(self.in_flight)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all have ended."""
+        return self.num_ended == self.num_subjects
+
+
+class _Waiting:
+    """Subjects that wait, with the number of the next attempt, by class noun.
+
+    A lane that stays with a noun uses the class images again that it has encoded.
+    """
+
+    def __init__(self) -> None:
+        self._of_noun: defaultdict[str, deque[tuple[PlannedSubject, int]]] = defaultdict(deque)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._of_noun.values()))
+
+    def put(self, planned: PlannedSubject, attempt: int) -> None:
+        """Let a subject wait, behind the others of its noun."""
+        self._of_noun[planned.subject.class_noun].append((planned, attempt))
+
+    def take(self, last: str | None, taken: Collection[str]) -> tuple[PlannedSubject, int]:
+        """Take one of the lane's last noun, else of the longest queue, rather not one in work."""
+        if last in self._of_noun:
+            noun = last
+        else:
+            noun = max(self._of_noun, key=lambda one: (one not in taken, len(self._of_noun[one])))
+        return self._without(noun, self._of_noun[noun][0])
+
+    def take_out(self, subject_id: str) -> tuple[PlannedSubject, int] | None:
+        """Take one subject; None if it does not wait."""
+        for noun, queue in self._of_noun.items():
+            for entry in queue:
+                if entry[0].subject.id == subject_id:
+                    return self._without(noun, entry)
+        return None
+
+    def take_all(self) -> list[tuple[PlannedSubject, int]]:
+        """Take all that wait."""
+        found = [entry for queue in self._of_noun.values() for entry in queue]
+        self._of_noun.clear()
+        return found
+
+    def _without(self, noun: str, entry: tuple[PlannedSubject, int]) -> tuple[PlannedSubject, int]:
+        self._of_noun[noun].remove(entry)
+        if not self._of_noun[noun]:
+            del self._of_noun[noun]
+        return entry
+
+
+class LeaseQueue:
+    """Hands out subjects, each until it is completed, fails for good, or its lease expires."""
+
+    def __init__(
+        self,
+        subjects: Sequence[PlannedSubject],
+        max_attempts: int,
+        lease_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._waiting = _Waiting()
+        for planned in subjects:
+            self._waiting.put(planned, 1)
+        self._num_subjects = len(subjects)
+        self._max_attempts = max_attempts
+        self._lease_seconds = lease_seconds
+        self._clock = clock
+        self._leases: dict[str, Lease] = {}
+        self._outcomes: list[Outcome] = []
+        self._failed: dict[str, Lease] = {}
+        self._num_ended: Counter[str] = Counter()
+        self._last_noun: dict[str, str] = {}
+
+    def enter(self, lane: str) -> None:
+        """A lane (re)starts: what it held before is lost work."""
+        self._expire(lambda lease: lease.lane == lane, f"the workers of {lane} died")
+
+    def lease(self, lane: str) -> tuple[tuple[PlannedSubject, int] | None, bool]:
+        """The next subject with the number of this attempt, if one waits; and whether all ended."""
+        now = self._clock()
+        self._expire(
+            lambda lease: now - lease.beaten > self._lease_seconds,
+            f"its lane was silent for {self._lease_seconds:g} seconds",
+        )
+        if not self._waiting:
+            return None, not self._leases
+        taken = {lease.planned.subject.class_noun for lease in self._leases.values()}
+        planned, attempt = self._waiting.take(self._last_noun.get(lane), taken)
+        self._last_noun[lane] = planned.subject.class_noun
+        self._leases[planned.subject.id] = Lease(planned, attempt, lane, now, now)
+        return (planned, attempt), False
+
+    def beat(self, lane: str, subject_id: str, step: int) -> None:
+        """The lane is alive, and has taken `step` steps on its subject."""
+        lease = self._leases.get(subject_id)
+        if lease is not None and lease.lane == lane:
+            self._leases[subject_id] = replace(lease, beaten=self._clock(), step=step)
+
+    def complete(self, subject_id: str, timings: dict[str, float], steps: int) -> None:
+        """The subject is published, in so many steps since it was begun or continued.
+
+        Twice is harmless: what counts is that it is published.
+
+        A lane that was slow rather than dead may say so after its last attempt was given up; then
+        this outcome comes after that of the failure, and stands.
+        """
+        lease = (
+            self._leases.pop(subject_id, None)
+            or self._take_waiting(subject_id)
+            or self._failed.pop(subject_id, None)
+        )
+        if lease is not None:
+            self._end(lease, "published", timings=timings, steps=steps)
+
+    def fail(self, lane: str, subject_id: str, failure: Failure) -> None:
+        """The subject failed in this lane: it is tried again if that may help."""
+        lease = self._leases.get(subject_id)
+        if lease is None or lease.lane != lane:
+            return
+        del self._leases[subject_id]
+        if failure.retryable and lease.attempt < self._max_attempts:
+            self._waiting.put(lease.planned, lease.attempt + 1)
+        else:
+            self._end(lease, "failed", error=failure)
+
+    def abandon(self, message: str) -> None:
+        """No lane is left: what was tried has failed; what never was goes on waiting."""
+        self._expire(lambda _: True, message)
+        failure, now = Failure.of(LaneLost(message)), self._clock()
+        for planned, attempt in self._waiting.take_all():
+            if attempt > 1:
+                self._end(Lease(planned, attempt - 1, "", now, now), "failed", error=failure)
+            else:
+                self._waiting.put(planned, attempt)
+
+    def num_ended(self, lane: str) -> int:
+        """Subjects that ended in the hands of a lane."""
+        return self._num_ended[lane]
+
+    def snapshot(self, num_seen: int) -> Snapshot:
+        """Progress, with the outcomes after the first `num_seen`."""
+        return Snapshot(
+            self._num_subjects,
+            len(self._waiting),
+            {lease.lane: (subject_id, lease.step) for subject_id, lease in self._leases.items()},
+            tuple(self._outcomes[num_seen:]),
+        )
+
+    def _expire(self, is_lost: Callable[[Lease], bool], message: str) -> None:
+        for subject_id, lease in list(self._leases.items()):
+            if is_lost(lease):
+                self.fail(lease.lane, subject_id, Failure.of(LaneLost(message)))
+
+    def _take_waiting(self, subject_id: str) -> Lease | None:
+        """A lane whose lease expired has published after all: nobody needs to do it again."""
+        found = self._waiting.take_out(subject_id)
+        if found is None:
+            return None
+        planned, attempt = found
+        now = self._clock()
+        return Lease(planned, attempt - 1, "", now, now)
+
+    def _end(
+        self,
+        lease: Lease,
+        status: Status,
+        *,
+        timings: dict[str, float] | None = None,
+        steps: int = 0,
+        error: Failure | None = None,
+    ) -> None:
+        subject = lease.planned.subject
+        self._num_ended[lease.lane] += 1
+        if status == "failed":
+            self._failed[subject.id] = lease
+        self._outcomes.append(
+            Outcome(
+                id=subject.id,
+                class_noun=subject.class_noun,
+                status=status,
+                revision=lease.planned.revision,
+                identifier=lease.planned.identifier,
+                attempts=lease.attempt,
+                seconds=self._clock() - lease.started,
+                timings=timings or {},
+                steps=steps,
+                error=error,
+            )
+        )

@@ -1,0 +1,1 @@
+"""The mathematics: losses, the training loop, engines, and sampling. Knows no Ray."""

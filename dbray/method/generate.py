@@ -1,0 +1,87 @@
+"""Prompts + weights + seeds -> images: the one sampling loop, for class images, previews, serving.
+
+Every image has a generator of its own, seeded on the CPU, so that it depends on its prompt, seed
+and Sampling alone: not on its neighbours in the batch, the number of workers or the device.
+Knows neither Ray nor storage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dbray.bases import Backbone
+from dbray.spec.sections import Sampler
+
+OnStep = Callable[[int, Tensor], None]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How images are sampled; requests with equal Sampling can share a batch."""
+
+    sampler: Sampler = "ddim"
+    steps: int = 50
+    guidance: float = 7.5
+    negative_prompt: str = ""
+
+
+@torch.no_grad()
+def generate(
+    backbone: Backbone,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    sampling: Sampling,
+    on_step: OnStep | None = None,
+) -> np.ndarray:
+    """Sample one image per prompt and seed.
+
+    Args:
+        backbone: the loaded model, with whatever weights are in it.
+        prompts: N prompts.
+        seeds: N seeds, each of [0, 2**63).
+        sampling: sampler, steps and guidance, shared by the N images.
+        on_step: called after every step with its index and the present estimate of the clean
+            latents (N, C, H, W); an exception from it ends the sampling (cancellation).
+
+    Returns:
+        uint8 array (N, H, W, 3).
+    """
+    if len(prompts) != len(seeds):
+        raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds")
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    scheduler = backbone.scheduler(sampling.sampler)
+    scheduler.set_timesteps(sampling.steps)
+    noise = [torch.randn(backbone.latent_shape, generator=generator) for generator in generators]
+    latents = torch.stack(noise) * float(scheduler.init_noise_sigma)
+    denoise = _guided(backbone, prompts, sampling)
+    # The scheduler's arithmetic is cheap, and on the CPU it is the same on every device.
+    for index, timestep in enumerate(scheduler.timesteps):
+        prediction = denoise(scheduler.scale_model_input(latents, timestep), timestep)
+        result = scheduler.step(prediction, timestep, latents, generator=generators)
+        latents = result.prev_sample
+        if on_step is not None:
+            on_step(index, result.get("pred_original_sample", latents))
+    return backbone.decode(latents)
+
+
+def _guided(
+    backbone: Backbone, prompts: Sequence[str], sampling: Sampling
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """Denoise with classifier-free guidance (Ho and Salimans 2022), in one forward per step."""
+    num = len(prompts)
+    if sampling.guidance == 1:
+        embeddings = backbone.embed(prompts)
+        return lambda latents, t: backbone.denoise(latents, t.repeat(num), embeddings)
+    embeddings = backbone.embed([*prompts, *[sampling.negative_prompt] * num])
+
+    def guided(latents: Tensor, timestep: Tensor) -> Tensor:
+        both = backbone.denoise(torch.cat([latents] * 2), timestep.repeat(2 * num), embeddings)
+        conditional, unconditional = both.chunk(2)
+        return unconditional + sampling.guidance * (conditional - unconditional)
+
+    return guided

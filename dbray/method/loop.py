@@ -1,0 +1,294 @@
+"""One subject's training loop: encoded rows in, loss curve out; the weights stay in the engine.
+
+Owns what a step's batch is. Every random number comes from a generator named by (seed, subject id,
+step, row), so a run that starts again at step k continues bit for bit, and neither rank nor
+neighbours matter. Knows neither Ray nor storage nor model families.
+
+Shape suffixes: V views, K class images, B rows, C channels, H height, W width, L tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from dbray.bases import Backbone
+from dbray.errors import Diverged
+from dbray.method import losses
+from dbray.method.engine import Engine
+from dbray.method.losses import NoiseSchedule
+from dbray.spec.sections import Recipe, fill_prompt
+
+T = TypeVar("T")
+
+MAX_LOSS_POINTS = 200
+"""Points that a published loss curve holds at most."""
+
+
+@dataclass(frozen=True)
+class Latents:
+    """Images as the autoencoder sees them: mean and standard deviation, sampled each step."""
+
+    mean_VCHW: Tensor
+    std_VCHW: Tensor
+
+    def sample(self, index: int, generator: torch.Generator) -> Tensor:
+        """Draw the latents (C, H, W) of one image from its posterior."""
+        mean_CHW = self.mean_VCHW[index]
+        noise_CHW = torch.randn(mean_CHW.shape, generator=generator)
+        return mean_CHW + self.std_VCHW[index] * noise_CHW
+
+    def __len__(self) -> int:
+        return len(self.mean_VCHW)
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """All that one subject's steps draw from, encoded once."""
+
+    subject_id: str
+    views: Latents
+    views_of_image: tuple[tuple[int, ...], ...]
+    instance_text_NL: Tensor
+    """Condition of each image's prompt; rows as `views_of_image`."""
+    prior: Latents | None
+    """Latents of the class images; None trains without prior preservation."""
+    prior_text_1L: Tensor
+
+
+@dataclass(frozen=True)
+class LossPoint:
+    """Mean squared errors over the steps since the point before; `step` counts from 1.
+
+    Where a checkpoint between two points was continued, over the steps since the checkpoint. `loss`
+    is instance_loss + lambda * prior_loss, without min-SNR weights.
+    """
+
+    step: int
+    loss: float
+    instance_loss: float
+    prior_loss: float
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a subject is: steps taken, and the loss curve so far."""
+
+    step: int = 0
+    curve: tuple[LossPoint, ...] = ()
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which rows of a batch this rank computes."""
+
+    rank: int = 0
+    world_size: int = 1
+
+    def rows(self, num_rows: int) -> list[tuple[int, float]]:
+        """Rows of this rank, each with the factor that makes the mean over ranks the whole sum.
+
+        With more ranks than rows, several ranks compute one row and share its weight.
+        """
+        if self.world_size <= num_rows:
+            mine = range(self.rank, num_rows, self.world_size)
+            return [(row, float(self.world_size)) for row in mine]
+        row = self.rank % num_rows
+        copies = len(range(row, self.world_size, num_rows))
+        return [(row, self.world_size / copies)]
+
+    def gather(self, mine: T) -> list[T]:
+        """What every rank says, by rank. All ranks make the same calls."""
+        found = [mine] * self.world_size
+        if self.world_size > 1:
+            dist.all_gather_object(found, mine)
+        return found
+
+    def of_first(self, mine: T) -> T:
+        """What rank 0 says, for all."""
+        box = [mine]
+        if self.world_size > 1:
+            dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+
+def encode_subject(
+    backbone: Backbone, views: Sequence[Sequence[np.ndarray]], recipe: Recipe
+) -> tuple[Latents, tuple[tuple[int, ...], ...]]:
+    """Encode every view of every image once.
+
+    Args:
+        backbone: the base with its own weights.
+        views: of each image, its crops (uint8 HWC at the base's resolution).
+        recipe: says whether mirrored views are added.
+
+    Returns:
+        The latents of all views, and for each image the indices of its views.
+    """
+    pixels: list[np.ndarray] = []
+    views_of_image = []
+    for crops in views:
+        of_image = [*crops, *(crop[:, ::-1] for crop in crops)] if recipe.flip else list(crops)
+        views_of_image.append(tuple(range(len(pixels), len(pixels) + len(of_image))))
+        pixels.extend(of_image)
+    return Latents(*backbone.encode(np.stack(pixels))), tuple(views_of_image)
+
+
+def instance_prompts(
+    identifier: str, class_noun: str, captions: Sequence[str] | None, num_images: int
+) -> list[str]:
+    """One prompt per image: the captions, or the paper's "a [identifier] [class noun]"."""
+    templates = captions or ["a {subject}"] * num_images
+    return [fill_prompt(template, class_noun, identifier) for template in templates]
+
+
+def finetune(  # noqa: PLR0913 - what a step needs, and where to begin
+    engine: Engine,
+    schedule: NoiseSchedule,
+    data: TrainingData,
+    recipe: Recipe,
+    *,
+    share: Share = Share(),
+    resume: Progress = Progress(),
+    on_step: Callable[[Progress], None] | None = None,
+) -> tuple[LossPoint, ...]:
+    """Take the recipe's steps on one subject.
+
+    Args:
+        engine: holds base weights, or those that `resume` left.
+        schedule: the base's noise schedule, on the engine's device.
+        data: the encoded subject and class images.
+        recipe: the resolved recipe.
+        share: this rank's part of every batch.
+        resume: the progress to continue from.
+        on_step: called after each step; may raise to stop.
+
+    Returns:
+        The loss curve, the same on all ranks.
+
+    Raises:
+        Diverged: when the loss is no longer finite.
+    """
+    curve = list(resume.curve)
+    interval = -(-recipe.steps // MAX_LOSS_POINTS)
+    sums = _LossSums(recipe.prior_weight)
+    for step in range(resume.step, recipe.steps):
+        batch = draw_batch(data, recipe, schedule, step, share)
+        prediction = engine(batch.noisy_BCHW, batch.timesteps_B, batch.text_BL)
+        losses_B = losses.row_losses(prediction, batch.target_BCHW)
+        engine.step(losses.prior_preservation_loss(losses_B, batch.weights_B))
+        sums.add(losses_B.detach(), batch)
+        if (step + 1) % interval == 0 or step + 1 == recipe.steps:
+            curve.append(sums.point(step + 1, share.world_size))
+            if not np.isfinite(curve[-1].loss):
+                raise Diverged(f"the loss is {curve[-1].loss} at step {step + 1}; lower "
+                               "learning_rate, or use precision fp32")  # fmt: skip
+        if on_step is not None:
+            on_step(Progress(step + 1, tuple(curve)))
+    return tuple(curve)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The rows of one step that one rank computes, on the device."""
+
+    noisy_BCHW: Tensor
+    timesteps_B: Tensor
+    text_BL: Tensor
+    target_BCHW: Tensor
+    weights_B: Tensor
+    is_prior_B: Tensor
+    num_prior: int
+
+
+def draw_batch(
+    data: TrainingData, recipe: Recipe, schedule: NoiseSchedule, step: int, share: Share
+) -> Batch:
+    """Draw the rows of one step: `batch_size` instance rows, and as many class rows."""
+    num_instance = recipe.batch_size
+    num_rows = num_instance if data.prior is None else 2 * num_instance
+    is_prior = torch.arange(num_rows) >= num_instance
+    shares = share.rows(num_rows)
+    mine = torch.tensor([row for row, _ in shares])
+    factors = torch.tensor([factor for _, factor in shares])
+    weights = losses.row_weights(is_prior, recipe.prior_weight)[mine] * factors
+    drawn = [
+        _draw_row(data, bool(is_prior[row]), schedule.num_timesteps,
+                  losses.generator_of(recipe.seed, data.subject_id, step, row))
+        for row, _ in shares
+    ]  # fmt: skip
+    device = schedule.alphas_cumprod_T.device
+    latents, noise, timesteps, text = (
+        _send(torch.stack(column), device) for column in zip(*drawn, strict=True)
+    )
+    weights = _send(weights, device)
+    if recipe.min_snr_gamma is not None:
+        weights = weights * schedule.min_snr_weights(timesteps, recipe.min_snr_gamma)
+    return Batch(
+        noisy_BCHW=schedule.add_noise(latents, noise, timesteps),
+        timesteps_B=timesteps,
+        text_BL=text,
+        target_BCHW=schedule.target(latents, noise, timesteps),
+        weights_B=weights,
+        is_prior_B=_send(is_prior[mine], device),
+        num_prior=int(is_prior[mine].sum()),
+    )
+
+
+def _send(tensor: Tensor, device: torch.device) -> Tensor:
+    """Bring to the device. From pageable memory, that would wait for all that a GPU has to do."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def _draw_row(
+    data: TrainingData, is_prior: bool, num_timesteps: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Draw latents, noise, timestep and text of one row."""
+    if is_prior:
+        assert data.prior is not None
+        latents = data.prior.sample(_draw(len(data.prior), generator), generator)
+        text = data.prior_text_1L[0]
+    else:
+        image = _draw(len(data.views_of_image), generator)
+        views = data.views_of_image[image]
+        latents = data.views.sample(views[_draw(len(views), generator)], generator)
+        text = data.instance_text_NL[image]
+    noise = torch.randn(latents.shape, generator=generator)
+    timestep = torch.randint(num_timesteps, (), generator=generator)
+    return latents, noise, timestep, text
+
+
+def _draw(size: int, generator: torch.Generator) -> int:
+    return int(torch.randint(size, (), generator=generator))
+
+
+class _LossSums:
+    """Sums of the rows' losses since the last point; read only there, so steps never wait."""
+
+    def __init__(self, prior_weight: float) -> None:
+        self._prior_weight = prior_weight
+        self._sums = torch.zeros(2)
+        self._rows = torch.zeros(2)
+
+    def add(self, losses_B: Tensor, batch: Batch) -> None:
+        is_prior = batch.is_prior_B
+        kinds = torch.stack([(losses_B * ~is_prior).sum(), (losses_B * is_prior).sum()])
+        self._sums = self._sums.to(losses_B.device) + kinds
+        self._rows += torch.tensor([len(losses_B) - batch.num_prior, batch.num_prior])
+
+    def point(self, step: int, world_size: int) -> LossPoint:
+        """Mean of both kinds over all ranks; starts anew."""
+        both = torch.cat([self._sums, self._rows.to(self._sums.device)])
+        if world_size > 1:
+            dist.all_reduce(both)
+        self._sums, self._rows = torch.zeros(2), torch.zeros(2)
+        instance, prior = (both[:2] / both[2:].clamp(min=1)).tolist()
+        return LossPoint(step, instance + self._prior_weight * prior, instance, prior)

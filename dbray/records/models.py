@@ -1,0 +1,359 @@
+"""Published models: where they are, and how they are published, found, listed and removed.
+
+Owns the tree `models/<subject id>/<revision>/` and ModelRecord, the file model.json in it. There is
+no index: the tree is the truth, and finding one model is one look-up, however many there are. Knows
+neither how a model was made nor who serves it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+
+from dbray.errors import DigestMismatch, ModelNotFound, RegistryError, StoreError
+from dbray.spec.sections import SUBJECT_ID_PATTERN, Prior, Recipe, Spec, SubjectId
+from dbray.storage.store import FileRecord, Store, digest
+
+REVISION_LENGTH = 12
+MIN_PREFIX_LENGTH = 6
+RECORD_FILE = "model.json"
+PREVIEWS_FOLDER = "previews"
+
+_ROOT = "models"
+_PREFIX_PATTERN = re.compile(rf"[0-9a-f]{{{MIN_PREFIX_LENGTH},{REVISION_LENGTH}}}")
+_REVISION_PATTERN = rf"^[0-9a-f]{{{REVISION_LENGTH}}}$"
+_WEIGHTS_PATTERN = re.compile(r"[a-z0-9_]+\.safetensors")
+_NUM_READERS = 16
+
+logger = logging.getLogger(__name__)
+
+
+class ModelRecord(Spec):
+    """What a published model is and how it came to be: model.json."""
+
+    id: SubjectId = Field(description="The subject's id.")
+    revision: str = Field(pattern=_REVISION_PATTERN, description="Start of the fingerprint.")
+    fingerprint: str = Field(
+        pattern=r"^[0-9a-f]{64}$", description="SHA-256 of all that shapes the weights."
+    )
+    class_noun: str = Field(description="Coarse class of the subject.")
+    identifier: str = Field(description="Rare token(s) bound to the subject.")
+    base: str = Field(description="Name of the base model.")
+    base_revision: str | None = Field(default=None, description="Commit of a base from the hub.")
+    base_digest: str = Field(description="SHA-256 over the base's weight files.")
+    recipe: Recipe = Field(description="How it was fine-tuned.")
+    prior: Prior = Field(description="How the class images were sampled.")
+    prior_digest: str | None = Field(description="The PriorSet; none without prior preservation.")
+    seed: int = Field(description="Root of the random numbers.")
+    image_digests: tuple[str, ...] = Field(description="SHA-256 of each photograph's file.")
+    captions: tuple[str, ...] | None = Field(
+        default=None, description="Prompts of the photographs."
+    )
+    versions: dict[str, str] = Field(description="Versions of dbray and of what it stands on.")
+    timings: dict[str, float] = Field(description="Seconds by phase.")
+    steps: int = Field(ge=0, description="Optimiser steps taken.")
+    loss: tuple[tuple[int, float, float, float], ...] = Field(
+        default=(), max_length=200, description="Points of (step, loss, instance loss, prior loss)."
+    )
+    files: tuple[str, ...] = Field(min_length=1, description="Weight files (safetensors).")
+    created_at: str = Field(description="UTC time of publishing, ISO 8601.")
+    job_id: str = Field(description="The job that made it.")
+    tenant: str | None = Field(default=None, description="Owner, where several share one registry.")
+    metadata: dict[str, str] = Field(default_factory=dict, description="Free notes.")
+
+    @property
+    def name(self) -> str:
+        """'id@revision', as every command takes it."""
+        return f"{self.id}@{self.revision}"
+
+
+class Registry:
+    """The models in a store."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def publish(self, record: ModelRecord, weights: Mapping[str, bytes | Path]) -> None:
+        """Publish a model atomically. Again is harmless; a damaged one is replaced.
+
+        Raises:
+            RegistryError: the record and the weights do not fit each other, or the id is that of
+                another tenant.
+            StoreError: nothing was published.
+        """
+        _check_record(record, weights)
+        if any(other.tenant != record.tenant for other in self.revisions(record.id)):
+            raise RegistryError(f"the id {record.id!r} is another tenant's here; choose another")
+        folder = _folder(record.id, record.revision)
+        if self.store.is_committed(folder):
+            damaged = self._damage(folder)
+            if not damaged:
+                return
+            logger.warning("replacing damaged model=%s files=%s", record.name, damaged)
+            self.store.remove(folder)
+        text = record.model_dump_json(indent=1, exclude_none=False) + "\n"
+        self.store.commit(folder, {**weights, RECORD_FILE: text.encode()})
+
+    def has(self, model_id: str, revision: str) -> bool:
+        """Say whether a revision is published: one look-up."""
+        _check_id(model_id)
+        if not re.fullmatch(_REVISION_PATTERN, revision):
+            raise RegistryError(f"{revision!r} is no revision: it has {REVISION_LENGTH} hex digits")
+        return self.store.is_committed(_folder(model_id, revision))
+
+    def has_record(self, model_id: str, revision: str) -> bool:
+        """Say whether a revision is published and its record whole; `publish` replaces others."""
+        if not self.has(model_id, revision):
+            return False
+        try:
+            self.store.read_committed(_folder(model_id, revision), RECORD_FILE)
+        except DigestMismatch as exc:
+            logger.warning("damaged model=%s@%s: %s", model_id, revision, exc)
+            return False
+        return True
+
+    def find(self, model: str) -> ModelRecord:
+        """Find 'id' (its latest revision) or 'id@revision' (a unique start of it is enough).
+
+        Raises:
+            ModelNotFound: with the names that come near.
+            RegistryError: `model` is no name, or a start that fits several revisions.
+        """
+        model_id, prefix = _split(model)
+        if prefix is not None:
+            return self._load(model_id, self._complete(model_id, prefix))
+        found = self.revisions(model_id)
+        if not found:
+            raise self._not_found(model_id)
+        return found[-1]
+
+    def revisions(self, model_id: str) -> list[ModelRecord]:
+        """Return every readable revision of a model, oldest first; damaged ones are logged.
+
+        Raises:
+            StoreError: storage failed. Not skipped: an older revision would pass for the latest.
+        """
+        _check_id(model_id)
+        found = []
+        for revision in self._published(model_id):
+            try:
+                found.append(self._load(model_id, revision))
+            except (DigestMismatch, RegistryError) as exc:
+                logger.warning("skipping model=%s@%s: %s", model_id, revision, exc)
+        return sorted(found, key=lambda record: (record.created_at, record.revision))
+
+    def list(self) -> Iterator[ModelRecord]:
+        """Give the latest revision of every model, by id."""
+        ids = [name for name in self.store.names(_ROOT) if re.fullmatch(SUBJECT_ID_PATTERN, name)]
+        pool = ThreadPoolExecutor(_NUM_READERS, thread_name_prefix="registry")
+        try:
+            for found in pool.map(self.revisions, ids):
+                if found:
+                    yield found[-1]
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def weights(self, record: ModelRecord, destination: Path) -> dict[str, Path]:
+        """Return verified local files of a model's weights; see `Store.fetch`."""
+        return self.store.fetch(_folder(record.id, record.revision), record.files, destination)
+
+    def local_weights(self, record: ModelRecord) -> dict[str, Path]:
+        """Return the published files themselves, unverified; `digests` says what they must be.
+
+        Raises:
+            RegistryError: the store is not on this machine; `weights` copies from any.
+        """
+        folder = _folder(record.id, record.revision)
+        files = {name: self.store.local_path(f"{folder}/{name}") for name in record.files}
+        here = {name: file for name, file in files.items() if file is not None}
+        if len(here) < len(files):
+            raise RegistryError(f"{self.store.location('')} is not on this machine")
+        return here
+
+    def digests(self, record: ModelRecord) -> dict[str, str]:
+        """Return the SHA-256 of each of a model's weight files, as published."""
+        published = self.store.committed(_folder(record.id, record.revision))
+        return {name: published[name].sha256 for name in record.files}
+
+    def remove(self, model: str) -> list[str]:
+        """Remove 'id' (all revisions) or 'id@revision'; return what was removed as 'id@revision'.
+
+        Whatever an interrupted publication left there goes too.
+        """
+        model_id, prefix = _split(model)
+        published = self._published(model_id)
+        if prefix is not None:
+            doomed = [self._complete(model_id, prefix)]
+        elif published or self.store.exists(f"{_ROOT}/{model_id}"):
+            doomed = published
+        else:
+            raise self._not_found(model_id)
+        for revision in doomed:
+            self.store.remove(_folder(model_id, revision))
+        if set(doomed) == set(published):
+            self.store.remove(f"{_ROOT}/{model_id}")
+        return [f"{model_id}@{revision}" for revision in doomed]
+
+    def add_previews(self, record: ModelRecord, files: Mapping[str, bytes]) -> None:
+        """Publish a model's previews, in place of earlier ones that differ."""
+        folder = _previews_folder(record.id, record.revision)
+        if not self.has(record.id, record.revision):
+            raise ModelNotFound(f"{record.name} is not published; its previews have no place")
+        if self.store.is_committed(folder) and self.previews(record) != dict(files):
+            self.store.remove(folder)
+        self.store.commit(folder, files)
+
+    def previews(self, record: ModelRecord) -> dict[str, bytes] | None:
+        """Return a model's previews by file name; None if there are none, or damaged ones."""
+        published = self._preview_files(record.id, record.revision)
+        found = {name: self._read_preview(record, name, one) for name, one in published.items()}
+        whole = {name: data for name, data in found.items() if data is not None}
+        return whole if whole and len(whole) == len(published) else None
+
+    def preview_names(self, record: ModelRecord) -> list[str]:
+        """List the files of a model's previews; none if there are none yet."""
+        return sorted(self._preview_files(record.id, record.revision))
+
+    def preview(self, record: ModelRecord, name: str) -> bytes | None:
+        """Return one file of a model's previews; None if there is no such, or a damaged one."""
+        published = self._preview_files(record.id, record.revision).get(name)
+        return None if published is None else self._read_preview(record, name, published)
+
+    def has_previews(self, model_id: str, revision: str, holding: Mapping[str, bytes]) -> bool:
+        """Say whether a model has previews with these files among them; only the marker is read."""
+        found = self._preview_files(model_id, revision)
+        return bool(found) and all(
+            name in found and found[name].sha256 == digest(data) for name, data in holding.items()
+        )
+
+    def _preview_files(self, model_id: str, revision: str) -> dict[str, FileRecord]:
+        """The files of a model's previews by their marker; none if there is none, or a damaged one.
+
+        Raises:
+            StoreError: storage failed; there may be previews.
+        """
+        folder = _previews_folder(model_id, revision)
+        try:
+            return self.store.committed(folder) if self.store.is_committed(folder) else {}
+        except DigestMismatch as exc:
+            logger.warning("ignoring damaged previews model=%s@%s: %s", model_id, revision, exc)
+            return {}
+
+    def _read_preview(self, record: ModelRecord, name: str, published: FileRecord) -> bytes | None:
+        folder = _previews_folder(record.id, record.revision)
+        try:
+            return self.store.read_recorded(f"{folder}/{name}", published)
+        except DigestMismatch as exc:
+            logger.warning("ignoring damaged previews model=%s: %s", record.name, exc)
+            return None
+
+    def _published(self, model_id: str) -> list[str]:
+        names = self.store.names(f"{_ROOT}/{model_id}")
+        return [
+            name
+            for name in names
+            if re.fullmatch(_REVISION_PATTERN, name)
+            and self.store.is_committed(_folder(model_id, name))
+        ]
+
+    def _complete(self, model_id: str, prefix: str) -> str:
+        """Complete the start of a revision."""
+        if len(prefix) == REVISION_LENGTH and self.has(model_id, prefix):
+            return prefix
+        published = self._published(model_id)
+        if not published:
+            raise self._not_found(model_id)
+        fitting = [revision for revision in published if revision.startswith(prefix)]
+        if len(fitting) > 1:
+            raise RegistryError(f"{model_id}@{prefix} fits {', '.join(fitting)}: write more of it")
+        if not fitting:
+            raise ModelNotFound(
+                f"{model_id} has no revision {prefix}; it has {', '.join(published)}"
+            )
+        return fitting[0]
+
+    def _load(self, model_id: str, revision: str) -> ModelRecord:
+        folder = _folder(model_id, revision)
+        try:
+            published = self.store.committed(folder)
+            if RECORD_FILE not in published:
+                raise DigestMismatch(f"{folder} was published without {RECORD_FILE}")
+            return self._record(model_id, revision, published[RECORD_FILE])
+        except DigestMismatch:
+            raise
+        except StoreError as exc:
+            if self.store.is_committed(folder):
+                raise
+            raise ModelNotFound(f"{model_id}@{revision} was removed") from exc
+
+    def _record(self, model_id: str, revision: str, published: FileRecord) -> ModelRecord:
+        """Read a record, which is the same for ever as long as its digest is."""
+        path = f"{_folder(model_id, revision)}/{RECORD_FILE}"
+        data = self.store.read_recorded(path, published)
+        try:
+            record = ModelRecord.model_validate_json(data)
+        except ValidationError as exc:
+            raise RegistryError(
+                f"{model_id}@{revision}: {RECORD_FILE} is unreadable: {exc}"
+            ) from exc
+        if (record.id, record.revision) != (model_id, revision):
+            raise RegistryError(f"{model_id}@{revision} holds the record of {record.name}")
+        return record
+
+    def _damage(self, folder: str) -> list[str]:
+        try:
+            return self.store.verify(folder)
+        except StoreError as exc:
+            return [str(exc)]
+
+    def _not_found(self, model_id: str) -> ModelNotFound:
+        near = difflib.get_close_matches(model_id, self.store.names(_ROOT), n=3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        return ModelNotFound(
+            f"no model {model_id!r} is published in {self.store.location('')}{hint}"
+        )
+
+
+def _folder(model_id: str, revision: str) -> str:
+    return f"{_ROOT}/{model_id}/{revision}"
+
+
+def _previews_folder(model_id: str, revision: str) -> str:
+    return f"{_folder(model_id, revision)}/{PREVIEWS_FOLDER}"
+
+
+def _split(model: str) -> tuple[str, str | None]:
+    """Split 'id' or 'id@revision', both checked before any path is built from them."""
+    model_id, at, prefix = model.partition("@")
+    _check_id(model_id)
+    if not at:
+        return model_id, None
+    if not _PREFIX_PATTERN.fullmatch(prefix):
+        raise RegistryError(
+            f"{prefix!r} is no revision: write its first {MIN_PREFIX_LENGTH} to "
+            f"{REVISION_LENGTH} hex digits"
+        )
+    return model_id, prefix
+
+
+def _check_id(model_id: str) -> None:
+    if not re.fullmatch(SUBJECT_ID_PATTERN, model_id):
+        raise RegistryError(
+            f"{model_id!r:.80} is no model id: lower-case letters, digits, '.', '_' and '-', at "
+            "most 63, letter or digit first"
+        )
+
+
+def _check_record(record: ModelRecord, weights: Mapping[str, bytes | Path]) -> None:
+    if record.revision != record.fingerprint[:REVISION_LENGTH]:
+        raise RegistryError(f"{record.name}: the revision is not the start of the fingerprint")
+    if set(record.files) != set(weights):
+        raise RegistryError(f"{record.name}: lists {record.files}, given {sorted(weights)}")
+    if bad := [name for name in weights if not _WEIGHTS_PATTERN.fullmatch(name)]:
+        raise RegistryError(f"{record.name}: {bad} are no names of safetensors files")

@@ -1,0 +1,177 @@
+"""PriorSets at rest: what one is called, of which files it consists, and how they are read.
+
+A PriorSet is the class images of one (base, class noun, Prior). It lies in `priors/<digest>/` as
+`prior.json` and parts of 16 images each, Parquet with the columns index, seed and png. Which
+images a part holds follows from its number alone, so that a part can be made again by itself.
+Knows neither how images are sampled (that is dbray.sampling.priors) nor what they are for.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dbray.errors import DigestMismatch, StoreError
+from dbray.spec.sections import Prior, digest_json, fill_prompt
+from dbray.storage.store import Store
+from dbray.subjects.images import decode_png
+
+IMAGES_PER_PART = 16
+DESCRIPTION = "prior.json"
+
+_SCHEMA = pa.schema([("index", pa.int32()), ("seed", pa.int64()), ("png", pa.binary())])
+
+
+@dataclass(frozen=True)
+class PriorPlan:
+    """A PriorSet to be: everything that decides its images."""
+
+    base_digest: str
+    class_noun: str
+    prior: Prior
+
+    @cached_property
+    def digest(self) -> str:
+        """Hex SHA-256 of what decides the images; the name of the set."""
+        return digest_json(
+            {
+                "base": self.base_digest,
+                "class_noun": self.class_noun,
+                "prior": self.prior.identity(),
+            }
+        )
+
+    @property
+    def folder(self) -> str:
+        """Where the set lies in the store."""
+        return folder_of(self.digest)
+
+    @property
+    def prompt(self) -> str:
+        """The prompt of every image."""
+        return fill_prompt(self.prior.prompt, self.class_noun)
+
+    @property
+    def num_parts(self) -> int:
+        """Number of parts; the last may be shorter."""
+        return -(-self.prior.count // IMAGES_PER_PART)
+
+    @property
+    def files(self) -> list[str]:
+        """Names of all files of the finished set."""
+        return [DESCRIPTION, *(part_name(part) for part in range(self.num_parts))]
+
+    def indices(self, part: int) -> range:
+        """Indices of the images in a part."""
+        start = part * IMAGES_PER_PART
+        return range(start, min(start + IMAGES_PER_PART, self.prior.count))
+
+
+def folder_of(digest: str) -> str:
+    """Where the PriorSet of a digest lies in a store."""
+    return f"priors/{digest}"
+
+
+def part_name(part: int) -> str:
+    """File name of a part."""
+    return f"part-{part:05d}.parquet"
+
+
+def encode_part(indices: Sequence[int], seeds: Sequence[int], pngs: Sequence[bytes]) -> bytes:
+    """Make the file of a part: the same bytes for the same images."""
+    table = pa.table([list(indices), list(seeds), list(pngs)], schema=_SCHEMA)
+    out = io.BytesIO()
+    # PNG does not compress further. Checksums let a part that no marker covers yet be trusted.
+    pq.write_table(table, out, compression="none", use_dictionary=False, write_page_checksum=True)
+    return out.getvalue()
+
+
+def decode_part(data: bytes, name: str) -> pa.Table:
+    """Read the file of a part, page checksums included. Raises StoreError."""
+    try:
+        table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
+    except (OSError, pa.ArrowException) as exc:
+        raise StoreError(f"{name} cannot be read: {exc}") from exc
+    if not table.schema.equals(_SCHEMA):
+        raise StoreError(f"{name} has columns {table.schema.names}, not {_SCHEMA.names}")
+    return table
+
+
+def is_made(store: Store, plan: PriorPlan) -> bool:
+    """Say whether a PriorSet is published and every file is what was published."""
+    return broken_files(store, plan) == []
+
+
+def broken_files(store: Store, plan: PriorPlan) -> list[str] | None:
+    """Name the files that a published set lacks or that rotted; None if it is not published."""
+    if not store.is_committed(plan.folder):
+        return None
+    try:
+        known = store.committed(plan.folder)
+    except DigestMismatch:  # the marker itself rotted, so it vouches for nothing
+        return None
+    return sorted({*store.verify(plan.folder), *(set(plan.files) - known.keys())})
+
+
+def has_part(store: Store, plan: PriorPlan, part: int) -> bool:
+    """Say whether a part is there: as it was published or, before that, whole."""
+    broken = broken_files(store, plan)
+    if broken is not None:
+        return part_name(part) not in broken
+    return store.exists(f"{plan.folder}/{part_name(part)}") and _is_whole(store, plan, part)
+
+
+def missing_parts(store: Store, plan: PriorPlan) -> list[int]:
+    """Number the parts that a set lacks which is not published yet."""
+    there = set(store.names(plan.folder))
+    return [
+        part
+        for part in range(plan.num_parts)
+        if part_name(part) not in there or not _is_whole(store, plan, part)
+    ]
+
+
+def _is_whole(store: Store, plan: PriorPlan, part: int) -> bool:
+    """Whether a part of an interrupted set, which no marker vouches for, can be kept."""
+    path = f"{plan.folder}/{part_name(part)}"
+    data = store.read_bytes(path)
+    try:
+        table = decode_part(data, path)
+    except StoreError:
+        return False
+    return table["index"].to_pylist() == list(plan.indices(part))
+
+
+def load_images(store: Store, digest: str) -> np.ndarray:
+    """Read the class images of a PriorSet in order, uint8 (K, H, W, 3).
+
+    Raises:
+        DigestMismatch: a file is not what was published.
+        StoreError: the set is not published, or cannot be read.
+    """
+    folder = folder_of(digest)
+    parts = [name for name in sorted(store.committed(folder)) if name != DESCRIPTION]
+    images = []
+    for name in parts:
+        table = decode_part(store.read_committed(folder, name), f"{folder}/{name}")
+        images += [decode_png(png) for png in table["png"].to_pylist()]
+    return np.stack(images)
+
+
+def describe(plan: PriorPlan, base_name: str, versions: dict[str, str]) -> dict[str, Any]:
+    """Say what a set is; without times, so that it is the same for the same images."""
+    return {
+        "base": base_name,
+        "base_digest": plan.base_digest,
+        "class_noun": plan.class_noun,
+        "prior": plan.prior.model_dump(mode="json"),
+        "prompt": plan.prompt,
+        "versions": versions,
+    }

@@ -1,0 +1,237 @@
+"""How a job is doing, or how it ended: results.jsonl by subject, summary.json in numbers.
+
+Owns their shape. The run of a job writes them; `dbray status`, the report, the next plan and the
+next run read them. Unknown keys are left alone and missing ones have defaults, for an older or a
+newer dbray may have written them; what cannot be read at all is told, and stops nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from dbray.errors import DbrayError
+from dbray.spec.sections import parse_utc
+from dbray.storage.store import Store
+
+logger = logging.getLogger(__name__)
+
+RESULTS_FILE = "results.jsonl"
+SUMMARY_FILE = "summary.json"
+DAMAGED = "damaged"
+"""State of a job whose summary cannot be read."""
+STALE_SECONDS = 120.0
+"""A run writes far more often than this from its start to its end, also while it waits for a
+cluster: one that is silent for longer is gone."""
+_MAX_LISTED = 20
+
+Status = Literal["published", "kept", "failed", "unfinished"]
+"""published: in this run. kept: published before, under the same fingerprint. unfinished: the run
+ended before it did."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Failure(_Part):
+    """Why a subject failed: the error's class, its text, and whether trying again may help."""
+
+    kind: str
+    message: str
+    retryable: bool = False
+
+    @classmethod
+    def of(cls, error: DbrayError) -> Failure:
+        """Describe an error."""
+        return cls(kind=type(error).__name__, message=str(error), retryable=error.retryable)
+
+
+class Outcome(_Part):
+    """How one subject ended; a row of results.jsonl."""
+
+    id: str
+    class_noun: str
+    status: Status
+    revision: str = ""
+    """Under which it is published, or would have been."""
+    identifier: str = ""
+    attempts: int = 0
+    seconds: float = 0.0
+    timings: dict[str, float] = {}
+    steps: int = 0
+    """Taken in the attempt that published it, since its checkpoint if there was one."""
+    error: Failure | None = None
+
+    @property
+    def is_published(self) -> bool:
+        """Whether the registry has it."""
+        return self.status in ("published", "kept")
+
+    def would_repeat(self, revision: str) -> bool:
+        """Whether it failed in a way in which the same revision would fail again."""
+        return self.error is not None and not self.error.retryable and self.revision == revision
+
+    def row(self) -> dict[str, Any]:
+        """As JSON."""
+        return self.model_dump(mode="json")
+
+
+class Cause(_Part):
+    """Failures of one kind; `subjects` names the first of them."""
+
+    kind: str
+    count: int
+    example: str
+    subjects: tuple[str, ...] = ()
+
+
+class InFlight(_Part):
+    """The subject in the hands of a lane, and the steps taken on it."""
+
+    id: str
+    step: int
+
+
+class PhaseProgress(_Part):
+    """How far the phase at work is: 'class images', 'training' or 'previews'."""
+
+    name: str
+    done: int
+    total: int
+    """Images or subjects."""
+    seconds: float
+    """Since it began."""
+
+    @property
+    def seconds_left(self) -> float | None:
+        """By the rate so far; None where nothing is done yet."""
+        return (self.total - self.done) * self.seconds / self.done if self.done else None
+
+
+class Rates(_Part):
+    """Seconds per optimiser step, and per subject beside its steps; class images per second."""
+
+    step_seconds: float
+    overhead_seconds: float
+    prior_images_per_second: float | None = None
+
+
+class Summary(_Part):
+    """What is None is not known, because the job did not come to it."""
+
+    job_id: str = ""
+    state: str = "interrupted"
+    """running, finished, stopped, interrupted, broken or damaged."""
+    error: str | None = None
+    """What ended a run that was stopped or broke; what is wrong with a damaged summary."""
+    counts: dict[str, int] = {}
+    num_subjects: int | None = None
+    started_at: str | None = None
+    updated_at: str = ""
+    wall_seconds: float | None = None
+    phase_seconds: dict[str, float] = {}
+    subjects_per_hour: float | None = None
+    prior_images: int | None = None
+    prior_images_per_second: float | None = None
+    prior_sets: int | None = None
+    train_steps: int | None = None
+    """Of the subjects that this run published; not those before a checkpoint."""
+    lanes: int | None = None
+    phase: PhaseProgress | None = None
+    """At work when this was written."""
+    in_flight: dict[str, InFlight] = {}
+    pending: int | None = None
+    failures: tuple[Cause, ...] = ()
+    retry_command: str | None = None
+    base_digest: str = ""
+    rates: Rates | None = None
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether its run says that it works, but has been silent for too long."""
+        if self.state != "running":
+            return False
+        try:
+            return time.time() - parse_utc(self.updated_at) > STALE_SECONDS
+        except ValueError:
+            return True
+
+    @property
+    def present_state(self) -> str:
+        """The state as it is now: a run that is gone was interrupted, and could not say so."""
+        return "interrupted" if self.is_gone else self.state
+
+    @property
+    def eta_seconds(self) -> float | None:
+        """Seconds until all subjects have ended; None where no rate of training is known yet."""
+        if self.state != "running" or self.phase is None or self.phase.name != "training":
+            return None
+        return self.phase.seconds_left
+
+
+def counts(outcomes: Iterable[Outcome]) -> dict[str, int]:
+    """Number of subjects by status; every status is there."""
+    found = Counter(outcome.status for outcome in outcomes)
+    return {status: found[status] for status in get_args(Status)}
+
+
+def causes(outcomes: Iterable[Outcome]) -> tuple[Cause, ...]:
+    """Group failures by the kind of error, most frequent first."""
+    groups: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for outcome in outcomes:
+        if outcome.error is not None:
+            groups[outcome.error.kind].append((outcome.id, outcome.error.message))
+    return tuple(
+        Cause(
+            kind=kind,
+            count=len(failed),
+            example=failed[0][1],
+            subjects=tuple(subject_id for subject_id, _ in failed[:_MAX_LISTED]),
+        )
+        for kind, failed in sorted(groups.items(), key=lambda group: -len(group[1]))
+    )
+
+
+def read_outcomes(store: Store, job_id: str) -> dict[str, Outcome]:
+    """Read the last row of every subject. A line that is none of dbray's is left out."""
+    path = f"jobs/{job_id}/{RESULTS_FILE}"
+    if not store.exists(path):
+        return {}
+    outcomes: dict[str, Outcome] = {}
+    for number, line in enumerate(store.read_bytes(path).splitlines(), start=1):
+        try:
+            outcome = Outcome.model_validate_json(line)
+        except ValidationError:
+            logger.warning("result unreadable file=%s line=%d", store.location(path), number)
+            continue
+        outcomes[outcome.id] = outcome
+    return outcomes
+
+
+def read_summary(store: Store, job_id: str) -> Summary | None:
+    """Read the summary of a job; None if it has none. One that is damaged says so in its state."""
+    path = f"jobs/{job_id}/{SUMMARY_FILE}"
+    if not store.exists(path):
+        return None
+    try:
+        return Summary.model_validate_json(store.read_bytes(path))
+    except ValidationError as exc:
+        [first, *_] = exc.errors(include_url=False)
+        error = (f"{store.location(path)} is not what this dbray writes ({first['msg']}); run the "
+                 "job again, which writes it anew, or remove the file")  # fmt: skip
+        logger.warning("summary unreadable error=%s", error)
+        return Summary(job_id=job_id, state=DAMAGED, error=error)
+
+
+def summaries(store: Store) -> Iterator[tuple[str, Summary]]:
+    """Give the id and summary of every job in a storage, by id; also of those that are damaged."""
+    for job_id in sorted(store.names("jobs")):
+        found = read_summary(store, job_id)
+        if found is not None:
+            yield job_id, found

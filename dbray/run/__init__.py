@@ -1,0 +1,1 @@
+"""Carry out a plan: phases in order, failures, resume, journal."""

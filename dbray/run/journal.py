@@ -1,0 +1,162 @@
+"""The files of one job: job.json, results.jsonl, failed.jsonl, summary.json, metrics.jsonl.
+
+The only writer of `<storage>/jobs/<id>/`, and the lock that keeps two runs of a job apart. What is
+published is the registry's to say; the journal is for people, reports and plans.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, TextIO
+
+from dbray.errors import JobBusy, StoreError, without_secrets
+from dbray.planning.plan import Plan
+from dbray.records.results import (
+    RESULTS_FILE,
+    STALE_SECONDS,
+    SUMMARY_FILE,
+    Outcome,
+    Summary,
+    read_summary,
+)
+from dbray.spec.job import Job
+from dbray.spec.sections import Subject, utc_now
+from dbray.storage.store import Store
+from dbray.subjects.validation import write_jsonl
+
+_SHARE_OF_TIME = 0.02
+"""Share of a run's time that may go into writing its journal."""
+_MIN_PAUSE = 1.0
+
+
+class Journal:
+    """Reads and writes the files of one job."""
+
+    def __init__(self, store: Store, job_id: str) -> None:
+        self.store, self.job_id = store, job_id
+        self.folder = f"jobs/{job_id}"
+        self._samples: list[dict[str, Any]] = []
+        self._not_before = 0.0
+        self._turn = threading.Lock()
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Hold the job against other runs of it.
+
+        Raises:
+            JobBusy: another run holds it. Where storage has locks a killed run releases it at once;
+                where it has none, as an object store, when it has been silent for a while.
+            StoreError: the lock cannot be opened or written.
+        """
+        with ExitStack() as held:
+            if not self._lock(held):
+                self._refuse_beside_a_living_run()
+            yield
+
+    def _lock(self, held: ExitStack) -> bool:
+        """Take the job's lock; False where the storage has no locks."""
+        folder = self.store.local_path(self.folder)
+        if folder is None:
+            return False
+        self.store.write_bytes(f"{self.folder}/.keep", b"")
+        path = folder / ".lock"
+        try:
+            lock = held.enter_context(path.open("a+"))
+            if not self._flock(lock):
+                return False
+            lock.truncate(0)
+            lock.write(f"process {os.getpid()} since {utc_now()}")
+            lock.flush()
+        except OSError as exc:
+            raise StoreError(
+                f"cannot lock job {self.job_id!r} by {path}: {exc.strerror}. Remove that file if "
+                "no run holds it, or give this job another id"
+            ) from exc
+        return True
+
+    def _flock(self, lock: TextIO) -> bool:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            lock.seek(0)
+            holder = lock.read().strip() or "another process"
+            raise JobBusy(f"job {self.job_id!r} is being run by {holder}; wait for it, stop "
+                          "it, or give this job another id") from exc  # fmt: skip
+        except OSError:  # some network disks: not a lock that is held, but none at all
+            return False
+        return True
+
+    def _refuse_beside_a_living_run(self) -> None:
+        found = read_summary(self.store, self.job_id)
+        if found is not None and found.present_state == "running":
+            raise JobBusy(
+                f"job {self.job_id!r} was at work at {found.updated_at}; if it was killed, run "
+                f"again when it has been silent for {STALE_SECONDS:.0f} s"
+            )
+
+    def begin(self, plan: Plan, version: str) -> None:
+        """Write job.json: what was asked for, resolved."""
+        self.store.write_json(
+            f"{self.folder}/job.json",
+            {
+                "job": _without_subjects(plan.job),
+                "started_at": utc_now(),
+                "dbray_version": version,
+                "base": {"name": plan.base.name, "digest": plan.base.digest},
+                "subjects": [one.subject.model_dump(mode="json") for one in plan.subjects],
+            },
+        )
+
+    @property
+    def lanes_folder(self) -> str:
+        """Where Ray Train keeps what it wants of lanes."""
+        return f"{self.folder}/lanes"
+
+    def forget_lanes(self) -> None:
+        """Remove what Ray Train keeps of lanes that have ended; nothing is read from it."""
+        self.store.remove(self.lanes_folder)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether writing is cheap by now; what is written is not even gathered before."""
+        return time.monotonic() >= self._not_before
+
+    def write(self, outcomes: Sequence[Outcome], summary: Summary) -> None:
+        """Write results, metrics and summary. Threads take turns."""
+        with self._turn:
+            started = time.monotonic()
+            told = {"time": summary.updated_at, "counts": summary.counts}
+            self._samples.append(told | {"pending": summary.pending})
+            self._write_lines(RESULTS_FILE, [outcome.row() for outcome in outcomes])
+            self._write_lines("metrics.jsonl", self._samples)
+            self.store.write_json(f"{self.folder}/{SUMMARY_FILE}", summary.model_dump(mode="json"))
+            ended = time.monotonic()
+            pause = (ended - started) / _SHARE_OF_TIME
+            self._not_before = ended + min(max(_MIN_PAUSE, pause), STALE_SECONDS / 4)
+
+    def write_failed(self, subjects: Sequence[Subject]) -> None:
+        """Write failed.jsonl, itself a valid manifest; without failures there is none."""
+        path = f"{self.folder}/failed.jsonl"
+        if subjects:
+            lines = io.StringIO()
+            write_jsonl(subjects, lines)
+            self.store.write_bytes(path, lines.getvalue().encode())
+        elif self.store.exists(path):
+            self.store.remove(path)
+
+    def _write_lines(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        self.store.write_bytes(f"{self.folder}/{name}", text.encode())
+
+
+def _without_subjects(job: Job) -> dict[str, Any]:
+    """The resolved job as JSON; its subjects stand beside it, its credentials nowhere."""
+    shown = {"subjects": (), "storage": without_secrets(job.storage)}
+    return job.model_copy(update=shown).model_dump(mode="json", by_alias=True)

@@ -1,0 +1,1 @@
+"""Ray Data: the pool of sampling actors, class images, previews."""

@@ -1,0 +1,231 @@
+"""Bulk sampling on Ray Data: a pool of actors, each with a warm backbone, that carry out tasks.
+
+Owns the size of the pool, what an actor holds of the cluster, what happens when one dies, and how
+its errors come home. Knows not what is sampled: that is priors and previews.
+
+Tasks and results cross processes as plain Arrow columns (JSON text and bytes).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import warnings
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+from ray.data import ActorPoolStrategy, Dataset
+from ray.exceptions import RayError
+from ray.util.annotations import RayDeprecationWarning
+
+from dbray import bases, errors
+from dbray.bases import Backbone, Base
+from dbray.cluster import hardware
+from dbray.errors import DbrayError, LaneLost, OutOfMemory, first_line
+from dbray.method.engine import device_is_lost
+from dbray.method.generate import Sampling, generate
+from dbray.spec.sections import Device, Recipe
+
+logger = logging.getLogger(__name__)
+
+MAX_DEATHS = 3
+"""How often an actor is started again, and a task tried again, after its process died.
+
+Ray Data's own default is for ever, and then a task that kills its process never ends.
+"""
+_LATENTS_PER_BATCH = 8 * 64 * 64
+"""Latent positions sampled at once: 8 images of 512 px, or more smaller ones."""
+
+_RESULT = pa.schema(
+    [
+        ("index", pa.int64()),
+        ("names", pa.list_(pa.string())),
+        ("contents", pa.list_(pa.binary())),
+        ("error", pa.string()),
+        ("reason", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class SamplingPool:
+    """How many actors sample, the CPU threads of each, and what they sample on.
+
+    `num_actors` absent: one per GPU of the cluster or, on CPUs, per free one.
+    """
+
+    num_actors: int | None = None
+    threads: int = 1
+    device: Device = "auto"
+
+    def size(self, num_tasks: int) -> int:
+        """Number of actors for so many tasks."""
+        held = hardware()
+        if held.uses_gpus(self.device):
+            room = held.num_gpus
+        else:
+            room = int(ray.available_resources().get("CPU", 0)) // self.threads
+        return max(1, min(self.num_actors or room, num_tasks))
+
+    def remote_args(self) -> dict[str, Any]:
+        """What each actor holds of the cluster."""
+        if hardware().uses_gpus(self.device):
+            return {"num_gpus": 1, "num_cpus": 0}
+        return {"num_cpus": self.threads}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of task number `index`: files by name, or the error that it met."""
+
+    index: int
+    files: dict[str, bytes] = field(default_factory=dict)
+    error: DbrayError | None = None
+
+
+class SamplingActor:
+    """Holds a warm backbone; subclasses say in `make` what to do with it for one task."""
+
+    def __init__(self, base: Base, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.base = base
+        self._device = "cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
+        self._warm: tuple[object, Backbone] | None = None
+
+    def backbone(self, recipe: Recipe | None = None) -> Backbone:
+        """Return the backbone in a recipe's precision and resolution, with any weights in it."""
+        kind = recipe and (recipe.precision, recipe.resolution)
+        if self._warm is None or self._warm[0] != kind:
+            self._warm = None  # frees the old one first: two may not fit
+            self._warm = kind, bases.load(self._base_here, recipe, self._device)
+        return self._warm[1]
+
+    @cached_property
+    def _base_here(self) -> Base:
+        """Looked for once, and at the first task: its result can tell what is wrong."""
+        return bases.here(self.base)
+
+    def make(self, task: dict[str, Any]) -> dict[str, bytes]:
+        """Carry out one task; the files that it returns go to the driver."""
+        raise NotImplementedError
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Carry out a batch of one task. No exception leaves: an error is a result too.
+
+        But where the device is lost, the process ends, or it would fail every task that it is
+        given: Ray starts another and tries the task again.
+        """
+        [row] = batch.to_pylist()
+        files: dict[str, bytes] = {}
+        error = reason = None
+        try:
+            files = self.make(json.loads(row["task"]))
+        except torch.OutOfMemoryError as exc:
+            error, reason = OutOfMemory.__name__, f"the device cannot hold the batch: {exc}"
+        except DbrayError as exc:
+            error, reason = type(exc).__name__, str(exc)
+        except Exception as exc:
+            logger.exception("sampling failed task=%d", row["index"])
+            if device_is_lost(torch.device(self._device), exc):
+                os._exit(1)  # Ray replaces no actor that ends in order
+            error, reason = DbrayError.__name__, f"sampling failed: {type(exc).__name__}: {exc}"
+        columns = [[row["index"]], [list(files)], [list(files.values())], [error], [reason]]
+        return pa.table(columns, schema=_RESULT)
+
+
+def sample(
+    actor: type[SamplingActor],
+    actor_args: tuple[Any, ...],
+    tasks: Sequence[Mapping[str, Any]],
+    pool: SamplingPool,
+) -> Generator[Result]:
+    """Carry out tasks on a pool of actors; yield results as they come, in any order.
+
+    Args:
+        actor: what is to be done.
+        actor_args: arguments of its constructor.
+        tasks: one JSON object each. A task may be carried out twice, so its effects must be
+            idempotent; it yields one result.
+        pool: the actors. A fresh pool is started, and ends with the iteration.
+
+    Raises:
+        LaneLost: when the actors die more often than they are replaced.
+    """
+    if not tasks:
+        return
+    dataset = _dataset(actor, actor_args, tasks, pool)
+    try:
+        # Without prefetching, a result is seen when it is there, not when the next one is.
+        for batch in dataset.iter_batches(
+            batch_size=None, batch_format="pyarrow", prefetch_batches=0
+        ):
+            assert isinstance(batch, pa.Table)
+            for row in cast("pa.Table", batch).to_pylist():
+                yield _read_result(row)
+    except RayError as exc:
+        raise LaneLost(
+            f"the processes that sample died more than {MAX_DEATHS} times, which is often a lack "
+            f"of memory or a broken GPU: {first_line(exc)}"
+        ) from exc
+
+
+def _dataset(
+    actor: type[SamplingActor],
+    actor_args: tuple[Any, ...],
+    tasks: Sequence[Mapping[str, Any]],
+    pool: SamplingPool,
+) -> Dataset:
+    # Ray Data speaks of its executors on every run; a death that matters is raised anyway.
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    rows = [{"index": index, "task": json.dumps(task)} for index, task in enumerate(tasks)]
+    # One block per task, so that tasks are spread one by one and lost one by one.
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+    dataset.context.enable_progress_bars = False
+    dataset.context.print_on_execution_start = False
+    with warnings.catch_warnings():
+        # Ray 2.60 deprecates what it offers no other way to say: how often actors are replaced.
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        return dataset.map_batches(
+            actor,
+            fn_constructor_args=actor_args,
+            batch_size=1,
+            batch_format="pyarrow",
+            # One task is at work in each actor and one waits, so that no actor is idle between
+            # two, and none at the end while others have a queue.
+            compute=ActorPoolStrategy(size=pool.size(len(tasks)), max_tasks_in_flight_per_actor=2),
+            max_restarts=MAX_DEATHS,
+            max_task_retries=MAX_DEATHS,
+            **pool.remote_args(),
+        )
+
+
+def _read_result(row: dict[str, Any]) -> Result:
+    files = dict(zip(row["names"], row["contents"], strict=True))
+    error = None
+    if row["error"] is not None:
+        kind = getattr(errors, row["error"], DbrayError)
+        error = kind(row["reason"])
+    return Result(row["index"], files, error)
+
+
+def generate_in_batches(
+    backbone: Backbone, prompts: Sequence[str], seeds: Sequence[int], sampling: Sampling
+) -> np.ndarray:
+    """Sample as `generate` does, in batches that a device can hold.
+
+    The split follows from the resolution alone, so that it is the same everywhere.
+    """
+    _, height, width = backbone.latent_shape
+    size = max(1, _LATENTS_PER_BATCH // (height * width))
+    batches = [
+        generate(backbone, prompts[start : start + size], seeds[start : start + size], sampling)
+        for start in range(0, len(prompts), size)
+    ]
+    return np.concatenate(batches)

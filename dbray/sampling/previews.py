@@ -1,0 +1,255 @@
+"""Previews: what a published model answers to the preview prompts, and the base beside it.
+
+Samples from the weights as they were published, on Ray Data, so that a preview shows what serving
+will give. The untouched base answers once per class noun, for all subjects. Knows neither training
+nor reports.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dbray import metrics
+from dbray.bases import Backbone, Base, read_weights
+from dbray.errors import DbrayError
+from dbray.method.generate import Sampling
+from dbray.method.losses import seed_of
+from dbray.records.models import ModelRecord, Registry
+from dbray.sampling.pool import Result, SamplingActor, SamplingPool, generate_in_batches, sample
+from dbray.spec.sections import Previews, Recipe, fill_prompt
+from dbray.storage.store import Store, read_uri
+from dbray.subjects.images import MAX_IMAGE_BYTES, decode, encode_png, encode_webp
+
+OnProgress = Callable[[int, int], None]
+Files = dict[str, bytes]
+
+THUMBNAIL_PIXELS = 192
+DESCRIPTION = "previews.json"
+_PUBLISHED_AT_ONCE = 16
+"""On an object store one takes seconds, and as many requests as it has files."""
+
+
+@dataclass(frozen=True)
+class PreviewRequest:
+    """A published model, and the paths or URIs of the photographs to show beside its previews."""
+
+    record: ModelRecord
+    photographs: Sequence[str]
+
+
+def seeds_of(previews: Previews) -> list[int]:
+    """Seed of every preview prompt: the same for all subjects and for the base."""
+    return [seed_of(previews.seed, index) for index in range(len(previews.prompts))]
+
+
+class PreviewActor(SamplingActor):
+    """Samples the previews of one model, or those of the untouched base, at a time."""
+
+    def __init__(self, base: Base, threads: int, store: Store, previews: Previews) -> None:
+        super().__init__(base, threads)
+        self._registry = Registry(store)
+        self._previews = previews
+
+    def make(self, task: dict[str, Any]) -> Files:
+        """Sample for the model that the task names or, if it names none, for the base."""
+        if task["model"] is None:
+            backbone = self.backbone(Recipe.model_validate(task["recipe"]))
+            backbone.set_weights({})
+            return self._sample(backbone, task["class_noun"], None, "base-{}.png")
+        started = time.perf_counter()
+        record = self._registry.find(task["model"])
+        backbone = self.backbone(record.recipe)
+        with tempfile.TemporaryDirectory() as folder:
+            weights = read_weights(self._registry.weights(record, Path(folder)))
+        backbone.set_weights(weights)
+        files = self._sample(backbone, record.class_noun, record.identifier, "{}.png")
+        files |= _thumbnails(task["photographs"])
+        metrics.phase_seconds().observe(time.perf_counter() - started, {"phase": "preview"})
+        return files
+
+    def _sample(
+        self, backbone: Backbone, class_noun: str, identifier: str | None, name: str
+    ) -> Files:
+        chosen = self._previews
+        prompts = [fill_prompt(prompt, class_noun, identifier) for prompt in chosen.prompts]
+        sampling = Sampling(chosen.sampler, chosen.steps, chosen.guidance)
+        images = generate_in_batches(backbone, prompts, seeds_of(chosen), sampling)
+        return {name.format(index): encode_png(image) for index, image in enumerate(images)}
+
+
+def _thumbnails(photographs: Sequence[str]) -> Files:
+    """Small copies, so that a report does not carry megabytes per subject."""
+    files = {}
+    for index, uri in enumerate(photographs):
+        pixels = np.asarray(decode(read_uri(uri, MAX_IMAGE_BYTES), uri))
+        files[f"photo-{index}.webp"] = encode_webp(pixels, size=THUMBNAIL_PIXELS)
+    return files
+
+
+def make_previews(
+    store: Store,
+    base: Base,
+    requests: Sequence[PreviewRequest],
+    previews: Previews,
+    pool: SamplingPool | None = None,
+    on_progress: OnProgress | None = None,
+) -> list[tuple[str, str]]:
+    """Sample previews for published models, and publish them beside them.
+
+    Args:
+        store: where the models are published.
+        base: the base that they were all trained from.
+        requests: the models.
+        previews: prompts, sampler and seed.
+        pool: the sampling actors.
+        on_progress: called with the models dealt with and the models to deal with.
+
+    Returns:
+        Subject id and reason of every model that could not get previews; the others have theirs.
+    """
+    todo = sorted(requests, key=_base_key)  # so that actors seldom change precision
+    pool = pool or SamplingPool()
+    actor_args = (base, pool.threads, store, previews)
+    with ThreadPoolExecutor(_PUBLISHED_AT_ONCE) as threads:
+        tell = on_progress or (lambda _done, _total: None)
+        pairing = _Pairing(Registry(store), previews, todo, threads, tell)
+        try:
+            with closing(sample(PreviewActor, actor_args, pairing.tasks(), pool)) as results:
+                for result in results:
+                    pairing.take(result)
+            pairing.settle()
+        except DbrayError as exc:  # the pool is gone: those without previews are told why
+            pairing.give_up(str(exc))
+    return pairing.failures
+
+
+_BaseKey = tuple[str, str, str]
+
+
+def _base_key(request: PreviewRequest) -> _BaseKey:
+    """What decides the base's previews: models of one key share them."""
+    recipe = request.record.recipe
+    return recipe.precision, str(recipe.resolution), request.record.class_noun
+
+
+class _Pairing:
+    """Brings models' previews and those of the base together, in whatever order they come.
+
+    The tasks are those of the base, one per key, then those of the models.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        previews: Previews,
+        requests: Sequence[PreviewRequest],
+        threads: ThreadPoolExecutor,
+        on_progress: OnProgress,
+    ) -> None:
+        self.failures: list[tuple[str, str]] = []
+        self._registry = registry
+        self._previews = previews
+        self._requests = requests
+        self._threads = threads
+        self._on_progress = on_progress
+        self._shown_with = {_base_key(request): request.record for request in requests}
+        self._keys = list(self._shown_with)
+        self._of_base: dict[_BaseKey, Result] = {}
+        self._of_models: dict[int, Result] = {}
+        self._pending = set(range(len(requests)))
+        self._in_publication: dict[Future[None], int] = {}
+        on_progress(0, len(requests))
+
+    def tasks(self) -> list[dict[str, Any]]:
+        """Everything to sample."""
+        of_base = [
+            {
+                "model": None,
+                "class_noun": record.class_noun,
+                "recipe": record.recipe.model_dump(mode="json"),
+            }
+            for record in self._shown_with.values()
+        ]
+        of_models = [
+            {
+                "model": request.record.name,
+                "photographs": list(request.photographs),
+            }
+            for request in self._requests
+        ]
+        return [*of_base, *of_models]
+
+    def take(self, result: Result) -> None:
+        """Take what was sampled; publish whatever is complete with it."""
+        index = result.index - len(self._keys)
+        if index < 0:
+            self._of_base[self._keys[result.index]] = result
+        else:
+            self._of_models[index] = result
+        candidates = [index] if index >= 0 else list(self._of_models)
+        for candidate in candidates:
+            if _base_key(self._requests[candidate]) in self._of_base:
+                self._finish(candidate)
+        self.settle(_PUBLISHED_AT_ONCE)  # what waits to be written lies in memory
+
+    def settle(self, num_left: int = 0) -> None:
+        """Wait until no more than so many are being published."""
+        while len(self._in_publication) > num_left:
+            done, _ = wait(self._in_publication, return_when=FIRST_COMPLETED)
+            for future in done:
+                index = self._in_publication.pop(future)
+                failure = None
+                try:
+                    future.result()
+                except DbrayError as exc:
+                    failure = str(exc)
+                self._end(index, failure)
+
+    def give_up(self, reason: str) -> None:
+        """Report every model that is not dealt with."""
+        self.settle()
+        for index in sorted(self._pending):
+            self._end(index, reason)
+
+    def _finish(self, index: int) -> None:
+        request = self._requests[index]
+        ours, of_base = self._of_models.pop(index), self._of_base[_base_key(request)]
+        if error := ours.error or of_base.error:
+            self._end(index, str(error))
+            return
+        files = ours.files | of_base.files | self._description(request.record)
+        future = self._threads.submit(self._registry.add_previews, request.record, files)
+        self._in_publication[future] = index
+
+    def _end(self, index: int, failure: str | None) -> None:
+        self._pending.remove(index)
+        if failure is not None:
+            self.failures.append((self._requests[index].record.id, failure))
+        self._on_progress(len(self._requests) - len(self._pending), len(self._requests))
+
+    def _description(self, record: ModelRecord) -> Files:
+        return describe(self._previews, record.class_noun, record.identifier)
+
+
+def describe(previews: Previews, class_noun: str, identifier: str) -> Files:
+    """The file beside the pictures that says what was asked: it tells old previews from new."""
+    value = {
+        "prompts": [fill_prompt(p, class_noun, identifier) for p in previews.prompts],
+        "base_prompts": [fill_prompt(p, class_noun) for p in previews.prompts],
+        "sampler": previews.sampler,
+        "steps": previews.steps,
+        "guidance": previews.guidance,
+        "seed": previews.seed,
+        "seeds": seeds_of(previews),
+    }
+    return {DESCRIPTION: json.dumps(value, indent=1, ensure_ascii=False).encode()}

@@ -1,0 +1,202 @@
+"""Class images: the only writer of PriorSets.
+
+Samples "a [class noun]" from the frozen base, on Ray Data, only where images are missing. The
+actors write whole parts, atomically and always the same ones, so a kill at any moment costs at most
+the parts in the making. Two jobs may make one set at once: of each part the first one stays, for
+other hardware may give other bits. Knows neither subjects nor training.
+
+Source: Ruiz et al. 2022 (arXiv 2208.12242), section 3.3, class-specific prior preservation.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+from dbray import metrics
+from dbray.bases import Base
+from dbray.method.generate import Sampling
+from dbray.method.losses import seed_of
+from dbray.records.prior_sets import (
+    DESCRIPTION,
+    PriorPlan,
+    broken_files,
+    describe,
+    encode_part,
+    has_part,
+    missing_parts,
+    part_name,
+)
+from dbray.sampling.pool import SamplingActor, SamplingPool, generate_in_batches, sample
+from dbray.spec.sections import Prior
+from dbray.storage.store import COMMITTED, Store
+from dbray.subjects.images import encode_png
+
+OnProgress = Callable[[int, int], None]
+
+_CHECKS_AT_ONCE = 8
+_MAX_TRIES = 3
+_VERSIONED = ("dbray", "torch", "diffusers", "transformers")
+
+
+@dataclass(frozen=True)
+class PriorReport:
+    """What making class images came to. `digests` are of all sets asked for, made or found."""
+
+    num_images: int
+    seconds: float
+    digests: tuple[str, ...]
+
+    @property
+    def images_per_second(self) -> float:
+        """Rate of sampling, start of the actors included; 0 if nothing was to be made."""
+        return self.num_images / self.seconds if self.num_images else 0.0
+
+
+class PartActor(SamplingActor):
+    """Samples one part of a PriorSet at a time, and writes it."""
+
+    def __init__(self, base: Base, threads: int, store: Store) -> None:
+        super().__init__(base, threads)
+        self._store = store
+
+    def make(self, task: dict[str, Any]) -> dict[str, bytes]:
+        """Sample a part and write it, unless another job does so first."""
+        prior, part = Prior.model_validate(task["prior"]), task["part"]
+        plan = PriorPlan(self.base.digest, task["class_noun"], prior)
+        if has_part(self._store, plan, part):
+            return {}
+        data = self._sample(plan, part)
+        # Looked again: sampling takes long, and a marker may stand by now.
+        if not has_part(self._store, plan, part):
+            self._store.write_bytes(f"{plan.folder}/{part_name(part)}", data)
+        metrics.prior_images().inc(len(plan.indices(part)))
+        return {}
+
+    def _sample(self, plan: PriorPlan, part: int) -> bytes:
+        """The file of a part. The images depend on its number, not on who makes it."""
+        prior, indices = plan.prior, plan.indices(part)
+        seeds = [seed_of(prior.seed, plan.class_noun, index) for index in indices]
+        sampling = Sampling(prior.sampler, prior.steps, prior.guidance)
+        prompts = [plan.prompt] * len(indices)
+        images = generate_in_batches(self.backbone(), prompts, seeds, sampling)
+        return encode_part(indices, seeds, [encode_png(image) for image in images])
+
+
+def make_priors(
+    store: Store,
+    base: Base,
+    plans: Sequence[PriorPlan],
+    pool: SamplingPool | None = None,
+    on_progress: OnProgress | None = None,
+) -> PriorReport:
+    """Make PriorSets, so that each is there, whole and published.
+
+    Finished sets are kept, interrupted ones continued, and parts that rotted are made again.
+
+    Args:
+        store: where the sets are kept.
+        base: the base that all the plans name by its digest.
+        plans: the sets; two equal plans are one set.
+        pool: the sampling actors.
+        on_progress: called with the images made so far and the images to make, at the start and
+            after every part.
+
+    Raises:
+        StoreError: when the storage cannot be written.
+        BaseError: when the base cannot be loaded.
+        LaneLost: when actors die again and again. What was made is kept for the next run.
+    """
+    started = time.monotonic()
+    unique = {plan.digest: plan for plan in plans}
+    if any(plan.base_digest != base.digest for plan in unique.values()):
+        raise ValueError(f"a plan is for another base than {base.name!r}")
+    with ThreadPoolExecutor(_CHECKS_AT_ONCE) as threads:
+        missing = list(threads.map(lambda plan: _open(store, plan), unique.values()))
+    open_sets = {plan: parts for plan, parts in zip(unique.values(), missing, strict=True)
+                 if parts is not None}  # fmt: skip
+    num_images = _make_parts(store, base, open_sets, pool or SamplingPool(), on_progress)
+    return PriorReport(num_images, time.monotonic() - started, tuple(unique))
+
+
+def _open(store: Store, plan: PriorPlan) -> list[int] | None:
+    """Prepare a set for work: number the missing parts. None: it is finished, and left alone."""
+    broken = broken_files(store, plan)
+    if broken is None:
+        return missing_parts(store, plan)
+    if not broken:
+        return None
+    # From here on nobody may take it for finished: the marker would not fit the new parts.
+    store.remove(f"{plan.folder}/{COMMITTED}")
+    return [part for part in range(plan.num_parts) if part_name(part) in broken]
+
+
+def _make_parts(
+    store: Store,
+    base: Base,
+    open_sets: dict[PriorPlan, list[int]],
+    pool: SamplingPool,
+    on_progress: OnProgress | None,
+) -> int:
+    """Sample the missing parts of all sets in one run. Returns the number of images.
+
+    Parts that met an error which may pass, as storage that was away for a moment, are tried again.
+    """
+    ledger = _Ledger(store, base, open_sets, on_progress or (lambda _done, _total: None))
+    work = [(plan, part) for plan, parts in open_sets.items() for part in parts]
+    for tries_left in reversed(range(_MAX_TRIES)):
+        failed: list[tuple[PriorPlan, int]] = []
+        tasks = [{"class_noun": plan.class_noun, "prior": plan.prior.model_dump(mode="json"),
+                  "part": part} for plan, part in work]  # fmt: skip
+        with closing(sample(PartActor, (base, pool.threads, store), tasks, pool)) as results:
+            for result in results:
+                if result.error is None:
+                    ledger.finish(*work[result.index])
+                elif result.error.retryable and tries_left:
+                    failed.append(work[result.index])
+                else:
+                    raise result.error
+        work = failed
+    return ledger.num_done
+
+
+class _Ledger:
+    """Counts what is made, and publishes each set when it is whole."""
+
+    def __init__(
+        self,
+        store: Store,
+        base: Base,
+        open_sets: dict[PriorPlan, list[int]],
+        on_progress: OnProgress,
+    ) -> None:
+        self.num_done = 0
+        self._store, self._base, self._on_progress = store, base, on_progress
+        self._waiting = {plan: len(parts) for plan, parts in open_sets.items()}
+        self._num_images = sum(
+            len(plan.indices(part)) for plan, parts in open_sets.items() for part in parts
+        )
+        for plan, num_parts in self._waiting.items():
+            if num_parts == 0:
+                _publish(store, base, plan)
+        on_progress(0, self._num_images)
+
+    def finish(self, plan: PriorPlan, part: int) -> None:
+        """A part is made."""
+        self.num_done += len(plan.indices(part))
+        self._waiting[plan] -= 1
+        if self._waiting[plan] == 0:
+            _publish(self._store, self._base, plan)
+        self._on_progress(self.num_done, self._num_images)
+
+
+def _publish(store: Store, base: Base, plan: PriorPlan) -> None:
+    """Say what the set is, and put the marker on it."""
+    versions = {name: metadata.version(name) for name in _VERSIONED}
+    store.write_json(f"{plan.folder}/{DESCRIPTION}", describe(plan, base.name, versions))
+    store.seal(plan.folder, plan.files)

@@ -1,0 +1,1 @@
+"""The HTTP ingress: wire, tenants, catalogue, and the playground."""

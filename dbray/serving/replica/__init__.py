@@ -1,0 +1,1 @@
+"""What draws: a replica with its queue, cache of weights and painter."""

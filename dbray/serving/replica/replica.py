@@ -1,0 +1,288 @@
+"""The model deployment: a warm base, a cache of subjects' weights, and one thread on the device.
+
+Owns the life of a request within a replica: queued, its weights fetched meanwhile, sampled,
+encoded; and withdrawn as soon as nobody waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+import time
+from collections.abc import AsyncGenerator, Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from typing import Any
+
+import torch
+
+from dbray import bases
+from dbray.errors import DbrayError, ModelNotFound
+from dbray.method.generate import Sampling
+from dbray.records.models import Registry
+from dbray.serving.messages import (
+    BASE,
+    NOT_FOUND,
+    Answer,
+    Ask,
+    Begun,
+    Event,
+    Finished,
+    Partial,
+    Refusal,
+    Refused,
+    base_name,
+)
+from dbray.serving.meters import CacheMeters, DeviceMeters
+from dbray.serving.options import GIB, ServeOptions
+from dbray.serving.replica import weights
+from dbray.serving.replica.fair_queue import FairQueue, Job, Limits
+from dbray.serving.replica.loads import Loads
+from dbray.serving.replica.painter import UNKNOWN, Painter, Painting, Sketch
+from dbray.serving.replica.pictures import encode
+from dbray.serving.replica.scratch import Scratch
+from dbray.spec import sections
+from dbray.spec.sections import Previews, Recipe
+from dbray.storage.store import Store
+
+_log = logging.getLogger(__name__)
+
+_NUM_READERS = 4
+_NUM_LIFTERS = 4
+_NUM_ENCODERS = 2
+_LEAST_LOADS = 2  # one model serves, and the next comes
+_STUCK_SECONDS = 120.0
+
+
+class Replica:
+    """Serves every model of a registry, one subject's weights in the module at a time."""
+
+    def __init__(self, options: ServeOptions) -> None:
+        torch.set_num_threads(options.threads)
+        self.options = options
+        store = Store(options.registry)
+        self._registry = Registry(store)
+        self._device = _device(options.device)
+        base = bases.resolve(options.base or sections.MINIATURE, options.base_revision)
+        recipe = Recipe(train_text_encoder=True, precision=options.precision)
+        self._backbone = bases.load(base, recipe, self._device)
+        self._defaults = Previews.model_validate(base.defaults.get("previews", {}))
+        self._scratch = Scratch(options.scratch)
+        module = weights.Resident(self._backbone)
+        # Apart, so that slow storage holds up neither what is loaded nor what is sampled.
+        self._readers = ThreadPoolExecutor(_NUM_READERS, "reader")
+        self._lifters = ThreadPoolExecutor(_NUM_LIFTERS, "lifter")
+        self._encoders = ThreadPoolExecutor(_NUM_ENCODERS, "encoder")
+        source = weights.Source(
+            self._registry, self._backbone, module.layouts, self._scratch.folder
+        )
+        self._cache_meters, self._device_meters = CacheMeters(), DeviceMeters()
+        budgets = _budgets(options)
+        self._cache = weights.make_cache(
+            source, budgets, self._lifters, self._cache_meters, store.is_local
+        )
+        num_loads = max(_LEAST_LOADS, budgets.ram_bytes // weights.published_bytes(module.layouts))
+        self._loads = Loads(self._cache, self._readers, num_loads)
+        self._queue = FairQueue(_limits(options))
+        self._painter = Painter(
+            self._backbone, module, self._queue, self._device_meters, self._beat
+        )
+        self._sweeper: asyncio.Task[None] | None = None
+        self._painter.start()
+
+    def _beat(self) -> None:
+        self._device_meters.queued.set(self._queue.num_images)
+        self._cache_meters.beat()
+
+    async def generate(self, ask: Ask) -> Answer | Refusal:
+        """Sample all images of a request."""
+        begun: Begun | None = None
+        images: dict[int, bytes] = {}
+        async with aclosing(self.stream(ask)) as events:
+            async for event in events:
+                if isinstance(event, Refusal):
+                    return event
+                if isinstance(event, Begun):
+                    begun = event
+                elif isinstance(event, Finished):
+                    images[event.index] = event.data
+        assert begun is not None
+        return Answer(begun, tuple(images[index] for index in range(len(ask.seeds))))
+
+    async def stream(self, ask: Ask) -> AsyncGenerator[Event]:
+        """Sample, giving events as they happen; a Refusal is the last."""
+        self._sweep_in_background()
+        loop, inbox = asyncio.get_running_loop(), asyncio.Queue[Any]()
+
+        def emit(item: object) -> None:
+            loop.call_soon_threadsafe(inbox.put_nowait, item)
+
+        try:
+            job = self._job(ask, emit)
+            self._queue.push(job)
+        except Refused as exc:
+            yield exc.refusal
+            return
+        fetching = asyncio.create_task(self._fetch(job))
+        try:
+            remaining = len(ask.seeds)
+            while remaining:
+                event = await self._encoded(ask, await inbox.get())
+                yield event
+                if isinstance(event, Refusal):
+                    return
+                remaining -= isinstance(event, Finished)
+        finally:
+            # Also when the caller hung up: the place is free at once, the batch ends if alone.
+            self._queue.withdraw(job)
+            fetching.cancel()
+
+    def _job(self, ask: Ask, emit: Callable[[object], None]) -> Job:
+        default = self._defaults
+        sampling = Sampling(
+            ask.sampler or default.sampler,
+            ask.steps or default.steps,
+            default.guidance if ask.guidance is None else ask.guidance,
+            ask.negative_prompt,
+        )
+        width, height = size = self._size(ask)
+        area = width * height / self._backbone.resolution**2
+        return Job(ask, sampling, size, emit, time.monotonic(), area)
+
+    def _size(self, ask: Ask) -> tuple[int, int]:
+        """The size to draw: the model's own, or near the base's, in steps its layers can halve."""
+        native = self._backbone.resolution
+        own = ask.resolution or native
+        size = (ask.width or own, ask.height or own)
+        step = max(native // 8, native // self._backbone.latent_shape[1])
+        is_near = all(not side % step and native // 2 <= side <= 2 * native for side in size)
+        if size != (own, own) and not is_near:
+            raise Refused(Refusal(
+                400, "invalid_value",
+                f"Invalid 'size': this model draws {own}x{own}; other sides are multiples of "
+                f"{step} from {native // 2} to {2 * native}.", "size",
+            ))  # fmt: skip
+        return size
+
+    async def _fetch(self, job: Job) -> None:
+        """Bring the weights up while the job waits its turn, and keep them until cancelled."""
+        if job.ask.key == BASE:
+            self._queue.ready(job, None)
+            return
+        try:
+            async with self._loads.using(job.ask.key, lambda: self._queue.turn(job)) as lease:
+                self._queue.ready(job, lease)
+                await asyncio.get_running_loop().create_future()
+        except Exception as exc:  # noqa: BLE001 - every failure must reach the one who waits
+            job.refuse(weights.load_refusal(exc, job.ask.key))
+
+    async def _encoded(self, ask: Ask, event: Any) -> Event:
+        if not isinstance(event, Sketch | Painting):
+            return event
+        data = await asyncio.get_running_loop().run_in_executor(
+            self._encoders, encode, event.pixels, ask.output_format, ask.quality
+        )
+        if isinstance(event, Sketch):
+            return Partial(event.index, event.number, data)
+        return Finished(event.index, data)
+
+    async def warm(self, subject: str, revision: str) -> tuple[str, float] | Refusal:
+        """Load a model's weights; returns the tier that had them, and milliseconds.
+
+        Whoever waits for an image goes first.
+        """
+        key, started = f"{subject}@{revision}", time.monotonic()
+        try:
+            async with self._loads.using(key, lambda: (math.inf, started)) as lease:
+                await lease.landed()
+        except Exception as exc:  # noqa: BLE001 - every failure must reach the one who waits
+            return weights.load_refusal(exc, key)
+        return lease.source, (time.monotonic() - started) * 1000
+
+    async def forget(self, keys: Collection[str]) -> int:
+        """Drop revisions from every tier and the module; requests for them are ended."""
+        return await self._forget(keys.__contains__)
+
+    async def _forget(self, chosen: Callable[[str], bool]) -> int:
+        count = self._cache.purge(chosen, ModelNotFound("taken down"))
+        self._queue.refuse(lambda job: chosen(job.ask.key), NOT_FOUND)
+        await asyncio.wrap_future(self._painter.forget(chosen))
+        return count
+
+    def _sweep_in_background(self) -> None:
+        if self._sweeper is None or self._sweeper.done():
+            self._sweeper = asyncio.create_task(self._sweep())
+
+    async def _sweep(self) -> None:
+        """Drop what was removed from the registry by others, such as `dbray models remove`."""
+        while True:
+            await asyncio.sleep(self.options.sweep_seconds)
+            held = self._cache.keys() | {self._painter.resident} - {BASE, UNKNOWN}
+            gone = await asyncio.to_thread(self._gone, held)
+            if gone:
+                await self._forget(gone.__contains__)
+
+    def _gone(self, keys: set[str]) -> set[str]:
+        try:
+            return {key for key in keys if not self._registry.has(*key.split("@"))}
+        except DbrayError as exc:
+            _log.warning("cannot look into the registry: %s", type(exc).__name__)
+            return set()
+
+    async def ready(self) -> dict[str, Any]:
+        """Say what is loaded. It exists only after one real step was taken."""
+        return {
+            "base": base_name(self._backbone.base.name),
+            "device": str(self._backbone.device),
+            "resolution": self._backbone.resolution,
+        }
+
+    async def figures(self) -> dict[str, Any]:
+        """What is held, for tests and benchmarks."""
+        tiers = {level.tier.name: level.tier for level in self._cache.levels}
+        return {
+            "pid": os.getpid(),
+            "resident": self._painter.resident,
+            "queued_images": self._queue.num_images,
+            "bytes": {name: tier.used_bytes for name, tier in tiers.items()},
+            "keys": {name: tier.keys() for name, tier in tiers.items()},
+        }
+
+    def check_health(self) -> None:
+        """Ask Serve for a new replica if the device thread is dead or stuck."""
+        if self._painter.seconds_silent() > _STUCK_SECONDS:
+            raise RuntimeError("the device does not answer")
+
+    def close(self) -> None:
+        """End the threads and remove local copies; twice is harmless."""
+        self._painter.stop()
+        for pool in (self._readers, self._lifters, self._encoders):
+            pool.shutdown(wait=False, cancel_futures=True)
+        self._scratch.close()
+
+    def __del__(self) -> None:
+        """Called by Ray Serve at the end, and by nobody else before `close`."""
+        if hasattr(self, "_painter"):  # else it never began
+            self.close()
+
+
+def _device(choice: str) -> str:
+    if choice != "auto":
+        return choice
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _budgets(options: ServeOptions) -> weights.Budgets:
+    sizes = (options.disk_gib, options.ram_gib, options.device_gib)
+    return weights.Budgets(*(int(size * GIB) for size in sizes))
+
+
+def _limits(options: ServeOptions) -> Limits:
+    return Limits(
+        options.max_queued_images,
+        options.max_tenant_images,
+        options.batch_images,
+        options.patience_seconds,
+    )

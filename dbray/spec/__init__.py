@@ -1,0 +1,1 @@
+"""What users write: a job and its sections, and what is wrong with them."""

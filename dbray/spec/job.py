@@ -1,0 +1,212 @@
+"""The Job, and the file that users write it in.
+
+Owns what a job file may say at its top, what its relative paths start from, and how far a file with
+mistakes is read. What stands in its sections is dbray.spec.sections's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator
+
+from dbray.errors import Problem, SpecError
+from dbray.spec.findings import (
+    ADDRESS_BRANCH,
+    LIST_BRANCH,
+    Item,
+    Lines,
+    items_of,
+    locate,
+    parse_yaml,
+    problems_of,
+    read_text,
+)
+from dbray.spec.sections import (
+    SUBJECT_ID_PATTERN,
+    Address,
+    Identifiers,
+    Previews,
+    Prior,
+    Recipe,
+    Resources,
+    Spec,
+    Subject,
+    SubjectId,
+    anchor,
+    anchor_base,
+    is_commit,
+    make_subject,
+    slug,
+    subject_fields,
+)
+
+SCHEMA_VERSION = "dbray/v1"
+# What pyarrow.fs opens.
+_STORAGE_SCHEMES = ("file", "s3", "gs", "gcs", "hdfs", "viewfs", "abfs", "abfss")
+
+
+def _branch_of(subjects: Any) -> str:
+    return ADDRESS_BRANCH if isinstance(subjects, str) else LIST_BRANCH
+
+
+# With a discriminator, a mistake in a subject is not also told as "should be a string".
+Subjects = Annotated[
+    Annotated[Address, Tag(ADDRESS_BRANCH)] | Annotated[tuple[Subject, ...], Tag(LIST_BRANCH)],
+    Discriminator(_branch_of),
+]
+
+
+class Job(Spec):
+    """What the user asked for: subjects + base + recipe + prior + previews + storage."""
+
+    schema_version: Literal["dbray/v1"] = Field(default=SCHEMA_VERSION, alias="schema")
+    id: SubjectId = Field(
+        default="job", description="Name of the job; default: the job file's stem."
+    )
+    base: Address = Field(description="miniature, a diffusers folder, or a hub id.")
+    base_revision: str | None = Field(
+        default=None,
+        description="Commit of a hub id, 40 hex digits; required for hub ids, so that results "
+        "repeat.",
+    )
+    subjects: Subjects = Field(
+        description="Manifest (.jsonl, .yaml, .csv), a folder with one folder per subject, "
+        "or the subjects themselves."
+    )
+    storage: Address = Field(
+        default="runs", description="Folder or URI (s3://, gs://, ...) of all results."
+    )
+    tenant: str | None = Field(
+        default=None,
+        pattern=SUBJECT_ID_PATTERN,
+        description="Owner of the models, where several tenants share one registry; absent: "
+        "everybody may see them.",
+    )
+    recipe: Recipe = Recipe()
+    prior: Prior = Prior()
+    previews: Previews = Previews()
+    identifiers: Identifiers = Identifiers()
+    resources: Resources = Resources()
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    @field_validator("base_revision")
+    @classmethod
+    def _pinned(cls, revision: str | None) -> str | None:
+        if revision is not None and not is_commit(revision):
+            raise ValueError("a revision is the 40 hex digits of a commit: branches and tags move")
+        return revision
+
+    @field_validator("storage")
+    @classmethod
+    def _known_storage(cls, storage: str) -> str:
+        scheme, separator, _ = storage.partition("://")
+        if separator and scheme not in _STORAGE_SCHEMES:
+            raise ValueError(f"{scheme}:// is no storage; give a folder, s3://, gs://, ...")
+        return storage
+
+    @classmethod
+    def load(cls, path: str | Path) -> Job:
+        """Read a job file (YAML). Paths in it are relative to the file.
+
+        Raises:
+            SpecError: with every mistake in the file, its line and a fix.
+        """
+        draft = draft_job(Path(path))
+        subjects, problems = draft.subjects or (), list(draft.problems)
+        if not isinstance(subjects, str):
+            subjects, mistakes = _read_inline(subjects, Path(path).resolve().parent)
+            problems += mistakes
+        if problems:
+            raise SpecError(problems)
+        return draft.job.model_copy(update={"subjects": subjects})
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A job file as far as it goes, so that the rest can be checked beside its mistakes.
+
+    `job` is without its subjects and without what is wrong in it (its base is "" if that is).
+    `subjects` are an address, or what the file lists, not checked yet; None if they are neither.
+    """
+
+    job: Job
+    subjects: str | list[Item] | None
+    problems: list[Problem]
+    file: str
+    lines: Lines
+
+    def where(self, key: str) -> str:
+        """The file, and the line of a key."""
+        return locate(self.file, self.lines, (key,))
+
+
+def draft_job(file: Path) -> Draft:
+    """Read a job file. Paths in it become absolute, except those of the subjects it lists.
+
+    Raises:
+        SpecError: it cannot be read, is no YAML, or no mapping.
+    """
+    text = read_text(file, if_missing="check the path, or make one with 'dbray init'")
+    data, lines = parse_yaml(text, file)
+    if not isinstance(data, dict):
+        raise SpecError.of(
+            str(file),
+            "is not a mapping of keys to values",
+            "write 'base: ...', 'subjects: ...' and so on",
+        )
+    data = {str(key): value for key, value in data.items()}  # YAML may take one for a date
+    name, problems = str(file), []
+    if "id" not in data:
+        own_id = slug(file.stem)
+        data["id"] = own_id or "job"
+        if not own_id:
+            problems.append(Problem("error", name, "has a name that gives the job no id",
+                                    "add 'id: ...', or rename the file"))  # fmt: skip
+    listed = data.get("subjects")
+    if isinstance(listed, list):
+        data["subjects"] = ()
+    job, mistakes = _without_mistakes(data, name, lines)
+    job = anchored(job, file.resolve().parent)
+    subjects = job.subjects if isinstance(job.subjects, str) else None
+    if isinstance(listed, list):
+        subjects = items_of(listed, name, lines, ("subjects",))
+    return Draft(job, subjects, [*problems, *mistakes], name, lines)
+
+
+def _without_mistakes(data: dict[Any, Any], file: str, lines: Lines) -> tuple[Job, list[Problem]]:
+    """Make a job of what is right; return it and what is wrong."""
+    try:
+        return Job.model_validate(data), []
+    except ValidationError as exc:
+        wrong = {error["loc"][0] for error in exc.errors()}
+        right = {key: value for key, value in data.items() if key not in wrong}
+        job = Job.model_validate({"base": "left out", "subjects": ()} | right)
+        base = job.base if "base" in right else ""
+        return job.model_copy(update={"base": base}), problems_of(exc, file, lines, Job)
+
+
+def anchored(job: Job, folder: Path) -> Job:
+    """Make the paths of a job absolute, but for those of the subjects that it lists itself."""
+    paths = {"storage": anchor(job.storage, folder), "base": anchor_base(job.base, folder)}
+    if isinstance(job.subjects, str):
+        paths["subjects"] = anchor(job.subjects, folder)
+    return job.model_copy(update=paths)
+
+
+def _read_inline(items: Iterable[Item], folder: Path) -> tuple[tuple[Subject, ...], list[Problem]]:
+    """Make the subjects that a job file lists; return them and what is wrong."""
+    subjects, problems = [], []
+    for item in items:
+        try:
+            subject = make_subject(subject_fields(item), item)
+        except SpecError as exc:
+            problems += exc.problems
+        else:
+            images = tuple(anchor(image, folder) for image in subject.images)
+            subjects.append(subject.model_copy(update={"images": images}))
+    return tuple(subjects), problems

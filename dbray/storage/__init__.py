@@ -1,0 +1,1 @@
+"""What is at rest, at any URI: bytes, atomic commits, digests."""

@@ -1,0 +1,1 @@
+"""Folders, manifests and lists, read into checked subjects; their images."""

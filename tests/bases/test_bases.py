@@ -1,0 +1,274 @@
+"""Bases: which are accepted, and what a loaded one samples and saves."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file
+
+from dbray import bases
+from dbray.bases import stable_diffusion
+from dbray.errors import BaseError
+from dbray.spec.sections import Recipe
+
+
+@pytest.fixture
+def copied(tiny_base, tmp_path):
+    """A copy of the tiny base whose configurations a test may change."""
+    return shutil.copytree(tiny_base, tmp_path / "base")
+
+
+def change(folder, part, **values):
+    file = folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+@pytest.mark.parametrize(
+    ("part", "values", "reason"),
+    [
+        ("unet", {"addition_embed_type": "text_time"}, "text_time"),  # Stable Diffusion XL
+        ("unet", {"in_channels": 9}, "9 channels, its latents have 4"),  # inpainting
+        ("unet", {"_class_name": "Kandinsky3UNet"}, "Kandinsky3UNet"),
+        ("vae", {"_class_name": "AutoencoderTiny"}, "AutoencoderTiny"),
+        ("text_encoder", {"model_type": "t5"}, "t5"),
+    ],
+)
+def test_other_families_are_refused_before_anything_is_loaded(copied, part, values, reason):
+    change(copied, part, **values)
+    with pytest.raises(BaseError, match=reason):
+        bases.resolve(str(copied))
+
+
+def damage(file, content=None):
+    """Give a file this content; None removes it."""
+    if content is None:
+        file.unlink()
+    else:
+        file.write_bytes(content)
+
+
+def only_fp16(base):
+    file = base / "unet" / UNET
+    file.rename(file.with_name("diffusion_pytorch_model.fp16.safetensors"))
+
+
+def name_no_shards(part):
+    (part / UNET).unlink()
+    (part / f"{UNET}.index.json").write_text("{}")
+
+
+def halve(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+UNET = "diffusion_pytorch_model.safetensors"
+FAULTS = {
+    "no index": (lambda base: damage(base / "model_index.json"), "no model_index.json"),
+    "index of nothing": (lambda base: damage(base / "model_index.json", b"[]"), "no JSON object"),
+    "no configuration": (lambda base: damage(base / "vae" / "config.json"), "vae has no readable"),
+    "no scheduler": (lambda base: shutil.rmtree(base / "scheduler"), "scheduler has no readable"),
+    "other schedule": (lambda base: change(base, "scheduler", prediction_type="v"), "predicts 'v'"),
+    "no tokenizer": (lambda base: shutil.rmtree(base / "tokenizer"), "tokenizer has no readable"),
+    "no vocabulary": (lambda base: damage(base / "tokenizer/merges.txt"), "neither tokenizer.json"),
+    "no size": (lambda base: change(base, "unet", sample_size=None), "sample_size .* is None"),
+    "only fp16": (only_fp16, r"only diffusion_pytorch_model\.fp16\.safetensors.*without a variant"),
+    "no weights": (lambda base: damage(base / "unet" / UNET), "only nothing"),
+    "half the weights": (lambda base: halve(base / "unet" / UNET), "no whole safetensors"),
+    "a pointer": (lambda base: damage(base / "vae" / UNET, b"version https://git-lfs"), "no whole"),
+    "no list of shards": (
+        lambda base: (base / "unet" / UNET).rename(base / "unet" / f"{UNET}.index.json"),
+        "no readable",
+    ),
+    "shards of nothing": (lambda base: name_no_shards(base / "unet"), "names no files"),
+    "misspelt advice": (lambda base: damage(base / "dbray.yaml", b"recipe:\n  stepz: 1"),
+                        r"dbray\.yaml:2: recipe\.stepz"),
+    "advice in a list": (lambda base: damage(base / "dbray.yaml", b"- 1"), r"dbray\.yaml:1"),
+    "advice that is no YAML": (lambda base: damage(base / "dbray.yaml", b"a: ["), "not valid YAML"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_base_that_would_fail_later_is_refused_at_once(copied, fault):
+    spoil, reason = FAULTS[fault]
+    spoil(copied)
+    with pytest.raises(BaseError, match=f"(?s)base '{copied}': .*{reason}"):
+        bases.resolve(str(copied))
+
+
+def test_weights_in_shards_are_counted_and_loaded(copied):
+    whole = bases.resolve(str(copied))
+    num_parameters = whole.num_parameters("unet")
+    wanted = bases.load(whole).trained.state_dict()
+    unet = UNet2DConditionModel.from_pretrained(copied / "unet")
+    (copied / "unet" / UNET).unlink()
+    unet.save_pretrained(copied / "unet", max_shard_size="100KB")
+    assert len(list((copied / "unet").glob("*.safetensors"))) > 1
+    sharded = bases.resolve(str(copied))
+    assert sharded.num_parameters("unet") == num_parameters
+    found = bases.load(sharded).trained.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in wanted.items())
+    next((copied / "unet").glob("*-of-*")).unlink()
+    with pytest.raises(BaseError, match=r"no diffusion_pytorch_model-\d+-of-"):
+        bases.resolve(str(copied))
+
+
+def test_makers_recommend_what_they_name_and_nothing_else(copied):
+    (copied / "dbray.yaml").write_text("recipe:\n  steps: 9\nprior:\n")
+    with pytest.raises(BaseError, match="prior"):
+        bases.resolve(str(copied))
+    (copied / "dbray.yaml").write_text("recipe:\n  steps: 9\n")
+    assert bases.resolve(str(copied)).defaults == {"recipe": {"steps": 9}}
+    (copied / "dbray.yaml").write_text("# nothing\n")
+    assert bases.resolve(str(copied)).defaults == {}
+
+
+def test_a_broken_tokenizer_is_told(copied):
+    damage(copied / "tokenizer" / "vocab.json", b"{")
+    with pytest.raises(BaseError, match="tokenizer cannot be loaded"):
+        bases.load_tokenizer(bases.resolve(str(copied)))
+
+
+@pytest.mark.parametrize("revision", [None, "main", "v1.5", "a" * 39])
+def test_a_hub_id_needs_a_commit(revision):
+    with pytest.raises(BaseError, match="40 hex digits"):
+        bases.resolve("owner/name", revision)
+
+
+def test_a_folder_that_is_not_there_is_not_taken_for_the_hub_alone():
+    with pytest.raises(BaseError, match="base 'models/sd15': there is no such folder"):
+        bases.resolve("models/sd15")
+
+
+def test_what_is_no_hub_id_is_told():
+    with pytest.raises(BaseError, match=r"base 'my model/x y': .*check the id"):
+        bases.resolve("my model/x y", "a" * 40)
+
+
+COMMIT = "c" * 40
+
+
+@pytest.fixture
+def node(tiny_base, tmp_path, monkeypatch):
+    """Become another node each time: one with its own cache of the hub. Returns its snapshot."""
+
+    def enter(name):
+        cache = tmp_path / name
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+        snapshot = cache / "models--owner--name" / "snapshots" / COMMIT
+        return shutil.copytree(tiny_base, snapshot)
+
+    return enter
+
+
+def test_a_base_from_the_hub_is_found_on_every_node(node):
+    first = node("first")
+    base = bases.resolve("owner/name", COMMIT)
+    assert (base.folder, base.revision) == (first, COMMIT)
+    second = node("second")
+    found = bases.here(base)
+    assert (found.folder, found.digest) == (second, base.digest)
+    shutil.rmtree(second)
+    with pytest.raises(BaseError, match=r"base 'owner/name': .*cannot be had from the hub"):
+        bases.here(base)
+
+
+def test_a_base_from_the_hub_is_the_same_on_every_node(node):
+    node("first")
+    base = bases.resolve("owner/name", COMMIT)
+    change(node("second"), "scheduler", clip_sample=True)
+    with pytest.raises(BaseError, match=r"base 'owner/name': .*second.* is not what the job began"):
+        bases.here(base)
+
+
+def test_a_folder_has_to_be_on_every_node(copied):
+    base = bases.resolve(str(copied), COMMIT)  # the revision of a folder means nothing
+    assert bases.here(base) is base
+    shutil.rmtree(copied)
+    with pytest.raises(BaseError, match=f"base '{copied}': .*every node needs it at the same path"):
+        bases.here(base)
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
+def test_latents_are_not_clipped_where_the_base_says_nothing_of_it(copied, sampler):
+    file = copied / "scheduler" / "scheduler_config.json"
+    schedule = {key: value for key, value in json.loads(file.read_text()).items()
+                if key != "clip_sample"}  # fmt: skip
+    file.write_text(json.dumps(schedule | {"_class_name": "EulerDiscreteScheduler"}))
+    scheduler = bases.load(bases.resolve(str(copied))).scheduler(sampler)
+    scheduler.set_timesteps(10)
+    latents = torch.full((1, 4, 2, 2), 3.0)
+    found = scheduler.step(torch.zeros_like(latents), scheduler.timesteps[-1], latents)
+    assert found.pred_original_sample.min() > 2.9
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp16", torch.float16), ("fp32", torch.float32)])
+def test_a_saved_model_keeps_the_precision_of_its_recipe(tiny_base, tmp_path, precision, dtype):
+    base = bases.resolve(str(tiny_base))
+    backbone = bases.load(base, Recipe(publish_precision=precision))
+    changed = {name.removeprefix("unet."): value * 1.1
+               for name, value in backbone.trained.state_dict().items()}  # fmt: skip
+    backbone.set_weights({"unet": changed})
+    backbone.save(tmp_path / "saved")
+    [file] = (tmp_path / "saved" / "unet").glob("*.safetensors")
+    saved = load_file(file)
+    assert {value.dtype for value in saved.values()} == {dtype}
+    for name, value in changed.items():
+        assert torch.equal(saved[name], value.to(dtype))
+
+
+def test_an_index_that_names_more_than_there_is_is_exported_without(copied, tmp_path):
+    file = copied / "model_index.json"
+    more = {
+        "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+        "feature_extractor": ["transformers", "CLIPImageProcessor"],
+        "requires_safety_checker": True,
+    }
+    file.write_text(json.dumps(json.loads(file.read_text()) | more))
+    with pytest.raises(OSError, match=r"no file named|Can't load"):
+        StableDiffusionPipeline.from_pretrained(copied, local_files_only=True)
+    bases.load(bases.resolve(str(copied))).save(tmp_path / "saved")
+    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "saved", local_files_only=True)
+    assert pipeline.safety_checker is None
+    assert not pipeline.config["requires_safety_checker"]
+
+
+def test_checkpointing_computes_every_trained_part_again_to_the_same_gradients(tiny_base):
+    base = bases.resolve(str(tiny_base))
+    found = {}
+    for checkpointed in (False, True):
+        recipe = Recipe(train_text_encoder=True, gradient_checkpointing=checkpointed)
+        trained = bases.load(base, recipe).trained
+        layers = trained.get_submodule("text_encoder").encoder.layers
+        calls = []
+        layers[0].layer_norm1.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        generator = torch.Generator().manual_seed(0)
+        latents = torch.randn(2, 4, 8, 8, generator=generator)
+        ids = torch.randint(0, 90, (2, 16), generator=generator)
+        trained(latents, torch.tensor([10, 500]), ids).square().mean().backward()
+        assert len(calls) == 1 + checkpointed
+        found[checkpointed] = {name: p.grad for name, p in trained.named_parameters()}
+    for name, gradient in found[False].items():
+        if gradient is not None:
+            torch.testing.assert_close(found[True][name], gradient, msg=name)
+
+
+def test_of_large_images_the_autoencoder_takes_few_at_once(tiny_base, monkeypatch):
+    backbone = bases.load(bases.resolve(str(tiny_base)))
+    pixels = np.random.default_rng(0).integers(0, 255, (5, 32, 32, 3), dtype=np.uint8)
+    means, deviations = backbone.encode(pixels)
+    images = backbone.decode(means)
+    monkeypatch.setattr(stable_diffusion, "_AUTOENCODED_PIXELS", 2 * 32 * 32)
+    sizes = []
+    for name in ("encode", "decode"):
+        whole = getattr(backbone._vae, name)
+        monkeypatch.setattr(
+            backbone._vae, name, lambda x, call=whole: (sizes.append(len(x)), call(x))[1]
+        )
+    torch.testing.assert_close(backbone.encode(pixels), (means, deviations))
+    assert np.abs(backbone.decode(means).astype(int) - images).max() <= 1
+    assert sizes == [2, 2, 1] * 2

@@ -1,0 +1,69 @@
+"""Commands about published models: what they refuse, and in which words."""
+
+from __future__ import annotations
+
+import pytest
+from kit.records import record
+from safetensors.torch import save
+
+from dbray import bases
+from dbray.cli import main
+from dbray.records.models import Registry
+from dbray.spec.sections import Recipe
+from dbray.storage.store import Store
+
+
+@pytest.fixture(scope="module")
+def storage(tiny_base, tmp_path_factory):
+    """A storage with one model, rex, whose weights are the base's."""
+    base = bases.resolve(str(tiny_base))
+    unet = {name.removeprefix("unet."): value
+            for name, value in bases.load(base).trained.state_dict().items()}  # fmt: skip
+    folder = str(tmp_path_factory.mktemp("registry"))
+    model = record(base=base.name, base_digest=base.digest, recipe=Recipe(publish_precision="fp32"))
+    Registry(Store(folder)).publish(model, {"unet.safetensors": save(unet)})
+    return folder
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["models", "list"], ["models", "show", "rex"], ["models", "remove", "rex", "--yes"],
+     ["models", "export", "rex", "-o", "out"], ["generate", "rex", "a {subject}"]],
+)  # fmt: skip
+def test_a_storage_that_is_not_there_is_told(tmp_path, monkeypatch, capsys, command):
+    monkeypatch.chdir(tmp_path)
+    assert main([*command, "--registry", "nowhere"]) == 2
+    assert f"there is no folder {tmp_path / 'nowhere'}" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_storage_without_models_lists_none(tmp_path, capsys):
+    assert main(["models", "list", "--registry", str(tmp_path)]) == 0
+    assert "no models" in capsys.readouterr().err
+
+
+def test_what_is_not_published_is_told_with_the_place(storage, capsys):
+    assert main(["models", "show", "zzz", "--registry", storage]) == 2
+    assert f"published in {storage}\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("model", ["rex", "base"])
+@pytest.mark.parametrize("prompt", ["a {subjct} dog", "a {subject", "a dog}"])
+def test_braces_that_nothing_fills_are_refused(storage, tiny_base, tmp_path, capsys, model, prompt):
+    arguments = ["--registry", storage, "--base", str(tiny_base), "-o", str(tmp_path / "out")]
+    assert main(["generate", model, prompt, *arguments]) == 2
+    assert repr(prompt) in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["models", "export", "rex"], ["generate", "rex", "a {subject}", "--steps", "1"]],
+)
+def test_output_below_a_file_is_refused(storage, tmp_path, capsys, command):
+    (tmp_path / "file").write_text("mine")
+    output = tmp_path / "file" / "x"
+    assert main([*command, "-o", str(output), "--registry", storage]) == 2
+    told = capsys.readouterr().err
+    assert f"the folder {output} cannot be written" in told
+    assert "choose another -o" in told

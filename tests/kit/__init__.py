@@ -1,0 +1,1 @@
+"""What tests share: small worlds, a registry to serve, a fake of S3."""

@@ -1,0 +1,34 @@
+"""What lanes ask of the cluster; tests/run/test_job.py has them at work."""
+
+from __future__ import annotations
+
+import pytest
+from kit.worlds import load_job
+
+from dbray import bases
+from dbray.hardware import Hardware
+from dbray.lanes import group
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "use_gpu"),
+    [
+        ("auto", 0, False),
+        ("auto", 2, True),
+        ("cpu", 2, False),
+        ("cuda", 0, True),  # those that the cluster grows by when it is asked
+    ],
+)
+def test_lanes_ask_for_what_the_device_says(
+    ray_session, tiny_base, tmp_path, monkeypatch, device, gpus, use_gpu
+):
+    job = load_job(tmp_path, tiny_base, {"ace": "cat"}, resources={"device": device})
+    asked = []
+    monkeypatch.setattr(group, "hardware", lambda: Hardware(num_cpus=8, num_gpus=gpus))
+    monkeypatch.setattr(group, "run_lane", asked.append)
+    base = bases.resolve(str(tiny_base))
+    with group.open_lanes(job, base, [], 2, "scratch", on_lost=pytest.fail):
+        """Nothing to do but to open them."""
+    assert {spec.name: spec.use_gpu for spec in asked} == {"lane-0": use_gpu, "lane-1": use_gpu}

@@ -1,0 +1,195 @@
+"""Leases: each subject is somebody's until it ends, and ends exactly once."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from dbray.errors import Diverged, LaneLost, StoreError
+from dbray.lanes.leases import LeaseQueue
+from dbray.records.results import Failure, Outcome
+
+RETRYABLE = Failure.of(StoreError("storage is away"))
+FINAL = Failure.of(Diverged("the loss is nan"))
+
+
+def planned(name, noun="dog"):
+    subject = SimpleNamespace(id=name, class_noun=noun)
+    return SimpleNamespace(subject=subject, revision=f"rev-{name}", identifier=f"id-{name}")
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+def make_queue(clock, *names, max_attempts=3):
+    return LeaseQueue([planned(name) for name in names], max_attempts, 10.0, clock)
+
+
+def take(queue, lane="lane-0"):
+    leased, _ = queue.lease(lane)
+    return leased and (leased[0].subject.id, leased[1])
+
+
+def statuses(queue):
+    return {outcome.id: outcome.status for outcome in queue.snapshot(0).outcomes}
+
+
+def test_each_subject_is_handed_out_once(clock):
+    queue = make_queue(clock, "a", "b")
+    assert take(queue, "lane-0") == ("a", 1)
+    assert take(queue, "lane-1") == ("b", 1)
+    assert queue.lease("lane-0") == (None, False)
+    queue.complete("a", {"train": 1.0}, 8)
+    queue.complete("b", {}, 2)
+    assert queue.lease("lane-0") == (None, True)
+    assert statuses(queue) == {"a": "published", "b": "published"}
+    assert [outcome.steps for outcome in queue.snapshot(0).outcomes] == [8, 2]
+    assert queue.snapshot(0).is_done
+
+
+def test_subjects_of_one_class_noun_are_neighbours(clock):
+    subjects = [planned("a", "dog"), planned("b", "cat"), planned("c", "dog"), planned("d", "cat")]
+    queue = LeaseQueue(subjects, 1, 10.0, clock)
+    order = [take(queue)[0] for _ in subjects]
+    assert order == ["a", "c", "b", "d"]
+
+
+def test_a_lane_stays_with_its_class_noun_and_looks_for_one_of_its_own(clock):
+    nouns = ["dog", "dog", "dog", "cat", "cat", "toy"]
+    subjects = [planned(f"{noun}-{number}", noun) for number, noun in enumerate(nouns)]
+    queue = LeaseQueue(subjects, 2, 10.0, clock)
+    assert [take(queue, lane)[0] for lane in ("one", "two")] == ["dog-0", "cat-3"]
+    queue.complete("cat-3", {}, 1)
+    assert take(queue, "two")[0] == "cat-4"
+    queue.complete("cat-4", {}, 1)
+    assert take(queue, "two")[0] == "toy-5"  # rather than help with the dogs
+    queue.fail("two", "toy-5", RETRYABLE)
+    assert take(queue, "two") == ("toy-5", 2)
+    assert [take(queue, lane)[0] for lane in ("three", "one")] == ["dog-1", "dog-2"]
+
+
+def test_a_silent_lane_loses_its_subject(clock):
+    queue = make_queue(clock, "a")
+    take(queue, "lane-0")
+    clock.now = 9.0
+    queue.beat("lane-0", "a", 5)
+    clock.now = 18.0
+    assert take(queue, "lane-1") is None
+    clock.now = 20.0
+    assert take(queue, "lane-1") == ("a", 2)
+
+
+def test_a_lane_that_starts_again_gives_back_what_it_held(clock):
+    queue = make_queue(clock, "a", "b")
+    take(queue, "lane-0")
+    take(queue, "lane-1")
+    queue.enter("lane-0")
+    assert take(queue, "lane-0") == ("a", 2)
+    assert queue.snapshot(0).in_flight["lane-1"] == ("b", 0)
+
+
+def test_a_stale_lane_may_complete_but_not_fail(clock):
+    queue = make_queue(clock, "a")
+    take(queue, "lane-0")
+    clock.now = 11.0
+    take(queue, "lane-1")
+    queue.fail("lane-0", "a", FINAL)
+    assert statuses(queue) == {}
+    queue.complete("a", {}, 8)  # lane-0 published after all; lane-1 comes later
+    queue.complete("a", {}, 8)
+    assert [outcome.id for outcome in queue.snapshot(0).outcomes] == ["a"]
+
+
+def test_a_subject_that_expired_and_was_published_is_not_done_again(clock):
+    queue = make_queue(clock, "a", "b")
+    take(queue, "lane-0")
+    queue.enter("lane-0")
+    queue.complete("a", {}, 8)
+    assert take(queue, "lane-0") == ("b", 1)
+    queue.complete("b", {}, 8)
+    assert queue.lease("lane-0") == (None, True)
+
+
+def test_retryable_errors_are_tried_again_so_often(clock):
+    queue = make_queue(clock, "a", max_attempts=3)
+    attempts = []
+    while (taken := take(queue)) is not None:
+        attempts.append(taken[1])
+        queue.fail("lane-0", "a", RETRYABLE)
+    assert attempts == [1, 2, 3]
+    [outcome] = queue.snapshot(0).outcomes
+    assert (outcome.status, outcome.attempts, outcome.error) == ("failed", 3, RETRYABLE)
+
+
+def test_final_errors_are_not_tried_again(clock):
+    queue = make_queue(clock, "a", "b")
+    take(queue)
+    queue.fail("lane-0", "a", FINAL)
+    assert take(queue) == ("b", 1)
+    assert statuses(queue) == {"a": "failed"}
+
+
+def test_without_lanes_what_was_tried_has_failed_and_the_rest_waits(clock):
+    queue = make_queue(clock, "a", "b", "c")
+    take(queue, "lane-0")
+    take(queue, "lane-1")
+    queue.fail("lane-1", "b", RETRYABLE)
+    queue.abandon("no lane is left")
+    outcomes = queue.snapshot(0).outcomes
+    assert {outcome.id: outcome.error.kind for outcome in outcomes} == {
+        "a": LaneLost.__name__,
+        "b": LaneLost.__name__,
+    }
+    assert queue.snapshot(0).num_pending == 1
+    assert not queue.snapshot(0).is_done
+    assert take(queue) == ("c", 1)
+
+
+def test_a_subject_that_was_given_up_and_is_published_after_all_is_published(clock):
+    queue = make_queue(clock, "a", max_attempts=1)
+    take(queue, "lane-0")
+    clock.now = 11.0
+    assert queue.lease("lane-1") == (None, True)
+    queue.complete("a", {"train": 1.0}, 8)  # lane-0 was slow, not dead
+    queue.complete("a", {"train": 1.0}, 8)
+    assert [outcome.status for outcome in queue.snapshot(0).outcomes] == ["failed", "published"]
+    assert queue.snapshot(0).num_ended == 1
+
+
+def test_the_queue_counts_what_ended_in_each_lane(clock):
+    queue = make_queue(clock, "a", "b", "c")
+    for lane, end in (("lane-0", "published"), ("lane-1", "failed"), ("lane-0", "published")):
+        name, _ = take(queue, lane)
+        if end == "failed":
+            queue.fail(lane, name, FINAL)
+        else:
+            queue.complete(name, {}, 8)
+    assert [queue.num_ended(f"lane-{index}") for index in range(3)] == [2, 1, 0]
+
+
+def test_a_snapshot_tells_only_what_is_new(clock):
+    queue = make_queue(clock, "a", "b")
+    for name in ("a", "b"):
+        take(queue)
+        queue.complete(name, {}, 8)
+    assert [outcome.id for outcome in queue.snapshot(1).outcomes] == ["b"]
+
+
+def test_outcomes_survive_json(clock):
+    queue = make_queue(clock, "a", "b")
+    take(queue)
+    queue.fail("lane-0", "a", FINAL)
+    take(queue)
+    queue.complete("b", {"train": 1.5}, 8)
+    for outcome in queue.snapshot(0).outcomes:
+        assert Outcome.model_validate(outcome.row()) == outcome

@@ -1,0 +1,133 @@
+"""A lane whose device breaks, and one whose storage is slow.
+
+Nothing here can be made to break or be slow at will, so fakes are put into the workers' processes;
+queue, Ray Train and the job around them are real.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import ray.train
+import torch
+
+from dbray.lanes import worker
+from dbray.lanes.checkpoint import Checkpoint
+from dbray.lanes.leases import LeaseQueue
+from dbray.records.models import Registry
+from dbray.run.job import run_job
+
+STORAGE = [
+    (worker, "read_uri"),
+    (worker, "load_images"),
+    (Checkpoint, "restore"),
+    (Checkpoint, "save"),
+    (Registry, "publish"),
+]
+"""All that a worker may wait for long."""
+
+
+@pytest.fixture
+def run(ray_session, tiny_base, tmp_path):
+    """Run a job without previews; what became of each subject, in which attempt, and why."""
+    # The workers import this module, and find none that lies beside it.
+    from kit.worlds import load_job
+
+    def run(subjects, **changes):
+        job = load_job(tmp_path, tiny_base, subjects, previews={"prompts": []}, **changes)
+        return {one.id: (one.status, one.attempts, one.error) for one in run_job(job).outcomes}
+
+    return run
+
+
+def break_down(*args, **kwargs):
+    raise torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered")
+
+
+def work_on_breaking_devices(config):
+    """The last rank's device breaks twice: in training and, after the restart, in encoding."""
+    spec, rank = config["spec"], ray.train.get_context().get_world_rank()
+    starts = Path(spec.job.storage).parent / f"starts-of-{rank}"
+    with starts.open("a+") as file:
+        file.write("x")
+    number = len(starts.read_text())
+    if rank == spec.job.resources.gpus_per_subject - 1 and number <= 2:
+        setattr(worker, "finetune" if number == 1 else "encode_subject", break_down)
+    worker._work(config)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_device_that_breaks_costs_an_attempt_and_no_subject(run, monkeypatch, num_workers):
+    monkeypatch.setattr(worker, "_work", work_on_breaking_devices)
+    recipe, resources = {"steps": 2, "prior_weight": 0.0}, {"gpus_per_subject": num_workers}
+    found = run({"ace": "cat", "bob": "cat"}, recipe=recipe, resources=resources)
+    assert found == dict.fromkeys(("ace", "bob"), ("published", 2, None))
+
+
+def count_beats() -> threading.Semaphore:
+    """Count from now on what the queue is told in this process."""
+    told, now = threading.Semaphore(0), worker._Beat.now
+
+    def counted(beat, step):
+        now(beat, step)
+        told.release()
+
+    worker._Beat.now = counted
+    return told
+
+
+def wait_for_two(told: threading.Semaphore) -> None:
+    """Wait until the queue was told twice from now on: the second time began after this call."""
+    while told.acquire(blocking=False):
+        pass
+    if not (told.acquire(timeout=30) and told.acquire(timeout=30)):
+        raise TimeoutError("the lane fell silent")
+
+
+def work_with_slow_storage(config):
+    """Whatever asks storage gets its answer only when the queue was told that the lane lives."""
+    worker._BEAT_SECONDS = 0.01
+    told, answered = count_beats(), Path(config["spec"].job.storage).parent / "answered"
+
+    def slow(real, name):
+        def answer(*args, **kwargs):
+            wait_for_two(told)
+            with answered.open("a") as file:
+                file.write(f"{name}\n")
+            return real(*args, **kwargs)
+
+        return answer
+
+    for owner, name in STORAGE:
+        setattr(owner, name, slow(getattr(owner, name), name))
+    worker._work(config)
+
+
+@pytest.mark.ray
+def test_a_lane_is_not_silent_while_it_waits_for_storage(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(worker, "_work", work_with_slow_storage)
+    found = run({"ace": "cat"}, recipe={"steps": 4}, resources={"checkpoint_every": 2})
+    assert found == {"ace": ("published", 1, None)}
+    answered = (tmp_path / "answered").read_text().split()
+    assert set(answered) == {name for _, name in STORAGE}
+
+
+def test_a_lease_lasts_as_long_as_the_wait(monkeypatch):
+    monkeypatch.setattr(worker, "_BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(worker._Beat, "now", worker._Beat.now)  # counted below; undone in the end
+    told, now = count_beats(), [0.0]
+    ace = SimpleNamespace(subject=SimpleNamespace(id="ace", class_noun="cat"))
+    queue = LeaseQueue([ace], 2, 10.0, lambda: now[0])
+    queue.lease("lane-0")
+    handle = SimpleNamespace(beat=SimpleNamespace(remote=queue.beat))
+    with worker._Beat(handle, "lane-0", "ace", True, 0).meanwhile():
+        for _ in range(3):
+            now[0] += 9.0
+            wait_for_two(told)
+    assert queue.lease("lane-1") == (None, False)
+    now[0] += 11.0  # and no longer: a lane that hangs in a step must lose it
+    assert queue.lease("lane-1") == ((ace, 2), False)

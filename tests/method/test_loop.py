@@ -1,0 +1,239 @@
+"""The loop: shares of a batch add up, restarts continue bit for bit, nothing leaks."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from dbray import bases
+from dbray.errors import Diverged
+from dbray.method.engine import make_engine
+from dbray.method.loop import (
+    Latents,
+    Share,
+    TrainingData,
+    draw_batch,
+    encode_subject,
+    finetune,
+    instance_prompts,
+)
+from dbray.method.losses import NoiseSchedule
+from dbray.spec.sections import Recipe
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def backbone(tiny_base):
+    return bases.load(bases.resolve(str(tiny_base)))
+
+
+@pytest.fixture(scope="module")
+def schedule(backbone):
+    return NoiseSchedule(backbone.alphas_cumprod, backbone.prediction)
+
+
+def make_data(backbone, subject_id="rex", recipe=None, with_prior=True):
+    recipe = recipe or Recipe()
+    pixels = np.random.default_rng(0).integers(0, 255, (3, 32, 32, 3), dtype=np.uint8)
+    views, views_of_image = encode_subject(backbone, [[image] for image in pixels], recipe)
+    class_pixels = np.random.default_rng(1).integers(0, 255, (5, 32, 32, 3), dtype=np.uint8)
+    return TrainingData(
+        subject_id,
+        views,
+        views_of_image,
+        backbone.condition(instance_prompts("zb", "dog", None, 3)),
+        Latents(*backbone.encode(class_pixels)) if with_prior else None,
+        backbone.condition(["a dog"]),
+    )
+
+
+def make_test_engine(backbone, recipe):
+    return make_engine(copy.deepcopy(backbone.trained), recipe, 0, CPU)
+
+
+def train(backbone, schedule, recipe, **kwargs):
+    engine = make_test_engine(backbone, recipe)
+    curve = finetune(engine, schedule, make_data(backbone, recipe=recipe), recipe, **kwargs)
+    return engine.weights(), curve
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+def test_training_moves_every_layer_and_lowers_the_loss(backbone, schedule):
+    recipe = Recipe(steps=60, learning_rate=3e-3)
+    weights, curve = train(backbone, schedule, recipe)
+    before = dict(backbone.trained.state_dict())
+    assert weights.keys() == before.keys()
+    unmoved = [name for name, value in weights.items() if torch.equal(value, before[name])]
+    assert unmoved == []
+    losses = [point.loss for point in curve]
+    assert [point.step for point in curve] == list(range(1, 61))
+    assert np.mean(losses[-15:]) < np.mean(losses[:15])
+
+
+def test_training_is_the_paper_s_loop_written_plainly(backbone, schedule):
+    """Equation 2 row by row, by diffusers and torch: nothing is shared but the draws."""
+    from diffusers import DDPMScheduler
+
+    recipe = Recipe(steps=5, learning_rate=1e-3, weight_decay=0.1, prior_weight=0.7, batch_size=2)
+    data = make_data(backbone, recipe=recipe)
+    noiser = DDPMScheduler(trained_betas=betas_of(backbone.alphas_cumprod))
+    trained = copy.deepcopy(backbone.trained)
+    optimizer = torch.optim.AdamW(trained.parameters(), lr=1e-3, weight_decay=0.1)
+    losses = []
+    for step in range(5):
+        batch = draw_batch(data, recipe, schedule, step, Share())
+        sums = {False: 0.0, True: 0.0}
+        for row in range(4):
+            noise, at = batch.target_BCHW[row : row + 1], batch.timesteps_B[row : row + 1]
+            level = noiser.alphas_cumprod[at].view(1, 1, 1, 1)
+            latents = (batch.noisy_BCHW[row : row + 1] - (1 - level).sqrt() * noise) / level.sqrt()
+            text = data.prior_text_1L if row >= 2 else batch.text_BL[row : row + 1]
+            prediction = trained(noiser.add_noise(latents, noise, at), at, text)
+            sums[row >= 2] += torch.nn.functional.mse_loss(prediction, noise) / 2
+        loss = sums[False] + 0.7 * sums[True]
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained.parameters(), recipe.max_grad_norm)
+        optimizer.step()
+        losses.append(loss.item())
+    weights, curve = train(backbone, schedule, recipe)
+    assert [point.loss for point in curve] == pytest.approx(losses, rel=1e-4)
+    for name, value in trained.state_dict().items():
+        torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=2e-4)
+
+
+def betas_of(alphas_cumprod):
+    return (1 - alphas_cumprod / torch.cat([torch.ones(1), alphas_cumprod[:-1]])).numpy()
+
+
+def test_the_same_inputs_give_the_same_weights(backbone, schedule):
+    recipe = Recipe(steps=6, learning_rate=1e-3)
+    first, _ = train(backbone, schedule, recipe)
+    second, _ = train(backbone, schedule, recipe)
+    other, _ = train(backbone, schedule, recipe.model_copy(update={"seed": 1}))
+    assert same(first, second)
+    assert not same(first, other)
+
+
+def test_a_warm_engine_trains_like_a_fresh_one(backbone, schedule):
+    recipe = Recipe(steps=5, learning_rate=1e-3)
+    alone, _ = train(backbone, schedule, recipe)
+    engine = make_test_engine(backbone, recipe)
+    finetune(engine, schedule, make_data(backbone, "fido"), recipe)
+    engine.reset()
+    finetune(engine, schedule, make_data(backbone, "rex"), recipe)
+    assert same(engine.weights(), alone)
+
+
+@pytest.mark.parametrize("stop", [1, 4, 9])
+def test_a_restart_continues_bit_for_bit(backbone, schedule, stop):
+    recipe = Recipe(steps=10, learning_rate=1e-3, ema_decay=0.9)
+    undisturbed, whole_curve = train(backbone, schedule, recipe)
+    saved = {}
+
+    class Killed(Exception):
+        pass
+
+    engine = make_test_engine(backbone, recipe)
+
+    def on_step(progress):
+        if progress.step == stop:
+            saved.update(state=copy.deepcopy(engine.state()), progress=progress)
+            raise Killed
+
+    data = make_data(backbone)
+    with pytest.raises(Killed):
+        finetune(engine, schedule, data, recipe, on_step=on_step)
+    restarted = make_test_engine(backbone, recipe)
+    restarted.load_state(saved["state"])
+    curve = finetune(restarted, schedule, data, recipe, resume=saved["progress"])
+    assert same(restarted.weights(), undisturbed)
+    assert curve == whole_curve
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 7])
+def test_ranks_together_compute_the_whole_batch(backbone, schedule, batch_size, world_size):
+    recipe = Recipe(batch_size=batch_size, prior_weight=0.5, min_snr_gamma=5.0)
+    data = make_data(backbone)
+    whole = draw_batch(data, recipe, schedule, 3, Share())
+    found = {}
+    for rank in range(world_size):
+        part = draw_batch(data, recipe, schedule, 3, Share(rank, world_size))
+        for row in range(len(part.weights_B)):
+            key = float(part.noisy_BCHW[row].sum())
+            found[key] = found.get(key, 0.0) + float(part.weights_B[row]) / world_size
+    wanted = {
+        float(whole.noisy_BCHW[row].sum()): float(whole.weights_B[row])
+        for row in range(2 * batch_size)
+    }
+    assert found == pytest.approx(wanted)
+
+
+def test_rows_are_of_the_right_kind(backbone, schedule):
+    recipe = Recipe(batch_size=2)
+    data = make_data(backbone)
+    batch = draw_batch(data, recipe, schedule, 0, Share())
+    assert batch.is_prior_B.tolist() == [False, False, True, True]
+    assert torch.equal(batch.text_BL[2], data.prior_text_1L[0])
+    assert not torch.equal(batch.text_BL[0], data.prior_text_1L[0])
+    without = draw_batch(make_data(backbone, with_prior=False), recipe, schedule, 0, Share())
+    assert without.is_prior_B.tolist() == [False, False]
+
+
+def test_rows_draw_independent_noise_and_timesteps(backbone, schedule):
+    data, recipe = make_data(backbone), Recipe(batch_size=4)
+    timesteps = torch.cat(
+        [draw_batch(data, recipe, schedule, step, Share()).timesteps_B for step in range(200)]
+    )
+    assert len(timesteps.unique()) > 700
+    assert float(timesteps.float().mean()) == pytest.approx(499.5, abs=30)
+    batch = draw_batch(data, recipe, schedule, 0, Share())
+    assert len({float(row.sum()) for row in batch.target_BCHW}) == 8
+
+
+def test_flips_and_crops_are_drawn_per_step(backbone, schedule):
+    pixels = np.random.default_rng(0).integers(0, 255, (2, 32, 32, 3), dtype=np.uint8)
+    latents, views_of_image = encode_subject(
+        backbone, [[pixels[0], pixels[1]], [pixels[1]]], Recipe(flip=True)
+    )
+    assert views_of_image == ((0, 1, 2, 3), (4, 5))
+    mirrored, _ = backbone.encode(np.ascontiguousarray(pixels[:1, :, ::-1]))
+    torch.testing.assert_close(latents.mean_VCHW[2:3], mirrored)
+
+
+def test_text_encoder_trains_when_asked(tiny_base, schedule):
+    recipe = Recipe(steps=3, learning_rate=1e-3, train_text_encoder=True)
+    backbone = bases.load(bases.resolve(str(tiny_base)), recipe)
+    weights, _ = train(backbone, schedule, recipe)
+    before = backbone.trained.state_dict()
+    moved = {name for name, value in weights.items() if not torch.equal(value, before[name])}
+    assert any(name.startswith("text_encoder.") for name in moved)
+
+
+def test_a_loss_that_is_not_finite_is_named(backbone, schedule):
+    recipe = Recipe(steps=3)
+    data = make_data(backbone, recipe=recipe)
+    data.views.mean_VCHW[:] = float("inf")
+    with pytest.raises(Diverged, match="learning_rate"):
+        finetune(make_test_engine(backbone, recipe), schedule, data, recipe)
+
+
+def test_captions_replace_the_default_prompt():
+    assert instance_prompts("zb", "dog", None, 2) == ["a zb dog", "a zb dog"]
+    assert instance_prompts("zb", "dog", ["{subject} asleep", "a {class}"], 2) == [
+        "zb dog asleep",
+        "a dog",
+    ]

@@ -1,0 +1,86 @@
+"""All that is wrong with a job is told at once, from a file and from Python alike."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from kit.worlds import load_job, write_job, write_photos
+
+from dbray.errors import SpecError
+from dbray.planning.checks import check_file, check_job
+from dbray.spec.job import Job
+from dbray.spec.sections import Subject
+
+SUBJECTS = {"rex": "dog", "tom": "cat"}
+
+
+@pytest.fixture
+def broken(tmp_path, tiny_base) -> Job:
+    """A job with an image that is none, and no such base."""
+    job = load_job(tmp_path, tiny_base, SUBJECTS)
+    (tmp_path / "photos" / "tom" / "0.png").write_bytes(b"no image")
+    return job.model_copy(update={"base": str(tmp_path / "nowhere")})
+
+
+def test_a_base_and_an_image_are_told_together(broken):
+    with pytest.raises(SpecError) as told:
+        check_job(broken).ready()
+    assert "nowhere" in str(told.value)
+    assert "0.png" in str(told.value)
+
+
+def test_a_job_and_its_file_are_told_the_same(tmp_path, tiny_base):
+    file = write_job(tmp_path, tiny_base, SUBJECTS)
+    (tmp_path / "photos" / "tom" / "0.png").write_bytes(b"no image")
+    assert check_job(Job.load(file)).problems == check_file(file).problems
+
+
+def test_a_job_in_python_has_its_paths_from_the_working_folder(tmp_path, tiny_base, monkeypatch):
+    job = load_job(tmp_path, tiny_base, SUBJECTS)
+    monkeypatch.chdir(tmp_path)
+    Path("base").symlink_to(tiny_base)
+    relative = job.model_copy(update={"base": "base", "subjects": "photos", "storage": "runs"})
+    ready = check_job(relative).ready()
+    assert (ready.job.base, ready.job.storage) == (str(tiny_base), job.storage)
+    Path("file").touch()
+    [problem] = check_job(job.model_copy(update={"storage": "file"})).errors
+    assert "is a file" in problem.what
+
+
+def test_identifiers_are_held_against_the_prompts_that_the_base_recommends(tmp_path, tiny_base):
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base, base)
+    write_photos(tmp_path, {"rex": "dog"})
+    rex = Subject(id="rex", class_noun="dog", images=(str(tmp_path / "rex"),), identifier="zb")
+    job = Job(base=str(base), subjects=(rex,), storage=str(tmp_path / "runs"))
+
+    def findings() -> list[str]:
+        return [problem.what for problem in check_job(job).problems]
+
+    before = findings()
+    (base / "dbray.yaml").write_text("previews: {prompts: ['a {subject} on a zb']}")
+    assert len(findings()) == len(before) + 1
+
+
+@pytest.mark.parametrize(
+    ("storage", "why"),
+    [("file", "is a file"), ("file/runs", "Not a directory"), ("a" * 300, "too long")],
+)
+def test_a_storage_that_can_be_no_folder_is_told_with_its_line(tmp_path, tiny_base, storage, why):
+    (tmp_path / "file").touch()
+    file = write_job(tmp_path, tiny_base, SUBJECTS, storage=storage)
+    [problem] = check_file(file).problems
+    line = file.read_text().splitlines().index(f"storage: {storage}") + 1
+    assert problem.where == f"{file}:{line}"
+    assert why in problem.what
+
+
+def test_a_job_that_may_run_keeps_its_warnings(tmp_path, tiny_base):
+    job = load_job(tmp_path, tiny_base, SUBJECTS)
+    (tmp_path / "photos" / "tom" / "0.png").unlink()
+    ready = check_job(job).ready()
+    assert [one.subject.id for one in ready.subjects] == ["rex", "tom"]
+    assert ["only 2 images" in one.what for one in ready.warnings] == [True]
+    assert ready.base.folder == tiny_base

@@ -1,0 +1,369 @@
+"""Plans: what remains, resolved to the last value."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from kit import records
+from kit.worlds import load_job
+
+from dbray import bases
+from dbray.errors import LaneLost, SpecError, SubjectError
+from dbray.hardware import Hardware
+from dbray.planning.checks import check_job, resolve_job
+from dbray.planning.plan import (
+    estimate,
+    latest_rates,
+    make_plan,
+    num_lanes,
+    num_prior_actors,
+    too_small,
+)
+from dbray.records.results import RESULTS_FILE, Failure, Outcome, Rates
+from dbray.run.journal import Journal
+from dbray.spec.job import Job
+from dbray.spec.sections import Recipe, Resources
+from dbray.storage.store import Store
+from dbray.subjects import validation
+
+SUBJECTS = {"rex": "dog", "fido": "dog", "tom": "cat"}
+
+
+@pytest.fixture(scope="module")
+def base(tiny_base):
+    return bases.resolve(str(tiny_base))
+
+
+@pytest.fixture
+def job(tmp_path, tiny_base):
+    return load_job(tmp_path, tiny_base, SUBJECTS)
+
+
+def plan_of(job, **options):
+    return make_plan(check_job(job).ready(), Store(job.storage), **options)
+
+
+def publish(plan, planned):
+    records.publish(plan.job.storage, records.record_of(plan, planned))
+
+
+def by_id(plan):
+    return {planned.subject.id: planned for planned in (*plan.to_train, *plan.kept)}
+
+
+def test_one_prior_set_per_class_noun(job):
+    plan = plan_of(job)
+    assert {one.subject.id for one in plan.to_train} == set(SUBJECTS)
+    assert [prior.class_noun for prior in plan.missing_priors] == ["cat", "dog"]
+    assert plan.num_prior_images == 12
+    planned = by_id(plan)
+    assert planned["rex"].prior_digest == planned["fido"].prior_digest
+    assert planned["rex"].prior_digest != planned["tom"].prior_digest
+
+
+def test_a_plan_is_the_same_every_time(job):
+    assert plan_of(job) == plan_of(job)
+
+
+def test_published_subjects_are_kept_with_their_identifiers(job):
+    first = plan_of(job)
+    publish(first, by_id(first)["rex"])
+    second = plan_of(job)
+    assert [one.subject.id for one in second.kept] == ["rex"]
+    assert by_id(second) == by_id(first)
+
+
+def test_a_model_whose_record_rotted_is_trained_anew_and_replaced(job):
+    first = plan_of(job)
+    for name in ("fido", "rex"):
+        publish(first, by_id(first)[name])
+    rex = by_id(first)["rex"]
+    Store(job.storage).write_bytes(f"models/rex/{rex.revision}/model.json", b"{")
+    second = plan_of(job)
+    assert [one.subject.id for one in second.kept] == ["fido"]
+    assert by_id(second)["rex"] == rex
+    publish(second, rex)
+    assert [one.subject.id for one in plan_of(job).kept] == ["fido", "rex"]
+
+
+@pytest.mark.parametrize("published", list(SUBJECTS))
+def test_the_journal_lists_subjects_in_the_order_of_the_manifest(job, published):
+    first = plan_of(job)
+    publish(first, by_id(first)[published])
+    store = Store(job.storage)
+    Journal(store, "job").begin(plan_of(job), "0")
+    listed = [one["id"] for one in store.read_json("jobs/job/job.json")["subjects"]]
+    assert listed == [one.subject.id for one in validation.validate(job.subjects).subjects]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"recipe": {"steps": 9}},
+        {"recipe": {"seed": 1}},
+        {"prior": {"seed": 1}},
+        {"recipe": {"prior_weight": 0.5}},
+    ],
+)
+def test_what_shapes_the_weights_changes_the_fingerprint(tmp_path, tiny_base, job, change):
+    first = plan_of(job)
+    publish(first, by_id(first)["rex"])
+    changed = load_job(tmp_path, tiny_base, SUBJECTS, **change)
+    assert plan_of(changed).kept == ()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"previews": {"seed": 1}}, {"resources": {"lanes": 2, "device": "cuda"}}, {"id": "other"}],
+)
+def test_what_does_not_shape_the_weights_keeps_them(tmp_path, tiny_base, job, change):
+    first = plan_of(job)
+    publish(first, by_id(first)["rex"])
+    changed = load_job(tmp_path, tiny_base, SUBJECTS, **change)
+    assert [one.subject.id for one in plan_of(changed).kept] == ["rex"]
+
+
+def test_changed_images_are_trained_anew(tmp_path, tiny_base, job):
+    first = plan_of(job)
+    publish(first, by_id(first)["rex"])
+    image = tmp_path / "photos" / "rex" / "0.png"
+    image.write_bytes((tmp_path / "photos" / "tom" / "0.png").read_bytes())
+    assert plan_of(job).kept == ()
+
+
+def test_without_prior_weight_no_class_images_are_made(tmp_path, tiny_base):
+    job = load_job(tmp_path, tiny_base, SUBJECTS, recipe={"prior_weight": 0})
+    plan = plan_of(job)
+    assert plan.missing_priors == ()
+    assert {one.prior_digest for one in plan.to_train} == {None}
+
+
+def test_identifiers_avoid_those_of_other_published_models(tmp_path, tiny_base, job):
+    taken = by_id(plan_of(job))["rex"].identifier
+    other = load_job(tmp_path / "other", tiny_base, {"bello": "dog"}, storage=job.storage)
+    manifest_file = tmp_path / "other" / "named.jsonl"
+    image = str(tmp_path / "other" / "photos" / "bello" / "0.png")
+    row = {"id": "bello", "class_noun": "dog", "images": [image], "identifier": taken}
+    manifest_file.write_text(json.dumps(row))
+    other_plan = plan_of(other.model_copy(update={"subjects": str(manifest_file)}))
+    publish(other_plan, other_plan.to_train[0])
+    assert by_id(plan_of(job))["rex"].identifier != taken
+
+
+def test_a_common_word_as_identifier_is_warned_of(tmp_path, tiny_base, job):
+    file = tmp_path / "named.jsonl"
+    image = str(tmp_path / "photos" / "rex" / "0.png")
+    row = {"id": "rex", "class_noun": "dog", "images": [image], "identifier": "beach"}
+    file.write_text(json.dumps(row))
+    plan = plan_of(job.model_copy(update={"subjects": str(file)}))
+    assert any("beach" in warning.what for warning in plan.warnings)
+    assert by_id(plan)["rex"].identifier == "beach"
+
+
+def test_the_makers_of_a_base_recommend_and_the_user_decides(base):
+    recommending = bases.Base(
+        base.name, base.folder, base.digest, {"recipe": {"steps": 77, "learning_rate": 1e-4}}
+    )
+    job = Job(base="x", subjects="y", recipe=Recipe(learning_rate=5e-6))
+    resolved = resolve_job(job, recommending)
+    assert (resolved.recipe.steps, resolved.recipe.learning_rate) == (77, 5e-6)
+    assert resolved.recipe.resolution == 32
+
+
+@pytest.mark.parametrize("error", [SubjectError("no image"), LaneLost("killed")])
+def test_what_would_only_fail_again_is_left_out_unless_asked_for(job, error):
+    tom = next(one for one in plan_of(job).to_train if one.subject.id == "tom")
+    failed = Outcome(
+        id="tom", class_noun="cat", status="failed", revision=tom.revision, error=Failure.of(error)
+    )
+    Store(job.storage).write_bytes(
+        f"jobs/{job.id}/{RESULTS_FILE}", failed.model_dump_json().encode()
+    )
+    plan = plan_of(job)
+    assert dict(plan.failed) == ({} if error.retryable else {"tom": failed})
+    assert (tom in plan.to_train) == error.retryable
+    nouns = ["dog"] if plan.failed else ["cat", "dog"]
+    assert [prior.class_noun for prior in plan.missing_priors] == nouns
+    assert tom in plan_of(job, retry_failed=True).to_train
+    (Path(str(job.subjects)) / "tom" / "0.png").unlink()  # another revision now
+    assert not plan_of(job).failed
+
+
+def test_cost(tmp_path, tiny_base, base):
+    plan = plan_of(load_job(tmp_path, tiny_base, SUBJECTS, recipe={"resolution": 64}))
+    rates = Rates(step_seconds=0.5, overhead_seconds=1.0, prior_images_per_second=4.0)
+    cost = estimate(plan, Hardware(num_cpus=2, num_gpus=0), rates)
+    assert cost.lanes == 1  # the job says so
+    assert cost.train_steps == 3 * 8
+    assert cost.train_seconds == pytest.approx(3 * (1.0 + 8 * 0.5))
+    assert cost.prior_seconds == pytest.approx(12 / 4.0)
+    # The base makes class images at its own 32 px, and a model its previews as it was trained.
+    assert cost.storage_bytes == {
+        "weights": 3 * 2 * base.num_parameters("unet"),
+        "class images": 2 * 6 * (3 * 32 * 32),
+        "previews": 3 * 2 * 2 * (3 * 64 * 64),
+    }
+    assert estimate(plan, Hardware(2, 0), None).train_seconds is None
+    without_rate = estimate(
+        plan, Hardware(2, 0), rates.model_copy(update={"prior_images_per_second": None})
+    )
+    assert without_rate.prior_seconds is None
+
+
+def publish_named(job, base, identifier, **changes):
+    """Publish rex under an identifier that the user gave."""
+    image = str(Path(str(job.subjects)) / "rex" / "0.png")
+    row = {"id": "rex", "class_noun": "dog", "images": [image], "identifier": identifier}
+    file = Path(job.storage).parent / "named.jsonl"
+    file.write_text(json.dumps(row))
+    plan = plan_of(job.model_copy(update={"subjects": str(file)}))
+    publish(replace(plan, base=replace(base, **changes)), plan.to_train[0])
+
+
+def test_an_identifier_that_is_no_good_is_not_kept(job, base):
+    publish_named(job, base, "sks")
+    assert by_id(plan_of(job))["rex"].identifier != "sks"
+
+
+@pytest.mark.parametrize(("other", "stays"), [({}, True), ({"digest": "0" * 64}, False)])
+def test_a_good_identifier_is_kept_on_its_own_base(job, base, other, stays):
+    drawn = by_id(plan_of(job))
+    good = drawn["tom"].identifier
+    publish_named(job, base, good, **other)
+    now = by_id(plan_of(job))["rex"].identifier
+    assert now == (good if stays else drawn["rex"].identifier)
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "lanes"), [(2, 0, 1), (8, 0, 3), (8, 1, 0), (8, 4, 2), (1, 0, 0)]
+)
+def test_lanes_fill_the_cluster(tmp_path, tiny_base, cpus, gpus, lanes):
+    job = load_job(tmp_path, tiny_base, SUBJECTS, resources={"lanes": None, "gpus_per_subject": 2})
+    assert num_lanes(plan_of(job), Hardware(cpus, gpus)) == lanes
+
+
+@pytest.mark.parametrize(
+    ("device", "cpus", "gpus", "lanes", "actors"),
+    [
+        ("auto", 8, 1, 1, 1),
+        ("cpu", 8, 1, 2, 2),
+        ("cuda", 8, 1, 1, 1),
+        ("cuda", 8, 0, 0, 1),
+        ("auto", 3, 1, 0, 1),  # a GPU for a lane, and too few CPUs
+        ("auto", 8, 3, 2, 3),
+    ],
+)
+def test_a_device_that_the_user_names_is_what_counts(
+    tmp_path, tiny_base, device, cpus, gpus, lanes, actors
+):
+    asked = {"device": device, "lanes": None, "prior_actors": None, "threads_per_worker": 4}
+    plan = plan_of(load_job(tmp_path, tiny_base, SUBJECTS, resources=asked))
+    assert num_lanes(plan, Hardware(cpus, gpus)) == lanes
+    assert num_prior_actors(plan, Hardware(cpus, gpus)) == actors
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu", "cuda"])
+def test_who_has_no_gpu_is_told_how_to_wait_for_one(device):
+    told = too_small(Resources(device=device), Hardware(num_cpus=0, num_gpus=0))
+    assert ("with 1 GPU and 1 CPU(s) each" in told.what) == (device == "cuda")
+    assert "holds 0 GPU(s) and 0 CPU(s)" in told.what
+    assert "set lanes, and device: cuda" in told.fix
+
+
+def test_the_id_of_another_tenant_is_refused(job):
+    ours = job.model_copy(update={"tenant": "acme"})
+    plan = plan_of(ours)
+    publish(plan, by_id(plan)["rex"])
+    assert [one.subject.id for one in plan_of(ours).kept] == ["rex"]
+    for stranger in (None, "zeta"):
+        with pytest.raises(SpecError, match="subject rex: its id is another tenant's"):
+            plan_of(job.model_copy(update={"tenant": stranger}))
+
+
+def test_a_number_of_lanes_that_the_user_gives_stands(tmp_path, tiny_base):
+    job = load_job(tmp_path, tiny_base, SUBJECTS, resources={"lanes": 2, "gpus_per_subject": 2})
+    assert num_lanes(plan_of(job), Hardware(num_cpus=1, num_gpus=0)) == 2
+    told = str(too_small(job.resources, Hardware(num_cpus=1, num_gpus=0)))
+    assert "2 worker(s)" in told
+    assert "gpus_per_subject" in told
+
+
+def test_rates_come_from_the_last_job_on_the_same_base(tmp_path, tiny_base):
+    asked = plan_of(load_job(tmp_path, tiny_base, SUBJECTS))
+    store = Store(asked.job.storage)
+    for name, base_digest, ended in (("a", "x", "1"), ("b", "x", "2"), ("c", "y", "3")):
+        Journal(store, name).begin(asked, "0")
+        rates = {"step_seconds": float(ended), "overhead_seconds": 0.0}
+        summary = {"base_digest": base_digest, "updated_at": ended, "rates": rates}
+        store.write_json(f"jobs/{name}/summary.json", summary)
+    latest = Rates(step_seconds=2.0, overhead_seconds=0.0)
+    assert latest_rates(store, "x", asked.job) == latest
+    assert latest_rates(store, "z", asked.job) is None
+
+
+def test_rates_count_of_a_job_that_could_not_name_a_device_yet(tmp_path, tiny_base, base):
+    asked = plan_of(load_job(tmp_path, tiny_base, SUBJECTS))
+    store = Store(asked.job.storage)
+    Journal(store, "ran").begin(asked, "0")
+    written = store.read_json("jobs/ran/job.json")
+    del written["job"]["resources"]["device"]
+    store.write_json("jobs/ran/job.json", written)
+    rates = Rates(step_seconds=2.0, overhead_seconds=0.0)
+    summary = {"base_digest": base.digest, "updated_at": "1", "rates": rates.model_dump()}
+    store.write_json("jobs/ran/summary.json", summary)
+    assert latest_rates(store, base.digest, asked.job) == rates
+
+
+@pytest.mark.parametrize(
+    ("change", "counts"),
+    [
+        ({}, True),
+        ({"recipe": {"steps": 9, "seed": 3}, "previews": {"steps": 9}}, True),
+        ({"recipe": {"resolution": 64}}, False),
+        ({"recipe": {"batch_size": 2}}, False),
+        ({"prior": {"steps": 9}}, False),
+        ({"resources": {"threads_per_worker": 2}}, False),
+        ({"resources": {"device": "cuda"}}, False),
+    ],
+)
+def test_rates_of_a_job_of_another_pace_do_not_count(tmp_path, tiny_base, base, change, counts):
+    ran = plan_of(load_job(tmp_path, tiny_base, SUBJECTS))
+    store = Store(ran.job.storage)
+    Journal(store, "ran").begin(ran, "0")
+    rates = Rates(step_seconds=2.0, overhead_seconds=0.0)
+    summary = {"base_digest": base.digest, "updated_at": "1", "rates": rates.model_dump()}
+    store.write_json("jobs/ran/summary.json", summary)
+    asked = plan_of(load_job(tmp_path, tiny_base, SUBJECTS, **change))
+    assert latest_rates(store, base.digest, asked.job) == (rates if counts else None)
+    store.write_json("jobs/ran/job.json", {})
+    assert latest_rates(store, base.digest, asked.job) is None
+
+
+def test_hardware_that_holds_no_lane_is_warned_of(tmp_path, tiny_base):
+    job = load_job(tmp_path, tiny_base, SUBJECTS, resources={"lanes": None, "gpus_per_subject": 2})
+    plan, rates = plan_of(job), Rates(step_seconds=1.0, overhead_seconds=1.0)
+    cost = estimate(plan, Hardware(num_cpus=1, num_gpus=0), rates)
+    [warning] = cost.warnings
+    assert (warning.severity, cost.lanes, cost.train_seconds) == ("warning", 0, None)
+    assert "gpus_per_subject" in warning.fix
+    assert estimate(plan, Hardware(num_cpus=2, num_gpus=0), rates).warnings == ()
+    nothing_left = replace(plan, published=frozenset(SUBJECTS), missing_priors=())
+    assert estimate(nothing_left, Hardware(1, 0), rates).warnings == ()
+
+
+def test_many_subjects_get_identifiers_of_several_tokens(tmp_path, tiny_base):
+    job = load_job(tmp_path, tiny_base, {"rex": "dog"})
+    image = tmp_path / "photos" / "rex" / "0.png"
+    rows = [{"id": f"s{i}", "class_noun": "dog", "images": [str(image)]} for i in range(2000)]
+    file = tmp_path / "many.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    job = job.model_copy(update={"subjects": str(file)})
+    names = {one.identifier for one in plan_of(job).to_train}
+    assert len(names) == 2000
+    assert {len(name.split()) for name in names} == {2}
+    one_token = job.identifiers.model_copy(update={"num_tokens": 1})
+    with pytest.raises(SpecError, match="num_tokens"):
+        plan_of(job.model_copy(update={"identifiers": one_token}))

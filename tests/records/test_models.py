@@ -1,0 +1,334 @@
+"""Publishing, finding, listing and removing models, and what damage does to each."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from pathlib import Path
+
+import pytest
+from kit.records import record
+from pyarrow import fs as pafs
+from pydantic import ValidationError
+
+from dbray.errors import DigestMismatch, ModelNotFound, RegistryError, StoreError
+from dbray.records.models import Registry
+from dbray.storage.store import Store
+
+WEIGHTS = {"unet.safetensors": os.urandom(50_000)}
+
+
+@pytest.fixture(params=["local", "remote"])
+def registry(request, tmp_path):
+    if request.param == "remote":
+        return Registry(Store("bucket", pafs._MockFileSystem()))
+    return Registry(Store(str(tmp_path / "runs")))
+
+
+@pytest.fixture
+def local(tmp_path):
+    return Registry(Store(str(tmp_path / "runs")))
+
+
+def test_published_models_are_found_with_their_weights(registry, tmp_path):
+    first = record()
+    assert not registry.has("rex", first.revision)
+    registry.publish(first, WEIGHTS)
+    assert registry.has("rex", first.revision)
+    found = registry.find("rex")
+    assert found == first
+    assert found.name == f"rex@{first.fingerprint[:12]}"
+    paths = registry.weights(found, tmp_path / "cache")
+    assert {name: path.read_bytes() for name, path in paths.items()} == WEIGHTS
+
+
+def test_weights_may_be_files(registry, tmp_path):
+    file = tmp_path / "w"
+    file.write_bytes(WEIGHTS["unet.safetensors"])
+    registry.publish(record(), {"unet.safetensors": file})
+    [path] = registry.weights(registry.find("rex"), tmp_path / "cache").values()
+    assert path.read_bytes() == WEIGHTS["unet.safetensors"]
+    assert file.exists()
+
+
+def test_the_latest_revision_is_found_and_starts_are_completed(registry):
+    old = record(number=1, created_at="2026-01-01T00:00:00+00:00")
+    new = record(number=2, created_at="2026-01-02T00:00:00+00:00")
+    assert new.revision < old.revision, "else the order of names would do"
+    registry.publish(new, WEIGHTS)
+    registry.publish(old, WEIGHTS)
+    assert registry.find("rex") == new
+    assert registry.revisions("rex") == [old, new]
+    assert registry.find(old.name) == old
+    assert registry.find(f"rex@{old.revision[:6]}") == old
+    with pytest.raises(ModelNotFound, match=f"no revision 000000.*{new.revision}"):
+        registry.find("rex@000000")
+
+
+def test_an_ambiguous_start_names_the_candidates(registry):
+    twins = [record(fingerprint="abcdef" + digit * 58) for digit in "01"]
+    for twin in twins:
+        registry.publish(twin, WEIGHTS)
+    with pytest.raises(RegistryError, match="abcdef000000, abcdef111111"):
+        registry.find("rex@abcdef")
+    assert registry.find("rex@abcdef1") == twins[1]
+
+
+def test_what_is_missing_comes_with_near_names(registry):
+    registry.publish(record("rex-the-dog"), WEIGHTS)
+    registry.publish(record("teapot"), WEIGHTS)
+    for missing in ("rex-the-dg", "rex-the-dg@abcdef"):
+        with pytest.raises(ModelNotFound, match="did you mean rex-the-dog"):
+            registry.find(missing)
+    with pytest.raises(ModelNotFound, match="no model 'zzz'"):
+        registry.remove("zzz")
+    assert registry.revisions("zzz") == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "..", "../rex", "Rex", "rex/..", "rex@", "rex@../..", "rex@abcde", "rex@ABCDEF", "rex\n",
+     "a" * 64, "rex@abcdef0123456", "-rex", "rex@abcdef@abcdef", "rex\0"],
+)  # fmt: skip
+def test_bad_names_never_reach_the_store(name, monkeypatch):
+    registry = Registry(Store("bucket", pafs._MockFileSystem()))
+    monkeypatch.setattr(Store, "_telling", lambda *args: pytest.fail("reached the store"))
+    for call in (registry.find, registry.remove):
+        with pytest.raises(RegistryError, match=r"is no (model id|revision)"):
+            call(name)
+    model_id, _, revision = name.partition("@")
+    with pytest.raises(RegistryError):
+        registry.has(model_id, revision)
+    if "@" not in name:
+        with pytest.raises(RegistryError, match="no model id"):
+            registry.has(name, "0" * 12)
+
+
+def test_records_refuse_ids_and_revisions_that_are_paths():
+    for changes in ({"model_id": "../x"}, {"revision": "../../etc"}, {"fingerprint": "z" * 64}):
+        with pytest.raises(ValidationError):
+            record(**changes)
+
+
+def test_publishing_twice_keeps_the_first(registry):
+    first = record()
+    registry.publish(first, WEIGHTS)
+    registry.publish(record(created_at="2027-01-01T00:00:00+00:00"), WEIGHTS)
+    assert registry.find("rex") == first
+
+
+def test_publishing_mends_a_damaged_model(registry, tmp_path, caplog):
+    model = record()
+    folder = f"models/rex/{model.revision}"
+    registry.publish(model, WEIGHTS)
+    registry.store.write_bytes(f"{folder}/unet.safetensors", b"rotten")
+    with pytest.raises(DigestMismatch):
+        registry.weights(model, tmp_path / "cache")
+    with caplog.at_level(logging.WARNING):
+        registry.publish(model, WEIGHTS)
+    assert "unet.safetensors" in caplog.text
+    assert registry.weights(model, tmp_path / "cache")
+    registry.store.write_bytes(f"{folder}/_COMMITTED", b"")
+    registry.publish(model, WEIGHTS)
+    assert registry.find("rex") == model
+
+
+def test_records_and_weights_must_fit(registry):
+    for model, weights, reason in (
+        (record(), {}, "lists"),
+        (record(), WEIGHTS | {"text_encoder.safetensors": b""}, "lists"),
+        (record(revision="0" * 12), WEIGHTS, "start of the fingerprint"),
+        (record(files=("model.pt",)), {"model.pt": b""}, "safetensors"),
+        (record(files=("../x.safetensors",)), {"../x.safetensors": b""}, "safetensors"),
+    ):
+        with pytest.raises(RegistryError, match=reason):
+            registry.publish(model, weights)
+    assert registry.store.names() == []
+
+
+def test_an_id_belongs_to_the_tenant_that_published_it_first(registry):
+    registry.publish(record(tenant="acme"), WEIGHTS)
+    registry.publish(record(number=1, tenant="acme"), WEIGHTS)
+    for stranger in (None, "zeta"):
+        with pytest.raises(RegistryError, match="another tenant's"):
+            registry.publish(record(number=2, tenant=stranger), WEIGHTS)
+    assert len(registry.revisions("rex")) == 2
+
+
+def test_listing_gives_the_latest_of_each_and_skips_damage(registry, caplog):
+    latest = []
+    for name in ("a", "b", "c", "d"):
+        registry.publish(record(name, 1, "2026-01-01T00:00:00+00:00"), WEIGHTS)
+        latest.append(record(name, 2, "2026-01-02T00:00:00+00:00"))
+        registry.publish(latest[-1], WEIGHTS)
+    assert list(registry.list()) == latest
+    old, new = registry.revisions("b")
+    registry.store.write_bytes(f"models/b/{new.revision}/model.json", b"{}")
+    registry.store.remove(f"models/c/{old.revision}/_COMMITTED")
+    registry.store.write_bytes("models/.DS_Store", b"")
+    registry.store.write_bytes("models/Not A Model/x", b"")
+    registry.store.write_bytes("models/e/notes.txt", b"")
+    with caplog.at_level(logging.WARNING):
+        assert list(registry.list()) == [latest[0], old, latest[2], latest[3]]
+    assert f"b@{new.revision}" in caplog.text
+    assert next(iter(registry.list())) == latest[0]
+
+
+def test_a_record_of_another_model_is_not_believed(registry):
+    mine, other = record("rex"), record("fido")
+    data = other.model_dump_json().encode()
+    registry.store.commit(f"models/rex/{mine.revision}", {"model.json": data})
+    with pytest.raises(RegistryError, match="holds the record of fido"):
+        registry.find(mine.name)
+    registry.store.commit("models/rex/0123456789ab", {"model.json": b'{"id": 3}'})
+    with pytest.raises(RegistryError, match="unreadable"):
+        registry.find("rex@0123456789ab")
+
+
+def test_an_empty_registry_lists_nothing(registry):
+    assert list(registry.list()) == []
+    assert not registry.has("rex", "0" * 12)
+
+
+def test_remove_leaves_nothing_behind(local):
+    first, second, other = record(number=1), record(number=2), record("fido")
+    for model in (first, second, other):
+        local.publish(model, WEIGHTS)
+        local.add_previews(model, {"0.png": b"png", "previews.json": b"{}"})
+    models = Path(local.store.uri) / "models"
+    (models / "rex" / ".staging-of-a-dead-writer").mkdir()
+    assert local.remove(f"rex@{first.revision[:8]}") == [first.name]
+    assert local.revisions("rex") == [second]
+    assert not (models / "rex" / first.revision).exists()
+    assert local.remove("rex") == [second.name]
+    assert [path.name for path in models.iterdir()] == ["fido"]
+    local.publish(first, WEIGHTS)
+    assert local.remove(first.name) == [first.name]
+    assert not (models / "rex").exists(), "the empty folder of a model stayed"
+    assert local.find("fido") == other
+
+
+def test_remove_works_on_object_stores(registry):
+    models = [record(number=number) for number in range(3)]
+    for model in models:
+        registry.publish(model, WEIGHTS)
+    assert sorted(registry.remove("rex")) == sorted(model.name for model in models)
+    assert registry.store.names("models") == []
+    with pytest.raises(ModelNotFound):
+        registry.find("rex")
+
+
+def test_remove_clears_what_an_interrupted_publication_left(registry):
+    registry.store.write_bytes("models/rex/0123456789ab/unet.safetensors", b"half")
+    assert registry.remove("rex") == []
+    assert not registry.store.exists("models/rex")
+
+
+def test_previews_are_added_replaced_and_ignored_when_damaged(registry, caplog):
+    model = record()
+    files = {"0.png": b"one", "base-0.png": b"two", "previews.json": b"{}"}
+    with pytest.raises(ModelNotFound, match="not published"):
+        registry.add_previews(model, files)
+    registry.publish(model, WEIGHTS)
+    assert registry.previews(model) is None
+    registry.add_previews(model, files)
+    registry.add_previews(model, files)
+    assert registry.previews(model) == files
+    registry.add_previews(model, {"0.png": b"new"})
+    assert registry.previews(model) == {"0.png": b"new"}
+    assert registry.store.verify(f"models/rex/{model.revision}") == []
+    registry.store.write_bytes(f"models/rex/{model.revision}/previews/0.png", b"rotten")
+    with caplog.at_level(logging.WARNING):
+        assert registry.previews(model) is None
+    assert "damaged previews" in caplog.text
+    registry.add_previews(model, files)
+    assert registry.previews(model) == files
+
+
+def test_a_damaged_marker_of_previews_means_none_and_they_are_made_again(registry, caplog):
+    model, files = record(), {"0.png": b"one", "previews.json": b"{}"}
+    registry.publish(model, WEIGHTS)
+    assert not registry.has_previews("rex", model.revision, {})
+    registry.add_previews(model, files)
+    assert registry.has_previews("rex", model.revision, {"previews.json": b"{}"})
+    assert not registry.has_previews("rex", model.revision, {"previews.json": b"[]"})
+    registry.store.write_bytes(f"models/rex/{model.revision}/previews/_COMMITTED", b"rotten")
+    with caplog.at_level(logging.WARNING):
+        assert registry.previews(model) is None
+    assert "damaged previews" in caplog.text
+    assert registry.preview_names(model) == []
+    assert registry.preview(model, "0.png") is None
+    assert not registry.has_previews("rex", model.revision, files)
+    registry.add_previews(model, files)
+    assert registry.previews(model) == files
+
+
+def test_a_passing_failure_of_storage_does_not_mean_no_previews(local, monkeypatch):
+    model = record()
+    local.publish(model, WEIGHTS)
+    local.add_previews(model, {"0.png": b"one"})
+
+    def fail(self, path):
+        raise StoreError("storage is down")
+
+    monkeypatch.setattr(Store, "read_bytes", fail)
+    for look in (
+        lambda: local.previews(model),
+        lambda: local.preview_names(model),
+        lambda: local.preview(model, "0.png"),
+        lambda: local.has_previews("rex", model.revision, {"0.png": b"one"}),
+    ):
+        with pytest.raises(StoreError, match="storage is down"):
+            look()
+
+
+def test_a_damaged_marker_is_damage_and_other_revisions_stay(registry):
+    old, new = record(number=1), record(number=2, created_at="2026-01-02T00:00:00+00:00")
+    for model in (old, new):
+        registry.publish(model, WEIGHTS)
+    registry.store.write_bytes(f"models/rex/{new.revision}/_COMMITTED", b"rotten")
+    assert registry.find("rex") == old
+    with pytest.raises(DigestMismatch, match="is no marker"):
+        registry.find(new.name)
+    with pytest.raises(DigestMismatch, match="is no marker"):
+        registry.digests(new)
+
+
+def test_what_is_missing_names_the_place_as_people_know_it(local):
+    with pytest.raises(ModelNotFound, match=f"published in {local.store.uri}$"):
+        local.find("rex")
+
+
+def test_finding_one_model_does_not_look_at_the_others(local, monkeypatch):
+    for name in ("rex", "fido", "teapot"):
+        local.publish(record(name), WEIGHTS)
+    seen = []
+    original = Store.read_bytes
+    monkeypatch.setattr(
+        Store, "read_bytes", lambda self, path: (seen.append(path), original(self, path))[1]
+    )
+    local.find("rex")
+    assert seen
+    assert all(path.startswith("models/rex/") for path in seen)
+
+
+def test_many_threads_publish_one_revision_once(local):
+    models = [record(created_at=f"2026-01-0{day}T00:00:00+00:00") for day in range(1, 9)]
+    threads = [threading.Thread(target=local.publish, args=(m, WEIGHTS)) for m in models]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert local.revisions("rex")[0] in models
+    assert local.store.verify(f"models/rex/{models[0].revision}") == []
+    assert os.listdir(Path(local.store.uri) / "models/rex") == [models[0].revision]  # noqa: PTH208
+
+
+def test_unwritable_storage_is_told_and_models_stay_readable(local):
+    model = record()
+    local.publish(model, WEIGHTS)
+    Path(local.store.uri, "models/fido").write_bytes(b"")
+    with pytest.raises(StoreError, match="a file stands where a folder is needed"):
+        local.publish(record("fido"), WEIGHTS)
+    assert local.find("rex") == model

@@ -1,0 +1,191 @@
+"""The catalogue: fresh looks at a registry, failing storage, and what is remembered."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from kit.records import publish
+
+from dbray.errors import StoreError
+from dbray.records.models import Registry
+from dbray.serving.http.catalogue import Catalogue, Recent
+from dbray.storage.store import Store
+
+pytestmark = pytest.mark.timeout(60)
+
+
+def folder_of(storage, record):
+    return Path(storage, "models", record.id, record.revision)
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """Paths that are read, and failures to come by the end of a path."""
+    seen, failing = [], {}
+    real = Store.read_bytes
+
+    def read(self, path):
+        seen.append(path)
+        for end, times in failing.items():
+            if path.endswith(end) and times:
+                failing[end] -= 1
+                raise StoreError("connection reset")
+        return real(self, path)
+
+    monkeypatch.setattr(Store, "read_bytes", read)
+    return seen, failing
+
+
+def test_a_record_is_read_once_and_a_new_revision_seen_at_once(tmp_path, reads):
+    seen, _ = reads
+    catalogue = Catalogue(str(tmp_path), 0.0)
+    old = publish(tmp_path, number=1)
+    for name in ("rex", "rex", old.name, old.name[:12], "rex"):
+        assert catalogue.find(name) == old
+    assert sum(path.endswith("model.json") for path in seen) == 1
+    new = publish(tmp_path, number=2)
+    seen.clear()
+    assert catalogue.find("rex") == new
+    assert catalogue.models() == [new]
+    assert [path for path in seen if path.endswith("model.json")] == [
+        f"models/{new.id}/{new.revision}/model.json"
+    ]
+    Registry(Store(str(tmp_path))).remove("rex")
+    assert catalogue.find("rex") is catalogue.find(new.name) is None
+
+
+def test_a_revision_published_again_belongs_to_its_new_owner(tmp_path):
+    catalogue = Catalogue(str(tmp_path), 0.0)
+    assert catalogue.find(publish(tmp_path, tenant="acme").name).tenant == "acme"
+    Registry(Store(str(tmp_path))).remove("rex")
+    assert catalogue.find(publish(tmp_path, tenant="zeta").name).tenant == "zeta"
+
+
+def test_an_older_revision_never_stands_in_for_one_that_cannot_be_read_now(tmp_path, reads):
+    _, failing = reads
+    publish(tmp_path, number=1)
+    new = publish(tmp_path, number=2)
+    catalogue = Catalogue(str(tmp_path), 0.0)
+    for file in ("model.json", "_COMMITTED"):
+        failing[f"{new.revision}/{file}"] = 1
+        with pytest.raises(StoreError, match="connection reset"):
+            catalogue.find("rex")
+        assert catalogue.find("rex") == new
+
+
+@pytest.mark.parametrize("file", ["model.json", "_COMMITTED"])
+@pytest.mark.parametrize("fresh_seconds", [0.0, 60.0])
+def test_a_damaged_revision_answers_as_one_that_does_not_exist(tmp_path, file, fresh_seconds):
+    old, new = publish(tmp_path, number=1), publish(tmp_path, number=2)
+    (folder_of(tmp_path, new) / file).write_bytes(b"{}")
+    catalogue = Catalogue(str(tmp_path), fresh_seconds)
+    assert catalogue.find("rex") == old
+    assert catalogue.find(new.name) is None
+    assert catalogue.models() == [old]
+
+
+def test_a_revision_that_vanishes_under_the_look_is_skipped(tmp_path, monkeypatch):
+    old, new = publish(tmp_path, number=1), publish(tmp_path, number=2)
+    registry, real = Registry(Store(str(tmp_path))), Store.read_bytes
+
+    def read(self, path):
+        if new.revision in path and registry.has("rex", new.revision):
+            registry.remove(new.name)
+        return real(self, path)
+
+    monkeypatch.setattr(Store, "read_bytes", read)
+    assert Catalogue(str(tmp_path), 0.0).find("rex") == old
+
+
+def test_strangers_cannot_make_it_list_the_registry(tmp_path, monkeypatch):
+    publish(tmp_path)
+    listed, real = [], Store.names
+    monkeypatch.setattr(
+        Store, "names", lambda self, path="": (listed.append(path), real(self, path))[1]
+    )
+    catalogue = Catalogue(str(tmp_path), 0.0)
+    for name in ("rec", "rec@abcdef", "rec@abcdef012345", "rex@abcdef"):
+        assert catalogue.find(name) is None
+    assert set(listed) == {"models/rec", "models/rex"}
+
+
+def test_pictures_are_gone_with_their_model(tmp_path):
+    record = publish(tmp_path)
+    registry = Registry(Store(str(tmp_path)))
+    catalogue = Catalogue(str(tmp_path), 0.0)
+    assert (catalogue.previews(record), catalogue.preview_prompts(record)) == ([], [])
+    registry.add_previews(
+        record, {"0.png": b"png", "photo-0.webp": b"webp", "previews.json": b'{"prompts": ["p"]}'}
+    )
+    assert catalogue.previews(record) == ["0.png", "photo-0.webp"]
+    assert catalogue.preview_prompts(record) == ["p"]
+    assert catalogue.preview(record, "0.png") == b"png"
+    for name in ("previews.json", "../model.json", "9.png"):
+        assert catalogue.preview(record, name) is None
+    (folder_of(tmp_path, record) / "previews" / "0.png").write_bytes(b"rotten")
+    assert catalogue.preview(record, "0.png") is None
+    assert catalogue.remove("rex") == [record.name]
+    assert catalogue.preview(record, "photo-0.webp") is None
+
+
+def test_who_asks_while_a_value_is_made_waits_for_it():
+    made, entered, opened = [], threading.Event(), threading.Event()
+    recent = Recent[list[int]](2, 60.0)
+
+    def make():
+        made.append(1)
+        entered.set()
+        assert opened.wait(30)
+        return made
+
+    with ThreadPoolExecutor(4) as pool:
+        first = pool.submit(recent.get, "a", make)
+        assert entered.wait(30)
+        others = [pool.submit(recent.get, "a", make) for _ in range(3)]
+        assert recent.get("b", lambda: [2]) == [2]  # another key waits for nobody
+        opened.set()
+        assert all(future.result(30) is made for future in (first, *others))
+    assert made == [1]
+
+
+def test_what_takes_longer_than_it_is_fresh_is_made_once_and_then_fresh():
+    now, entered, opened = [0.0], threading.Event(), threading.Event()
+    recent = Recent[int](2, 5.0, lambda: now[0])
+
+    def make():
+        entered.set()
+        assert opened.wait(30)
+        return 1
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(recent.get, "a", make)
+        assert entered.wait(30)
+        now[0] += 60
+        second = pool.submit(recent.get, "a", lambda: 2)
+        opened.set()
+        assert (first.result(30), second.result(30)) == (1, 1)
+    now[0] += 4
+    assert recent.get("a", lambda: 3) == 1
+    now[0] += 1
+    assert recent.get("a", lambda: 3) == 3
+
+
+def test_failures_are_not_kept_and_old_values_are_made_anew():
+    now = [0.0]
+    recent = Recent[int](2, 5.0, lambda: now[0])
+
+    def fail():
+        raise StoreError("connection reset")
+
+    with pytest.raises(StoreError):
+        recent.get("a", fail)
+    assert recent.get("a", lambda: 1) == 1
+    now[0] += 4
+    assert recent.get("a", lambda: 2) == 1
+    now[0] += 1
+    assert recent.get("a", lambda: 2) == 2
+    recent.clear()
+    assert recent.get("a", lambda: 3) == 3

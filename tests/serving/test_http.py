@@ -1,0 +1,371 @@
+"""The HTTP contract of dbray.serving, with the real openai client: a real server and replica.
+
+Everything but Ray: that is test_serving.py.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import statistics
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+import uvicorn
+from kit.serving import add_previews, free_port, publish
+
+from dbray.serving.http.catalogue import Catalogue
+from dbray.serving.http.ingress import guarded
+from dbray.serving.http.predictions import Predictions
+from dbray.serving.http.service import Service
+from dbray.serving.http.tenants import Gate, new_key
+from dbray.serving.messages import Refusal
+from dbray.serving.options import ServeOptions
+from dbray.serving.replica.replica import Replica
+from dbray.subjects.images import decode_png
+
+pytestmark = pytest.mark.timeout(120)
+
+PROMPT = "a photo of {subject} on the beach"
+SECRET = "zebra-in-a-secret-prompt"
+
+
+class Server:
+    """uvicorn in a thread, with three keys."""
+
+    def __init__(self, storage, tiny_base, folder):
+        self.storage, self.base = storage, tiny_base
+        self.keys = {}
+        lines = []
+        for name, tenant, scopes in (
+            ("acme", "acme", ["generate", "manage"]),
+            ("zeta", "zeta", ["generate"]),
+            ("boss", "*", ["generate", "manage", "watch"]),
+        ):
+            self.keys[name], digest = new_key()
+            lines.append({"name": name, "sha256": digest, "tenant": tenant, "scopes": scopes})
+        file = folder / "keys.yaml"
+        file.write_text(json.dumps({"keys": lines, "images_per_minute": {"zeta": 60}}))
+        options = ServeOptions(registry=str(storage), base=str(tiny_base), device="cpu",
+                               keys=str(file))  # fmt: skip
+        self.replica = Replica(options)
+        self.service = Service(options, Catalogue(str(storage), 0.0), Gate(file), self.replica)
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        app = guarded(self.service, Predictions(self.replica))
+        self._server = uvicorn.Server(
+            uvicorn.Config(app, port=self.port, log_level="info", log_config=None)
+        )
+        self._thread = threading.Thread(target=self._server.run)
+        self._thread.start()
+        while not self._server.started:
+            assert self._thread.is_alive()
+            time.sleep(0.01)
+
+    def close(self):
+        self._server.should_exit = True
+        self._thread.join()
+        self.replica.close()
+
+    def openai(self, name="acme", **options):
+        key = self.keys.get(name, name)
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, **options)
+
+    def http(self, name="acme"):
+        headers = {"authorization": f"Bearer {self.keys[name]}"} if name else {}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, tiny_base):
+    storage = tmp_path_factory.mktemp("registry")
+    add_previews(storage, publish(storage, tiny_base, "rex", 1))
+    publish(storage, tiny_base, "acmes", 2, tenant="acme")
+    publish(storage, tiny_base, "zetas", 3, tenant="zeta")
+    server = Server(storage, tiny_base, tmp_path_factory.mktemp("keys"))
+    yield server
+    server.close()
+
+
+def pixels(image):
+    return decode_png(base64.b64decode(image.b64_json))
+
+
+def test_plain_images(server):
+    raw = server.openai().images.with_raw_response.generate(
+        model="rex", prompt=PROMPT, n=2, extra_body={"seed": 7, "num_inference_steps": 3}
+    )
+    answer = raw.parse()
+    assert [pixels(image).shape for image in answer.data] == [(32, 32, 3)] * 2
+    assert [image.seed for image in answer.data] == [7, 8]
+    assert (answer.size, answer.output_format) == ("32x32", "png")
+    assert raw.headers["x-dbray-cache"] in ("disk", "device", "resident")
+    assert float(raw.headers["x-dbray-load-ms"]) >= 0
+    assert float(raw.headers["x-dbray-queue-ms"]) >= 0
+    assert raw.headers["x-request-id"]
+    assert raw.headers["x-dbray-model"].startswith("rex@")
+    assert "x-dbray-warning" not in raw.headers
+
+
+def test_every_parameter_reaches_the_sampler(server):
+    client = server.openai()
+
+    def sample(**changes):
+        body = {"seed": 7, "num_inference_steps": 3} | changes
+        return client.images.generate(model="rex", prompt=PROMPT, extra_body=body).data[0].b64_json
+
+    plain = sample()
+    assert sample() == plain
+    for changes in ({"seed": 8}, {"num_inference_steps": 4}, {"guidance_scale": 2.0},
+                    {"negative_prompt": "dog"}, {"scheduler": "euler_ancestral"}):  # fmt: skip
+        assert sample(**changes) != plain, changes
+
+
+def test_subject_is_filled_in_and_its_absence_warned_of(server):
+    with server.http() as client:
+
+        def post(**body):
+            return client.post("/v1/images/generations", json={
+                "seed": 1, "num_inference_steps": 2, "model": "rex"} | body)  # fmt: skip
+
+        filled, written = post(prompt="a photo of {subject}"), post(prompt="a photo of zx dog")
+        assert filled.json()["data"] == written.json()["data"]
+        assert "x-dbray-warning" not in written.headers
+        warned = post(prompt="a photo of a dog")
+        assert warned.status_code == 200
+        assert "names neither" in warned.headers["x-dbray-warning"]
+        base = post(model="base", prompt="a photo of a dog")
+        assert base.json()["data"] != warned.json()["data"]
+        assert post(model="base", prompt=PROMPT).status_code == 400
+
+
+def test_streaming_with_partial_images(server):
+    stream = server.openai().images.generate(
+        model="rex", prompt=PROMPT, stream=True, partial_images=2,
+        extra_body={"seed": 7, "num_inference_steps": 6},
+    )  # fmt: skip
+    events = list(stream)
+    assert [event.type.split(".")[1] for event in events] == ["partial_image"] * 2 + ["completed"]
+    assert [event.partial_image_index for event in events[:2]] == [0, 1]
+    whole = server.openai().images.generate(
+        model="rex", prompt=PROMPT, extra_body={"seed": 7, "num_inference_steps": 6}
+    )
+    assert events[-1].b64_json == whole.data[0].b64_json
+    assert events[-1].usage.total_tokens == 0
+
+
+def test_a_stream_that_is_refused_has_a_status(server):
+    with pytest.raises(openai.NotFoundError):
+        server.openai().images.generate(model="nobody", prompt="p", stream=True)
+    with pytest.raises(openai.BadRequestError, match="size"):
+        server.openai().images.generate(model="rex", prompt="p", size="8x8", stream=True)
+
+
+def test_formats_and_urls(server):
+    answer = server.openai().images.generate(
+        model="rex", prompt=PROMPT, output_format="webp", response_format="url",
+        extra_body={"num_inference_steps": 1},
+    )  # fmt: skip
+    head, _, data = answer.data[0].url.partition(",")
+    assert head == "data:image/webp;base64"
+    assert base64.b64decode(data).startswith(b"RIFF")
+
+
+def test_models(server):
+    client = server.openai()
+    assert [model.id for model in client.models.list()] == ["base", "acmes", "rex"]
+    rex = client.models.retrieve("rex")
+    assert (rex.object, rex.dbray["class_noun"], rex.dbray["identifier"]) == ("model", "dog", "zx")
+    assert rex.dbray["previews"] == ["0.png", "base-0.png", "photo-0.webp", "photo-1.webp"]
+    assert rex.dbray["preview_prompts"] == ["a photo of {subject} on the beach"]
+    assert client.models.retrieve(f"rex@{rex.dbray['revision']}").id == "rex"
+    with server.http() as http:
+        assert http.get("/v1/models/rex/previews/photo-0.webp").content.startswith(b"RIFF")
+        for name in ("previews.json", "9.png", "..%2fmodel.json"):
+            assert http.get(f"/v1/models/rex/previews/{name}").status_code == 404
+        page = http.get("/v1/models", params={"limit": 1, "after": "acmes"}).json()
+        assert ([model["id"] for model in page["data"]], page["has_more"]) == (["rex"], False)
+
+
+def test_errors_become_the_client_s_classes(server):
+    def raises(error, name="acme", **body):
+        with pytest.raises(error) as caught:
+            server.openai(name, max_retries=0).images.generate(**{"prompt": "p"} | body)
+        return caught.value
+
+    assert raises(openai.AuthenticationError, "wrong-key").code == "invalid_api_key"
+    assert raises(openai.NotFoundError, model="nobody").code == "model_not_found"
+    assert raises(openai.BadRequestError, model="rex", n=11).param == "n"
+    assert raises(openai.BadRequestError, extra_body={"colour": 1}).param == "colour"
+    assert raises(openai.BadRequestError, size="100000x100000").param == "size"
+    steps = {"num_inference_steps": 999}
+    assert raises(openai.BadRequestError, extra_body=steps).param == "num_inference_steps"
+    with pytest.raises(openai.PermissionDeniedError):
+        server.openai("zeta").models.delete("zetas")
+
+
+def test_the_client_tries_again_what_may_pass(server, monkeypatch):
+    real, calls = server.replica.generate, []
+
+    async def busy_once(ask):
+        calls.append(ask)
+        if len(calls) == 1:
+            return Refusal(503, "overloaded", "busy", retry_after=1)
+        return await real(ask)
+
+    monkeypatch.setattr(server.replica, "generate", busy_once)
+    body = {"num_inference_steps": 1}
+    assert server.openai().images.generate(model="rex", prompt="p", extra_body=body).data
+    assert len(calls) == 2
+    calls.clear()
+
+    async def damaged(ask):
+        calls.append(ask)
+        return Refusal(500, "model_unusable", "damaged")
+
+    monkeypatch.setattr(server.replica, "generate", damaged)
+    with pytest.raises(openai.InternalServerError):
+        server.openai().images.generate(model="rex", prompt="p", extra_body=body)
+    assert len(calls) == 1
+
+
+def test_the_rate_of_a_tenant_is_limited(server):
+    client = server.openai("zeta", max_retries=0)
+    body = {"num_inference_steps": 1}
+
+    def ask_often():
+        for _ in range(20):
+            client.images.generate(model="base", prompt="p", n=10, extra_body=body)
+
+    with pytest.raises(openai.RateLimitError) as caught:
+        ask_often()
+    assert int(caught.value.response.headers["retry-after"]) >= 1
+    assert server.openai("acme").images.generate(model="base", prompt="p", extra_body=body).data
+
+
+def test_a_foreign_subject_answers_as_an_unknown_one(server):
+    calls = (
+        ("GET", "/v1/models/{}", None), ("POST", "/v1/models/{}:warm", None),
+        ("GET", "/v1/models/{}/previews/0.png", None), ("DELETE", "/v1/models/{}", None),
+        ("POST", "/v1/images/generations", "{}"),
+    )  # fmt: skip
+    with server.http() as client:
+        for method, path, model in calls:
+            answers = []
+            for name in ("zetas", "never"):
+                body = {"model": name, "prompt": "p"} if model else None
+                response = client.request(method, path.format(name), json=body)
+                headers = dict(response.headers)
+                del headers["x-request-id"], headers["date"]
+                headers.pop("content-length")
+                answers.append((response.status_code, response.text.replace(name, "X"), headers))
+            assert answers[0] == answers[1], path
+            assert answers[0][0] == 404
+        seconds = {"zetas": [], "never": []}
+        for _ in range(15):
+            for name, times in seconds.items():
+                started = time.perf_counter()
+                client.get(f"/v1/models/{name}")
+                times.append(time.perf_counter() - started)
+    medians = [statistics.median(times) for times in seconds.values()]
+    assert min(medians) > 0.045  # both wait for the same tick
+    assert [model.id for model in server.openai("zeta").models.list()] == ["base", "rex", "zetas"]
+
+
+def test_who_may_watch_and_who_may_take_down(server):
+    with server.http() as client:
+        assert client.get("/metrics").status_code == 403
+        assert client.delete("/v1/models/rex").status_code == 403  # everybody's
+    with server.http(None) as client:
+        for path in ("/healthz", "/readyz", "/openapi.json", "/docs", "/playground"):
+            assert client.get(path).status_code == 200, path
+        for path in ("/metrics", "/v1/models", "/v1/models/rex", "/v1/predictions/x"):
+            response = client.get(path)
+            assert response.status_code == 401, path
+            assert response.json()["error"]["code"] == "missing_api_key"
+
+
+def test_a_takedown_is_at_once(server):
+    publish(server.storage, server.base, "doomed", 9, tenant="acme")
+    client = server.openai("acme", max_retries=0)
+    body = {"num_inference_steps": 1}
+    assert client.images.generate(model="doomed", prompt="p", extra_body=body).data
+    assert client.models.delete("doomed").deleted
+    with pytest.raises(openai.NotFoundError):
+        client.images.generate(model="doomed", prompt="p", extra_body=body)
+    assert not Path(server.storage, "models", "doomed").exists()
+
+
+def test_a_retrained_subject_is_served_by_the_next_request(server):
+    body = {"seed": 1, "num_inference_steps": 1}
+    publish(server.storage, server.base, "growing", 20)
+    client, seen = server.openai(), []
+    for seed in (21, 22, 23):
+        old = client.images.generate(model="growing", prompt="p", extra_body=body)
+        record = publish(server.storage, server.base, "growing", seed)
+        new = client.images.generate(model="growing", prompt="p", extra_body=body)
+        assert new.model == record.name
+        assert new.data[0].b64_json != old.data[0].b64_json
+        seen.append((old.model, old.data[0].b64_json))
+    for name, image in seen:
+        again = client.images.generate(model=name, prompt="p", extra_body=body)
+        assert again.data[0].b64_json == image
+
+
+def test_predictions(server):
+    body = {"model": "rex", "prompt": PROMPT, "seed": 3, "num_inference_steps": 4}
+    with server.http() as client:
+        first = client.put("/v1/predictions/mine", json=body)
+        assert first.status_code in (200, 202)
+        while (now := client.get("/v1/predictions/mine").json())["status"] == "processing":
+            time.sleep(0.02)
+        assert now["status"] == "succeeded"
+        again = client.put("/v1/predictions/mine", json=body)
+        assert (again.status_code, again.json()) == (200, now)
+        plain = client.post("/v1/images/generations", json=body).json()
+        assert now["output"]["data"] == plain["data"]
+        other = client.put("/v1/predictions/mine", json=body | {"seed": 4})
+        assert (other.status_code, other.headers["x-should-retry"]) == (409, "false")
+        with server.http("zeta") as foreign:
+            assert foreign.get("/v1/predictions/mine").status_code == 404
+            assert foreign.delete("/v1/predictions/mine").status_code == 404
+        assert client.delete("/v1/predictions/mine").json()["status"] == "succeeded"
+        assert client.get("/v1/predictions/mine").status_code == 404
+        assert client.put("/v1/predictions/a%20b", json=body).status_code == 400
+
+
+def test_a_prediction_is_cancelled(server):
+    body = {"model": "rex", "prompt": PROMPT, "n": 8, "num_inference_steps": 150}
+    with server.http() as client:
+        assert client.put("/v1/predictions/slow", json=body).status_code == 202
+        assert client.delete("/v1/predictions/slow").json()["status"] == "canceled"
+        assert client.get("/v1/predictions/slow").json()["status"] == "canceled"
+        assert server.replica._queue.num_images == 0
+
+
+def test_nothing_of_a_tenant_s_is_logged(server, caplog):
+    with caplog.at_level(logging.DEBUG), server.http() as client:
+        body = {"model": "rex", "prompt": SECRET, "num_inference_steps": 1}
+        client.post("/v1/images/generations", json=body)
+        client.post("/v1/images/generations", json=body | {SECRET: 1})
+        client.post("/v1/images/generations", content=SECRET.encode())
+        client.put(f"/v1/predictions/x?key={SECRET[:0]}", json=body | {"n": SECRET})
+    text = "\n".join(
+        r.getMessage() for r in caplog.records if r.name.startswith(("dbray", "uvicorn"))
+    )
+    assert SECRET not in text
+    assert server.keys["acme"] not in text
+
+
+def test_the_schema_describes_the_requests(server):
+    with server.http(None) as client:
+        schema = client.get("/openapi.json").json()
+    body = schema["paths"]["/v1/images/generations"]["post"]["requestBody"]
+    fields = body["content"]["application/json"]["schema"]["properties"]
+    assert {"prompt", "seed", "num_inference_steps"} <= fields.keys()
+    assert "/v1/models/{model}:warm" in schema["paths"]

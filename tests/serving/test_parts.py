@@ -1,0 +1,442 @@
+"""Parts of dbray.serving that need neither Ray nor a model: queue, keys, bodies, guard, router."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+
+import httpx
+import pytest
+
+from dbray.errors import SpecError
+from dbray.method.generate import Sampling
+from dbray.serving import meters
+from dbray.serving.http import wire
+from dbray.serving.http.guard import Guard
+from dbray.serving.http.tenants import Bucket, Gate, is_loopback, new_key, read_keys
+from dbray.serving.messages import Ask, Refusal, Refused
+from dbray.serving.options import ServeOptions
+from dbray.serving.replica.fair_queue import FairQueue, Job, Limits
+from dbray.serving.router import rank
+
+pytestmark = pytest.mark.timeout(60)
+
+
+class Clock:
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+def make_queue(**limits):
+    clock = Clock()
+    return FairQueue(Limits(**limits), clock), clock
+
+
+def make_job(clock, subject="rex", tenant="t", num_images=1, steps=10, deadline=60.0, area=1.0):
+    ask = Ask(subject, "abc" if subject else "", tenant, "p", tuple(range(num_images)), deadline)
+    events = []
+    job = Job(ask, Sampling(steps=steps), (32, 32), events.append, clock(), area)
+    job.events = events
+    return job
+
+
+def put(queue, *jobs):
+    for job in jobs:
+        queue.push(job)
+        queue.ready(job, None)
+
+
+def taken(queue, resident="base"):
+    return [(job.ask.subject, job.ask.tenant, index) for job, index in queue.take(resident, 0)]
+
+
+def test_equal_requests_share_a_batch_and_others_wait():
+    queue, clock = make_queue(batch_images=4)
+    put(queue, make_job(clock, num_images=3), make_job(clock, "mia"), make_job(clock),
+        make_job(clock, steps=20))  # fmt: skip
+    assert taken(queue) == [("rex", "t", 0), ("rex", "t", 1), ("rex", "t", 2), ("rex", "t", 0)]
+    assert taken(queue) == [("mia", "t", 0)]
+    assert taken(queue) == [("rex", "t", 0)]
+
+
+def test_nothing_is_taken_before_its_weights_are_there():
+    queue, clock = make_queue()
+    job = make_job(clock)
+    queue.push(job)
+    assert taken(queue) == []
+    queue.ready(job, None)
+    assert taken(queue) == [("rex", "t", 0)]
+
+
+def test_the_resident_subject_goes_first_but_not_for_ever():
+    queue, clock = make_queue(patience_seconds=2)
+    put(queue, make_job(clock, "mia"))
+    clock.now += 1
+    put(queue, make_job(clock, "rex"), make_job(clock, "rex", steps=11))
+    assert taken(queue, "rex@abc")[0][0] == "rex"
+    clock.now += 1.5
+    assert taken(queue, "rex@abc")[0][0] == "mia"
+
+
+def test_tenants_take_turns_however_much_one_asks_for():
+    queue, clock = make_queue(batch_images=1)
+    put(queue, *(make_job(clock, f"a{i}", "greedy") for i in range(6)))
+    put(queue, *(make_job(clock, f"b{i}", "modest") for i in range(2)))
+    order = [taken(queue)[0][1] for _ in range(8)]
+    assert order[:4].count("modest") == 2
+    assert order[4:] == ["greedy"] * 4
+
+
+def test_who_was_away_has_no_claim_from_that_time():
+    queue, clock = make_queue(batch_images=1)
+    put(queue, *(make_job(clock, f"a{i}", "old") for i in range(8)))
+    for _ in range(4):
+        taken(queue)
+    put(queue, *(make_job(clock, f"b{i}", "new") for i in range(4)))
+    assert [taken(queue)[0][1] for _ in range(4)].count("old") >= 2
+
+
+def test_limits_of_all_and_of_one_tenant():
+    queue, clock = make_queue(max_images=5, max_images_per_tenant=3)
+    put(queue, make_job(clock, num_images=3))
+    with pytest.raises(Refused) as caught:
+        queue.push(make_job(clock))
+    assert caught.value.refusal.status == 429
+    assert caught.value.refusal.headers()["retry-after"] == "1"
+    with pytest.raises(Refused) as caught:
+        queue.push(make_job(clock, tenant="u", num_images=3))
+    assert (caught.value.refusal.status, caught.value.refusal.code) == (503, "overloaded")
+    put(queue, make_job(clock, tenant="u", num_images=2))
+
+
+def test_the_greedy_do_not_shut_others_out():
+    queue, clock = make_queue(max_images=8, max_images_per_tenant=4, batch_images=1)
+    queue.done(work=10, seconds=10)  # a second per step
+    for tenant in ("greedy", "glutton"):
+        put(queue, *(make_job(clock, f"{tenant}{i}", tenant, deadline=90) for i in range(4)))
+    # Their 80 seconds come before nobody else's first 10.
+    put(queue, make_job(clock, "b", "modest", deadline=30))
+    with pytest.raises(Refused) as caught:
+        queue.push(make_job(clock, "b", "hasty", deadline=39))
+    assert caught.value.refusal.headers() == {"retry-after": "30"}
+    with pytest.raises(Refused) as caught:
+        queue.push(make_job(clock, "b", "late", num_images=4, deadline=1e6))
+    assert caught.value.refusal.code == "overloaded"
+    assert "modest" in [taken(queue)[0][1] for _ in range(3)]
+
+
+def test_who_asks_again_and_again_gets_no_more_than_who_does_too():
+    queue, clock = make_queue(batch_images=10)
+    sizes = {"large": 10, "small": 1}
+    waiting = {tenant: make_job(clock, tenant, tenant, n) for tenant, n in sizes.items()}
+    put(queue, *waiting.values())
+    served = dict.fromkeys(sizes, 0)
+    for _ in range(400):  # each asks anew when its request is done, so it is often not there
+        batch = queue.take("base", 0)
+        job = batch[0][0]
+        tenant = job.ask.tenant
+        served[tenant] += len(batch)
+        queue.withdraw(job)
+        clock.now += 1
+        put(queue, make_job(clock, tenant, tenant, sizes[tenant]))
+    assert served["large"] == pytest.approx(served["small"], rel=0.1)
+
+
+def test_a_larger_image_costs_more_and_fewer_share_a_batch():
+    queue, clock = make_queue(batch_images=4)
+    put(queue, make_job(clock, num_images=4, area=2.0))
+    assert len(taken(queue)) == 2
+    put(queue, make_job(clock, "b", "other", steps=39), make_job(clock, "c", "other"))
+    assert [taken(queue)[0][0] for _ in range(2)] == ["b", "c"]  # 39 is less than was done for "t"
+    put(queue, make_job(clock, "huge", area=9.0))
+    assert [subject for subject, *_ in (*taken(queue), *taken(queue))] == ["rex", "rex", "huge"]
+
+
+def test_what_cannot_be_in_time_is_refused_at_once():
+    queue, clock = make_queue()
+    queue.done(work=10, seconds=10)  # a second per step
+    put(queue, make_job(clock, steps=20, deadline=60))
+    with pytest.raises(Refused) as caught:
+        queue.push(make_job(clock, steps=20, deadline=30))
+    assert caught.value.refusal.status == 503
+    assert caught.value.refusal.headers() == {"retry-after": "20"}
+    queue.push(make_job(clock, steps=20, deadline=50))
+
+
+def test_an_idle_server_tries_whatever_is_asked():
+    queue, clock = make_queue()
+    queue.done(work=10, seconds=10)
+    put(queue, make_job(clock, steps=20, deadline=1))
+    assert taken(queue)
+
+
+def test_a_request_that_waited_too_long_is_refused():
+    queue, clock = make_queue()
+    job = make_job(clock, deadline=5)
+    queue.push(job)
+    clock.now += 6
+    assert taken(queue) == []
+    [refusal] = job.events
+    assert (refusal.status, refusal.code) == (503, "timed_out")
+
+
+def test_a_withdrawn_request_frees_its_place():
+    queue, clock = make_queue(max_images=1)
+    job = make_job(clock)
+    put(queue, job)
+    queue.withdraw(job)
+    put(queue, make_job(clock, "mia"))
+    assert taken(queue) == [("mia", "t", 0)]
+
+
+def write_keys(tmp_path, **changes):
+    key, digest = new_key()
+    data = {"keys": [{"name": "web", "sha256": digest, "tenant": "acme", **changes}],
+            "images_per_minute": {"acme": 60}}  # fmt: skip
+    file = tmp_path / "keys.yaml"
+    file.write_text(json.dumps(data))
+    return key, file
+
+
+def test_a_key_opens_and_a_wrong_one_does_not(tmp_path):
+    key, file = write_keys(tmp_path)
+    assert key not in file.read_text()
+    gate = Gate(file)
+    found = gate.admit(f"Bearer {key}", "10.0.0.1", "generate")
+    assert (found.name, found.tenant) == ("web", "acme")
+    for given in (None, "", "Bearer", "Bearer ", f"Basic {key}", f"Bearer {key}x", "Bearer \udcff"):
+        with pytest.raises(Refused) as caught:
+            gate.admit(given, "127.0.0.1", "generate")
+        assert caught.value.refusal.status == 401
+
+
+def test_scopes_and_ownership(tmp_path):
+    key, file = write_keys(tmp_path)
+    gate = Gate(file)
+    with pytest.raises(Refused) as caught:
+        gate.admit(f"Bearer {key}", None, "manage")
+    assert caught.value.refusal.status == 403
+    found = gate.admit(f"Bearer {key}", None, "generate")
+    assert (found.sees("acme"), found.sees(None), found.sees("other")) == (True, True, False)
+    assert (found.owns("acme"), found.owns(None), found.owns("other")) == (True, False, False)
+
+
+def test_the_rate_of_a_tenant(tmp_path):
+    key, file = write_keys(tmp_path)
+    clock = Clock()
+    gate = Gate(file, rate_share=0.5, clock=clock)
+    found = gate.admit(f"Bearer {key}", None, "generate")
+    for _ in range(3):
+        gate.charge(found, 10)
+    with pytest.raises(Refused) as caught:
+        gate.charge(found, 10)
+    assert caught.value.refusal.status == 429
+    assert caught.value.refusal.headers()["retry-after"] == "20"
+    clock.now += 20
+    gate.charge(found, 10)
+
+
+def test_a_charge_is_given_back(tmp_path):
+    key, file = write_keys(tmp_path)
+    gate = Gate(file, clock=Clock())
+    found = gate.admit(f"Bearer {key}", None, "generate")
+    for _ in range(20):
+        gate.charge(found, 60)
+        gate.refund(found, 60)
+    gate.charge(found, 60)
+    with pytest.raises(Refused):
+        gate.charge(found, 1)
+
+
+def test_keys_are_read_again_when_their_file_changes(tmp_path):
+    old, file = write_keys(tmp_path)
+    gate = Gate(file)
+    gate.admit(f"Bearer {old}", None, "generate")
+    (tmp_path / "new").mkdir()
+    new, changed = write_keys(tmp_path / "new")
+    changed.replace(file)
+    assert gate.admit(f"Bearer {new}", None, "generate")
+    with pytest.raises(Refused):
+        gate.admit(f"Bearer {old}", None, "generate")
+    for change in (lambda: file.write_text("keys: [broken"), file.unlink):
+        change()
+        assert gate.admit(f"Bearer {new}", None, "generate")
+
+
+def test_a_bucket_refills_to_its_brim_only():
+    clock = Clock()
+    bucket = Bucket(1.0, clock)
+    clock.now += 1e6
+    assert bucket.take(60) == 0
+    assert bucket.take(1) == pytest.approx(1.0)
+
+
+def test_open_access_is_for_this_machine_only():
+    gate = Gate(None)
+    assert gate.admit(None, "127.0.0.1", "manage").tenant == "*"
+    for host in ("10.0.0.1", "203.0.113.9", None, ""):
+        with pytest.raises(Refused):
+            gate.admit(None, host, "generate")
+    assert [is_loopback(h) for h in ("::1", "::ffff:127.0.0.1", "127.8.8.8")] == [True] * 3
+    assert not is_loopback("::ffff:10.0.0.1")
+
+
+@pytest.mark.parametrize(
+    "change", [{"sha256": "secret"}, {"scopes": ["all"]}, {"tenant": ""}, {"colour": 1}]
+)
+def test_mistakes_in_a_key_file_are_named(tmp_path, change):
+    with pytest.raises(SpecError):
+        read_keys(write_keys(tmp_path, **change)[1])
+
+
+def test_a_key_file_that_is_no_yaml_is_not_quoted(tmp_path):
+    file = tmp_path / "keys.yaml"
+    file.write_text('keys: ["hunter2-secret')
+    with pytest.raises(SpecError) as caught:
+        read_keys(file)
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "param"),
+    [
+        (b"{", "invalid_json", None),
+        (b"[1]", "invalid_body", None),
+        (b'"x"', "invalid_body", None),
+        (b"\xff\xfe", "invalid_json", None),
+        (b"[" * 60_000, "invalid_json", None),
+        (b'{"model": "rex"}', "missing_required_parameter", "prompt"),
+        (b'{"prompt": "p", "n": 11}', "invalid_value", "n"),
+        (b'{"prompt": "p", "n": 1e99}', "invalid_value", "n"),
+        (b'{"prompt": "p", "n": "2"}', "invalid_value", "n"),
+        (b'{"prompt": "p", "n": true}', "invalid_value", "n"),
+        (b'{"prompt": "p", "seed": -1}', "invalid_value", "seed"),
+        (b'{"prompt": "p", "guidance_scale": NaN}', "invalid_value", "guidance_scale"),
+        (b'{"prompt": "p", "secret_word": 1}', "unknown_parameter", "secret_word"),
+        (b'{"prompt": "p", "a\\nb": 1}', "unknown_parameter", "?"),
+        (b'{"prompt": "p", "model": "../../etc/passwd"}', "invalid_value", "model"),
+        (b'{"prompt": "p", "model": "rex@../x"}', "invalid_value", "model"),
+        (b'{"prompt": "p", "model": "rex\\n"}', "invalid_value", "model"),
+        (b'{"prompt": "p", "size": "big"}', "invalid_value", "size"),
+        (b'{"prompt": ""}', "invalid_value", "prompt"),
+        (json.dumps({"prompt": "p" * 5000}).encode(), "invalid_value", "prompt"),
+        (b'{"prompt": "p", "scheduler": "os.system"}', "invalid_value", "scheduler"),
+    ],
+)
+def test_malformed_bodies(body, code, param):
+    refusal = wire.parse_request(body)
+    assert isinstance(refusal, Refusal)
+    assert (refusal.status, refusal.code, refusal.param) == (400, code, param)
+    for sent in ("etc/passwd", "os.system", "ppppp"):
+        assert sent not in refusal.message
+
+
+def test_sizes():
+    assert wire.parse_size("auto") is None
+    assert wire.parse_size("64x32") == (64, 32)
+    for size in ("100000x100000", "0x32", "2049x1"):
+        assert isinstance(wire.parse_size(size), Refusal)
+
+
+def test_ranks_move_only_what_must():
+    replicas = ["r1", "r2", "r3"]
+    homes = {f"m{i}": replicas[rank(f"m{i}", replicas)[0]] for i in range(300)}
+    assert all(60 < list(homes.values()).count(replica) < 140 for replica in replicas)
+    for model, home in homes.items():
+        if home != "r3":
+            assert ["r1", "r2"][rank(model, ["r1", "r2"])[0]] == home
+
+
+def guarded(is_open=True, max_requests=10, app=None):
+    async def echo(scope, receive, send):
+        size, more = 0, True
+        while more:
+            message = await receive()
+            size, more = size + len(message.get("body", b"")), message.get("more_body", False)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": str(size).encode()})
+
+    answered = []
+    guard = Guard(app or echo, 1000, max_requests, is_open, lambda *args: answered.append(args))
+    client = httpx.AsyncClient(
+        transport=httpx.ASGITransport(guard), base_url="http://127.0.0.1:8000"
+    )
+    return client, answered
+
+
+def ask(client, **options):
+    return asyncio.run(client.request("POST", "/", **options))
+
+
+def test_large_bodies_are_refused_announced_or_not():
+    async def endless():
+        for _ in range(100):
+            yield b"x" * 100
+
+    client, answered = guarded()
+    assert ask(client, content=b"x" * 1000).text == "1000"
+    for content in (b"x" * 1001, endless()):
+        response = ask(client, content=content)
+        assert response.status_code == 413
+        assert response.json()["error"]["code"] == "body_too_large"
+    assert [status for _, status, _ in answered] == [200, 413, 413]
+
+
+def test_pages_of_other_sites_may_not_use_open_access():
+    client, _ = guarded()
+    assert ask(client, headers={"origin": "http://127.0.0.1:8000"}).status_code == 200
+    for headers in ({"origin": "http://evil.example"}, {"origin": "null"},
+                    {"origin": "http://127.0.0.1:9"}, {"host": "evil.example"}):  # fmt: skip
+        assert ask(client, headers=headers).json()["error"]["code"] == "foreign_origin"
+    client, _ = guarded(is_open=False)
+    assert ask(client, headers={"host": "images.example"}).status_code == 200
+
+
+def test_a_failure_says_nothing_of_what_was_asked(caplog):
+    async def fail(scope, receive, send):
+        raise ValueError("the prompt was: my " + "tercs"[::-1])
+
+    client, _ = guarded(app=fail)
+    response = ask(client, headers={"x-request-id": "evil\tid"})
+    assert response.status_code == 500
+    assert response.json()["error"]["code"] == "internal_error"
+    assert "scret" not in response.text + caplog.text
+    assert "ValueError" in caplog.text
+    assert response.headers["x-request-id"].isalnum()
+
+
+def test_refusals_say_whether_to_try_again():
+    assert Refusal(404, "c", "m").headers() == {"x-should-retry": "false"}
+    assert Refusal(503, "c", "m", retry_after=0.2).headers() == {"retry-after": "1"}
+    assert Refusal(429, "c", "m").body()["error"]["type"] == "rate_limit_error"
+
+
+def test_exposition_keeps_our_families_once():
+    text = (
+        "# HELP ray_dbray_images Images.\n# TYPE ray_dbray_images counter\n"
+        'ray_dbray_images{NodeAddress="n",SessionName="s",Version="2",WorkerId="w"} 3.0\n'
+        "# HELP ray_other Other.\n# TYPE ray_other gauge\nray_other 1\n"
+    )
+    lines = meters.chosen([text, text.replace('"n"', '"m"')]).splitlines()
+    assert lines == [
+        "# HELP ray_dbray_images Images.", "# TYPE ray_dbray_images counter",
+        'ray_dbray_images{NodeAddress="n",WorkerId="w"} 3.0',
+        'ray_dbray_images{NodeAddress="m",WorkerId="w"} 3.0',
+    ]  # fmt: skip
+
+
+def test_options_are_described_and_checked():
+    assert ServeOptions(registry="r").device == "auto"
+    assert all(field.description for field in ServeOptions.model_fields.values())
+    with pytest.raises(ValueError, match="num_replica"):
+        ServeOptions.model_validate({"registry": "r", "num_replica": 2})
+
+
+def test_a_digest_is_what_sha256sum_prints(tmp_path):
+    key, digest = new_key()
+    assert digest == hashlib.sha256(key.encode()).hexdigest()
+    assert len(key) > 40

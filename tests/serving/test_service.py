@@ -1,0 +1,443 @@
+"""Between routes and replicas: charges, predictions, takedown, and replicas that are full."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+
+import httpx
+import pytest
+from kit.records import publish
+
+from dbray.errors import StoreError
+from dbray.serving.http import predictions, replicas
+from dbray.serving.http.catalogue import Catalogue
+from dbray.serving.http.ingress import guarded
+from dbray.serving.http.predictions import Predictions
+from dbray.serving.http.replicas import Replicas
+from dbray.serving.http.service import Service
+from dbray.serving.http.tenants import Gate, new_key
+from dbray.serving.http.wire import GenerationRequest
+from dbray.serving.messages import NOT_FOUND, OVERLOADED, TIMED_OUT, Answer, Ask, Begun, Refusal
+from dbray.serving.options import ServeOptions
+from dbray.spec.sections import Recipe
+from dbray.storage.store import Store
+
+pytestmark = pytest.mark.timeout(60)
+
+BEGUN = Begun("ram", 1.0, 0.0, 32, 32)
+REQUEST = GenerationRequest(prompt="p")
+BODY = {"prompt": "p", "model": "rex", "seed": 1}
+
+
+class Models:
+    """Stands in for the replicas: answers what it is told to, by default with one image."""
+
+    def __init__(self):
+        self.answers: list[Answer | Refusal | Exception] = []
+        self.size_bytes = 1
+        self.gate: asyncio.Event | None = None
+        self.asked: list[Ask] = []
+        self.ended: list[Ask] = []
+        self.forgotten: list[str] = []
+
+    async def generate(self, ask):
+        self.asked.append(ask)
+        try:
+            if self.gate:
+                await self.gate.wait()
+        finally:
+            self.ended.append(ask)
+        answer = self.answers.pop(0) if self.answers else Answer(BEGUN, (b"x" * self.size_bytes,))
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def stream(self, ask):
+        answer = await self.generate(ask)
+        yield answer if isinstance(answer, Refusal) else BEGUN
+
+    async def warm(self, subject, revision, deadline_seconds):
+        answer = await self.generate(make_ask(subject, deadline=deadline_seconds))
+        return answer if isinstance(answer, Refusal) else ("ram", 1.0)
+
+    async def forget(self, keys):
+        self.forgotten += keys
+
+
+class Site:
+    """The application on a registry with one model of nobody's, without replicas."""
+
+    def __init__(self, folder):
+        self.storage = folder / "runs"
+        self.rex = publish(self.storage, number=1)
+        self.key, digest = new_key()
+        scopes = ["generate", "manage"]
+        file = folder / "keys.yaml"
+        file.write_text(json.dumps({
+            "keys": [{"name": "k", "sha256": digest, "tenant": "acme", "scopes": scopes}],
+            "images_per_minute": {"acme": 10},
+        }))  # fmt: skip
+        self.models = Models()
+        options = ServeOptions(registry=str(self.storage), keys=str(file))
+        self.service = Service(
+            options, Catalogue(str(self.storage), 0.0), Gate(file, clock=lambda: 0.0), self.models
+        )
+        self.predictions = Predictions(self.models)
+        self._app = guarded(self.service, self.predictions)
+
+    def client(self):
+        headers = {"authorization": f"Bearer {self.key}"}
+        transport = httpx.ASGITransport(self._app)
+        return httpx.AsyncClient(transport=transport, base_url="http://h", headers=headers)
+
+    def ask(self, method, path, **options):
+        async def run():
+            async with self.client() as client:
+                return await client.request(method, path, **options)
+
+        return asyncio.run(run())
+
+    def images_left(self):
+        """Ask until the tenant's ten images of this minute are used up."""
+        self.models.answers.clear()
+        return [self.post().status_code for _ in range(11)].index(429)
+
+    def post(self, **changes):
+        return self.ask("POST", "/v1/images/generations", json=BODY | changes)
+
+
+@pytest.fixture
+def site(tmp_path):
+    return Site(tmp_path)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_503_is_not_charged_and_an_unknown_model_is(site, stream):
+    site.models.answers = [OVERLOADED] * 3
+    assert [site.post(n=5, stream=stream).status_code for _ in range(3)] == [503] * 3
+    assert site.post(n=4, model="nobody", stream=stream).status_code == 404
+    assert site.post(size="0x0", stream=stream).status_code == 400
+    assert site.images_left() == 6
+
+
+def test_warming_is_charged_and_refused_while_draining(site):
+    path = "/v1/models/rex:warm"
+    assert site.ask("POST", path).status_code == 200
+    site.models.answers = [OVERLOADED]
+    assert site.ask("POST", path).status_code == 503
+    site.service.draining = True
+    assert site.ask("POST", path).json()["error"]["code"] == "draining"
+    site.service.draining = False
+    assert site.images_left() == 9
+
+
+def test_warming_has_the_time_of_any_request(site, monkeypatch):
+    site.service.options = site.service.options.model_copy(update={"deadline_seconds": 240.0})
+    assert site.ask("POST", "/v1/models/rex:warm").status_code == 200
+    assert site.models.asked[-1].deadline_seconds == 240.0
+    monkeypatch.setattr(replicas, "_GRACE_SECONDS", 0.01)
+    hanging = Response([], hangs=True)
+    warmed = Replicas(Handle(hanging)).warm("rex", "abc", 0.01)
+    assert asyncio.run(warmed) == TIMED_OUT
+    assert hanging.cancelled
+
+
+def test_storage_that_does_not_answer_is_no_fault_of_ours_nor_the_caller_s(site, monkeypatch):
+    def fail(self, *arguments):
+        raise StoreError("s3://secret-bucket: connection reset")
+
+    for name in ("read_bytes", "names", "remove", "exists"):
+        monkeypatch.setattr(Store, name, fail)
+    calls = (
+        ("GET", "/v1/models"), ("GET", "/v1/models/rex"), ("DELETE", "/v1/models/rex"),
+        ("GET", "/v1/models/rex/previews/0.png"), ("POST", "/v1/models/rex:warm"),
+        ("POST", "/v1/images/generations"), ("PUT", "/v1/predictions/p"),
+    )  # fmt: skip
+    for method, path in calls:
+        answer = site.ask(method, path, json=BODY if method in ("POST", "PUT") else None)
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "5"), path
+        assert answer.json()["error"]["code"] == "storage_unavailable"
+        assert "secret-bucket" not in answer.text
+    monkeypatch.undo()
+    assert site.images_left() == 10
+
+
+def test_a_prediction_that_is_put_again_is_charged_once(site):
+    async def run():
+        async with site.client() as client:
+            put = "/v1/predictions/mine"
+            answers = [await client.put(put, json=BODY | {"n": 4}) for _ in range(5)]
+            other = await client.put(put, json=BODY | {"n": 3})
+            return [answer.status_code for answer in answers], other.status_code
+
+    codes, other = asyncio.run(run())
+    assert (set(codes) <= {200, 202}, other, len(site.models.asked)) == (True, 409, 1)
+    assert site.images_left() == 6
+
+
+def test_a_takedown_of_one_revision_leaves_the_others_alone(site):
+    new = publish(site.storage, number=2)
+
+    async def run():
+        async with site.client() as client:
+            for name, model in (("old", site.rex.name), ("new", "rex")):
+                await client.put(f"/v1/predictions/{name}", json=BODY | {"model": model})
+            assert (await client.get("/v1/predictions/old")).status_code == 200
+            removed = await client.delete(f"/v1/models/{site.rex.name[:12]}")
+            left = [
+                (await client.get(f"/v1/predictions/{name}")).status_code for name in ("old", "new")
+            ]
+            return removed.status_code, left
+
+    site.service.gate.admit = lambda *_: OPERATOR
+    assert asyncio.run(run()) == (200, [404, 200])
+    assert site.models.forgotten == [site.rex.name]
+    assert Catalogue(str(site.storage), 0.0).find("rex") == new
+
+
+def test_a_takedown_drops_predictions_before_it_waits_for_replicas(site):
+    async def run():
+        async with site.client() as client:
+            await client.put("/v1/predictions/p", json=BODY)
+            held = asyncio.Event()
+            site.models.forget = lambda keys: held.wait()
+            removing = asyncio.create_task(client.delete("/v1/models/rex"))
+            while (await client.get("/v1/predictions/p")).status_code != 404:
+                await asyncio.sleep(0)
+            assert not removing.done()
+            held.set()
+            return (await removing).status_code
+
+    site.service.gate.admit = lambda *_: OPERATOR
+    assert asyncio.run(run()) == 200
+
+
+class Silent:
+    """Stands in for a handle of Ray Serve whose replicas do not answer in time."""
+
+    def broadcast(self, *_):
+        return self
+
+    async def results_async(self, *, timeout_s, return_exceptions):
+        raise TimeoutError("Timed out waiting for broadcast results.")
+
+
+def test_a_takedown_that_replicas_are_slow_to_hear_of_is_left_to_their_sweep(caplog):
+    asyncio.run(Replicas(Silent()).forget(["rex@abc"]))
+    assert "takedown has not reached every replica" in caplog.text
+
+
+OPERATOR = Gate(None).admit(None, "127.0.0.1", "manage")
+
+
+def test_a_subject_called_base_is_not_the_base(site):
+    old = publish(site.storage, model_id="base", number=5)  # from before the name was reserved
+    site.service.gate.admit = lambda *_: OPERATOR
+    assert site.post(model="base").status_code == 200
+    assert site.models.asked[-1].subject == ""
+    assert site.ask("DELETE", "/v1/models/base").status_code == 200
+    assert site.models.forgotten == [old.name]
+
+
+def test_the_resolution_of_the_training_goes_with_a_request(site):
+    publish(site.storage, model_id="large", number=7, recipe=Recipe(resolution=1152))
+    for model, expected in (("large", 1152), ("rex", None), ("base", None)):
+        assert site.post(model=model).status_code == 200
+        ask = site.models.asked[-1]
+        assert (ask.resolution, ask.width, ask.height) == (expected, None, None)
+
+
+def test_models_are_filtered_by_the_server(site):
+    publish(site.storage, model_id="teapot", number=6)
+
+    def listed(**params):
+        return [
+            model["id"] for model in site.ask("GET", "/v1/models", params=params).json()["data"]
+        ]
+
+    assert listed() == ["base", "rex", "teapot"]
+    assert listed(contains="EA") == ["teapot"]
+    assert listed(contains="dog") == ["rex", "teapot"]
+    assert listed(contains="as") == ["base"]
+    assert listed(contains="nothing") == []
+
+
+def test_slow_listings_hold_up_no_image(site, monkeypatch):
+    opened = threading.Event()
+    monkeypatch.setattr(site.service.catalogue, "models", lambda: opened.wait(30) and [])
+
+    async def run():
+        async with site.client() as client:
+            listings = [asyncio.create_task(client.get("/v1/models")) for _ in range(100)]
+            await asyncio.sleep(0)  # each is on its way, and there are fewer threads
+            image = await client.post("/v1/images/generations", json=BODY)
+            assert not any(listing.done() for listing in listings)
+            opened.set()
+            return image, await asyncio.gather(*listings)
+
+    image, listings = asyncio.run(run())
+    assert {answer.status_code for answer in (image, *listings)} == {200}
+
+
+def make_ask(subject="rex", tenant="t", deadline=60.0):
+    return Ask(subject, "abc" if subject else "", tenant, "p", (1,), deadline)
+
+
+async def settled(store, name="p", tenant="t"):
+    """Wait for a prediction to end; the test's time limit is the limit."""
+    while (outcome := await store.get(tenant, name)) and outcome.status == "processing":
+        await asyncio.sleep(0)
+    return outcome
+
+
+def test_a_prediction_that_failed_in_passing_begins_anew():
+    async def run():
+        models = Models()
+        store = Predictions(models)
+        models.answers = [OVERLOADED, ValueError("a bug"), NOT_FOUND]
+        seen = []
+        for _ in range(5):
+            await store.put("p", "d", make_ask(), REQUEST)
+            outcome = await settled(store)
+            seen.append((outcome.status, outcome.result.code))
+        return seen, len(models.asked)
+
+    seen, num_asked = asyncio.run(run())
+    assert seen == [
+        ("failed", "overloaded"), ("failed", "internal_error"), *[("failed", "model_not_found")] * 3
+    ]  # fmt: skip
+    assert num_asked == 3
+
+
+def test_a_cancelled_or_forgotten_prediction_ends_its_work():
+    async def run():
+        models = Models()
+        models.gate = asyncio.Event()
+        store = Predictions(models)
+        for name, subject in (("a", "rex"), ("b", "mia"), ("c", "tom")):
+            await store.put(name, "d", make_ask(subject), REQUEST)
+        while len(models.asked) < 3:
+            await asyncio.sleep(0)
+        await store.cancel("t", "a")
+        await store.forget(["mia@abc"])
+        while len(models.ended) < 2:
+            await asyncio.sleep(0)
+        kept = [await store.get("t", name) for name in "abc"]
+        return [outcome and outcome.status for outcome in kept], len(models.ended)
+
+    assert asyncio.run(run()) == (["canceled", None, "processing"], 2)
+
+
+def test_room_is_made_by_who_has_the_most(monkeypatch):
+    monkeypatch.setattr(predictions, "MAX_BYTES", 100)
+
+    async def run():
+        models = Models()
+        store = Predictions(models)
+        puts = [("small", "first", 10), *[("large", str(number), 30) for number in range(4)]]
+        for tenant, name, models.size_bytes in puts:
+            await store.put(name, "d", make_ask(tenant=tenant), REQUEST)
+            await settled(store, name, tenant)
+        names = [("small", "first"), *[("large", str(number)) for number in range(4)]]
+        return [bool(await store.get(tenant, name)) for tenant, name in names]
+
+    assert asyncio.run(run()) == [True, False, True, True, True]
+
+
+class Response:
+    """Stands in for a response of Ray Serve."""
+
+    def __init__(self, events, hangs=False):
+        self._events, self._hangs = list(events), hangs
+        self.cancelled = False
+
+    def cancel(self):
+        self.cancelled = True
+
+    def __await__(self):
+        return self.__anext__().__await__()
+
+    async def __anext__(self):
+        if self._events:
+            return self._events.pop(0)
+        if self._hangs:
+            await asyncio.Event().wait()
+        raise StopAsyncIteration
+
+
+class Handle:
+    """Stands in for a handle of Ray Serve: gives prepared responses, and notes who was asked."""
+
+    def __init__(self, *responses):
+        self._responses = list(responses)
+        self._options = {}
+        self.asked = []
+
+    def options(self, **options):
+        self._options = self._options | options
+        return self
+
+    @property
+    def generate(self):
+        return self
+
+    stream = warm = generate
+
+    def remote(self, *_):
+        self.asked.append(self._options.pop("multiplexed_model_id", ""))
+        return self._responses.pop(0)
+
+
+async def collect(events):
+    return [event async for event in events]
+
+
+def test_a_full_home_replica_passes_on_once():
+    full, answer = Response([OVERLOADED]), Answer(BEGUN, (b"x",))
+    handle = Handle(full, Response([answer]))
+    assert asyncio.run(Replicas(handle).generate(make_ask())) == answer
+    assert handle.asked == ["rex", ""]
+    handle = Handle(Response([OVERLOADED]), Response([OVERLOADED]))
+    assert asyncio.run(Replicas(handle).generate(make_ask())) == OVERLOADED
+    handle = Handle(Response([OVERLOADED]), Response([BEGUN]))
+    assert asyncio.run(collect(Replicas(handle).stream(make_ask()))) == [BEGUN]
+    assert handle.asked == ["rex", ""]
+    too_many = Refusal(429, "too_many_requests", "m", retry_after=1)
+    for ask, refusal in ((make_ask(), too_many), (make_ask(""), OVERLOADED)):
+        handle = Handle(Response([refusal]))
+        assert asyncio.run(Replicas(handle).generate(ask)) == refusal
+
+
+def test_a_replica_that_hangs_is_given_up_and_told_so(monkeypatch):
+    monkeypatch.setattr(replicas, "_GRACE_SECONDS", 0.01)
+    hanging = Response([], hangs=True)
+    assert asyncio.run(Replicas(Handle(hanging)).generate(make_ask(deadline=0.01))) == TIMED_OUT
+    assert hanging.cancelled
+    hanging = Response([BEGUN], hangs=True)
+    events = asyncio.run(collect(Replicas(Handle(hanging)).stream(make_ask(deadline=0.01))))
+    assert events == [BEGUN, TIMED_OUT]
+    assert hanging.cancelled
+    done = Response([BEGUN])
+    assert asyncio.run(collect(Replicas(Handle(done)).stream(make_ask()))) == [BEGUN]
+    assert not done.cancelled
+
+
+@pytest.mark.parametrize("call", ["generate", "stream"])
+def test_whoever_stops_waiting_ends_the_work(call):
+    hanging = Response([], hangs=True)
+    models = Replicas(Handle(hanging))
+
+    async def run():
+        work = models.generate(make_ask()) if call == "generate" else collect(
+            models.stream(make_ask())
+        )  # fmt: skip
+        task = asyncio.create_task(work)
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(run())
+    assert hanging.cancelled

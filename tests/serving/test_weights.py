@@ -1,0 +1,413 @@
+"""The cache and its loads on an event loop; what a takedown or failure leaves behind."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from dbray.errors import ModelNotFound, StoreError
+from dbray.serving.replica.cache import TieredCache
+from dbray.serving.replica.loads import Loads
+from dbray.serving.replica.scratch import Scratch
+from dbray.serving.replica.tiers import Level, Tier
+
+pytestmark = pytest.mark.timeout(60)
+
+GONE = ModelNotFound("taken down")
+
+
+class Gate:
+    """Holds who comes through until it is opened."""
+
+    def __init__(self):
+        self.entered, self.opened = threading.Event(), threading.Event()
+
+    def __call__(self):
+        self.entered.set()
+        assert self.opened.wait(30)
+
+
+@pytest.fixture
+def background():
+    with ThreadPoolExecutor(4) as pool:
+        yield pool
+
+
+class Storage:
+    """Two tiers over it. Keys in `gates` are held while they are read, or verified, or lifted."""
+
+    def __init__(self, background, ram_bytes=40, clock=None):
+        self.gates: dict[tuple[str, str], Gate] = {}
+        self.failing: dict[str, Exception] = {}
+        self.reads: list[str] = []
+        self.ram, self.device = Tier("ram", ram_bytes), Tier("device", 40)
+        levels = [
+            Level(self.ram, self.read),
+            Level(self.device, self.lift, size_of=lambda below: 10),
+        ]
+        options = {"clock": clock} if clock else {}
+        self.cache = TieredCache(
+            levels,
+            lambda key, value: self.pass_gate("verify", key),
+            background,
+            remembered=(ModelNotFound,),
+            failure_seconds=5,
+            **options,
+        )
+
+    def gate(self, step, key):
+        self.gates[step, key] = gate = Gate()
+        return gate
+
+    def pass_gate(self, step, key):
+        if (step, key) in self.gates:
+            self.gates[step, key]()
+
+    def read(self, key, below):
+        self.reads.append(key)
+        self.pass_gate("read", key)
+        return f"ram:{key}", 10
+
+    def lift(self, key, below):
+        self.pass_gate("lift", key)
+        if key in self.failing:
+            raise self.failing[key]
+        return f"device:{key}", 10
+
+
+async def soon(event):
+    """Wait for a threading event without blocking the loop."""
+    assert await asyncio.to_thread(event.wait, 30)
+
+
+def test_what_is_loaded_needs_no_thread_and_who_follows_holds_none(background):
+    storage = Storage(background)
+    with storage.cache.using("warm"):
+        pass
+    slow = storage.gate("read", "slow")
+
+    async def run(readers):
+        asks = [asyncio.create_task(storage.cache.lease_soon("slow", readers)) for _ in range(9)]
+        await soon(slow.entered)
+        other = asyncio.create_task(storage.cache.lease_soon("other", readers))
+        (await storage.cache.lease_soon("warm", readers)).release()  # both threads are not needed
+        (await other).release()  # eight followers wait, and still a thread is free
+        slow.opened.set()
+        leases = await asyncio.gather(*asks)
+        assert {lease.value.partition(":")[2] for lease in leases} == {"slow"}
+        for lease in leases:
+            lease.release()
+
+    with ThreadPoolExecutor(2) as readers:
+        asyncio.run(run(readers))
+    assert storage.reads == ["warm", "slow", "other"]
+
+
+def test_one_who_hangs_up_does_not_end_the_load_of_others(background):
+    storage = Storage(background)
+    slow = storage.gate("read", "a")
+
+    async def run(readers):
+        leads = asyncio.create_task(storage.cache.lease_soon("a", readers))
+        await soon(slow.entered)
+        follows, leaves = (
+            asyncio.create_task(storage.cache.lease_soon("a", readers)) for _ in range(2)
+        )
+        await asyncio.sleep(0)
+        leads.cancel()
+        leaves.cancel()
+        slow.opened.set()
+        return (await follows).value
+
+    with ThreadPoolExecutor(1) as readers:
+        assert asyncio.run(run(readers)) == "device:a"
+    assert storage.reads == ["a"]
+    assert storage.ram.num_pins("a") == 0  # nobody holds what the one who left had asked for
+
+
+def test_what_was_just_loaded_is_pinned_while_it_is_in_use(background):
+    storage = Storage(background, ram_bytes=20)
+    leases = [storage.cache.lease(key) for key in "abc"]
+    for lease in leases:
+        asyncio.run(lease.landed())
+    assert sorted(storage.ram.keys()) == ["a", "b"]  # the third is used, but not kept
+    assert [lease.tier for lease in leases] == [storage.ram, storage.ram, None]
+    leases[0].release()
+    leases[0].release()
+    storage.cache.lease("d").release()
+    assert [storage.ram.num_pins(key) for key in "ab"] == [0, 1]
+
+
+def test_who_is_done_before_the_value_is_kept_holds_no_pin(background):
+    storage = Storage(background)
+    gate = storage.gate("verify", "a")
+    lease = storage.cache.lease("a")
+    assert gate.entered.wait(30)
+    lease.release()
+    gate.opened.set()
+    asyncio.run(lease.landed())
+    assert (storage.ram.keys(), storage.ram.num_pins("a")) == (["a"], 0)
+
+
+class Crowd:
+    """Users of models, each of whom stays until told to leave. Tenths are users of one model."""
+
+    def __init__(self, loads):
+        self._loads = loads
+        self._tasks: dict[float, asyncio.Task[None]] = {}
+        self.leases = {}
+
+    def come(self, *numbers, turn=None):
+        for number in numbers:
+            self._tasks[number] = asyncio.create_task(self._use(number, turn or (0.0, number)))
+
+    async def _use(self, number, turn):
+        async with self._loads.using(f"m{int(number)}", lambda: turn) as lease:
+            self.leases[number] = lease
+            try:
+                await asyncio.Event().wait()
+            finally:
+                del self.leases[number]
+
+    async def leave(self, *numbers):
+        for number in numbers:
+            self._tasks[number].cancel()
+            await asyncio.wait([self._tasks.pop(number)])
+
+    async def until(self, *numbers):
+        """Wait until just these have what they asked for; the test's time limit is the limit."""
+        while sorted(self.leases) != sorted(numbers):
+            await asyncio.sleep(0.001)
+
+
+def crowded(storage, count, scene):
+    """Play a scene with a crowd, and see that it leaves nothing in use."""
+
+    async def run(readers):
+        loads = Loads(storage.cache, readers, count)
+        crowd = Crowd(loads)
+        await scene(crowd)
+        await crowd.leave(*list(crowd._tasks))
+        while loads._loads or storage.cache._flights:
+            await asyncio.sleep(0.001)
+        assert not loads._waiting
+
+    with ThreadPoolExecutor(4) as readers:
+        asyncio.run(run(readers))
+    for key in storage.reads:
+        assert storage.ram.num_pins(key) == 0
+
+
+def test_who_waits_for_a_model_waits_for_its_memory_too(background):
+    storage = Storage(background, ram_bytes=0)
+
+    async def scene(crowd):
+        crowd.come(*range(32))
+        for number in range(31):
+            await crowd.until(number, number + 1)
+            assert len(storage.reads) == number + 2
+            await crowd.leave(number)
+
+    crowded(storage, 2, scene)
+
+
+def test_the_next_to_be_served_is_the_next_to_be_loaded(background):
+    storage = Storage(background, ram_bytes=0)
+
+    async def scene(crowd):
+        crowd.come(1, 2, 3, 4, turn=(9.0, 0.0))
+        await crowd.until(1, 2)
+        crowd.come(5, turn=(1.0, 0.0))
+        await asyncio.sleep(0)
+        await crowd.leave(1)
+        await crowd.until(2, 5)
+
+    crowded(storage, 2, scene)
+
+
+def test_users_of_one_model_share_it_and_make_room_for_others(background):
+    storage = Storage(background, ram_bytes=0)
+
+    async def scene(crowd):
+        crowd.come(1, 1.1, 2, 2.1)
+        await crowd.until(1, 1.1, 2, 2.1)
+        assert crowd.leases[1] is crowd.leases[1.1]
+        crowd.come(3, turn=(0.0, 3))
+        await asyncio.sleep(0)
+        crowd.come(1.2, 1.3, turn=(0.0, 4))  # would keep the model in use, but came later
+        await asyncio.sleep(0)
+        await crowd.leave(1)
+        assert sorted(crowd.leases) == [1.1, 2, 2.1]
+        await crowd.leave(1.1)
+        await crowd.until(2, 2.1, 3)
+        await crowd.leave(2, 2.1)
+        await crowd.until(1.2, 1.3, 3)
+
+    crowded(storage, 2, scene)
+    assert sorted(storage.reads) == ["m1", "m1", "m2", "m3"]
+
+
+def test_what_a_tier_holds_waits_for_nobody(background):
+    storage = Storage(background)
+    with storage.cache.using("m7") as lease:
+        lease.settle()
+    slow = storage.gate("read", "m1")
+
+    async def scene(crowd):
+        crowd.come(1, 2)
+        await soon(slow.entered)
+        crowd.come(7)
+        await crowd.until(7)
+        await crowd.leave(2, 1)  # who waits, and who is read for: that ends when it was read
+        crowd.come(3)
+        await asyncio.sleep(0)
+        assert sorted(crowd.leases) == [7]
+        slow.opened.set()
+        await crowd.until(3, 7)
+
+    crowded(storage, 1, scene)
+    assert storage.reads == ["m7", "m1", "m3"]
+
+
+def test_a_load_that_failed_makes_room(background):
+    storage = Storage(background)
+
+    def fail(key, below):
+        raise StoreError("connection reset")
+
+    cache = TieredCache([Level(storage.ram, fail)], lambda key, value: None, background)
+
+    async def run(readers):
+        loads = Loads(cache, readers, 1)
+
+        async def use(key):
+            async with loads.using(key, lambda: (0.0, 0.0)):
+                raise AssertionError("there is nothing to use")
+
+        return await asyncio.gather(*map(use, "aabb"), return_exceptions=True)
+
+    with ThreadPoolExecutor(1) as readers:
+        failures = asyncio.run(run(readers))
+    assert [str(failure) for failure in failures] == ["connection reset"] * 4
+
+
+def test_a_takedown_reaches_a_load_that_outlasts_the_memory_of_failures(background):
+    now = [100.0]
+    storage = Storage(background, clock=lambda: now[0])
+    gate = storage.gate("verify", "rex@1")
+    lease = storage.cache.lease("rex@1")
+    assert gate.entered.wait(30)
+    assert storage.cache.purge(lambda key: key == "rex@1", GONE) == 1
+    now[0] += 60
+    gate.opened.set()
+    with pytest.raises(ModelNotFound, match="taken down"):
+        lease.settle()
+    assert not lease.is_settled
+    assert storage.cache.keys() == set()
+
+
+def test_a_takedown_reaches_a_key_on_its_way_to_the_device(background):
+    storage = Storage(background)
+    gate = storage.gate("lift", "rex@1")
+    lease = storage.cache.lease("rex@1")
+    lease.settle()
+    assert gate.entered.wait(30)
+    storage.cache.purge(lambda key: True, GONE)
+    gate.opened.set()
+    with pytest.raises(ModelNotFound):
+        asyncio.run(lease.landed())
+    assert storage.cache.keys() == set()
+
+
+def test_an_image_need_not_wait_for_the_device_tier_nor_fail_with_it(background, caplog):
+    storage = Storage(background)
+    gate = storage.gate("lift", "a")
+    storage.failing["a"] = MemoryError("device")
+    lease = storage.cache.lease("a")
+    lease.settle()  # verified; the lift has not even begun to fail
+    assert lease.is_settled
+    gate.opened.set()
+    asyncio.run(lease.landed())
+    assert "MemoryError" in caplog.text
+    assert (storage.ram.keys(), storage.device.keys()) == (["a"], [])
+    assert storage.device.used_bytes == 0
+    with storage.cache.using("a") as again:
+        assert again.value == "ram:a"
+
+
+def test_a_failure_of_storage_reaches_all_who_wait(background):
+    storage = Storage(background)
+    slow = storage.gate("read", "a")
+
+    def fail(key, below):
+        slow()
+        raise StoreError("connection reset")
+
+    cache = TieredCache([Level(storage.ram, fail)], lambda key, value: None, background)
+
+    async def run(readers):
+        asks = [asyncio.create_task(cache.lease_soon("a", readers)) for _ in range(3)]
+        await soon(slow.entered)
+        await asyncio.sleep(0)
+        slow.opened.set()
+        return await asyncio.gather(*asks, return_exceptions=True)
+
+    with ThreadPoolExecutor(1) as readers:
+        failures = asyncio.run(run(readers))
+    assert [str(failure) for failure in failures] == ["connection reset"] * 3
+
+
+def test_a_copy_for_which_there_is_no_room_is_removed(background):
+    made, removed = [], []
+
+    def copy(key, below):
+        made.append(key)
+        return key, 10
+
+    disk = Level(Tier("disk", 10, dispose=removed.append), copy)
+    ram = Level(Tier("ram", 0), lambda key, below: (below, 10))
+    cache = TieredCache([disk, ram], lambda key, value: None, background, lowest_usable=1)
+    with cache.using("a") as lease:
+        lease.settle()
+    disk.tier.pin("a")
+    with pytest.raises(Exception, match="no room"):
+        cache.lease("b")
+    assert (made, removed) == (["a", "b"], ["b"])
+
+
+HOLD = """
+import sys
+from dbray.serving.replica.scratch import Scratch
+scratch = Scratch(sys.argv[1])
+(scratch.folder / "copy").write_bytes(b"x")
+print(scratch.folder, flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_scratch_of_the_dead_is_removed_and_that_of_the_living_kept(tmp_path):
+    (tmp_path / "dbray-serving-unlocked").mkdir()
+    (tmp_path / "other").mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, tmp_path],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    folder = process.stdout.readline().strip()
+    mine = Scratch(str(tmp_path))
+    kept = {"dbray-serving-unlocked", "other", mine.folder.name}
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == kept | {folder.rpartition("/")[2]}
+    process.kill()
+    process.communicate()
+    Scratch(str(tmp_path)).close()
+    assert {path.name for path in tmp_path.iterdir()} == kept
+    mine.close()
+    mine.close()
+    assert not mine.folder.exists()

@@ -1,0 +1,186 @@
+"""Job files: every mistake at once, with its line and a fix."""
+
+from __future__ import annotations
+
+import pytest
+
+from dbray.errors import SpecError
+from dbray.spec.job import Job, draft_job
+from dbray.spec.sections import Recipe, Subject
+
+
+def load(tmp_path, text):
+    file = tmp_path / "my job.yaml"
+    file.write_text(text)
+    return Job.load(file)
+
+
+def problems(tmp_path, text):
+    with pytest.raises(SpecError) as caught:
+        load(tmp_path, text)
+    return caught.value.problems
+
+
+def test_paths_are_relative_to_the_job_file(tmp_path):
+    (tmp_path / "base").mkdir()
+    job = load(tmp_path, "base: base\nsubjects: photos\nstorage: s3://bucket/runs\n")
+    assert job.subjects == str(tmp_path / "photos")
+    assert job.base == str(tmp_path / "base")
+    assert job.storage == "s3://bucket/runs"
+    assert job.id == "my-job"
+
+
+def test_a_folder_that_is_called_as_the_miniature_does_not_hide_it(tmp_path):
+    (tmp_path / "miniature").mkdir()
+    assert load(tmp_path, "base: miniature\nsubjects: photos\n").base == "miniature"
+    assert load(tmp_path, "base: ./miniature\nsubjects: photos\n").base != "miniature"
+
+
+def test_all_mistakes_are_named_with_line_and_fix(tmp_path):
+    found = problems(
+        tmp_path,
+        "base: miniature\n"
+        "subjects: photos\n"
+        "recipe:\n"
+        "  stepz: 100\n"
+        "  learning_rate: -1\n"
+        "prior:\n"
+        "  prompt: a photo\n"
+        "previews:\n"
+        "  prompts: ['a {thing}']\n"
+        "id: Not An Id\n",
+    )
+    lines = {problem.where.rsplit(":", 1)[1]: problem for problem in found}
+    assert set(lines) == {"4", "5", "7", "9", "10"}
+    assert "stepz" in lines["4"].fix
+    assert "{class}" in lines["7"].what
+    assert "{thing}" in lines["9"].what
+    assert all(problem.fix for problem in found)
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("base: [", "YAML"),
+        ("just a text", "mapping"),
+        ("", "mapping"),
+        ("subjects: x\n", "base"),
+        ("base: miniature\nsubjects: x\nrecipe: {method: lora}\n", "full"),
+        ("base: owner/name\nbase_revision: main\nsubjects: x\n", "40 hex digits"),
+        ("base: miniature\nsubjects: [{id: base, class_noun: dog, images: [a]}]\n", "untouched"),
+    ],
+)
+def test_broken_files(tmp_path, text, what):
+    found = problems(tmp_path, text)
+    assert any(what in problem.what for problem in found)
+
+
+def test_a_repeated_key_is_refused_with_both_lines(tmp_path):
+    text = "base: miniature\nrecipe: {steps: 1}\nsubjects: x\nrecipe:\n  steps: 2\n"
+    [problem] = problems(tmp_path, text)
+    assert problem.where.endswith(":4")
+    assert "'recipe'" in problem.what
+    assert "line 2" in problem.what
+
+
+def test_a_mistake_in_an_inline_subject_is_told_once_and_in_its_line(tmp_path):
+    text = (
+        "base: miniature\n"
+        "subjects:\n"
+        "  - {id: rex, class_noun: dog, images: [rex]}\n"
+        "  - id: tom\n"
+        "    class_noun: cat\n"
+        "    images: [tom]\n"
+        "    caption: [a]\n"
+    )
+    [problem] = problems(tmp_path, text)
+    assert problem.where.endswith(":7")
+    assert problem.what.startswith("caption:")
+    assert problem.subject == "tom"
+
+
+def test_a_draft_is_the_job_without_its_mistakes(tmp_path):
+    file = tmp_path / "job.yaml"
+    file.write_text(
+        "bass: miniature\n"
+        "recipe: {steps: 0}\n"
+        "identifiers: {seed: 3}\n"
+        "subjects:\n"
+        "  - {id: rex, class_noun: dog, images: [rex]}\n"
+        "  - {id: tom, images: [tom]}\n"
+    )
+    draft = draft_job(file)
+    assert {problem.what.split(":")[0] for problem in draft.problems} == {
+        "bass", "base", "recipe.steps",
+    }  # fmt: skip
+    assert draft.job.base == ""
+    assert draft.job.recipe == Recipe()
+    assert draft.job.identifiers.seed == 3
+    assert [(one.where, one.value["id"]) for one in draft.subjects] == [
+        (f"{file}:5", "rex"), (f"{file}:6", "tom"),
+    ]  # fmt: skip
+    file.write_text("stepz: 1\nbase: ./b\nsubjects: s3://b/m.jsonl\n")
+    draft = draft_job(file)
+    assert (draft.job.base, draft.subjects) == (str(tmp_path / "b"), "s3://b/m.jsonl")
+    file.write_text("base: miniature\nsubjects:\n")
+    assert draft_job(file).subjects is None
+
+
+def test_inline_subjects_are_written_as_those_of_manifests(tmp_path):
+    text = "base: miniature\nsubjects: [{subject_id: rex, class_noun: dog, images: photos/rex}]\n"
+    assert load(tmp_path, text).subjects == (
+        Subject(id="rex", class_noun="dog", images=(str(tmp_path / "photos/rex"),)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "what", "fix"),
+    [
+        ("recipe: {stepz: 3}", "no known key", "'steps'"),
+        ("1.5: 3", "1.5: is no known key", "remove"),
+        ("2026-01-01: 3", "2026-01-01: is no known key", "remove"),
+        ("steps: 3", "no known key", "under 'recipe'"),
+        ("recipe:", "is empty", "omit it"),
+        ("prior: {count: }", "is empty", "Class images"),
+        ("resources: 3", "keys of its own", "keys under it"),
+        ("identifiers: {rank_range: 5}", "a list, and not 5", "first included"),
+        ("id: 5", "text, and not 5", "quotes"),
+        ("id:", "is empty", "Name of the job"),
+        ("id: Rex!", "'Rex!' is no id", "lower-case"),
+        ("recipe: {max_grad_norm: .inf}", "finite", "inf"),
+        ("resources: {lease_seconds: .nan}", "finite", "nan"),
+        ("storage: foo://x", "foo://", "foo://x"),
+        ("storage: ''", "is empty", "storage"),
+        ("id: 2026-99-99", "month", "quotes"),
+        ("recipe: &a [*a]", "alias *a", "write out"),
+    ],
+)
+def test_mistakes_are_told_in_plain_words(tmp_path, text, what, fix):
+    [problem] = problems(tmp_path, f"base: miniature\nsubjects: x\n{text}\n")
+    assert what in problem.what
+    assert fix in problem.fix
+
+
+@pytest.mark.parametrize("path", ["~nobody9/x", "a" * 300])
+def test_paths_that_nobody_has_are_left_for_their_readers_to_miss(tmp_path, path):
+    job = load(tmp_path, f"base: {path}\nsubjects: {path}\n")
+    assert job.subjects == str(tmp_path / path)
+
+
+@pytest.mark.parametrize("key", ["base", "subjects", "storage"])
+def test_control_characters_in_paths_are_refused(tmp_path, key):
+    values = {"base": "miniature", "subjects": "x", key: '"a\\0b"'}
+    [problem] = problems(tmp_path, "".join(f"{k}: {v}\n" for k, v in values.items()))
+    assert problem.what.startswith(f"{key}: is no path")
+
+
+def test_a_job_needs_an_id_of_its_own(tmp_path):
+    file = tmp_path / "日本.yaml"
+    file.write_text("base: miniature\nsubjects: x\n")
+    with pytest.raises(SpecError, match="add 'id"):
+        Job.load(file)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(SpecError, match="does not exist"):
+        Job.load(tmp_path / "none.yaml")

@@ -1,0 +1,212 @@
+"""A local disk: kills, full disks, links that lead out, and what is told of each."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from dbray.errors import StoreError
+from dbray.storage.store import COMMITTED, Store, read_uri
+
+
+@pytest.fixture
+def local(tmp_path):
+    return Store(str(tmp_path / "runs"))
+
+
+def test_remove_takes_the_marker_first(local, monkeypatch):
+    def killed(path):
+        raise KeyboardInterrupt
+
+    local.commit("m/1", {"a": b"a"})
+    monkeypatch.setattr("dbray.storage.disks.delete", killed)
+    with pytest.raises(KeyboardInterrupt):
+        local.remove("m/1")
+    assert local.exists("m/1/a")
+    assert not local.is_committed("m/1")
+
+
+def test_read_uri_refuses_what_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to("loop")
+    for path, reason in (
+        (tmp_path, "is a folder"),
+        (tmp_path / "pipe", "no regular file"),
+        ("/dev/zero", "no regular file"),
+        (tmp_path / "none.png", r"none\.png does not exist"),
+        (tmp_path / "loop", "circle|not exist"),
+        ("a\0b", "no path"),
+        ("", "no path"),
+    ):
+        with pytest.raises(StoreError, match=reason):
+            read_uri(str(path))
+
+
+def test_symbolic_links_do_not_lead_out(local, tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "secret").write_bytes(b"secret")
+    local.write_bytes("inside/a", b"a")
+    root = Path(local.uri)
+    (root / "link").symlink_to(outside)
+    (root / "file").symlink_to(outside / "secret")
+    (root / "fine").symlink_to("inside/a")
+    for call in (
+        lambda: local.read_bytes("link/secret"),
+        lambda: local.read_bytes("file"),
+        lambda: local.write_bytes("link/new", b""),
+        lambda: local.remove("link/secret"),
+        lambda: local.names("link"),
+        lambda: local.commit("link/m", {"a": b""}),
+        lambda: local.local_path("link"),
+    ):
+        with pytest.raises(StoreError, match="leads out"):
+            call()
+    assert local.read_bytes("fine") == b"a"
+    local.write_bytes("file", b"mine now")
+    local.remove("link")
+    assert (outside / "secret").read_bytes() == b"secret"
+    assert local.names() == ["file", "fine", "inside"]
+
+
+def test_nothing_is_left_behind_by_a_failed_commit(local, tmp_path):
+    with pytest.raises(StoreError, match=r"weights\.bin does not exist"):
+        local.commit("m/1", {"a": b"a", "w": tmp_path / "weights.bin"})
+    assert not any((Path(local.uri) / "m").iterdir())
+
+
+def test_full_disk_is_told_and_what_was_published_stays(tmp_path):
+    mount = tmp_path / "disk"
+    mount.mkdir()
+    size = ["-t", "tmpfs", "-o", "size=256k"]
+    done = subprocess.run(["mount", *size, "tmpfs", str(mount)], capture_output=True, check=False)
+    if done.returncode:
+        pytest.skip("needs the right to mount")
+    try:
+        store = Store(str(mount))
+        store.commit("m/1", {"a": b"a" * 50_000})
+        for write in (
+            lambda: store.commit("m/2", {"a": b"b" * 300_000}),
+            lambda: store.write_bytes("big", b"b" * 300_000),
+        ):
+            with pytest.raises(StoreError, match=r"no space is left.*run again.*nothing published"):
+                write()
+        assert store.verify("m/1") == []
+        assert store.names("m") == ["1"]
+        assert {path.name for path in mount.rglob("*")} == {"m", "1", "a", COMMITTED}
+        store.remove("m/1")
+        store.commit("m/2", {"a": b"b" * 150_000})
+        assert store.verify("m/2") == []
+        subprocess.run(["mount", "-o", "remount,ro", str(mount)], check=True)
+        with pytest.raises(StoreError, match="read-only"):
+            store.write_bytes("c", b"")
+        assert store.verify("m/2") == []
+    finally:
+        subprocess.run(["umount", str(mount)], check=False)
+
+
+def test_file_size_limit_is_told(local):
+    local.commit("m/1", {"a": b"a"})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        with pytest.raises(StoreError, match="larger than"):
+            local.commit("m/2", {"a": b"b" * 20_000})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert local.names("m") == ["1"]
+    assert local.verify("m/1") == []
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_missing_rights_are_told(local):
+    local.write_bytes("m/1", b"")
+    Path(local.uri).chmod(0o500)
+    with pytest.raises(StoreError, match="permission denied"):
+        local.write_bytes("a", b"")
+
+
+def test_a_file_in_the_way_is_told(local, tmp_path):
+    local.write_bytes("a", b"")
+    with pytest.raises(StoreError, match="a file stands where a folder is needed"):
+        local.commit("a/b", {"c": b""})
+    (tmp_path / "plain").write_bytes(b"")
+    with pytest.raises(StoreError, match="a file stands where a folder is needed"):
+        Store(str(tmp_path / "plain")).write_bytes("a", b"")
+
+
+COMMITTER = """
+    import os, sys
+    from dbray.storage.store import Store
+    store = Store(sys.argv[1])
+    payload = os.urandom(200_000)
+    number = int(sys.argv[2])
+    print("ready", flush=True)
+    while True:
+        files = {f"part-{i}": payload for i in range(6)} | {"model.json": b"%d" % number}
+        store.commit(f"models/rex/{number:06d}", files)
+        number += 1
+"""
+
+
+def test_sigkill_while_committing_leaves_whole_folders_or_none(local):
+    """At whatever moment: each visible folder is complete, and the next commit clears up."""
+    number, leftovers = 0, []
+    models = Path(local.uri) / "models/rex"
+    for _ in range(8):
+        child = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(COMMITTER), local.uri, str(number)],
+            stdout=subprocess.PIPE,
+        )
+        assert child.stdout.readline() == b"ready\n"
+        deadline = time.monotonic() + 60
+        while len(local.names("models/rex")) <= number and time.monotonic() < deadline:
+            pass
+        time.sleep(int.from_bytes(os.urandom(1), "big") / 20_000)
+        child.kill()
+        child.wait()
+        child.stdout.close()
+        found = local.names("models/rex")
+        assert found == [f"{index:06d}" for index in range(len(found))]
+        assert len(found) > number
+        for name in found[number:]:
+            assert local.is_committed(f"models/rex/{name}")
+            assert local.verify(f"models/rex/{name}") == []
+            assert len(local.committed(f"models/rex/{name}")) == 7
+        leftovers.append(len([p for p in models.iterdir() if p.name.startswith(".")]))
+        number = len(found)
+    assert max(leftovers) <= 1, "staging folders of killed writers pile up"
+    local.commit("models/rex/last", {"a": b""})
+    assert not [path for path in models.iterdir() if path.name.startswith(".")]
+
+
+def test_sweep_spares_the_staging_of_the_living(local, monkeypatch):
+    started, go_on = threading.Event(), threading.Event()
+    original = os.fsync
+
+    def fsync(descriptor):
+        if threading.current_thread().name == "slow":
+            started.set()
+            assert go_on.wait(60)
+        original(descriptor)
+
+    local.write_bytes("m/x", b"")
+    monkeypatch.setattr(os, "fsync", fsync)
+    slow = threading.Thread(target=local.commit, args=("m/1", {"a": b"slow"}), name="slow")
+    slow.start()
+    assert started.wait(60)
+    local.commit("m/2", {"a": b"fast"})
+    go_on.set()
+    slow.join()
+    assert local.read_committed("m/1", "a") == b"slow"
