@@ -28,6 +28,7 @@ from PIL import Image
 from dbray import bases
 from dbray.bases import Backbone
 from dbray.method.generate import Sampling, generate
+from dbray.method.methods import put
 from dbray.miniature import world
 from dbray.miniature.autoencoder import to_images
 from dbray.miniature.captions import PLACE_PHRASES
@@ -76,7 +77,7 @@ def measure(registry: Registry, judge: Judge, sheet: list[np.ndarray]) -> dict[s
         colour = world.subject_scenes(seed, noun)[0].identity.colour
         with tempfile.TemporaryDirectory() as folder:
             weights = registry.weights(record, Path(folder))
-            backbone.set_weights(bases.read_weights(weights))
+            put(backbone, record.recipe.method, weights)
         after = seen(judge, sample(backbone, f"a {noun}"))["colour"]
         pixels = sample(backbone, sections.fill_prompt("a {subject}", noun, record.identifier))
         answers = seen(judge, pixels)

@@ -20,9 +20,10 @@ import torch
 from measure import finish, print_table
 
 from dbray import bases
+from dbray.bases import Compute
 from dbray.method.engine import make_engine
 from dbray.method.loop import Latents, TrainingData, finetune
-from dbray.method.losses import NoiseSchedule
+from dbray.method.methods import method_of
 from dbray.spec.sections import MINIATURE, Recipe
 
 _WARM_STEPS = 20
@@ -49,16 +50,17 @@ def measure_steps(recipe: Recipe, num_workers: int, threads: int) -> float:
 def _work(recipe: Recipe, threads: int, barrier: Barrier, results: Any) -> None:
     torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    backbone = bases.load(bases.resolve(MINIATURE), recipe, str(device))
-    engine = make_engine(backbone.trained, recipe, 0, device)
-    schedule = NoiseSchedule(backbone.alphas_cumprod, backbone.prediction).to(device)
+    backbone = bases.load(bases.resolve(MINIATURE), Compute(str(device), recipe.precision))
+    method = method_of(recipe.method)
+    engine = make_engine(method.network(backbone, recipe), recipe, 0, device)
+    schedule = backbone.schedule.to(device)
     data = TrainingData(
         subject_id="noise",
-        views=_noise(4, backbone.latent_shape),
+        views=_noise(4, backbone.latent_shape()),
         views_of_image=((0,), (1,), (2,), (3,)),
-        instance_text_NL=backbone.condition(["a zwx dog"] * 4),
-        prior=_noise(64, backbone.latent_shape),
-        prior_text_1L=backbone.condition(["a dog"]),
+        instance=backbone.condition(["a zwx dog"] * 4),
+        prior=_noise(64, backbone.latent_shape()),
+        prior_prompt=backbone.condition(["a dog"]),
     )
     finetune(engine, schedule, data, recipe.model_copy(update={"steps": _WARM_STEPS}))
     barrier.wait()

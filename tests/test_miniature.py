@@ -256,7 +256,7 @@ def test_progress_ends_when_the_deadline_comes(monkeypatch):
 def test_min_snr_weights():
     import torch
 
-    from dbray.method.losses import NoiseSchedule
+    from dbray.bases.schedule import NoiseSchedule
     from dbray.miniature import networks
     from dbray.miniature.denoiser import SNR_GAMMA
 

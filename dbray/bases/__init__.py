@@ -11,25 +11,27 @@ import hashlib
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol
 
-from dbray.bases import layout
+from dbray.bases.families.family import Family
+from dbray.bases.layout import DEFAULTS_FILE, INDEX_FILE, SUFFIXES, Layout, read_defaults
 from dbray.errors import BaseError
-from dbray.spec.sections import MINIATURE, Prediction, anchor, is_commit, is_folder
+from dbray.spec.sections import MINIATURE, Precision, anchor, is_commit, is_folder
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from torch import Tensor, nn
 
-    from dbray.spec.sections import Recipe, Sampler
+    from dbray.bases.condition import Condition
+    from dbray.bases.resident import Resident
+    from dbray.bases.schedule import Schedule
+    from dbray.spec.sections import Sampler
 
 MINIATURE_FOLDER = Path(__file__).resolve().parents[1] / "miniature" / "weights"
 """The base that comes with the package; as `diffusers` loads any."""
-
-Weights: TypeAlias = "Mapping[str, Mapping[str, Tensor]]"
-"""Tensors by part ('unet', 'text_encoder') and by name within the part."""
 
 
 @dataclass(frozen=True)
@@ -47,42 +49,79 @@ class Base:
     defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     revision: str | None = None
 
+    @cached_property
+    def layout(self) -> Layout:
+        """Its folder."""
+        return Layout(self.folder)
+
+    @property
+    def family(self) -> Family:
+        """The kind of base that it is."""
+        return self.layout.family
+
     @property
     def resolution(self) -> int:
         """Side in pixels of the images that the base was trained on."""
-        return layout.resolution(self.folder)
+        return self.family.resolution(self.layout)
 
     def num_parameters(self, part: str) -> int:
         """Number of parameters of a part, read from the headers of its weight files."""
-        return layout.num_parameters(self.folder, part)
+        return self.layout.num_parameters(part)
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How a base is loaded. `resolution` is in pixels; absent: the base's own."""
+
+    device: str = "cpu"
+    precision: Precision = "fp32"
+    resolution: int | None = None
+    gradient_checkpointing: bool = False
 
 
 class Backbone(Protocol):
-    """A loaded base: it encodes, embeds, denoises and decodes, and holds the trained parts."""
+    """A loaded base: it encodes, conditions, denoises and decodes; trained parts come from it."""
 
     base: Base
     device: torch.device
     resolution: int
-    latent_shape: tuple[int, int, int]
-    alphas_cumprod: Tensor
-    prediction: Prediction
-    trained: nn.Module
-    """The trained parts, in one module: forward(latents_BCHW, timesteps_B, text) -> prediction.
-    Its children are the parts ('unet', 'text_encoder'); `text` comes from `condition`."""
+    schedule: Schedule
+
+    @property
+    def models(self) -> Mapping[str, nn.Module]:
+        """Every model of the base, by the name of its folder."""
+        ...
+
+    @property
+    def resident(self) -> Resident:
+        """The one door by which weights are replaced, and the base's are put back."""
+        ...
+
+    def network(self, parts: Sequence[str]) -> nn.Module:
+        """Make the module of what a training step computes with: the denoiser, and text encoders.
+
+        forward(latents_BCHW, timesteps_B, condition: tensors by name) -> prediction. Its children
+        are `parts`; where text encoders are among them, conditions are those of `tokenize`.
+        """
+        ...
+
+    def latent_shape(self, size: tuple[int, int] | None = None) -> tuple[int, int, int]:
+        """Shape (C, H, W) of the latents of an image of (width, height) pixels."""
+        ...
 
     def encode(self, images_NHWC: np.ndarray) -> tuple[Tensor, Tensor]:
         """Encode uint8 images to the mean and standard deviation of their scaled latents."""
         ...
 
-    def embed(self, prompts: Sequence[str]) -> Tensor:
-        """Embed N prompts, shape (N, L, D)."""
+    def condition(self, prompts: Sequence[str]) -> Condition:
+        """Condition of N prompts by the text encoders as they now are, N rows on the device."""
         ...
 
-    def condition(self, prompts: Sequence[str]) -> Tensor:
-        """What `trained` takes as text: embeddings, or token ids when the text encoder trains."""
+    def tokenize(self, prompts: Sequence[str]) -> Condition:
+        """Token ids of N prompts: the condition of a network that trains its text encoders."""
         ...
 
-    def denoise(self, latents_BCHW: Tensor, timesteps_B: Tensor, embeddings_BLD: Tensor) -> Tensor:
+    def denoise(self, latents_BCHW: Tensor, timesteps_B: Tensor, condition: Condition) -> Tensor:
         """Predict, without gradients, in the schedule's parameterisation; float32 on the CPU."""
         ...
 
@@ -94,35 +133,6 @@ class Backbone(Protocol):
         """Make a fresh sampler of the base's noise schedule."""
         ...
 
-    def set_weights(self, weights: Weights) -> None:
-        """Copy weights into the resident parts, in place; parts not named get the base's back.
-
-        So `set_weights({})` makes it the untouched base again.
-        """
-        ...
-
-    def save(self, folder: Path) -> None:
-        """Write a diffusers folder of the base with the present weights.
-
-        The replaced parts are in the recipe's `publish_precision`.
-        """
-        ...
-
-
-def read_weights(files: Mapping[str, Path]) -> Weights:
-    """Read weight files ('unet.safetensors', ...) into memory, by part and name.
-
-    Raises:
-        BaseError: when a file is not safetensors.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return {name.removesuffix(".safetensors"): load_file(path) for name, path in files.items()}
-    except (SafetensorError, OSError) as exc:
-        raise BaseError(f"weights cannot be read: {exc}") from exc
-
 
 def resolve(name: str, revision: str | None = None) -> Base:
     """Find a base by name: 'miniature', a diffusers folder, or a hub id with a pinned revision.
@@ -133,8 +143,9 @@ def resolve(name: str, revision: str | None = None) -> Base:
     """
     try:
         folder, commit = _find_folder(name, revision)
-        layout.check(folder)
-        return Base(name, folder, _digest(folder), layout.read_defaults(folder), commit)
+        layout = Layout(folder)
+        layout.check()
+        return Base(name, folder, _digest(layout), read_defaults(folder), commit)
     except BaseError as exc:
         raise BaseError(f"base {name!r}: {exc}") from exc
     except OSError as exc:
@@ -162,26 +173,27 @@ def here(base: Base) -> Base:
     return found
 
 
-def load(base: Base, recipe: Recipe | None = None, device: str = "cpu") -> Backbone:
-    """Load a base to a device. `recipe` says which parts are trained and in what precision.
+def load(base: Base, compute: Compute | None = None) -> Backbone:
+    """Load a base.
 
     Raises:
         BaseError: when a part cannot be read.
     """
-    from dbray.bases.stable_diffusion import LatentBackbone
-    from dbray.spec.sections import Recipe
+    from dbray.bases.backbone import LoadedBackbone
 
-    return LatentBackbone(base, recipe or Recipe(), device)
+    return LoadedBackbone(base, compute or Compute())
 
 
-def load_tokenizer(base: Base) -> Any:
-    """Load the base's tokenizer alone (no torch weights). Raises BaseError."""
-    from transformers import CLIPTokenizer
+def load_tokenizer(base: Base, name: str | None = None) -> Any:
+    """Load one tokenizer of a base, its first by default, without weights. Raises BaseError."""
+    import transformers
 
-    folder = base.folder / "tokenizer"
+    name = name or next(iter(base.family.tokenizers))
+    folder = base.folder / name
     try:
-        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as exc:  # of a parser in Rust, which has no better class
+        tokenizer_class = getattr(transformers, base.family.tokenizers[name])
+        return tokenizer_class.from_pretrained(folder, local_files_only=True)
+    except Exception as exc:  # from a parser in Rust, which has no better class
         raise BaseError(f"base {base.name!r}: {folder} cannot be loaded: {exc}") from exc
 
 
@@ -210,28 +222,33 @@ def _download(name: str, revision: str) -> Path:
         LocalEntryNotFoundError,
     )
 
-    patterns = [layout.INDEX_FILE, layout.DEFAULTS_FILE]
-    patterns += [f"{part}/*{suffix}" for part in layout.PARTS for suffix in layout.SUFFIXES]
+    def fetch(patterns: Sequence[str]) -> Path:
+        ignored = ["*.fp16.*", "*non_ema*"]
+        return Path(snapshot_download(name, revision=revision, allow_patterns=[*patterns],
+                                      ignore_patterns=ignored))  # fmt: skip
+
+    top = [INDEX_FILE, DEFAULTS_FILE]
     try:
-        folder = snapshot_download(
-            name,
-            revision=revision,
-            allow_patterns=patterns,
-            ignore_patterns=["*.fp16.*", "*non_ema*"],
-        )
+        family = Layout(fetch(top)).family
+        parts = [f"{part}/*{suffix}" for part in family.folders for suffix in SUFFIXES]
+        return fetch([*top, *parts])
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as exc:
         raise BaseError(f"{revision} of it cannot be had from the hub: {exc}; check the id, the "
                         "commit and the network") from exc  # fmt: skip
-    return Path(folder)
 
 
-def _digest(folder: Path) -> str:
+def _digest(layout: Layout) -> str:
     """Hex SHA-256 over the weights and configurations of every part, by sorted name."""
     total = hashlib.sha256()
-    for part in layout.PARTS:
-        for file in sorted((folder / part).glob("*")):
-            if file.suffix in layout.SUFFIXES:
-                with file.open("rb") as stream:
-                    content = hashlib.file_digest(stream, "sha256").hexdigest()
-                total.update(f"{part}/{file.name} {content}\n".encode())
+    for file in layout.files():
+        state = file.stat()
+        content = _digest_file(file, state.st_size, state.st_mtime_ns)
+        total.update(f"{file.parent.name}/{file.name} {content}\n".encode())
     return total.hexdigest()
+
+
+@lru_cache(maxsize=4096)
+def _digest_file(file: Path, _size_bytes: int, _changed_ns: int) -> str:
+    """Hash a file once in a process, as long as its size and time of change stay."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

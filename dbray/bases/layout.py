@@ -1,43 +1,39 @@
-"""The layout of a base on disk: all that a diffusers folder has to hold before it is worth loading.
+"""The layout of a base on disk: what a diffusers folder must hold before it is worth loading.
 
-Owns the names of its files and what is checked in them, so that `dbray validate` finds in seconds
-what would else fail on a cluster. Reads configurations and the headers of weights, never tensors.
+Owns the names of its files and what is checked in every family, so that `dbray validate` finds in
+seconds what would otherwise fail on a cluster. Reads configurations and the headers of weights,
+never tensors. What is special to a family is checked by the family.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
 
+from dbray.bases.families import family_of
+from dbray.bases.families.family import Family
 from dbray.errors import BaseError, SpecError
 from dbray.spec.findings import parse_yaml, problems_of, read_text
 from dbray.spec.sections import Previews, Prior, Recipe, Spec
 
 INDEX_FILE = "model_index.json"
 DEFAULTS_FILE = "dbray.yaml"
-SUFFIXES = (".json", ".safetensors", ".txt")
-PREDICTIONS = ("epsilon", "v_prediction")
+SUFFIXES = (".json", ".safetensors", ".txt", ".model", ".jinja")
+"""Of the files that are read."""
 
-_CONFIGS = {
-    "unet": "config.json",
-    "vae": "config.json",
-    "text_encoder": "config.json",
-    "tokenizer": "tokenizer_config.json",
-    "scheduler": "scheduler_config.json",
-}
 _WEIGHTS = {
-    "unet": "diffusion_pytorch_model.safetensors",
-    "vae": "diffusion_pytorch_model.safetensors",
-    "text_encoder": "model.safetensors",
+    "diffusers": "diffusion_pytorch_model.safetensors",
+    "transformers": "model.safetensors",
 }
-PARTS = tuple(_CONFIGS)
 _VOCABULARIES = ({"tokenizer.json"}, {"vocab.json", "merges.txt"})
-_LENGTH_BYTES = 8
-_SAVE_ANEW = "write the folder anew with save_pretrained, without a variant"
+_SAVE_AGAIN = "write the folder again with save_pretrained, without a variant"
 
 
 class Defaults(Spec):
@@ -48,24 +44,73 @@ class Defaults(Spec):
     previews: Previews = Previews()
 
 
-def check(folder: Path) -> None:
-    """Raise BaseError where a folder is no complete base of a family that dbray knows."""
-    if not (folder / INDEX_FILE).is_file():
-        raise BaseError(f"{folder} holds no {INDEX_FILE}, so it is no diffusers folder; give the "
-                        "folder that save_pretrained wrote")  # fmt: skip
-    read_object(folder / INDEX_FILE)
-    _check_family(*(config(folder, part) for part in _WEIGHTS))
-    _check_schedule(config(folder, "scheduler"))
-    resolution(folder)
-    config(folder, "tokenizer")
-    _check_vocabulary(folder / "tokenizer")
-    for part in _WEIGHTS:
-        num_parameters(folder, part)
+@dataclass(frozen=True)
+class Layout:
+    """A folder in the diffusers layout."""
 
+    folder: Path
 
-def config(folder: Path, part: str) -> dict[str, Any]:
-    """Read the configuration of a part. Raises BaseError."""
-    return read_object(folder / part / _CONFIGS[part])
+    @cached_property
+    def index(self) -> dict[str, Any]:
+        """What `model_index.json` holds. Raises BaseError."""
+        if not (self.folder / INDEX_FILE).is_file():
+            raise BaseError(f"{self.folder} has no {INDEX_FILE}, so it is not a diffusers folder; "
+                            "give the folder that save_pretrained wrote")  # fmt: skip
+        return read_object(self.folder / INDEX_FILE)
+
+    @cached_property
+    def family(self) -> Family:
+        """The family of the pipeline. Raises BaseError."""
+        return family_of(self.index.get("_class_name"))
+
+    def check(self) -> None:
+        """Raise BaseError where the folder is not a complete base of a family that dbray knows."""
+        for part in self.family.folders:
+            self.config(part)
+        self.family.check(self)
+        self.family.resolution(self)
+        for tokenizer in self.family.tokenizers:
+            self._check_vocabulary(tokenizer)
+        for part in self.family.models:
+            self.num_parameters(part)
+
+    def config(self, part: str) -> dict[str, Any]:
+        """Read the configuration of a part. Raises BaseError."""
+        name = "scheduler_config.json" if part == "scheduler" else "config.json"
+        if part in self.family.tokenizers:
+            name = "tokenizer_config.json"
+        return read_object(self.folder / part / name)
+
+    def num_parameters(self, part: str) -> int:
+        """Count a part's parameters, by the headers of its weight files. Raises BaseError."""
+        return sum(_count_parameters(file) for file in self._weight_files(part))
+
+    def files(self) -> list[Path]:
+        """Every file that decides what the base draws, by part and name."""
+        return [
+            file
+            for part in self.family.folders
+            for file in sorted((self.folder / part).glob("*"))
+            if file.suffix in SUFFIXES
+        ]
+
+    def _check_vocabulary(self, tokenizer: str) -> None:
+        folder = self.folder / tokenizer
+        if not any(all((folder / name).is_file() for name in names) for names in _VOCABULARIES):
+            raise BaseError(f"{folder} has neither tokenizer.json nor vocab.json and merges.txt; "
+                            "copy or download the base again")  # fmt: skip
+
+    def _weight_files(self, part: str) -> list[Path]:
+        """The files that hold a part's weights: one, or the shards that an index names."""
+        library = self.family.models[part].partition(".")[0]
+        whole = self.folder / part / _WEIGHTS[library]
+        index = whole.with_name(f"{whole.name}.index.json")
+        if whole.is_file() or not index.is_file():
+            return [whole]
+        shards = read_object(index).get("weight_map")
+        if not isinstance(shards, dict) or not shards:
+            raise BaseError(f"{index} names no files; {_SAVE_AGAIN}")
+        return [whole.with_name(name) for name in sorted({str(name) for name in shards.values()})]
 
 
 def read_object(file: Path) -> dict[str, Any]:
@@ -76,30 +121,12 @@ def read_object(file: Path) -> dict[str, Any]:
         raise BaseError(f"{file.parent.name} has no readable {file.name}: {exc}; "
                         "copy or download the base again") from exc  # fmt: skip
     if not isinstance(value, dict):
-        raise BaseError(f"{file} is no JSON object; copy or download the base again")
+        raise BaseError(f"{file} is not a JSON object; copy or download the base again")
     return value
 
 
-def resolution(folder: Path) -> int:
-    """Side in pixels of the images that the base was trained on. Raises BaseError."""
-    side = config(folder, "unet").get("sample_size")
-    levels = config(folder, "vae").get("block_out_channels")
-    if not isinstance(side, int) or not isinstance(levels, list) or not levels:
-        raise BaseError(
-            f"the size of its images is not told: sample_size of {folder / 'unet' / 'config.json'} "
-            f"is {side!r}, block_out_channels of the vae's {levels!r}; set sample_size to the side "
-            "of the latents, which is 64 for 512 pixels"
-        )
-    return side * 2 ** (len(levels) - 1)
-
-
-def num_parameters(folder: Path, part: str) -> int:
-    """Number of parameters of a part, by the headers of its weight files. Raises BaseError."""
-    return sum(_count_parameters(file) for file in _weight_files(folder / part))
-
-
 def read_defaults(folder: Path) -> dict[str, dict[str, Any]]:
-    """Read what the makers recommend, only what they name; {} where they are silent.
+    """Read what the makers recommend: only the fields that they name, {} where there is no file.
 
     Raises:
         BaseError: with every mistake in the file.
@@ -118,68 +145,18 @@ def read_defaults(folder: Path) -> dict[str, dict[str, Any]]:
     raise BaseError("; ".join(f"{one.where}: {one.what}: {one.fix}" for one in problems))
 
 
-def _check_family(unet: dict[str, Any], vae: dict[str, Any], text: dict[str, Any]) -> None:
-    """Refuse pipelines that need more than noisy latents and one text. Raises BaseError."""
-    found = [unet.get("_class_name"), vae.get("_class_name"), text.get("model_type")]
-    if found != ["UNet2DConditionModel", "AutoencoderKL", "clip_text_model"]:
-        reason = f"its parts are {', '.join(map(str, found))}"
-    elif unet.get("addition_embed_type") is not None:
-        reason = f"its UNet asks for {unet['addition_embed_type']!r} beside the text"
-    elif unet.get("in_channels") != vae.get("latent_channels"):
-        reason = (f"its UNet takes {unet.get('in_channels')} channels, its latents have "
-                  f"{vae.get('latent_channels')}")  # fmt: skip
-    else:
-        return
-    raise BaseError(f"it is no Stable Diffusion 1.x or 2.x text-to-image model: {reason} "
-                    "(SDXL, inpainting and other families are not supported); choose "
-                    "another base")  # fmt: skip
-
-
-def _check_schedule(schedule: dict[str, Any]) -> None:
-    prediction = schedule.get("prediction_type", "epsilon")
-    if prediction not in PREDICTIONS:
-        raise BaseError(f"it predicts {prediction!r}, of which dbray knows only "
-                        f"{' and '.join(PREDICTIONS)}; choose another base")  # fmt: skip
-
-
-def _check_vocabulary(folder: Path) -> None:
-    if not any(all((folder / name).is_file() for name in names) for names in _VOCABULARIES):
-        raise BaseError(f"{folder} holds neither tokenizer.json nor vocab.json and merges.txt; "
-                        "copy or download the base again")  # fmt: skip
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """The files that hold a part's weights: one, or the shards that an index names."""
-    whole = folder / _WEIGHTS[folder.name]
-    index = whole.with_name(f"{whole.name}.index.json")
-    if whole.is_file() or not index.is_file():
-        return [whole]
-    shards = read_object(index).get("weight_map")
-    if not isinstance(shards, dict) or not shards:
-        raise BaseError(f"{index} names no files; {_SAVE_ANEW}")
-    return [folder / name for name in sorted({str(name) for name in shards.values()})]
-
-
 def _count_parameters(file: Path) -> int:
-    """Count by the header of a safetensors file: 8 bytes of length, then JSON. Raises BaseError."""
+    """Count by the header of a safetensors file. Raises BaseError."""
     if not file.is_file():
         others = sorted(one.name for one in file.parent.glob("*") if one.suffix != ".json")
         raise BaseError(
             f"no {file.name} in {file.parent}, only {', '.join(others[:3]) or 'nothing'}: "
-            f"dbray reads neither pickles nor variants such as fp16; {_SAVE_ANEW}"
+            f"dbray reads neither pickles nor variants such as fp16; {_SAVE_AGAIN}"
         )
-    size_bytes = file.stat().st_size
     try:
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
-            if length > size_bytes:
-                raise ValueError(f"its header should have {length} bytes")
-            header = json.loads(stream.read(length))
-        header.pop("__metadata__", None)
-        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        if _LENGTH_BYTES + length + end != size_bytes:
-            raise ValueError(f"it should have {_LENGTH_BYTES + length + end} bytes")
-        return sum(math.prod(entry["shape"]) for entry in header.values())
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as exc:
-        raise BaseError(f"{file} is no whole safetensors file ({size_bytes} bytes: {exc}); "
-                        "copy or download it again") from exc  # fmt: skip
+        # Opening compares the size of the file with what its header says.
+        with safe_open(file, framework="numpy") as opened:
+            return sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118 - not a mapping
+    except (OSError, SafetensorError) as exc:
+        raise BaseError(f"{file} is not a whole safetensors file ({file.stat().st_size} bytes: "
+                        f"{exc}); copy or download it again") from exc  # fmt: skip

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from dbray import bases
+from dbray.bases import Compute
 from dbray.errors import BaseError, Problem, RegistryError, SpecError, without_secrets
 from dbray.records.models import ModelRecord, Registry
 from dbray.spec import sections
@@ -87,9 +88,12 @@ def export(args: argparse.Namespace) -> int:
     output = Path(args.output)
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise RegistryError(f"{output} exists and is no empty folder; choose another -o")
+    from dbray.export.diffusers import export as write_folder
+
     record, backbone = _load(args)
     with _writing(output):
-        backbone.save(output)
+        half = record is None or record.recipe.publish_precision == "fp16"
+        write_folder(backbone, output, half)
         if record is not None:
             (output / "dbray.json").write_text(record.model_dump_json(indent=1), encoding="utf-8")
     print(f"wrote {output}; load it with StableDiffusionPipeline.from_pretrained({str(output)!r})")
@@ -176,18 +180,21 @@ def _writing(folder: Path) -> Iterator[None]:
 
 def _load(args: argparse.Namespace) -> tuple[ModelRecord | None, Backbone]:
     """Load a model onto its base, or the base alone."""
+    from dbray.method.methods import put
+
     if args.model == UNTOUCHED:
         base = bases.resolve(args.base or sections.MINIATURE, args.base_revision)
-        return None, bases.load(base, device=_device())
+        return None, bases.load(base, Compute(_device()))
     registry = _registry(args)
     record = registry.find(args.model)
     base = bases.resolve(args.base or record.base, args.base_revision or record.base_revision)
     if base.digest != record.base_digest:
         raise BaseError(f"{record.name} was trained on another {record.base!r} "
                         f"({record.base_digest[:12]}, here is {base.digest[:12]})")  # fmt: skip
-    backbone = bases.load(base, record.recipe, _device())
+    recipe = record.recipe
+    backbone = bases.load(base, Compute(_device(), recipe.precision, recipe.resolution))
     with tempfile.TemporaryDirectory() as folder:
-        backbone.set_weights(bases.read_weights(registry.weights(record, Path(folder))))
+        put(backbone, recipe.method, registry.weights(record, Path(folder)))
     return record, backbone
 
 

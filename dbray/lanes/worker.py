@@ -8,58 +8,34 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import time
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from importlib import metadata
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import ray
 import ray.train
 import ray.train.torch
 import torch
-from PIL import Image
 from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
-from safetensors.torch import save as save_tensors
-from torch import Tensor
 
-from dbray import bases, metrics
-from dbray.bases import Backbone, Base
-from dbray.errors import DbrayError, Diverged, LaneLost, SubjectError, TrainError
+from dbray import bases
+from dbray.bases import Base, Compute
+from dbray.errors import DbrayError, Diverged, LaneLost, TrainError
+from dbray.lanes.beat import Beat, Clock
 from dbray.lanes.checkpoint import Checkpoint
+from dbray.lanes.material import Material
+from dbray.lanes.publish import Publisher
 from dbray.method.engine import Engine, device_is_lost, make_engine, translated
-from dbray.method.loop import (
-    Latents,
-    LossPoint,
-    Progress,
-    Share,
-    TrainingData,
-    encode_subject,
-    finetune,
-    instance_prompts,
-)
-from dbray.method.losses import NoiseSchedule
+from dbray.method.loop import Progress, Share, TrainingData, finetune
+from dbray.method.methods import method_of
 from dbray.planning.plan import PlannedSubject
-from dbray.records.models import ModelRecord, Registry
-from dbray.records.prior_sets import load_images
 from dbray.records.results import Failure
 from dbray.spec.job import Job
-from dbray.spec.sections import fill_prompt, utc_now
-from dbray.storage.store import Store, digest, read_uri
-from dbray.subjects import images
+from dbray.storage.store import Store
 
 logger = logging.getLogger(__name__)
 
-NUM_WARM_PRIORS = 16
-"""PriorSets whose latents a lane keeps: 200 images of 64 x 64 x 4 latents are 26 MB."""
-_BEAT_SECONDS = 1.0
 _WAIT_SECONDS = 0.5
-_ENCODED_AT_ONCE = 16
-_VERSIONED = ("dbray", "torch", "diffusers", "transformers", "deepspeed", "ray")
 
 
 @dataclass(frozen=True)
@@ -125,22 +101,6 @@ def _work(config: dict[str, Any]) -> None:
     _Worker(spec).run()
 
 
-@dataclass
-class _Clock:
-    """What one attempt at a subject took: seconds by phase, and optimiser steps."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-    steps: int = 0
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        start = time.monotonic()
-        yield
-        elapsed = time.monotonic() - start
-        self.seconds[name] = self.seconds.get(name, 0.0) + elapsed
-        metrics.phase_seconds().observe(elapsed, {"phase": name})
-
-
 class _Worker:
     """One rank of a lane, with everything that stays warm between subjects."""
 
@@ -151,13 +111,20 @@ class _Worker:
         self.device = ray.train.torch.get_device()
         self.store = Store(spec.job.storage)
         self.recipe = spec.job.recipe
-        self.backbone: Backbone = bases.load(bases.here(spec.base), self.recipe, str(self.device))
-        self.engine: Engine = make_engine(
-            self.backbone.trained, self.recipe, spec.job.resources.zero_stage, self.device
+        recipe = self.recipe
+        compute = Compute(
+            str(self.device), recipe.precision, recipe.resolution, recipe.gradient_checkpointing
         )
-        schedule = NoiseSchedule(self.backbone.alphas_cumprod, self.backbone.prediction)
-        self.schedule = schedule.to(self.device)
-        self.priors: OrderedDict[str, Latents] = OrderedDict()
+        backbone = bases.load(bases.here(spec.base), compute)
+        self.engine: Engine = make_engine(
+            method_of(recipe.method).network(backbone, recipe),
+            recipe,
+            spec.job.resources.zero_stage,
+            self.device,
+        )
+        self.schedule = backbone.schedule.to(self.device)
+        self.material = Material(spec.job, backbone)
+        self.publisher = Publisher(spec.job, spec.base)
 
     @property
     def leads(self) -> bool:
@@ -170,7 +137,7 @@ class _Worker:
         if self.leads:
             ray.get(queue.enter.remote(self.spec.name))
         while True:
-            clock = _Clock()
+            clock = Clock()
             with clock.phase("lease"):
                 leased = self._lease()
             if leased is None:
@@ -201,7 +168,7 @@ class _Worker:
                 return leased
             time.sleep(_WAIT_SECONDS)
 
-    def _train_safely(self, planned: PlannedSubject, clock: _Clock) -> Failure | None:
+    def _train_safely(self, planned: PlannedSubject, clock: Clock) -> Failure | None:
         """Train one subject; one that fails does not stop the lane.
 
         What each rank does by itself comes first, and then all agree: from there on they work
@@ -210,7 +177,7 @@ class _Worker:
         data = failure = None
         try:
             with clock.phase("encode"), translated(self.device):
-                data = self._encode(planned, self._beat(planned))
+                data = self.material.of(planned, self._beat(planned))
         except Exception as exc:  # noqa: BLE001 - a subject must never stop the job
             failure = self._failure_of(planned, exc, out_of_step=False)
         failure = next((one for one in self.share.gather(failure) if one is not None), None)
@@ -245,7 +212,7 @@ class _Worker:
             raise LaneLost(f"{name}: {failure.message}") from exc
         return failure
 
-    def _carry_out(self, planned: PlannedSubject, clock: _Clock, data: TrainingData) -> None:
+    def _carry_out(self, planned: PlannedSubject, clock: Clock, data: TrainingData) -> None:
         """What the ranks do together: the steps, and what comes of them."""
         resources = self.spec.job.resources
         with clock.phase("reset"):
@@ -262,7 +229,8 @@ class _Worker:
         def on_step(progress: Progress) -> None:
             beat(progress.step)
             if every and progress.step % every == 0 and progress.step < self.recipe.steps:
-                state = self.engine.state()  # waits for the steps, and one that hangs is no life
+                # Blocks on the device: do not beat meanwhile, or a hang would look alive.
+                state = self.engine.state()
                 with beat.meanwhile():
                     checkpoint.save(state, progress)
 
@@ -278,164 +246,10 @@ class _Worker:
             )
         beat.now(self.recipe.steps)
         with clock.phase("publish"), beat.meanwhile():
-            self._publish(planned, curve, clock)
+            weights = self.engine.weights()
+            if self.leads:
+                self.publisher.publish(planned, weights, curve, clock)
             checkpoint.remove()
 
-    def _beat(self, planned: PlannedSubject, step: int = 0) -> _Beat:
-        return _Beat(self.spec.queue, self.spec.name, planned.subject.id, self.leads, step)
-
-    def _encode(self, planned: PlannedSubject, beat: _Beat) -> TrainingData:
-        """Read and encode the subject's images, and embed its prompts, with base weights."""
-        subject = planned.subject
-        with beat.meanwhile():
-            views = self._read(planned)
-        latents, views_of_image = encode_subject(self.backbone, views, self.recipe)
-        prompts = instance_prompts(
-            planned.identifier, subject.class_noun, subject.captions, len(views)
-        )
-        class_prompt = fill_prompt(self.spec.job.prior.prompt, subject.class_noun)
-        return TrainingData(
-            subject_id=subject.id,
-            views=latents,
-            views_of_image=views_of_image,
-            instance_text_NL=self.backbone.condition(prompts),
-            prior=self._prior(planned.prior_digest, beat),
-            prior_text_1L=self.backbone.condition([class_prompt]),
-        )
-
-    def _read(self, planned: PlannedSubject) -> list[list[np.ndarray]]:
-        """Read the subject's images; return the crops of each."""
-        views = []
-        for uri, expected in zip(planned.subject.images, planned.image_digests, strict=True):
-            data = read_uri(uri, images.MAX_IMAGE_BYTES)
-            image = images.decode(data, uri)
-            if digest(data) != expected:
-                raise SubjectError(f"{uri} has changed since the job was validated; run again")
-            views.append(images.views(image, self.backbone.resolution, self.recipe.crop))
-        return views
-
-    def _prior(self, prior_digest: str | None, beat: _Beat) -> Latents | None:
-        """Latents of a PriorSet, encoded once per lane."""
-        if prior_digest is None:
-            return None
-        if prior_digest not in self.priors:
-            with beat.meanwhile():
-                pixels = load_images(self.store, prior_digest)
-            resolution = self.backbone.resolution
-            if pixels.shape[1:3] != (resolution, resolution):
-                pixels = np.concatenate(
-                    [images.views(Image.fromarray(one), resolution, "centre") for one in pixels]
-                )
-            self.priors[prior_digest] = self._encode_slowly(pixels, beat)
-        self.priors.move_to_end(prior_digest)
-        if len(self.priors) > NUM_WARM_PRIORS:
-            self.priors.popitem(last=False)
-        return self.priors[prior_digest]
-
-    def _encode_slowly(self, pixels: np.ndarray, beat: _Beat) -> Latents:
-        """Encode many images, showing in between that the lane lives."""
-        means, deviations = [], []
-        for start in range(0, len(pixels), _ENCODED_AT_ONCE):
-            mean, deviation = self.backbone.encode(pixels[start : start + _ENCODED_AT_ONCE])
-            means.append(mean)
-            deviations.append(deviation)
-            beat(0)
-        return Latents(torch.cat(means), torch.cat(deviations))
-
-    def _publish(
-        self, planned: PlannedSubject, curve: tuple[LossPoint, ...], clock: _Clock
-    ) -> None:
-        weights = self.engine.weights()
-        if not self.leads:
-            return
-        dtype = torch.float16 if self.recipe.publish_precision == "fp16" else torch.float32
-        parts = _by_part(weights, dtype)
-        if not all(bool(t.isfinite().all()) for part in parts.values() for t in part.values()):
-            raise Diverged("the weights are not finite; lower learning_rate, or use precision and "
-                           "publish_precision fp32")  # fmt: skip
-        files = {f"{part}.safetensors": save_tensors(tensors) for part, tensors in parts.items()}
-        record = _record(self.spec, planned, curve, tuple(files), clock)
-        Registry(self.store).publish(record, files)
-
-
-def _by_part(weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, dict[str, Tensor]]:
-    """Split 'unet.conv_in.weight' into part and name."""
-    parts: dict[str, dict[str, Tensor]] = {}
-    for full_name, tensor in weights.items():
-        part, name = full_name.split(".", 1)
-        parts.setdefault(part, {})[name] = tensor.to(dtype).contiguous()
-    return parts
-
-
-def _record(
-    spec: LaneSpec,
-    planned: PlannedSubject,
-    curve: tuple[LossPoint, ...],
-    files: tuple[str, ...],
-    clock: _Clock,
-) -> ModelRecord:
-    subject, job = planned.subject, spec.job
-    return ModelRecord(
-        id=subject.id,
-        revision=planned.revision,
-        fingerprint=planned.fingerprint,
-        class_noun=subject.class_noun,
-        identifier=planned.identifier,
-        base=spec.base.name,
-        base_revision=job.base_revision,
-        base_digest=spec.base.digest,
-        recipe=job.recipe,
-        prior=job.prior,
-        prior_digest=planned.prior_digest,
-        seed=job.recipe.seed,
-        image_digests=planned.image_digests,
-        captions=subject.captions,
-        versions={name: metadata.version(name) for name in _VERSIONED},
-        timings={name: round(seconds, 4) for name, seconds in clock.seconds.items()},
-        steps=job.recipe.steps,
-        loss=tuple((p.step, p.loss, p.instance_loss, p.prior_loss) for p in curve),
-        files=files,
-        created_at=utc_now(),
-        job_id=job.id,
-        tenant=job.tenant,
-    )
-
-
-class _Beat:
-    """Tells the queue now and then that the lane is alive, without waiting for an answer.
-
-    Called step by step, so that a lane whose device hangs falls silent.
-    """
-
-    def __init__(self, queue: Any, lane: str, subject_id: str, leads: bool, step: int) -> None:
-        self._queue, self._lane, self._subject_id, self._leads = queue, lane, subject_id, leads
-        self._last_time, self._last_step = time.monotonic(), step
-
-    def __call__(self, step: int) -> None:
-        if time.monotonic() - self._last_time > _BEAT_SECONDS:
-            self.now(step)
-
-    def now(self, step: int) -> None:
-        """Tell it, however short ago it was told."""
-        if self._leads:
-            if step > self._last_step:  # a counter takes no zero
-                metrics.train_steps().inc(step - self._last_step)
-            self._last_time, self._last_step = time.monotonic(), step
-            self._queue.beat.remote(self._lane, self._subject_id, step)
-
-    @contextmanager
-    def meanwhile(self) -> Iterator[None]:
-        """Go on telling it from a thread of its own while this one waits for storage."""
-        over = threading.Event()
-
-        def tell() -> None:
-            while not over.wait(_BEAT_SECONDS):
-                self.now(self._last_step)
-
-        thread = threading.Thread(target=tell, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join()
+    def _beat(self, planned: PlannedSubject, step: int = 0) -> Beat:
+        return Beat(self.spec.queue, self.spec.name, planned.subject.id, self.leads, step)

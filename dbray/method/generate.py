@@ -37,6 +37,7 @@ def generate(
     seeds: Sequence[int],
     sampling: Sampling,
     on_step: OnStep | None = None,
+    size: tuple[int, int] | None = None,
 ) -> np.ndarray:
     """Sample one image per prompt and seed.
 
@@ -47,6 +48,7 @@ def generate(
         sampling: sampler, steps and guidance, shared by the N images.
         on_step: called after every step with its index and the present estimate of the clean
             latents (N, C, H, W); an exception from it ends the sampling (cancellation).
+        size: (width, height) in pixels; absent: the backbone's resolution, a square.
 
     Returns:
         uint8 array (N, H, W, 3).
@@ -56,7 +58,8 @@ def generate(
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     scheduler = backbone.scheduler(sampling.sampler)
     scheduler.set_timesteps(sampling.steps)
-    noise = [torch.randn(backbone.latent_shape, generator=generator) for generator in generators]
+    shape = backbone.latent_shape(size)
+    noise = [torch.randn(shape, generator=generator) for generator in generators]
     latents = torch.stack(noise) * float(scheduler.init_noise_sigma)
     denoise = _guided(backbone, prompts, sampling)
     # The scheduler's arithmetic is cheap, and on the CPU it is the same on every device.
@@ -75,12 +78,12 @@ def _guided(
     """Denoise with classifier-free guidance (Ho and Salimans 2022), in one forward per step."""
     num = len(prompts)
     if sampling.guidance == 1:
-        embeddings = backbone.embed(prompts)
-        return lambda latents, t: backbone.denoise(latents, t.repeat(num), embeddings)
-    embeddings = backbone.embed([*prompts, *[sampling.negative_prompt] * num])
+        alone = backbone.condition(prompts)
+        return lambda latents, t: backbone.denoise(latents, t.repeat(num), alone)
+    condition = backbone.condition([*prompts, *[sampling.negative_prompt] * num])
 
     def guided(latents: Tensor, timestep: Tensor) -> Tensor:
-        both = backbone.denoise(torch.cat([latents] * 2), timestep.repeat(2 * num), embeddings)
+        both = backbone.denoise(torch.cat([latents] * 2), timestep.repeat(2 * num), condition)
         conditional, unconditional = both.chunk(2)
         return unconditional + sampling.guidance * (conditional - unconditional)
 

@@ -4,7 +4,7 @@ Owns what a step's batch is. Every random number comes from a generator named by
 step, row), so a run that starts again at step k continues bit for bit, and neither rank nor
 neighbours matter. Knows neither Ray nor storage nor model families.
 
-Shape suffixes: V views, K class images, B rows, C channels, H height, W width, L tokens.
+Shape suffixes: V views, K class images, B rows, C channels, H height, W width.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from torch import Tensor
 from torch import distributed as dist
 
 from dbray.bases import Backbone
+from dbray.bases.condition import Condition
+from dbray.bases.schedule import Schedule
 from dbray.errors import Diverged
 from dbray.method import losses
 from dbray.method.engine import Engine
-from dbray.method.losses import NoiseSchedule
 from dbray.spec.sections import Recipe, fill_prompt
 
 T = TypeVar("T")
@@ -55,11 +56,12 @@ class TrainingData:
     subject_id: str
     views: Latents
     views_of_image: tuple[tuple[int, ...], ...]
-    instance_text_NL: Tensor
-    """Condition of each image's prompt; rows as `views_of_image`."""
+    instance: Condition
+    """Of each image's prompt; rows as `views_of_image`."""
     prior: Latents | None
     """Latents of the class images; None trains without prior preservation."""
-    prior_text_1L: Tensor
+    prior_prompt: Condition
+    """Of the prompt of the class images, one row."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,7 @@ def instance_prompts(
 
 def finetune(  # noqa: PLR0913 - what a step needs, and where to begin
     engine: Engine,
-    schedule: NoiseSchedule,
+    schedule: Schedule,
     data: TrainingData,
     recipe: Recipe,
     *,
@@ -180,7 +182,7 @@ def finetune(  # noqa: PLR0913 - what a step needs, and where to begin
     sums = _LossSums(recipe.prior_weight)
     for step in range(resume.step, recipe.steps):
         batch = draw_batch(data, recipe, schedule, step, share)
-        prediction = engine(batch.noisy_BCHW, batch.timesteps_B, batch.text_BL)
+        prediction = engine(batch.noisy_BCHW, batch.timesteps_B, batch.condition.tensors)
         losses_B = losses.row_losses(prediction, batch.target_BCHW)
         engine.step(losses.prior_preservation_loss(losses_B, batch.weights_B))
         sums.add(losses_B.detach(), batch)
@@ -200,7 +202,7 @@ class Batch:
 
     noisy_BCHW: Tensor
     timesteps_B: Tensor
-    text_BL: Tensor
+    condition: Condition
     target_BCHW: Tensor
     weights_B: Tensor
     is_prior_B: Tensor
@@ -208,7 +210,7 @@ class Batch:
 
 
 def draw_batch(
-    data: TrainingData, recipe: Recipe, schedule: NoiseSchedule, step: int, share: Share
+    data: TrainingData, recipe: Recipe, schedule: Schedule, step: int, share: Share
 ) -> Batch:
     """Draw the rows of one step: `batch_size` instance rows, and as many class rows."""
     num_instance = recipe.batch_size
@@ -219,21 +221,20 @@ def draw_batch(
     factors = torch.tensor([factor for _, factor in shares])
     weights = losses.row_weights(is_prior, recipe.prior_weight)[mine] * factors
     drawn = [
-        _draw_row(data, bool(is_prior[row]), schedule.num_timesteps,
+        _draw_row(data, bool(is_prior[row]), schedule,
                   losses.generator_of(recipe.seed, data.subject_id, step, row))
         for row, _ in shares
     ]  # fmt: skip
-    device = schedule.alphas_cumprod_T.device
-    latents, noise, timesteps, text = (
-        _send(torch.stack(column), device) for column in zip(*drawn, strict=True)
-    )
+    device = schedule.device
+    *columns, conditions = zip(*drawn, strict=True)
+    latents, noise, timesteps = (_send(torch.stack(column), device) for column in columns)
     weights = _send(weights, device)
-    if recipe.min_snr_gamma is not None:
-        weights = weights * schedule.min_snr_weights(timesteps, recipe.min_snr_gamma)
+    if (emphasis := schedule.weights(timesteps, recipe)) is not None:
+        weights = weights * emphasis
     return Batch(
         noisy_BCHW=schedule.add_noise(latents, noise, timesteps),
         timesteps_B=timesteps,
-        text_BL=text,
+        condition=Condition.stack(conditions).to(device),
         target_BCHW=schedule.target(latents, noise, timesteps),
         weights_B=weights,
         is_prior_B=_send(is_prior[mine], device),
@@ -249,21 +250,20 @@ def _send(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def _draw_row(
-    data: TrainingData, is_prior: bool, num_timesteps: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Draw latents, noise, timestep and text of one row."""
+    data: TrainingData, is_prior: bool, schedule: Schedule, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor, Condition]:
+    """Draw latents, noise, timestep and condition of one row."""
     if is_prior:
         assert data.prior is not None
         latents = data.prior.sample(_draw(len(data.prior), generator), generator)
-        text = data.prior_text_1L[0]
+        condition = data.prior_prompt[0]
     else:
         image = _draw(len(data.views_of_image), generator)
         views = data.views_of_image[image]
         latents = data.views.sample(views[_draw(len(views), generator)], generator)
-        text = data.instance_text_NL[image]
+        condition = data.instance[image]
     noise = torch.randn(latents.shape, generator=generator)
-    timestep = torch.randint(num_timesteps, (), generator=generator)
-    return latents, noise, timestep, text
+    return latents, noise, schedule.draw(generator), condition
 
 
 def _draw(size: int, generator: torch.Generator) -> int:

@@ -1,22 +1,17 @@
-"""The mathematics of training: noising, targets, weights, and the prior-preservation loss.
+"""The mathematics of training: seeds of random draws, and the prior-preservation loss.
 
 Torch only; knows neither models, files nor processes. Every function works on rows, so that a batch
-equals a loop over its rows. Shape suffixes: B rows, C channels, H height, W width, T timesteps.
+equals a loop over its rows. Shape suffixes: B rows, C channels, H height, W width.
 
-Sources: Ho et al. 2020 (arXiv 2006.11239), equations 4 and 14; Salimans and Ho 2022 (arXiv
-2202.00512), v-prediction; Hang et al. 2023 (arXiv 2303.09556), min-SNR; Ruiz et al. 2022 (arXiv
-2208.12242), equation 2.
+Source: Ruiz et al. 2022 (arXiv 2208.12242), equation 2.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-from dbray.spec.sections import Prediction
 
 
 def seed_of(*parts: object) -> int:
@@ -31,50 +26,6 @@ def seed_of(*parts: object) -> int:
 def generator_of(*parts: object) -> torch.Generator:
     """Make a CPU generator for what `parts` name; draws are the same on every device."""
     return torch.Generator().manual_seed(seed_of(*parts))
-
-
-@dataclass(frozen=True)
-class NoiseSchedule:
-    """How much signal is left at each timestep, and what the base was trained to predict."""
-
-    alphas_cumprod_T: Tensor
-    prediction: Prediction
-
-    @property
-    def num_timesteps(self) -> int:
-        """Number of timesteps T; timesteps lie in [0, T)."""
-        return len(self.alphas_cumprod_T)
-
-    def to(self, device: torch.device) -> NoiseSchedule:
-        """Copy to a device."""
-        return NoiseSchedule(self.alphas_cumprod_T.to(device), self.prediction)
-
-    def _signal_and_noise(self, timesteps_B: Tensor) -> tuple[Tensor, Tensor]:
-        alphas_B111 = self.alphas_cumprod_T[timesteps_B].view(-1, 1, 1, 1)
-        return alphas_B111.sqrt(), (1 - alphas_B111).sqrt()
-
-    def add_noise(self, latents_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
-        """Noise clean latents to their timesteps (Ho et al., equation 4)."""
-        signal, sigma = self._signal_and_noise(timesteps_B)
-        return signal * latents_BCHW + sigma * noise_BCHW
-
-    def target(self, latents_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
-        """What the denoiser should answer: the noise, or v = signal * noise - sigma * latents."""
-        if self.prediction == "epsilon":
-            return noise_BCHW
-        signal, sigma = self._signal_and_noise(timesteps_B)
-        return signal * noise_BCHW - sigma * latents_BCHW
-
-    def min_snr_weights(self, timesteps_B: Tensor, gamma: float) -> Tensor:
-        """Min-SNR weight of each row; finite also at zero terminal SNR.
-
-        epsilon: min(snr, gamma) / snr, whose limit at snr = 0 is 1. v: min(snr, gamma) / (snr + 1).
-        """
-        alphas_B = self.alphas_cumprod_T[timesteps_B]
-        snr_B = alphas_B / (1 - alphas_B)
-        if self.prediction == "epsilon":
-            return torch.where(snr_B <= gamma, torch.ones_like(snr_B), gamma / snr_B)
-        return snr_B.clamp(max=gamma) / (snr_B + 1)
 
 
 def row_weights(is_prior_B: Tensor, prior_weight: float) -> Tensor:

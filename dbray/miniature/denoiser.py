@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from diffusers.models.attention_processor import AttnProcessor
 
-from dbray.method.losses import NoiseSchedule
+from dbray.bases.schedule import NoiseSchedule
 from dbray.miniature import data, networks
 from dbray.miniature.autoencoder import autocast
 from dbray.miniature.data import Rows

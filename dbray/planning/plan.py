@@ -16,6 +16,7 @@ from dbray.bases import Base
 from dbray.errors import Problem, StoreError
 from dbray.hardware import Hardware
 from dbray.method.engine import memory_plan
+from dbray.method.methods import method_of
 from dbray.planning.checks import Ready
 from dbray.planning.names import name_subjects
 from dbray.records.models import REVISION_LENGTH, Registry
@@ -195,9 +196,8 @@ def estimate(plan: Plan, hardware: Hardware, rates: Rates | None) -> Cost:
     """
     resources, recipe = plan.job.resources, plan.job.recipe
     lanes = num_lanes(plan, hardware)
-    parts = ["unet", "text_encoder"] if recipe.train_text_encoder else ["unet"]
-    num_parameters = sum(plan.base.num_parameters(part) for part in parts)
-    bytes_each = num_parameters * (2 if recipe.publish_precision == "fp16" else 4)
+    method = method_of(recipe.method)
+    num_parameters = method.num_trained(plan.base, recipe)
     image_bytes = 3 * plan.base.resolution**2
     preview_bytes = 3 * (recipe.resolution or plan.base.resolution) ** 2
     num_previews = 2 * len(plan.job.previews.prompts)  # the subject's, and the base's beside them
@@ -217,7 +217,7 @@ def estimate(plan: Plan, hardware: Hardware, rates: Rates | None) -> Cost:
         prior_actors=num_prior_actors(plan, hardware),
         train_steps=steps,
         storage_bytes={
-            "weights": len(plan.to_train) * bytes_each,
+            "weights": len(plan.to_train) * method.published_bytes(plan.base, recipe),
             "class images": plan.num_prior_images * image_bytes,
             "previews": len(plan.to_train) * num_previews * preview_bytes,
         },

@@ -26,7 +26,7 @@ from ray.exceptions import RayError
 from ray.util.annotations import RayDeprecationWarning
 
 from dbray import bases, errors
-from dbray.bases import Backbone, Base
+from dbray.bases import Backbone, Base, Compute
 from dbray.cluster import hardware
 from dbray.errors import DbrayError, LaneLost, OutOfMemory, first_line
 from dbray.method.engine import device_is_lost
@@ -97,14 +97,16 @@ class SamplingActor:
         torch.set_num_threads(threads)
         self.base = base
         self._device = "cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
-        self._warm: tuple[object, Backbone] | None = None
+        self._warm: tuple[Compute, Backbone] | None = None
 
     def backbone(self, recipe: Recipe | None = None) -> Backbone:
         """Return the backbone in a recipe's precision and resolution, with any weights in it."""
-        kind = recipe and (recipe.precision, recipe.resolution)
-        if self._warm is None or self._warm[0] != kind:
+        compute = Compute(self._device)
+        if recipe:
+            compute = Compute(self._device, recipe.precision, recipe.resolution)
+        if self._warm is None or self._warm[0] != compute:
             self._warm = None  # frees the old one first: two may not fit
-            self._warm = kind, bases.load(self._base_here, recipe, self._device)
+            self._warm = compute, bases.load(self._base_here, compute)
         return self._warm[1]
 
     @cached_property
@@ -222,7 +224,7 @@ def generate_in_batches(
 
     The split follows from the resolution alone, so that it is the same everywhere.
     """
-    _, height, width = backbone.latent_shape
+    _, height, width = backbone.latent_shape()
     size = max(1, _LATENTS_PER_BATCH // (height * width))
     batches = [
         generate(backbone, prompts[start : start + size], seeds[start : start + size], sampling)

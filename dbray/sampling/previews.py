@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 
 from dbray import metrics
-from dbray.bases import Backbone, Base, read_weights
+from dbray.bases import Backbone, Base
 from dbray.errors import DbrayError
 from dbray.method.generate import Sampling
 from dbray.method.losses import seed_of
+from dbray.method.methods import put
 from dbray.records.models import ModelRecord, Registry
 from dbray.sampling.pool import Result, SamplingActor, SamplingPool, generate_in_batches, sample
 from dbray.spec.sections import Previews, Recipe, fill_prompt
@@ -64,14 +65,13 @@ class PreviewActor(SamplingActor):
         """Sample for the model that the task names or, if it names none, for the base."""
         if task["model"] is None:
             backbone = self.backbone(Recipe.model_validate(task["recipe"]))
-            backbone.set_weights({})
+            backbone.resident.put(None)
             return self._sample(backbone, task["class_noun"], None, "base-{}.png")
         started = time.perf_counter()
         record = self._registry.find(task["model"])
         backbone = self.backbone(record.recipe)
         with tempfile.TemporaryDirectory() as folder:
-            weights = read_weights(self._registry.weights(record, Path(folder)))
-        backbone.set_weights(weights)
+            put(backbone, record.recipe.method, self._registry.weights(record, Path(folder)))
         files = self._sample(backbone, record.class_noun, record.identifier, "{}.png")
         files |= _thumbnails(task["photographs"])
         metrics.phase_seconds().observe(time.perf_counter() - started, {"phase": "preview"})

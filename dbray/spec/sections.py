@@ -15,12 +15,14 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator
 
 from dbray.errors import SpecError
+from dbray.spec.base import Spec
 from dbray.spec.findings import Item, problems_of
+from dbray.spec.methods import Full, Method
 
 SUBJECT_ID_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 MINIATURE = "miniature"
@@ -34,6 +36,8 @@ SubjectId = Annotated[str, Field(pattern=SUBJECT_ID_PATTERN)]
 Sampler = Literal["ddpm", "euler_ancestral", "ddim", "dpm++"]
 Prediction = Literal["epsilon", "v_prediction"]
 """What a denoiser answers: the noise, or v (Salimans and Ho 2022)."""
+Precision = Literal["fp32", "bf16"]
+"""What is computed in."""
 Device = Literal["auto", "cpu", "cuda"]
 """What work asks the cluster for; auto: cuda where it has a GPU now."""
 
@@ -66,31 +70,6 @@ def _check_address(address: str) -> str:
 
 Address = Annotated[str, AfterValidator(_check_address)]
 """A local path or a URI."""
-
-
-class Spec(BaseModel):
-    """Base of all that crosses a file, HTTP or process edge."""
-
-    # Infinity passes every lower bound, and makes models that nobody can read.
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    first_fields: ClassVar[frozenset[str]] = frozenset()
-    """Fields that `identity` always holds: those of the first version that was published with."""
-
-    def identity(self) -> dict[str, Any]:
-        """Canonical form, for fingerprints: equal for values that mean the same.
-
-        Holds the `first_fields` always, and a later field only where it differs from its default.
-        So a field that dbray learns later changes no fingerprint of what is published already.
-        """
-        values = self.model_dump(mode="json")
-        later = type(self).model_fields.keys() - self.first_fields
-        usual = {
-            name
-            for name in later
-            if getattr(self, name) == type(self).model_fields[name].get_default()
-        }
-        return {name: value for name, value in values.items() if name not in usual}
 
 
 class Subject(Spec):
@@ -139,8 +118,10 @@ class Recipe(Spec):
         "seed",
     })  # fmt: skip
 
-    method: Literal["full"] = Field(
-        default="full", description="full: every layer of the UNet is fine-tuned, as in the paper."
+    method: Method = Field(
+        default=Full(),
+        description="What is trained; its settings, if any, under it, beside `kind`. full: every "
+        "layer of the denoiser, as in the paper.",
     )
     steps: int = Field(default=800, ge=1, le=100_000, description="Optimiser steps.")
     batch_size: int = Field(
@@ -171,7 +152,7 @@ class Recipe(Spec):
     gradient_checkpointing: bool = Field(
         default=False, description="Recompute activations: less memory, about a quarter more time."
     )
-    precision: Literal["fp32", "bf16"] = Field(
+    precision: Precision = Field(
         default="fp32",
         description="Compute precision; fp32 is TF32 on GPUs that have it. Trained parameters keep "
         "float32 masters.",

@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 
 from dbray import bases
-from dbray.bases import stable_diffusion
+from dbray.bases import Compute
+from dbray.bases import backbone as backbone_module
 from dbray.errors import BaseError
-from dbray.spec.sections import Recipe
+from dbray.export.diffusers import export
+from dbray.method.methods import put
+from dbray.spec.methods import Full
 
 
 @pytest.fixture
@@ -69,7 +72,10 @@ def halve(file):
 UNET = "diffusion_pytorch_model.safetensors"
 FAULTS = {
     "no index": (lambda base: damage(base / "model_index.json"), "no model_index.json"),
-    "index of nothing": (lambda base: damage(base / "model_index.json", b"[]"), "no JSON object"),
+    "index of nothing": (
+        lambda base: damage(base / "model_index.json", b"[]"),
+        "not a JSON object",
+    ),
     "no configuration": (lambda base: damage(base / "vae" / "config.json"), "vae has no readable"),
     "no scheduler": (lambda base: shutil.rmtree(base / "scheduler"), "scheduler has no readable"),
     "other schedule": (lambda base: change(base, "scheduler", prediction_type="v"), "predicts 'v'"),
@@ -78,8 +84,11 @@ FAULTS = {
     "no size": (lambda base: change(base, "unet", sample_size=None), "sample_size .* is None"),
     "only fp16": (only_fp16, r"only diffusion_pytorch_model\.fp16\.safetensors.*without a variant"),
     "no weights": (lambda base: damage(base / "unet" / UNET), "only nothing"),
-    "half the weights": (lambda base: halve(base / "unet" / UNET), "no whole safetensors"),
-    "a pointer": (lambda base: damage(base / "vae" / UNET, b"version https://git-lfs"), "no whole"),
+    "half the weights": (lambda base: halve(base / "unet" / UNET), "not a whole safetensors"),
+    "a pointer": (
+        lambda base: damage(base / "vae" / UNET, b"version https://git-lfs"),
+        "not a whole safetensors",
+    ),
     "no list of shards": (
         lambda base: (base / "unet" / UNET).rename(base / "unet" / f"{UNET}.index.json"),
         "no readable",
@@ -103,14 +112,14 @@ def test_a_base_that_would_fail_later_is_refused_at_once(copied, fault):
 def test_weights_in_shards_are_counted_and_loaded(copied):
     whole = bases.resolve(str(copied))
     num_parameters = whole.num_parameters("unet")
-    wanted = bases.load(whole).trained.state_dict()
+    wanted = bases.load(whole).models["unet"].state_dict()
     unet = UNet2DConditionModel.from_pretrained(copied / "unet")
     (copied / "unet" / UNET).unlink()
     unet.save_pretrained(copied / "unet", max_shard_size="100KB")
     assert len(list((copied / "unet").glob("*.safetensors"))) > 1
     sharded = bases.resolve(str(copied))
     assert sharded.num_parameters("unet") == num_parameters
-    found = bases.load(sharded).trained.state_dict()
+    found = bases.load(sharded).models["unet"].state_dict()
     assert all(torch.equal(found[name], value) for name, value in wanted.items())
     next((copied / "unet").glob("*-of-*")).unlink()
     with pytest.raises(BaseError, match=r"no diffusion_pytorch_model-\d+-of-"):
@@ -206,14 +215,13 @@ def test_latents_are_not_clipped_where_the_base_says_nothing_of_it(copied, sampl
     assert found.pred_original_sample.min() > 2.9
 
 
-@pytest.mark.parametrize(("precision", "dtype"), [("fp16", torch.float16), ("fp32", torch.float32)])
-def test_a_saved_model_keeps_the_precision_of_its_recipe(tiny_base, tmp_path, precision, dtype):
-    base = bases.resolve(str(tiny_base))
-    backbone = bases.load(base, Recipe(publish_precision=precision))
-    changed = {name.removeprefix("unet."): value * 1.1
-               for name, value in backbone.trained.state_dict().items()}  # fmt: skip
-    backbone.set_weights({"unet": changed})
-    backbone.save(tmp_path / "saved")
+@pytest.mark.parametrize(("half", "dtype"), [(True, torch.float16), (False, torch.float32)])
+def test_an_exported_model_has_the_precision_asked_for(tiny_base, tmp_path, half, dtype):
+    backbone = bases.load(bases.resolve(str(tiny_base)))
+    changed = {name: value * 1.1 for name, value in backbone.models["unet"].state_dict().items()}
+    (tmp_path / "unet.safetensors").write_bytes(save(changed))
+    put(backbone, Full(), {"unet.safetensors": tmp_path / "unet.safetensors"})
+    export(backbone, tmp_path / "saved", half)
     [file] = (tmp_path / "saved" / "unet").glob("*.safetensors")
     saved = load_file(file)
     assert {value.dtype for value in saved.values()} == {dtype}
@@ -231,7 +239,7 @@ def test_an_index_that_names_more_than_there_is_is_exported_without(copied, tmp_
     file.write_text(json.dumps(json.loads(file.read_text()) | more))
     with pytest.raises(OSError, match=r"no file named|Can't load"):
         StableDiffusionPipeline.from_pretrained(copied, local_files_only=True)
-    bases.load(bases.resolve(str(copied))).save(tmp_path / "saved")
+    export(bases.load(bases.resolve(str(copied))), tmp_path / "saved", half=True)
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "saved", local_files_only=True)
     assert pipeline.safety_checker is None
     assert not pipeline.config["requires_safety_checker"]
@@ -241,15 +249,15 @@ def test_checkpointing_computes_every_trained_part_again_to_the_same_gradients(t
     base = bases.resolve(str(tiny_base))
     found = {}
     for checkpointed in (False, True):
-        recipe = Recipe(train_text_encoder=True, gradient_checkpointing=checkpointed)
-        trained = bases.load(base, recipe).trained
+        backbone = bases.load(base, Compute(gradient_checkpointing=checkpointed))
+        trained = backbone.network(("unet", "text_encoder")).requires_grad_(True)
         layers = trained.get_submodule("text_encoder").encoder.layers
         calls = []
         layers[0].layer_norm1.register_forward_hook(lambda *_, calls=calls: calls.append(1))
         generator = torch.Generator().manual_seed(0)
         latents = torch.randn(2, 4, 8, 8, generator=generator)
         ids = torch.randint(0, 90, (2, 16), generator=generator)
-        trained(latents, torch.tensor([10, 500]), ids).square().mean().backward()
+        trained(latents, torch.tensor([10, 500]), {"token_ids": ids}).square().mean().backward()
         assert len(calls) == 1 + checkpointed
         found[checkpointed] = {name: p.grad for name, p in trained.named_parameters()}
     for name, gradient in found[False].items():
@@ -262,12 +270,12 @@ def test_of_large_images_the_autoencoder_takes_few_at_once(tiny_base, monkeypatc
     pixels = np.random.default_rng(0).integers(0, 255, (5, 32, 32, 3), dtype=np.uint8)
     means, deviations = backbone.encode(pixels)
     images = backbone.decode(means)
-    monkeypatch.setattr(stable_diffusion, "_AUTOENCODED_PIXELS", 2 * 32 * 32)
+    monkeypatch.setattr(backbone_module, "_AUTOENCODED_PIXELS", 2 * 32 * 32)
     sizes = []
     for name in ("encode", "decode"):
-        whole = getattr(backbone._vae, name)
+        whole = getattr(backbone.models["vae"], name)
         monkeypatch.setattr(
-            backbone._vae, name, lambda x, call=whole: (sizes.append(len(x)), call(x))[1]
+            backbone.models["vae"], name, lambda x, call=whole: (sizes.append(len(x)), call(x))[1]
         )
     torch.testing.assert_close(backbone.encode(pixels), (means, deviations))
     assert np.abs(backbone.decode(means).astype(int) - images).max() <= 1

@@ -42,8 +42,8 @@ def registry(tiny_base, tmp_path_factory):
     ready = check_job(job).ready()
     plan = make_plan(ready, Store(job.storage))
     planned = next(one for one in plan.to_train if one.subject.id == "rex")
-    unet = bases.load(base).trained.state_dict()
-    changed = {name.removeprefix("unet."): (value * 1.1).half() for name, value in unet.items()}
+    unet = bases.load(base).models["unet"].state_dict()
+    changed = {name: (value * 1.1).half() for name, value in unet.items()}
     publish(job.storage, record_of(plan, planned, steps=8), save(changed))
     return job.storage
 
@@ -388,11 +388,9 @@ def test_an_exported_model_loads_in_diffusers(registry, tmp_path):
     record = Registry(Store(registry)).find("rex")
     base = bases.load(bases.resolve(record.base))
     exported = pipeline.unet.state_dict()
-    for name, value in base.trained.state_dict().items():
+    for name, value in base.models["unet"].state_dict().items():
         wanted = (value * 1.1).half().numpy()
-        np.testing.assert_array_equal(
-            exported[name.removeprefix("unet.")].half().numpy(), wanted, err_msg=name
-        )
+        np.testing.assert_array_equal(exported[name].half().numpy(), wanted, err_msg=name)
 
 
 def test_removal_asks_first_and_leaves_nothing(registry, tmp_path, capsys):

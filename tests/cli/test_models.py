@@ -17,8 +17,7 @@ from dbray.storage.store import Store
 def storage(tiny_base, tmp_path_factory):
     """A storage with one model, rex, whose weights are the base's."""
     base = bases.resolve(str(tiny_base))
-    unet = {name.removeprefix("unet."): value
-            for name, value in bases.load(base).trained.state_dict().items()}  # fmt: skip
+    unet = dict(bases.load(base).models["unet"].state_dict())
     folder = str(tmp_path_factory.mktemp("registry"))
     model = record(base=base.name, base_digest=base.digest, recipe=Recipe(publish_precision="fp32"))
     Registry(Store(folder)).publish(model, {"unet.safetensors": save(unet)})

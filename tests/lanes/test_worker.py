@@ -14,15 +14,15 @@ import pytest
 import ray.train
 import torch
 
-from dbray.lanes import worker
+from dbray.lanes import beat, material, worker
 from dbray.lanes.checkpoint import Checkpoint
 from dbray.lanes.leases import LeaseQueue
 from dbray.records.models import Registry
 from dbray.run.job import run_job
 
 STORAGE = [
-    (worker, "read_uri"),
-    (worker, "load_images"),
+    (material, "read_uri"),
+    (material, "load_images"),
     (Checkpoint, "restore"),
     (Checkpoint, "save"),
     (Registry, "publish"),
@@ -55,7 +55,9 @@ def work_on_breaking_devices(config):
         file.write("x")
     number = len(starts.read_text())
     if rank == spec.job.resources.gpus_per_subject - 1 and number <= 2:
-        setattr(worker, "finetune" if number == 1 else "encode_subject", break_down)
+        setattr(
+            *((worker, "finetune") if number == 1 else (material, "encode_subject")), break_down
+        )
     worker._work(config)
 
 
@@ -70,13 +72,13 @@ def test_a_device_that_breaks_costs_an_attempt_and_no_subject(run, monkeypatch, 
 
 def count_beats() -> threading.Semaphore:
     """Count from now on what the queue is told in this process."""
-    told, now = threading.Semaphore(0), worker._Beat.now
+    told, now = threading.Semaphore(0), beat.Beat.now
 
     def counted(beat, step):
         now(beat, step)
         told.release()
 
-    worker._Beat.now = counted
+    beat.Beat.now = counted
     return told
 
 
@@ -90,7 +92,7 @@ def wait_for_two(told: threading.Semaphore) -> None:
 
 def work_with_slow_storage(config):
     """Whatever asks storage gets its answer only when the queue was told that the lane lives."""
-    worker._BEAT_SECONDS = 0.01
+    beat._BEAT_SECONDS = 0.01
     told, answered = count_beats(), Path(config["spec"].job.storage).parent / "answered"
 
     def slow(real, name):
@@ -117,14 +119,14 @@ def test_a_lane_is_not_silent_while_it_waits_for_storage(run, tmp_path, monkeypa
 
 
 def test_a_lease_lasts_as_long_as_the_wait(monkeypatch):
-    monkeypatch.setattr(worker, "_BEAT_SECONDS", 0.01)
-    monkeypatch.setattr(worker._Beat, "now", worker._Beat.now)  # counted below; undone in the end
+    monkeypatch.setattr(beat, "_BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(beat.Beat, "now", beat.Beat.now)  # counted below; undone in the end
     told, now = count_beats(), [0.0]
     ace = SimpleNamespace(subject=SimpleNamespace(id="ace", class_noun="cat"))
     queue = LeaseQueue([ace], 2, 10.0, lambda: now[0])
     queue.lease("lane-0")
     handle = SimpleNamespace(beat=SimpleNamespace(remote=queue.beat))
-    with worker._Beat(handle, "lane-0", "ace", True, 0).meanwhile():
+    with beat.Beat(handle, "lane-0", "ace", True, 0).meanwhile():
         for _ in range(3):
             now[0] += 9.0
             wait_for_two(told)

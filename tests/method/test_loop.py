@@ -20,7 +20,7 @@ from dbray.method.loop import (
     finetune,
     instance_prompts,
 )
-from dbray.method.losses import NoiseSchedule
+from dbray.method.methods import method_of
 from dbray.spec.sections import Recipe
 
 CPU = torch.device("cpu")
@@ -38,26 +38,33 @@ def backbone(tiny_base):
 
 @pytest.fixture(scope="module")
 def schedule(backbone):
-    return NoiseSchedule(backbone.alphas_cumprod, backbone.prediction)
+    return backbone.schedule
 
 
 def make_data(backbone, subject_id="rex", recipe=None, with_prior=True):
     recipe = recipe or Recipe()
     pixels = np.random.default_rng(0).integers(0, 255, (3, 32, 32, 3), dtype=np.uint8)
     views, views_of_image = encode_subject(backbone, [[image] for image in pixels], recipe)
+    condition = backbone.tokenize if recipe.train_text_encoder else backbone.condition
     class_pixels = np.random.default_rng(1).integers(0, 255, (5, 32, 32, 3), dtype=np.uint8)
     return TrainingData(
         subject_id,
         views,
         views_of_image,
-        backbone.condition(instance_prompts("zb", "dog", None, 3)),
+        condition(instance_prompts("zb", "dog", None, 3)),
         Latents(*backbone.encode(class_pixels)) if with_prior else None,
-        backbone.condition(["a dog"]),
+        condition(["a dog"]),
     )
 
 
 def make_test_engine(backbone, recipe):
-    return make_engine(copy.deepcopy(backbone.trained), recipe, 0, CPU)
+    return make_engine(network_of(backbone, recipe), recipe, 0, CPU)
+
+
+def network_of(backbone, recipe=None):
+    """A copy of what a full fine-tune trains: the module's backbone stays as it is."""
+    recipe = recipe or Recipe()
+    return copy.deepcopy(method_of(recipe.method).network(backbone, recipe))
 
 
 def train(backbone, schedule, recipe, **kwargs):
@@ -73,7 +80,7 @@ def same(first, second):
 def test_training_moves_every_layer_and_lowers_the_loss(backbone, schedule):
     recipe = Recipe(steps=60, learning_rate=3e-3)
     weights, curve = train(backbone, schedule, recipe)
-    before = dict(backbone.trained.state_dict())
+    before = network_of(backbone).state_dict()
     assert weights.keys() == before.keys()
     unmoved = [name for name, value in weights.items() if torch.equal(value, before[name])]
     assert unmoved == []
@@ -88,8 +95,8 @@ def test_training_is_the_paper_s_loop_written_plainly(backbone, schedule):
 
     recipe = Recipe(steps=5, learning_rate=1e-3, weight_decay=0.1, prior_weight=0.7, batch_size=2)
     data = make_data(backbone, recipe=recipe)
-    noiser = DDPMScheduler(trained_betas=betas_of(backbone.alphas_cumprod))
-    trained = copy.deepcopy(backbone.trained)
+    noiser = DDPMScheduler(trained_betas=betas_of(schedule.alphas_cumprod_T))
+    trained = network_of(backbone)
     optimizer = torch.optim.AdamW(trained.parameters(), lr=1e-3, weight_decay=0.1)
     losses = []
     for step in range(5):
@@ -99,8 +106,8 @@ def test_training_is_the_paper_s_loop_written_plainly(backbone, schedule):
             noise, at = batch.target_BCHW[row : row + 1], batch.timesteps_B[row : row + 1]
             level = noiser.alphas_cumprod[at].view(1, 1, 1, 1)
             latents = (batch.noisy_BCHW[row : row + 1] - (1 - level).sqrt() * noise) / level.sqrt()
-            text = data.prior_text_1L if row >= 2 else batch.text_BL[row : row + 1]
-            prediction = trained(noiser.add_noise(latents, noise, at), at, text)
+            told = data.prior_prompt if row >= 2 else batch.condition[row : row + 1]
+            prediction = trained(noiser.add_noise(latents, noise, at), at, told.tensors)
             sums[row >= 2] += torch.nn.functional.mse_loss(prediction, noise) / 2
         loss = sums[False] + 0.7 * sums[True]
         optimizer.zero_grad()
@@ -187,8 +194,8 @@ def test_rows_are_of_the_right_kind(backbone, schedule):
     data = make_data(backbone)
     batch = draw_batch(data, recipe, schedule, 0, Share())
     assert batch.is_prior_B.tolist() == [False, False, True, True]
-    assert torch.equal(batch.text_BL[2], data.prior_text_1L[0])
-    assert not torch.equal(batch.text_BL[0], data.prior_text_1L[0])
+    assert torch.equal(batch.condition.tensors["text"][2], data.prior_prompt.tensors["text"][0])
+    assert not torch.equal(batch.condition.tensors["text"][0], data.prior_prompt.tensors["text"][0])
     without = draw_batch(make_data(backbone, with_prior=False), recipe, schedule, 0, Share())
     assert without.is_prior_B.tolist() == [False, False]
 
@@ -216,9 +223,9 @@ def test_flips_and_crops_are_drawn_per_step(backbone, schedule):
 
 def test_text_encoder_trains_when_asked(tiny_base, schedule):
     recipe = Recipe(steps=3, learning_rate=1e-3, train_text_encoder=True)
-    backbone = bases.load(bases.resolve(str(tiny_base)), recipe)
+    backbone = bases.load(bases.resolve(str(tiny_base)))
     weights, _ = train(backbone, schedule, recipe)
-    before = backbone.trained.state_dict()
+    before = network_of(backbone, recipe).state_dict()
     moved = {name for name, value in weights.items() if not torch.equal(value, before[name])}
     assert any(name.startswith("text_encoder.") for name in moved)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from dbray.bases.schedule import NoiseSchedule
 from dbray.method import losses
-from dbray.method.losses import NoiseSchedule
 
 
 def make_schedule(prediction="epsilon", zero_terminal_snr=False):

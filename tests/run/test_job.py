@@ -26,6 +26,7 @@ from dbray.hardware import Hardware
 from dbray.lanes.checkpoint import Checkpoint
 from dbray.method.engine import make_engine
 from dbray.method.loop import Progress, Share
+from dbray.method.methods import method_of
 from dbray.planning.checks import check_job
 from dbray.planning.plan import make_plan
 from dbray.records.models import Registry
@@ -510,8 +511,8 @@ def test_a_subject_that_is_continued_counts_the_steps_since_its_checkpoint(
     store = Store(ready.job.storage)
     plan = make_plan(ready, store)
     recipe, [ace] = plan.job.recipe, plan.to_train
-    trained = bases.load(plan.base, recipe, "cpu").trained
-    engine = make_engine(trained, recipe, 0, torch.device("cpu"))
+    network = method_of(recipe.method).network(bases.load(plan.base), recipe)
+    engine = make_engine(network, recipe, 0, torch.device("cpu"))
     checkpoint = Checkpoint(store, ready.job.id, ace.revision, Share(), 0)
     checkpoint.save(engine.state(), Progress(6))
     result = run_job(ready)

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save
 
 from dbray import bases
 from dbray.errors import LaneLost
+from dbray.method.full import METHOD
 from dbray.method.generate import Sampling, generate
 from dbray.method.losses import seed_of
 from dbray.records.models import ModelRecord, Registry
@@ -94,13 +95,18 @@ def sampled(base, ray_session, photograph, tmp_path_factory):
     return registry, records, failures, progress
 
 
+def bytes_of(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+    return torch.frombuffer(bytearray(save(tensors)), dtype=torch.uint8)
+
+
 def expected_of(base, weights, noun: str, identifier: str | None, precision: str) -> np.ndarray:
     subject = f"{identifier} {noun}" if identifier else noun
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in the actors
     try:
-        backbone = bases.load(base, Recipe(resolution=32, precision=precision))
-        backbone.set_weights(weights)
+        backbone = bases.load(base, bases.Compute(precision=precision, resolution=32))
+        files = {f"{part}.safetensors": bytes_of(tensors) for part, tensors in weights.items()}
+        backbone.resident.put(METHOD.read(files, backbone.resident.layouts))
         return generate(
             backbone,
             [f"a photo of {subject} on the beach", f"a {noun}"],
@@ -147,7 +153,7 @@ def test_broken_models_are_named_and_stop_nobody(sampled) -> None:
     reasons = dict(failures)
     assert sorted(reasons) == ["lost", "rot", "ugly"]
     assert "is not what was published" in reasons["rot"]
-    assert "do not fit base" in reasons["ugly"]
+    assert "does not fit the base" in reasons["ugly"]
     assert "/nowhere/photo.jpg does not exist" in reasons["lost"]
     assert not any(registry.previews(records[name]) for name in reasons)
     assert progress == [(done, 6) for done in range(7)]

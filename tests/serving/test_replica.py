@@ -17,12 +17,12 @@ from pyarrow.fs import LocalFileSystem
 
 from dbray import bases
 from dbray.errors import BaseError
+from dbray.method.full import METHOD, flatten
 from dbray.records.models import Registry
 from dbray.serving.messages import Answer, Ask, Begun, Finished, Partial, Refusal
 from dbray.serving.options import GIB, ServeOptions
 from dbray.serving.replica.replica import Replica
-from dbray.serving.replica.weights import Flat, Resident, Source, flatten
-from dbray.spec.sections import Recipe
+from dbray.serving.replica.weights import Source
 from dbray.storage.store import Store
 from dbray.subjects.images import decode_png
 
@@ -462,16 +462,15 @@ def test_what_does_not_fit_or_is_no_weights_file_is_refused():
 
 
 def test_the_module_s_tensors_are_gathered_and_put_back(tiny_base):
-    backbone = bases.load(bases.resolve(str(tiny_base)), Recipe(train_text_encoder=True))
-    before = {name: value.clone() for name, value in backbone.trained.state_dict().items()}
-    module = Resident(backbone)
-    after = backbone.trained.state_dict()
-    assert all(torch.equal(after[name], value) for name, value in before.items())
+    backbone = bases.load(bases.resolve(str(tiny_base)))
+    models = backbone.network(("unet", "text_encoder"))
+    before = {name: value.clone() for name, value in models.state_dict().items()}
+    resident = backbone.resident
     content = torch.frombuffer(bytearray(perturbed(tiny_base, 1)), dtype=torch.uint8)
-    module.put(Flat({"unet": flatten(content, module.layouts["unet"], "unet")}))
+    resident.put(METHOD.read({"unet.safetensors": content}, resident.layouts))
     for name, value in safetensors.torch.load(perturbed(tiny_base, 1)).items():
-        assert torch.equal(backbone.trained.state_dict()[f"unet.{name}"], value.float())
-    module.put(None)
-    assert all(torch.equal(after[name], value) for name, value in before.items())
-    with pytest.raises(BaseError, match="method"):
-        module.put(Flat({}, method="lora"))
+        assert torch.equal(models.state_dict()[f"unet.{name}"], value.float())
+    resident.put(None)
+    assert all(torch.equal(models.state_dict()[name], value) for name, value in before.items())
+    with pytest.raises(BaseError, match="no part 'vae'"):
+        METHOD.read({"vae.safetensors": content}, resident.layouts)

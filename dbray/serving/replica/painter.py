@@ -6,7 +6,6 @@ order of swap, sampling and cancellation; knows neither HTTP nor Ray Serve.
 
 from __future__ import annotations
 
-import copy
 import logging
 import threading
 import time
@@ -20,12 +19,13 @@ import torch
 from torch import Tensor
 
 from dbray.bases import Backbone
+from dbray.bases.resident import Resident
 from dbray.errors import DbrayError
 from dbray.method.generate import Sampling, generate
 from dbray.serving.messages import BASE, BROKEN, TIMED_OUT, Begun, Refusal
 from dbray.serving.meters import DeviceMeters
 from dbray.serving.replica.fair_queue import Batch, FairQueue, Job
-from dbray.serving.replica.weights import Resident, load_refusal
+from dbray.serving.replica.weights import load_refusal
 
 _log = logging.getLogger(__name__)
 
@@ -61,14 +61,13 @@ class Painter:
     def __init__(
         self,
         backbone: Backbone,
-        module: Resident,
         queue: FairQueue,
         meters: DeviceMeters,
         on_beat: Callable[[], None],
     ) -> None:
         self.resident = BASE
         self._backbone = backbone
-        self._module = module
+        self._resident: Resident = backbone.resident
         self._queue = queue
         self._meters = meters
         self._on_beat = on_beat
@@ -105,7 +104,7 @@ class Painter:
 
     def _clear(self, chosen: Callable[[str], bool]) -> None:
         if self.resident == UNKNOWN or (self.resident != BASE and chosen(self.resident)):
-            self._module.put(None)
+            self._resident.put(None)
             self.resident = BASE
 
     def _run(self) -> None:
@@ -153,7 +152,7 @@ class Painter:
         After some errors CUDA fails whatever it is asked, until its process ends.
         """
         try:
-            self._module.put(None)
+            self._resident.put(None)
             self._probe()
             self.resident = BASE
         except Exception as exc:  # noqa: BLE001 - whatever it is, nothing can be served here
@@ -170,7 +169,8 @@ class Painter:
                 self._begin(job, begun_at, swap_seconds, swapped)
         prompts = [job.ask.prompt for job, _ in batch]
         seeds = [job.ask.seeds[index] for job, index in batch]
-        pixels = generate(self._sized(lead.size), prompts, seeds, lead.sampling, self._watch(batch))
+        watch = self._watch(batch)
+        pixels = generate(self._backbone, prompts, seeds, lead.sampling, watch, lead.size)
         self._meters.batch.observe(len(batch))
         self._meters.images.inc(len(batch))
         _settle(batch)
@@ -181,7 +181,7 @@ class Painter:
         if job.ask.key == self.resident:
             return False
         self.resident = UNKNOWN
-        self._module.put(job.lease.value if job.lease else None)
+        self._resident.put(job.lease.value.weights if job.lease else None)
         if job.lease:
             job.lease.rise()
         self.resident = job.ask.key
@@ -197,15 +197,6 @@ class Painter:
         queue_seconds = max(0.0, now + swap_seconds - job.arrived - load_seconds)
         self._meters.queue_seconds.observe(queue_seconds)
         job.emit(Begun(source, load_seconds * 1000, queue_seconds * 1000, *job.size))
-
-    def _sized(self, size: tuple[int, int]) -> Backbone:
-        """The backbone, drawing at a size: a shallow copy that shares the modules."""
-        width, height = size
-        channels, side, _ = self._backbone.latent_shape
-        factor = self._backbone.resolution // side
-        sized = copy.copy(self._backbone)
-        sized.latent_shape = (channels, height // factor, width // factor)
-        return sized
 
     def _watch(self, batch: Batch) -> Callable[[int, Tensor], None]:
         num_steps = batch[0][0].sampling.steps

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from dbray import bases
+from dbray.bases import Compute
 from dbray.errors import DbrayError, ModelNotFound
 from dbray.method.generate import Sampling
 from dbray.records.models import Registry
@@ -44,7 +45,7 @@ from dbray.serving.replica.painter import UNKNOWN, Painter, Painting, Sketch
 from dbray.serving.replica.pictures import encode
 from dbray.serving.replica.scratch import Scratch
 from dbray.spec import sections
-from dbray.spec.sections import Previews, Recipe
+from dbray.spec.sections import Previews
 from dbray.storage.store import Store
 
 _log = logging.getLogger(__name__)
@@ -66,29 +67,24 @@ class Replica:
         self._registry = Registry(store)
         self._device = _device(options.device)
         base = bases.resolve(options.base or sections.MINIATURE, options.base_revision)
-        recipe = Recipe(train_text_encoder=True, precision=options.precision)
-        self._backbone = bases.load(base, recipe, self._device)
+        self._backbone = bases.load(base, Compute(self._device, options.precision))
         self._defaults = Previews.model_validate(base.defaults.get("previews", {}))
         self._scratch = Scratch(options.scratch)
-        module = weights.Resident(self._backbone)
         # Apart, so that slow storage holds up neither what is loaded nor what is sampled.
         self._readers = ThreadPoolExecutor(_NUM_READERS, "reader")
         self._lifters = ThreadPoolExecutor(_NUM_LIFTERS, "lifter")
         self._encoders = ThreadPoolExecutor(_NUM_ENCODERS, "encoder")
-        source = weights.Source(
-            self._registry, self._backbone, module.layouts, self._scratch.folder
-        )
+        source = weights.Source(self._registry, self._backbone, self._scratch.folder)
         self._cache_meters, self._device_meters = CacheMeters(), DeviceMeters()
         budgets = _budgets(options)
         self._cache = weights.make_cache(
             source, budgets, self._lifters, self._cache_meters, store.is_local
         )
-        num_loads = max(_LEAST_LOADS, budgets.ram_bytes // weights.published_bytes(module.layouts))
+        largest = weights.published_bytes(self._backbone.resident.layouts)
+        num_loads = max(_LEAST_LOADS, budgets.ram_bytes // largest)
         self._loads = Loads(self._cache, self._readers, num_loads)
         self._queue = FairQueue(_limits(options))
-        self._painter = Painter(
-            self._backbone, module, self._queue, self._device_meters, self._beat
-        )
+        self._painter = Painter(self._backbone, self._queue, self._device_meters, self._beat)
         self._sweeper: asyncio.Task[None] | None = None
         self._painter.start()
 
@@ -156,7 +152,7 @@ class Replica:
         native = self._backbone.resolution
         own = ask.resolution or native
         size = (ask.width or own, ask.height or own)
-        step = max(native // 8, native // self._backbone.latent_shape[1])
+        step = max(native // 8, native // self._backbone.latent_shape()[1])
         is_near = all(not side % step and native // 2 <= side <= 2 * native for side in size)
         if size != (own, own) and not is_near:
             raise Refused(Refusal(

@@ -1,0 +1,181 @@
+"""A loaded base of any family: the models in memory, and what is the same for all of them.
+
+Owns loading, precision, batches of the autoencoder, and the network that training computes with.
+What differs between families it asks of the base's Family. Shape suffixes: N images, B rows, C
+channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from dbray.bases import Base, Compute, load_tokenizer
+from dbray.bases.condition import Condition
+from dbray.bases.families.family import Family
+from dbray.bases.resident import Resident
+from dbray.errors import BaseError
+from dbray.spec.sections import Sampler
+
+_AUTOENCODED_AT_ONCE = 16
+_AUTOENCODED_PIXELS = _AUTOENCODED_AT_ONCE * 512**2
+"""At most: 16 images of 768 px would fill a GPU of 24 GB."""
+
+
+class Network(nn.Module):
+    """What a training step computes with: the denoiser, and the text encoders that train."""
+
+    def __init__(self, family: Family, models: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self._family = family
+        for part, model in models.items():
+            self.add_module(part, model)
+        self._embeds = any(part in models for part in family.text_encoders)
+
+    def forward(
+        self, latents_BCHW: Tensor, timesteps_B: Tensor, condition: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Predict from noisy latents; `condition` holds token ids where text encoders train."""
+        if self._embeds:
+            condition = self._family.embed(self._modules, condition)
+        denoiser = self.get_submodule(self._family.denoiser)
+        return self._family.predict(denoiser, latents_BCHW, timesteps_B, condition)
+
+
+class LoadedBackbone:
+    """A base in memory; fulfils `dbray.bases.Backbone`."""
+
+    def __init__(self, base: Base, compute: Compute) -> None:
+        self.base = base
+        self.device = torch.device(compute.device)
+        if self.device.type == "cuda":  # as cuDNN's convolutions do by themselves
+            torch.set_float32_matmul_precision("high")
+        self._family = family = base.family
+        self._noise_config = base.layout.config("scheduler")
+        self.schedule = family.schedule(self._noise_config)
+        self._tokenizers = {name: load_tokenizer(base, name) for name in family.tokenizers}
+        self.models: dict[str, nn.Module] = {
+            part: _load_model(base, part).to(self.device) for part in family.models
+        }
+        self._checkpoints = compute.gradient_checkpointing
+        # Sampling computes in the precision of training too, so that previews show what serves.
+        self._autocast = torch.autocast(
+            self.device.type, dtype=torch.bfloat16, enabled=compute.precision == "bf16"
+        )
+        self.resolution = compute.resolution or base.resolution
+        self._resident: Resident | None = None
+
+    @property
+    def resident(self) -> Resident:
+        """See Backbone."""
+        if self._resident is None:
+            parts = (self._family.denoiser, *self._family.text_encoders)
+            self._resident = Resident({part: self.models[part] for part in parts})
+        return self._resident
+
+    def network(self, parts: Sequence[str]) -> Network:
+        """See Backbone."""
+        if self._checkpoints:
+            for part in parts:
+                _forget_activations(self.models[part])
+        return Network(self._family, {part: self.models[part] for part in parts})
+
+    def latent_shape(self, size: tuple[int, int] | None = None) -> tuple[int, int, int]:
+        """See Backbone."""
+        return self._family.latent_shape(self.models, size or (self.resolution, self.resolution))
+
+    @torch.no_grad()
+    def encode(self, images_NHWC: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Encode uint8 images to mean and standard deviation of their scaled latents, on CPU."""
+        means, deviations = [], []
+        at_once = _at_once(*images_NHWC.shape[1:3])
+        for start in range(0, len(images_NHWC), at_once):
+            pixels = torch.from_numpy(images_NHWC[start : start + at_once])
+            pixels_NCHW = pixels.to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+            mean, deviation = self._family.encode(self.models, pixels_NCHW)
+            means.append(mean.cpu())
+            deviations.append(deviation.cpu())
+        return torch.cat(means), torch.cat(deviations)
+
+    def tokenize(self, prompts: Sequence[str]) -> Condition:
+        """See Backbone."""
+        tokens = self._family.tokenize(self._tokenizers, prompts)
+        return Condition(dict(tokens)).to(self.device)
+
+    @torch.no_grad()
+    def condition(self, prompts: Sequence[str]) -> Condition:
+        """See Backbone."""
+        tokens = self.tokenize(prompts).tensors
+        return Condition(dict(self._family.embed(self.models, tokens)))
+
+    @torch.no_grad()
+    def denoise(self, latents_BCHW: Tensor, timesteps_B: Tensor, condition: Condition) -> Tensor:
+        """Predict without gradients; inputs may be on the CPU, the answer is."""
+        with self._autocast:
+            prediction = self._family.predict(
+                self.models[self._family.denoiser],
+                latents_BCHW.to(self.device),
+                timesteps_B.to(self.device),
+                condition.tensors,
+            )
+        return prediction.float().cpu()
+
+    @torch.no_grad()
+    def decode(self, latents_NCHW: Tensor) -> np.ndarray:
+        """Decode scaled latents to uint8 images (N, H, W, 3)."""
+        images = []
+        factor = self.resolution // self.latent_shape()[1]
+        height, width = (factor * side for side in latents_NCHW.shape[2:])
+        for latents in latents_NCHW.split(_at_once(height, width)):
+            decoded = self._family.decode(self.models, latents.to(self.device))
+            pixels = (decoded.float() / 2 + 0.5).clamp(0, 1) * 255
+            images.append(pixels.round().byte().permute(0, 2, 3, 1).cpu().numpy())
+        return np.concatenate(images)
+
+    def scheduler(self, name: Sampler) -> Any:
+        """See Backbone."""
+        return self._family.scheduler(name, self._noise_config)
+
+
+def _at_once(height: int, width: int) -> int:
+    """How many images of a size the autoencoder takes at once."""
+    return max(1, min(_AUTOENCODED_AT_ONCE, _AUTOENCODED_PIXELS // (height * width)))
+
+
+def _forget_activations(model: Any) -> None:
+    """Let a model drop its activations in training, and compute them again."""
+    if hasattr(model, "enable_gradient_checkpointing"):
+        model.enable_gradient_checkpointing()
+        return
+    model.activation_checkpointing_enable()
+    for layer in model.modules():
+        if isinstance(layer, GradientCheckpointingLayer):
+            # transformers does so only in training. What is inside stays as it is: no dropout.
+            layer.training = True
+
+
+def _load_model(base: Base, part: str) -> Any:
+    """Load one model as frozen float32. Foreign errors become a BaseError that names the part."""
+    import diffusers
+    import transformers
+
+    library, _, class_name = base.family.models[part].partition(".")
+    model_class = getattr(
+        {"diffusers": diffusers, "transformers": transformers}[library], class_name
+    )
+    try:
+        model = model_class.from_pretrained(
+            base.folder / part,
+            use_safetensors=True,
+            local_files_only=True,
+            torch_dtype=torch.float32,
+        )
+    except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as exc:
+        raise BaseError(f"base {base.name!r}: {part} cannot be loaded: {exc}") from exc
+    return model.eval().requires_grad_(False)

@@ -1,0 +1,31 @@
+"""The table of families: from the class named in `model_index.json` to the module that knows it.
+
+A family is one file beside this one, and one line in `FAMILIES`. Importing this package loads
+neither torch nor diffusers.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from dbray.bases.families.family import Family
+from dbray.errors import BaseError
+
+FAMILIES = {
+    "StableDiffusionPipeline": "stable_diffusion",
+}
+"""By the `_class_name` of a base's index, the file in this folder that holds its FAMILY."""
+
+
+def family_of(class_name: object) -> Family:
+    """Return the family of a pipeline class.
+
+    Raises:
+        BaseError: dbray does not know the class.
+    """
+    file = FAMILIES.get(class_name) if isinstance(class_name, str) else None
+    if file is None:
+        known = ", ".join(sorted(FAMILIES))
+        raise BaseError(f"its pipeline class {class_name!r} is not supported; choose a base whose "
+                        f"{'model_index.json'} names one of: {known}")  # fmt: skip
+    return import_module(f"{__name__}.{file}").FAMILY

@@ -1,0 +1,111 @@
+"""What dbray has to know of a family of models, and what most families have in common.
+
+A Family describes: it holds no weights and no state. `bases.backbone` loads the models that it
+lists and calls it with them. torch is imported where it is needed, so that a base can be checked
+without it.
+Shape suffixes: N images, B rows, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from dbray.errors import BaseError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from dbray.bases.layout import Layout
+    from dbray.bases.schedule import Schedule
+    from dbray.spec.sections import Sampler
+
+Tensors = Mapping[str, Any]
+"""Tensors by name: the content of a Condition."""
+
+
+class Family:
+    """A kind of base: its parts, its checks, and how they work together.
+
+    The defaults are those of a base with one autoencoder `vae` of the AutoencoderKL kind.
+    """
+
+    name: ClassVar[str]
+    """For people."""
+    models: ClassVar[Mapping[str, str]]
+    """Parts with weights: folder name -> 'library.Class', the denoiser first."""
+    tokenizers: ClassVar[Mapping[str, str]]
+    """Folder name -> class of transformers, in the order of the text encoders."""
+    denoiser: ClassVar[str]
+    text_encoders: ClassVar[tuple[str, ...]]
+    """Names of the models that read text, in the order in which they are published."""
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """Every folder of a base that dbray reads."""
+        return (*self.models, *self.tokenizers, "scheduler")
+
+    def check(self, layout: Layout) -> None:
+        """Raise BaseError where the configurations are not those of a base that can be used."""
+        raise NotImplementedError
+
+    def resolution(self, layout: Layout) -> int:
+        """Side in pixels of the images that the base was trained on. Raises BaseError."""
+        raise NotImplementedError
+
+    def schedule(self, config: Mapping[str, Any]) -> Schedule:
+        """Make the schedule of training from the scheduler's configuration."""
+        raise NotImplementedError
+
+    def scheduler(self, name: Sampler, config: Mapping[str, Any]) -> Any:
+        """Make a fresh diffusers scheduler; schedulers keep state, so they are never shared."""
+        raise NotImplementedError
+
+    def tokenize(self, tokenizers: Mapping[str, Any], prompts: Sequence[str]) -> Tensors:
+        """Turn N prompts into token ids (and masks), each of shape (N, ...), on the CPU."""
+        raise NotImplementedError
+
+    def embed(self, models: Mapping[str, Any], tokens: Tensors) -> Tensors:
+        """Turn what `tokenize` returned into what `predict` takes; with gradients."""
+        raise NotImplementedError
+
+    def predict(
+        self, denoiser: nn.Module, latents_BCHW: Tensor, timesteps_B: Tensor, condition: Tensors
+    ) -> Tensor:
+        """Call the denoiser; the answer is in the schedule's parameterisation."""
+        raise NotImplementedError
+
+    def latent_shape(
+        self, models: Mapping[str, Any], size: tuple[int, int]
+    ) -> tuple[int, int, int]:
+        """Shape (C, H, W) of the latents of an image of (width, height) pixels."""
+        factor = latent_factor(models["vae"].config)
+        width, height = size
+        return models["vae"].config.latent_channels, height // factor, width // factor
+
+    def encode(self, models: Mapping[str, Any], pixels_NCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode pixels in [-1, 1] to mean and standard deviation of their scaled latents."""
+        vae = models["vae"]
+        scale, shift = latent_scale(vae.config)
+        posterior = vae.encode(pixels_NCHW).latent_dist
+        return (posterior.mean - shift) * scale, posterior.std * scale
+
+    def decode(self, models: Mapping[str, Any], latents_NCHW: Tensor) -> Tensor:
+        """Decode scaled latents to pixels of about [-1, 1]."""
+        vae = models["vae"]
+        scale, shift = latent_scale(vae.config)
+        return vae.decode(latents_NCHW / scale + shift).sample
+
+    def refused(self, reason: str) -> BaseError:
+        """Make the error that a base is not of this family."""
+        return BaseError(f"not a {self.name} text-to-image model: {reason}; choose another base")
+
+
+def latent_factor(config: Any) -> int:
+    """Pixels per latent along a side."""
+    return 2 ** (len(config.block_out_channels) - 1)
+
+
+def latent_scale(config: Any) -> tuple[float, float]:
+    """Scale and shift of an AutoencoderKL's latents."""
+    return config.scaling_factor, getattr(config, "shift_factor", None) or 0.0

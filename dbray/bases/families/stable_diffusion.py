@@ -1,0 +1,113 @@
+"""Stable Diffusion 1.x and 2.x: a UNet over an autoencoder's latents, conditioned by one CLIP text.
+
+With epsilon or v-prediction. Source: Rombach et al. 2022 (arXiv 2112.10752).
+Shape suffixes: N prompts, B rows, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from dbray.bases.families.family import Family, Tensors
+from dbray.errors import BaseError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from dbray.bases.layout import Layout
+    from dbray.bases.schedule import Schedule
+    from dbray.spec.sections import Sampler
+
+PREDICTIONS = ("epsilon", "v_prediction")
+
+
+class StableDiffusion(Family):
+    """See the module."""
+
+    name = "Stable Diffusion 1.x or 2.x"
+    models = {  # noqa: RUF012 - nobody changes it
+        "unet": "diffusers.UNet2DConditionModel",
+        "vae": "diffusers.AutoencoderKL",
+        "text_encoder": "transformers.CLIPTextModel",
+    }
+    tokenizers = {"tokenizer": "CLIPTokenizer"}  # noqa: RUF012 - as above
+    denoiser = "unet"
+    text_encoders = ("text_encoder",)
+
+    def check(self, layout: Layout) -> None:
+        """Refuse pipelines that need more than noisy latents and one text, and other targets."""
+        unet, vae, text = (layout.config(part) for part in self.models)
+        found = [unet.get("_class_name"), vae.get("_class_name"), text.get("model_type")]
+        if found != ["UNet2DConditionModel", "AutoencoderKL", "clip_text_model"]:
+            raise self.refused(f"its parts are {', '.join(map(str, found))}")
+        if unet.get("addition_embed_type") is not None:
+            raise self.refused(f"its UNet needs {unet['addition_embed_type']!r} beside the text")
+        if unet.get("in_channels") != vae.get("latent_channels"):
+            raise self.refused(f"its UNet takes {unet.get('in_channels')} channels, its latents "
+                               f"have {vae.get('latent_channels')}")  # fmt: skip
+        prediction = layout.config("scheduler").get("prediction_type", "epsilon")
+        if prediction not in PREDICTIONS:
+            raise BaseError(f"it predicts {prediction!r}, and dbray knows only "
+                            f"{' and '.join(PREDICTIONS)}; choose another base")  # fmt: skip
+
+    def resolution(self, layout: Layout) -> int:
+        """The UNet's sample size, in pixels."""
+        side = layout.config("unet").get("sample_size")
+        levels = layout.config("vae").get("block_out_channels")
+        if not isinstance(side, int) or not isinstance(levels, list) or not levels:
+            file = layout.folder / "unet" / "config.json"
+            raise BaseError(
+                f"the size of its images is unknown: sample_size of {file} is {side!r}, "
+                f"block_out_channels of the vae's is {levels!r}; set sample_size to the side of "
+                "the latents, which is 64 for 512 pixels"
+            )
+        return side * 2 ** (len(levels) - 1)
+
+    def schedule(self, config: Mapping[str, Any]) -> Schedule:
+        """The base's own betas and prediction type."""
+        from dbray.bases.schedule import NoiseSchedule
+
+        alphas_cumprod = self.scheduler("ddpm", config).alphas_cumprod
+        return NoiseSchedule(alphas_cumprod, config.get("prediction_type", "epsilon"))
+
+    def scheduler(self, name: Sampler, config: Mapping[str, Any]) -> Any:
+        """One of diffusers' samplers over the base's noise schedule."""
+        import diffusers
+
+        # Clipping to [-1, 1] is for pixels and washes latents out. It is the default of ddpm and
+        # ddim, and a base saved with another scheduler (Euler, DPM++, UniPC) does not turn it off.
+        schedulers: dict[str, tuple[Any, dict[str, Any]]] = {
+            "ddpm": (diffusers.DDPMScheduler, {"clip_sample": False}),
+            "ddim": (diffusers.DDIMScheduler, {"clip_sample": False}),
+            "euler_ancestral": (diffusers.EulerAncestralDiscreteScheduler, {}),
+            "dpm++": (diffusers.DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
+        }
+        scheduler_class, options = schedulers[name]
+        return scheduler_class.from_config(config, **options)
+
+    def tokenize(self, tokenizers: Mapping[str, Any], prompts: Sequence[str]) -> Tensors:
+        """Token ids, padded and cut to the tokenizer's length."""
+        tokenizer = tokenizers["tokenizer"]
+        return {
+            "token_ids": tokenizer(
+                list(prompts),
+                padding="max_length",
+                max_length=tokenizer.model_max_length,
+                truncation=True,
+                return_tensors="pt",
+            ).input_ids
+        }
+
+    def embed(self, models: Mapping[str, Any], tokens: Tensors) -> Tensors:
+        """The text encoder's last hidden states."""
+        return {"text": models["text_encoder"](tokens["token_ids"])[0]}
+
+    def predict(
+        self, denoiser: nn.Module, latents_BCHW: Tensor, timesteps_B: Tensor, condition: Tensors
+    ) -> Tensor:
+        """The UNet's answer."""
+        return denoiser(latents_BCHW, timesteps_B, condition["text"], return_dict=False)[0]
+
+
+FAMILY = StableDiffusion()

@@ -1,0 +1,107 @@
+"""Schedules: how latents are noised in training, and what the denoiser should answer.
+
+A base's schedule draws its own timesteps, adds noise, and gives target and weights, so that the
+loop is the same for every kind of diffusion. Every function works on rows, so that a batch equals
+a loop over its rows. Shape suffixes: B rows, C channels, H height, W width, T timesteps.
+
+Sources: Ho et al. 2020 (arXiv 2006.11239), equations 4 and 14; Salimans and Ho 2022 (arXiv
+2202.00512), v-prediction; Hang et al. 2023 (arXiv 2303.09556), min-SNR.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from dbray.spec.sections import Prediction, Recipe
+
+
+class Schedule(Protocol):
+    """What the training loop asks of a base's noise."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors are."""
+        ...
+
+    def to(self, device: torch.device) -> Schedule:
+        """Copy to a device."""
+        ...
+
+    def draw(self, generator: torch.Generator) -> Tensor:
+        """Draw the timestep of one row, a 0-d tensor on the CPU."""
+        ...
+
+    def add_noise(self, latents_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
+        """Noise clean latents to their timesteps."""
+        ...
+
+    def target(self, latents_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
+        """Return what the denoiser should answer."""
+        ...
+
+    def weights(self, timesteps_B: Tensor, recipe: Recipe) -> Tensor | None:
+        """Return the loss weight of each row that the recipe asks for; None: all are 1."""
+        ...
+
+
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """T discrete timesteps: how much signal is left at each, and what is predicted."""
+
+    alphas_cumprod_T: Tensor
+    prediction: Prediction
+
+    @property
+    def num_timesteps(self) -> int:
+        """Number of timesteps T; timesteps lie in [0, T)."""
+        return len(self.alphas_cumprod_T)
+
+    @property
+    def device(self) -> torch.device:
+        """See Schedule."""
+        return self.alphas_cumprod_T.device
+
+    def to(self, device: torch.device) -> NoiseSchedule:
+        """See Schedule."""
+        return NoiseSchedule(self.alphas_cumprod_T.to(device), self.prediction)
+
+    def draw(self, generator: torch.Generator) -> Tensor:
+        """Draw a timestep uniformly, an int64."""
+        return torch.randint(self.num_timesteps, (), generator=generator)
+
+    def _signal_and_noise(self, timesteps_B: Tensor) -> tuple[Tensor, Tensor]:
+        alphas_B111 = self.alphas_cumprod_T[timesteps_B].view(-1, 1, 1, 1)
+        return alphas_B111.sqrt(), (1 - alphas_B111).sqrt()
+
+    def add_noise(self, latents_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
+        """Noise clean latents to their timesteps (Ho et al., equation 4)."""
+        signal, sigma = self._signal_and_noise(timesteps_B)
+        return signal * latents_BCHW + sigma * noise_BCHW
+
+    def target(self, latents_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
+        """Return the noise, or v = signal * noise - sigma * latents."""
+        if self.prediction == "epsilon":
+            return noise_BCHW
+        signal, sigma = self._signal_and_noise(timesteps_B)
+        return signal * noise_BCHW - sigma * latents_BCHW
+
+    def weights(self, timesteps_B: Tensor, recipe: Recipe) -> Tensor | None:
+        """Return min-SNR weights where the recipe asks for them."""
+        if recipe.min_snr_gamma is None:
+            return None
+        return self.min_snr_weights(timesteps_B, recipe.min_snr_gamma)
+
+    def min_snr_weights(self, timesteps_B: Tensor, gamma: float) -> Tensor:
+        """Min-SNR weight of each row; finite also at zero terminal SNR.
+
+        epsilon: min(snr, gamma) / snr, whose limit at snr = 0 is 1. v: min(snr, gamma) / (snr + 1).
+        """
+        alphas_B = self.alphas_cumprod_T[timesteps_B]
+        snr_B = alphas_B / (1 - alphas_B)
+        if self.prediction == "epsilon":
+            return torch.where(snr_B <= gamma, torch.ones_like(snr_B), gamma / snr_B)
+        return snr_B.clamp(max=gamma) / (snr_B + 1)

@@ -1,0 +1,100 @@
+"""What a subject's steps draw from: its photographs, prompts and class images, read and encoded.
+
+Owns the latents of class images that a lane keeps warm. Everything is encoded with base weights.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dbray.bases import Backbone
+from dbray.errors import SubjectError
+from dbray.lanes.beat import Beat
+from dbray.method.loop import Latents, TrainingData, encode_subject, instance_prompts
+from dbray.method.methods import method_of
+from dbray.planning.plan import PlannedSubject
+from dbray.records.prior_sets import load_images
+from dbray.spec.job import Job
+from dbray.spec.sections import fill_prompt
+from dbray.storage.store import Store, digest, read_uri
+from dbray.subjects import images
+
+NUM_WARM_PRIORS = 16
+"""PriorSets whose latents a lane keeps: 200 images of 64 x 64 x 4 latents are 26 MB."""
+_ENCODED_AT_ONCE = 16
+
+
+class Material:
+    """Reads and encodes the subjects of one job, on one rank of a lane."""
+
+    def __init__(self, job: Job, backbone: Backbone) -> None:
+        self._job, self._backbone = job, backbone
+        self._store = Store(job.storage)
+        self._method = method_of(job.recipe.method)
+        self._priors: OrderedDict[str, Latents] = OrderedDict()
+
+    def of(self, planned: PlannedSubject, beat: Beat) -> TrainingData:
+        """Read and encode a subject. The backbone holds base weights.
+
+        Raises:
+            SubjectError: a photograph is not what was validated.
+            StoreError: a photograph or class image cannot be read.
+        """
+        subject, recipe = planned.subject, self._job.recipe
+        with beat.meanwhile():
+            views = self._read(planned)
+        latents, views_of_image = encode_subject(self._backbone, views, recipe)
+        prompts = instance_prompts(
+            planned.identifier, subject.class_noun, subject.captions, len(views)
+        )
+        class_prompt = fill_prompt(self._job.prior.prompt, subject.class_noun)
+        return TrainingData(
+            subject_id=subject.id,
+            views=latents,
+            views_of_image=views_of_image,
+            instance=self._method.condition(self._backbone, recipe, prompts),
+            prior=self._prior(planned.prior_digest, beat),
+            prior_prompt=self._method.condition(self._backbone, recipe, [class_prompt]),
+        )
+
+    def _read(self, planned: PlannedSubject) -> list[list[np.ndarray]]:
+        """Read the subject's images; return the crops of each."""
+        views = []
+        for uri, expected in zip(planned.subject.images, planned.image_digests, strict=True):
+            data = read_uri(uri, images.MAX_IMAGE_BYTES)
+            if digest(data) != expected:
+                raise SubjectError(f"{uri} has changed since the job was validated; run again")
+            image = images.decode(data, uri)
+            views.append(images.views(image, self._backbone.resolution, self._job.recipe.crop))
+        return views
+
+    def _prior(self, prior_digest: str | None, beat: Beat) -> Latents | None:
+        """Latents of a PriorSet, encoded once per lane."""
+        if prior_digest is None:
+            return None
+        if prior_digest not in self._priors:
+            self._priors[prior_digest] = self._encode_prior(prior_digest, beat)
+        self._priors.move_to_end(prior_digest)
+        if len(self._priors) > NUM_WARM_PRIORS:
+            self._priors.popitem(last=False)
+        return self._priors[prior_digest]
+
+    def _encode_prior(self, prior_digest: str, beat: Beat) -> Latents:
+        with beat.meanwhile():
+            pixels = load_images(self._store, prior_digest)
+        resolution = self._backbone.resolution
+        if pixels.shape[1:3] != (resolution, resolution):
+            pixels = np.concatenate(
+                [images.views(Image.fromarray(one), resolution, "centre") for one in pixels]
+            )
+        means, deviations = [], []
+        for start in range(0, len(pixels), _ENCODED_AT_ONCE):
+            mean, deviation = self._backbone.encode(pixels[start : start + _ENCODED_AT_ONCE])
+            means.append(mean)
+            deviations.append(deviation)
+            beat(0)
+        return Latents(torch.cat(means), torch.cat(deviations))

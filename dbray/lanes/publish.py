@@ -1,0 +1,78 @@
+"""What a lane publishes of a subject that it trained: weights, and how they came to be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import metadata
+
+from torch import Tensor
+
+from dbray.bases import Base
+from dbray.lanes.beat import Clock
+from dbray.method.loop import LossPoint
+from dbray.method.methods import method_of
+from dbray.planning.plan import PlannedSubject
+from dbray.records.models import ModelRecord, Registry
+from dbray.spec.job import Job
+from dbray.spec.sections import utc_now
+from dbray.storage.store import Store
+
+_VERSIONED = ("dbray", "torch", "diffusers", "transformers", "deepspeed", "ray")
+
+
+class Publisher:
+    """Publishes the subjects of one job."""
+
+    def __init__(self, job: Job, base: Base) -> None:
+        self._job, self._base = job, base
+        self._registry = Registry(Store(job.storage))
+
+    def publish(
+        self,
+        planned: PlannedSubject,
+        weights: Mapping[str, Tensor],
+        curve: tuple[LossPoint, ...],
+        clock: Clock,
+    ) -> None:
+        """Publish an engine's weights.
+
+        Raises:
+            Diverged: they are not finite.
+            StoreError: nothing was published.
+        """
+        recipe = self._job.recipe
+        files = method_of(recipe.method).publish(weights, recipe)
+        self._registry.publish(self._record(planned, curve, tuple(files), clock), files)
+
+    def _record(
+        self,
+        planned: PlannedSubject,
+        curve: tuple[LossPoint, ...],
+        files: tuple[str, ...],
+        clock: Clock,
+    ) -> ModelRecord:
+        subject, job, base = planned.subject, self._job, self._base
+        return ModelRecord(
+            id=subject.id,
+            revision=planned.revision,
+            fingerprint=planned.fingerprint,
+            class_noun=subject.class_noun,
+            identifier=planned.identifier,
+            base=base.name,
+            base_revision=job.base_revision,
+            base_digest=base.digest,
+            recipe=job.recipe,
+            prior=job.prior,
+            prior_digest=planned.prior_digest,
+            seed=job.recipe.seed,
+            image_digests=planned.image_digests,
+            captions=subject.captions,
+            versions={name: metadata.version(name) for name in _VERSIONED},
+            timings={name: round(seconds, 4) for name, seconds in clock.seconds.items()},
+            steps=job.recipe.steps,
+            loss=tuple((p.step, p.loss, p.instance_loss, p.prior_loss) for p in curve),
+            files=files,
+            created_at=utc_now(),
+            job_id=job.id,
+            tenant=job.tenant,
+        )

@@ -1,0 +1,32 @@
+"""The base of all values that cross a file, HTTP or process edge."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+from pydantic_core import to_jsonable_python
+
+
+class Spec(BaseModel):
+    """A frozen value with known fields only."""
+
+    # Infinity passes every lower bound, and makes models that nobody can read.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    first_fields: ClassVar[frozenset[str]] = frozenset()
+    """Fields that `identity` always holds: those of the first version that was published with."""
+
+    def identity(self) -> Any:
+        """Canonical form, for fingerprints: equal for values that mean the same.
+
+        Holds the `first_fields` always, and a later field only where it differs from its default.
+        So a field that dbray learns later changes no fingerprint of what is published already.
+        """
+        held = {}
+        for name, found in type(self).model_fields.items():
+            value = getattr(self, name)
+            if name in self.first_fields or value != found.get_default():
+                canonical = value.identity() if isinstance(value, Spec) else value
+                held[name] = to_jsonable_python(canonical)
+        return held
