@@ -18,12 +18,11 @@ from pydantic import Field, ValidationError
 
 from dbray.errors import DigestMismatch, ModelNotFound, RegistryError, StoreError
 from dbray.spec.sections import SUBJECT_ID_PATTERN, Prior, Recipe, Spec, SubjectId
-from dbray.storage.store import FileRecord, Store, digest
+from dbray.storage.store import FileRecord, Store
 
 REVISION_LENGTH = 12
 MIN_PREFIX_LENGTH = 6
 RECORD_FILE = "model.json"
-PREVIEWS_FOLDER = "previews"
 
 _ROOT = "models"
 _PREFIX_PATTERN = re.compile(rf"[0-9a-f]{{{MIN_PREFIX_LENGTH},{REVISION_LENGTH}}}")
@@ -103,8 +102,7 @@ class Registry:
     def has(self, model_id: str, revision: str) -> bool:
         """Say whether a revision is published: one look-up."""
         _check_id(model_id)
-        if not re.fullmatch(_REVISION_PATTERN, revision):
-            raise RegistryError(f"{revision!r} is no revision: it has {REVISION_LENGTH} hex digits")
+        _check_revision(revision)
         return self.store.is_committed(_folder(model_id, revision))
 
     def has_record(self, model_id: str, revision: str) -> bool:
@@ -200,59 +198,6 @@ class Registry:
             self.store.remove(f"{_ROOT}/{model_id}")
         return [f"{model_id}@{revision}" for revision in doomed]
 
-    def add_previews(self, record: ModelRecord, files: Mapping[str, bytes]) -> None:
-        """Publish a model's previews, in place of earlier ones that differ."""
-        folder = _previews_folder(record.id, record.revision)
-        if not self.has(record.id, record.revision):
-            raise ModelNotFound(f"{record.name} is not published; its previews have no place")
-        if self.store.is_committed(folder) and self.previews(record) != dict(files):
-            self.store.remove(folder)
-        self.store.commit(folder, files)
-
-    def previews(self, record: ModelRecord) -> dict[str, bytes] | None:
-        """Return a model's previews by file name; None if there are none, or damaged ones."""
-        published = self._preview_files(record.id, record.revision)
-        found = {name: self._read_preview(record, name, one) for name, one in published.items()}
-        whole = {name: data for name, data in found.items() if data is not None}
-        return whole if whole and len(whole) == len(published) else None
-
-    def preview_names(self, record: ModelRecord) -> list[str]:
-        """List the files of a model's previews; none if there are none yet."""
-        return sorted(self._preview_files(record.id, record.revision))
-
-    def preview(self, record: ModelRecord, name: str) -> bytes | None:
-        """Return one file of a model's previews; None if there is no such, or a damaged one."""
-        published = self._preview_files(record.id, record.revision).get(name)
-        return None if published is None else self._read_preview(record, name, published)
-
-    def has_previews(self, model_id: str, revision: str, holding: Mapping[str, bytes]) -> bool:
-        """Say whether a model has previews with these files among them; only the marker is read."""
-        found = self._preview_files(model_id, revision)
-        return bool(found) and all(
-            name in found and found[name].sha256 == digest(data) for name, data in holding.items()
-        )
-
-    def _preview_files(self, model_id: str, revision: str) -> dict[str, FileRecord]:
-        """The files of a model's previews by their marker; none if there is none, or a damaged one.
-
-        Raises:
-            StoreError: storage failed; there may be previews.
-        """
-        folder = _previews_folder(model_id, revision)
-        try:
-            return self.store.committed(folder) if self.store.is_committed(folder) else {}
-        except DigestMismatch as exc:
-            logger.warning("ignoring damaged previews model=%s@%s: %s", model_id, revision, exc)
-            return {}
-
-    def _read_preview(self, record: ModelRecord, name: str, published: FileRecord) -> bytes | None:
-        folder = _previews_folder(record.id, record.revision)
-        try:
-            return self.store.read_recorded(f"{folder}/{name}", published)
-        except DigestMismatch as exc:
-            logger.warning("ignoring damaged previews model=%s: %s", record.name, exc)
-            return None
-
     def _published(self, model_id: str) -> list[str]:
         names = self.store.names(f"{_ROOT}/{model_id}")
         return [
@@ -320,12 +265,16 @@ class Registry:
         )
 
 
+def folder_of(model: str) -> str:
+    """Return where 'id@revision', in full, lies in a store. Raises RegistryError for bad names."""
+    model_id, _, revision = model.partition("@")
+    _check_id(model_id)
+    _check_revision(revision)
+    return _folder(model_id, revision)
+
+
 def _folder(model_id: str, revision: str) -> str:
     return f"{_ROOT}/{model_id}/{revision}"
-
-
-def _previews_folder(model_id: str, revision: str) -> str:
-    return f"{_folder(model_id, revision)}/{PREVIEWS_FOLDER}"
 
 
 def _split(model: str) -> tuple[str, str | None]:
@@ -336,7 +285,7 @@ def _split(model: str) -> tuple[str, str | None]:
         return model_id, None
     if not _PREFIX_PATTERN.fullmatch(prefix):
         raise RegistryError(
-            f"{prefix!r} is no revision: write its first {MIN_PREFIX_LENGTH} to "
+            f"{prefix!r} is not a revision: write its first {MIN_PREFIX_LENGTH} to "
             f"{REVISION_LENGTH} hex digits"
         )
     return model_id, prefix
@@ -345,8 +294,15 @@ def _split(model: str) -> tuple[str, str | None]:
 def _check_id(model_id: str) -> None:
     if not re.fullmatch(SUBJECT_ID_PATTERN, model_id):
         raise RegistryError(
-            f"{model_id!r:.80} is no model id: lower-case letters, digits, '.', '_' and '-', at "
+            f"{model_id!r:.80} is not a model id: lower-case letters, digits, '.', '_' and '-', at "
             "most 63, letter or digit first"
+        )
+
+
+def _check_revision(revision: str) -> None:
+    if not re.fullmatch(_REVISION_PATTERN, revision):
+        raise RegistryError(
+            f"{revision!r:.80} is not a revision: it has {REVISION_LENGTH} hex digits"
         )
 
 

@@ -6,7 +6,6 @@ results, a photograph may be gone, a model removed. Such gaps are shown, they ar
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dbray.errors import DbrayError, StoreError
+from dbray.records import previews as layout
 from dbray.records.models import ModelRecord, Registry
 from dbray.records.results import (
     DAMAGED,
@@ -189,14 +189,14 @@ class _Reader:
         if result is not None and result.is_published:
             try:
                 record = self.registry.find(f"{result.id}@{result.revision}")
-                files = self.registry.previews(record) or {}
+                files = layout.annex(self.registry.store, record.name).read() or {}
             except DbrayError as exc:
                 note = f"The published model cannot be read: {exc}"
         previews: list[Preview] = []
         try:
             previews = self._previews(files)
-        except (KeyError, TypeError, ValueError) as exc:
-            note = f"The previews cannot be read: {exc!r}"
+        except ValueError as exc:
+            note = f"The previews cannot be read: {exc}"
         if record is not None and self.wants_previews and not previews and note is None:
             note = "It has no previews, or they are damaged. Running the job again makes them."
         shots = self._photographs(subject, files)
@@ -215,8 +215,7 @@ class _Reader:
         """Take the caller's, else the small copies beside the previews, else the files."""
         try:
             subject = Subject.model_validate(row.model_dump())
-            names = sorted((len(name), name) for name in files if name.startswith("photo-"))
-            copies = [files[name] for _, name in names]
+            copies = layout.photographs_of(files)
             shots = self.photographs(subject) if self.photographs else copies
             shots = shots or _read_photographs(subject)
         except (DbrayError, ValidationError) as exc:
@@ -226,19 +225,17 @@ class _Reader:
         return [thumbnail for thumbnail in made if thumbnail is not None]
 
     def _previews(self, files: Mapping[str, bytes]) -> list[Preview]:
-        if "previews.json" not in files:
-            return []
-        about = json.loads(files["previews.json"])
-        prompts = [str(prompt) for prompt in about["prompts"]]
-        base_prompts = [str(prompt) for prompt in about.get("base_prompts", prompts)]
-        # Seeds have 63 bits, more than a number in a browser.
-        seeds = [str(seed) for seed in about.get("seeds", ())] or [None] * len(prompts)
-        previews = []
-        for number, asked in enumerate(zip(prompts, base_prompts, seeds, strict=True)):
-            image, base = files.get(f"{number}.png"), files.get(f"base-{number}.png")
-            shown = self.thumbnails.make(image) if image else None
-            previews.append(Preview(shown, self.thumbnails.share(base) if base else None, *asked))
-        return previews
+        make, share = self.thumbnails.make, self.thumbnails.share
+        return [
+            Preview(
+                image=make(one.image) if one.image else None,
+                base=share(one.base_image) if one.base_image else None,
+                prompt=one.prompt,
+                base_prompt=one.base_prompt,
+                seed=one.seed,
+            )
+            for one in layout.pictures_of(files)
+        ]
 
 
 def _read_photographs(subject: Subject) -> list[bytes]:

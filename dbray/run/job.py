@@ -24,6 +24,7 @@ from dbray.lanes.group import open_lanes
 from dbray.lanes.leases import Snapshot
 from dbray.planning.checks import Ready, check_job
 from dbray.planning.plan import Plan, PlannedSubject, make_plan, num_lanes, too_small
+from dbray.records import previews as previews_layout
 from dbray.records.models import Registry
 from dbray.records.results import (
     InFlight,
@@ -351,9 +352,10 @@ class _Run:
                 if not registry.has(subject.id, revision):
                     return None
                 asked = describe(previews, subject.class_noun, planned.identifier)
-                if registry.has_previews(subject.id, revision, asked):
+                model = f"{subject.id}@{revision}"
+                if previews_layout.annex(registry.store, model).has(asked):
                     return None
-                record = registry.find(f"{subject.id}@{revision}")
+                record = registry.find(model)
             except DbrayError as exc:  # one bad subject never stops a job
                 self.watch.note(f"no previews of {subject.id}: {exc}")
                 return None

@@ -7,7 +7,6 @@ nor reports.
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -25,17 +24,17 @@ from dbray.errors import DbrayError
 from dbray.method.generate import Sampling
 from dbray.method.losses import seed_of
 from dbray.method.methods import put
+from dbray.records import previews as layout
 from dbray.records.models import ModelRecord, Registry
+from dbray.records.previews import Files
 from dbray.sampling.pool import Result, SamplingActor, SamplingPool, generate_in_batches, sample
 from dbray.spec.sections import Previews, Recipe, fill_prompt
 from dbray.storage.store import Store, read_uri
 from dbray.subjects.images import MAX_IMAGE_BYTES, decode, encode_png, encode_webp
 
 OnProgress = Callable[[int, int], None]
-Files = dict[str, bytes]
 
 THUMBNAIL_PIXELS = 192
-DESCRIPTION = "previews.json"
 _PUBLISHED_AT_ONCE = 16
 """On an object store one takes seconds, and as many requests as it has files."""
 
@@ -66,34 +65,30 @@ class PreviewActor(SamplingActor):
         if task["model"] is None:
             backbone = self.backbone(Recipe.model_validate(task["recipe"]))
             backbone.resident.put(None)
-            return self._sample(backbone, task["class_noun"], None, "base-{}.png")
+            return layout.name_base_images(self._sample(backbone, task["class_noun"], None))
         started = time.perf_counter()
         record = self._registry.find(task["model"])
         backbone = self.backbone(record.recipe)
         with tempfile.TemporaryDirectory() as folder:
             put(backbone, record.recipe.method, self._registry.weights(record, Path(folder)))
-        files = self._sample(backbone, record.class_noun, record.identifier, "{}.png")
-        files |= _thumbnails(task["photographs"])
+        images = self._sample(backbone, record.class_noun, record.identifier)
+        files = layout.name_images(images)
+        files |= layout.name_photographs(_thumbnail(uri) for uri in task["photographs"])
         metrics.phase_seconds().observe(time.perf_counter() - started, {"phase": "preview"})
         return files
 
-    def _sample(
-        self, backbone: Backbone, class_noun: str, identifier: str | None, name: str
-    ) -> Files:
+    def _sample(self, backbone: Backbone, class_noun: str, identifier: str | None) -> list[bytes]:
         chosen = self._previews
         prompts = [fill_prompt(prompt, class_noun, identifier) for prompt in chosen.prompts]
         sampling = Sampling(chosen.sampler, chosen.steps, chosen.guidance)
         images = generate_in_batches(backbone, prompts, seeds_of(chosen), sampling)
-        return {name.format(index): encode_png(image) for index, image in enumerate(images)}
+        return [encode_png(image) for image in images]
 
 
-def _thumbnails(photographs: Sequence[str]) -> Files:
-    """Small copies, so that a report does not carry megabytes per subject."""
-    files = {}
-    for index, uri in enumerate(photographs):
-        pixels = np.asarray(decode(read_uri(uri, MAX_IMAGE_BYTES), uri))
-        files[f"photo-{index}.webp"] = encode_webp(pixels, size=THUMBNAIL_PIXELS)
-    return files
+def _thumbnail(uri: str) -> bytes:
+    """Make a small copy of a photograph: a report cannot carry megabytes per subject."""
+    pixels = np.asarray(decode(read_uri(uri, MAX_IMAGE_BYTES), uri))
+    return encode_webp(pixels, size=THUMBNAIL_PIXELS)
 
 
 def make_previews(
@@ -122,7 +117,7 @@ def make_previews(
     actor_args = (base, pool.threads, store, previews)
     with ThreadPoolExecutor(_PUBLISHED_AT_ONCE) as threads:
         tell = on_progress or (lambda _done, _total: None)
-        pairing = _Pairing(Registry(store), previews, todo, threads, tell)
+        pairing = _Pairing(store, previews, todo, threads, tell)
         try:
             with closing(sample(PreviewActor, actor_args, pairing.tasks(), pool)) as results:
                 for result in results:
@@ -150,14 +145,14 @@ class _Pairing:
 
     def __init__(
         self,
-        registry: Registry,
+        store: Store,
         previews: Previews,
         requests: Sequence[PreviewRequest],
         threads: ThreadPoolExecutor,
         on_progress: OnProgress,
     ) -> None:
         self.failures: list[tuple[str, str]] = []
-        self._registry = registry
+        self._store = store
         self._previews = previews
         self._requests = requests
         self._threads = threads
@@ -227,8 +222,11 @@ class _Pairing:
         if error := ours.error or of_base.error:
             self._end(index, str(error))
             return
-        files = ours.files | of_base.files | self._description(request.record)
-        future = self._threads.submit(self._registry.add_previews, request.record, files)
+        record = request.record
+        files = ours.files | of_base.files
+        files |= describe(self._previews, record.class_noun, record.identifier)
+        annex = layout.annex(self._store, record.name)
+        future = self._threads.submit(annex.publish, files)
         self._in_publication[future] = index
 
     def _end(self, index: int, failure: str | None) -> None:
@@ -237,19 +235,7 @@ class _Pairing:
             self.failures.append((self._requests[index].record.id, failure))
         self._on_progress(len(self._requests) - len(self._pending), len(self._requests))
 
-    def _description(self, record: ModelRecord) -> Files:
-        return describe(self._previews, record.class_noun, record.identifier)
-
 
 def describe(previews: Previews, class_noun: str, identifier: str) -> Files:
-    """The file beside the pictures that says what was asked: it tells old previews from new."""
-    value = {
-        "prompts": [fill_prompt(p, class_noun, identifier) for p in previews.prompts],
-        "base_prompts": [fill_prompt(p, class_noun) for p in previews.prompts],
-        "sampler": previews.sampler,
-        "steps": previews.steps,
-        "guidance": previews.guidance,
-        "seed": previews.seed,
-        "seeds": seeds_of(previews),
-    }
-    return {DESCRIPTION: json.dumps(value, indent=1, ensure_ascii=False).encode()}
+    """Make the file that describes how these previews are sampled."""
+    return layout.describe(previews, class_noun, identifier, seeds_of(previews))

@@ -12,7 +12,8 @@ import safetensors.torch
 import torch
 
 from dbray import bases
-from dbray.records.models import ModelRecord, Registry
+from dbray.records import previews
+from dbray.records.models import ModelRecord
 from dbray.storage.store import Store
 from dbray.subjects.images import encode_png, encode_webp
 from kit import records
@@ -52,7 +53,7 @@ def add_previews(storage: Path | str, record: ModelRecord) -> None:
         "photo-0.webp": encode_webp(flat[180]), "photo-1.webp": encode_webp(flat[240]),
         "previews.json": b'{"prompts": ["a photo of {subject} on the beach"], "seed": 0}',
     }  # fmt: skip
-    Registry(Store(str(storage))).add_previews(record, files)
+    previews.annex(Store(str(storage)), record.name).publish(files)
 
 
 def free_port() -> int:

@@ -13,6 +13,7 @@ from pyarrow import fs as pafs
 from pydantic import ValidationError
 
 from dbray.errors import DigestMismatch, ModelNotFound, RegistryError, StoreError
+from dbray.records.annexes import Annex
 from dbray.records.models import Registry
 from dbray.storage.store import Store
 
@@ -95,13 +96,13 @@ def test_bad_names_never_reach_the_store(name, monkeypatch):
     registry = Registry(Store("bucket", pafs._MockFileSystem()))
     monkeypatch.setattr(Store, "_telling", lambda *args: pytest.fail("reached the store"))
     for call in (registry.find, registry.remove):
-        with pytest.raises(RegistryError, match=r"is no (model id|revision)"):
+        with pytest.raises(RegistryError, match=r"is not a (model id|revision)"):
             call(name)
     model_id, _, revision = name.partition("@")
     with pytest.raises(RegistryError):
         registry.has(model_id, revision)
     if "@" not in name:
-        with pytest.raises(RegistryError, match="no model id"):
+        with pytest.raises(RegistryError, match="not a model id"):
             registry.has(name, "0" * 12)
 
 
@@ -195,7 +196,7 @@ def test_remove_leaves_nothing_behind(local):
     first, second, other = record(number=1), record(number=2), record("fido")
     for model in (first, second, other):
         local.publish(model, WEIGHTS)
-        local.add_previews(model, {"0.png": b"png", "previews.json": b"{}"})
+        Annex(local.store, model.name, "previews").publish({"0.png": b"png"})
     models = Path(local.store.uri) / "models"
     (models / "rex" / ".staging-of-a-dead-writer").mkdir()
     assert local.remove(f"rex@{first.revision[:8]}") == [first.name]
@@ -223,64 +224,6 @@ def test_remove_clears_what_an_interrupted_publication_left(registry):
     registry.store.write_bytes("models/rex/0123456789ab/unet.safetensors", b"half")
     assert registry.remove("rex") == []
     assert not registry.store.exists("models/rex")
-
-
-def test_previews_are_added_replaced_and_ignored_when_damaged(registry, caplog):
-    model = record()
-    files = {"0.png": b"one", "base-0.png": b"two", "previews.json": b"{}"}
-    with pytest.raises(ModelNotFound, match="not published"):
-        registry.add_previews(model, files)
-    registry.publish(model, WEIGHTS)
-    assert registry.previews(model) is None
-    registry.add_previews(model, files)
-    registry.add_previews(model, files)
-    assert registry.previews(model) == files
-    registry.add_previews(model, {"0.png": b"new"})
-    assert registry.previews(model) == {"0.png": b"new"}
-    assert registry.store.verify(f"models/rex/{model.revision}") == []
-    registry.store.write_bytes(f"models/rex/{model.revision}/previews/0.png", b"rotten")
-    with caplog.at_level(logging.WARNING):
-        assert registry.previews(model) is None
-    assert "damaged previews" in caplog.text
-    registry.add_previews(model, files)
-    assert registry.previews(model) == files
-
-
-def test_a_damaged_marker_of_previews_means_none_and_they_are_made_again(registry, caplog):
-    model, files = record(), {"0.png": b"one", "previews.json": b"{}"}
-    registry.publish(model, WEIGHTS)
-    assert not registry.has_previews("rex", model.revision, {})
-    registry.add_previews(model, files)
-    assert registry.has_previews("rex", model.revision, {"previews.json": b"{}"})
-    assert not registry.has_previews("rex", model.revision, {"previews.json": b"[]"})
-    registry.store.write_bytes(f"models/rex/{model.revision}/previews/_COMMITTED", b"rotten")
-    with caplog.at_level(logging.WARNING):
-        assert registry.previews(model) is None
-    assert "damaged previews" in caplog.text
-    assert registry.preview_names(model) == []
-    assert registry.preview(model, "0.png") is None
-    assert not registry.has_previews("rex", model.revision, files)
-    registry.add_previews(model, files)
-    assert registry.previews(model) == files
-
-
-def test_a_passing_failure_of_storage_does_not_mean_no_previews(local, monkeypatch):
-    model = record()
-    local.publish(model, WEIGHTS)
-    local.add_previews(model, {"0.png": b"one"})
-
-    def fail(self, path):
-        raise StoreError("storage is down")
-
-    monkeypatch.setattr(Store, "read_bytes", fail)
-    for look in (
-        lambda: local.previews(model),
-        lambda: local.preview_names(model),
-        lambda: local.preview(model, "0.png"),
-        lambda: local.has_previews("rex", model.revision, {"0.png": b"one"}),
-    ):
-        with pytest.raises(StoreError, match="storage is down"):
-            look()
 
 
 def test_a_damaged_marker_is_damage_and_other_revisions_stay(registry):

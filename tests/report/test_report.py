@@ -15,6 +15,7 @@ from PIL import Image
 
 from dbray import report
 from dbray.errors import SpecError, StoreError
+from dbray.records import previews
 from dbray.records.models import Registry
 from dbray.records.results import Outcome, Summary
 from dbray.report import build_report
@@ -96,7 +97,7 @@ class World:
             "seeds": [9007199254740993, 7],
         }
         files["previews.json"] = json.dumps(described).encode()
-        self.registry.add_previews(one, files)
+        previews.annex(self.store, one.name).publish(files)
         self.add(subject_id, row(subject_id, noun=noun, revision=one.revision), noun)
 
     def write(self, summary=None, **changes):

@@ -29,6 +29,7 @@ from dbray.method.loop import Progress, Share
 from dbray.method.methods import method_of
 from dbray.planning.checks import check_job
 from dbray.planning.plan import make_plan
+from dbray.records import previews as layout
 from dbray.records.models import Registry
 from dbray.records.results import read_summary
 from dbray.run import job as job_module
@@ -85,8 +86,8 @@ def test_a_record_tells_how_the_model_came_to_be(finished):
 
 def test_previews_and_report_are_there(finished):
     job, result = finished
-    registry = Registry(Store(job.storage))
-    previews = registry.previews(registry.find("eve"))
+    store = Store(job.storage)
+    previews = layout.annex(store, Registry(store).find("eve").name).read()
     assert previews is not None
     assert {"0.png", "1.png", "base-0.png", "base-1.png", "previews.json"} <= previews.keys()
     page = Path(result.report).read_text()
@@ -101,9 +102,9 @@ def test_previews_that_were_asked_otherwise_are_made_again(finished):
         update={"previews": job.previews.model_copy(update={"prompts": prompts})}
     )
     assert {outcome.status for outcome in run_job(asked).outcomes} == {"kept"}
-    registry = Registry(Store(job.storage))
-    assert registry.find("eve") == before
-    described = json.loads(registry.previews(before)["previews.json"])
+    store = Store(job.storage)
+    assert Registry(store).find("eve") == before
+    described = json.loads(layout.annex(store, before.name).file("previews.json"))
     assert described["prompts"][0] == f"a {before.identifier} dog in the snow"
     run_job(job)  # as the other tests want them
 

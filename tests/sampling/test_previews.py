@@ -18,6 +18,7 @@ from dbray.errors import LaneLost
 from dbray.method.full import METHOD
 from dbray.method.generate import Sampling, generate
 from dbray.method.losses import seed_of
+from dbray.records import previews as layout
 from dbray.records.models import ModelRecord, Registry
 from dbray.sampling.pool import Result, SamplingPool
 from dbray.sampling.previews import PreviewActor, PreviewRequest, make_previews, seeds_of
@@ -59,6 +60,10 @@ def weights_of(base: bases.Base, seed: int) -> dict[str, torch.Tensor]:
         name: (value + 0.05 * torch.randn(value.shape, generator=generator)).half()
         for name, value in load_file(file).items()
     }
+
+
+def previews_of(registry: Registry, record: ModelRecord) -> dict[str, bytes] | None:
+    return layout.annex(registry.store, record.name).read()
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +127,7 @@ def test_previews_equal_direct_sampling(base, sampled, photograph) -> None:
     registry, records, _, _ = sampled
     for name, seed in {"rex": 0, "tom": 1, "ace": 5}.items():
         record = records[name]
-        files = registry.previews(record)
+        files = previews_of(registry, record)
         assert sorted(files) == ["0.png", "1.png", "base-0.png", "base-1.png", "photo-0.webp",
                                  "previews.json"]  # fmt: skip
         noun, precision = record.class_noun, record.recipe.precision
@@ -155,7 +160,7 @@ def test_broken_models_are_named_and_stop_nobody(sampled) -> None:
     assert "is not what was published" in reasons["rot"]
     assert "does not fit the base" in reasons["ugly"]
     assert "/nowhere/photo.jpg does not exist" in reasons["lost"]
-    assert not any(registry.previews(records[name]) for name in reasons)
+    assert not any(previews_of(registry, records[name]) for name in reasons)
     assert progress == [(done, 6) for done in range(7)]
 
 
@@ -180,7 +185,7 @@ def test_the_base_answers_once_per_class_noun(base, ray_session, tmp_path, monke
     requests = [PreviewRequest(record, []) for record in records]
     assert make_previews(store, base, requests, PREVIEWS, SamplingPool(num_actors=1)) == []
     assert sorted((tmp_path / "of-base").read_text().split()) == ["cat", "dog"]
-    of_base = [registry.previews(record)["base-0.png"] for record in records]
+    of_base = [previews_of(registry, record)["base-0.png"] for record in records]
     assert of_base[0] == of_base[1] != of_base[2]
 
 
@@ -201,6 +206,6 @@ def test_results_may_come_in_any_order_and_the_pool_may_die(base, tmp_path, monk
     requests = [PreviewRequest(record, []) for record in records]
     assert make_previews(store, base, requests, PREVIEWS) == [("c", "out of memory")]
     for index, record in enumerate(records[:2]):
-        names = registry.previews(record).keys()
+        names = previews_of(registry, record).keys()
         assert names == {f"{index + 3}.png", "1.png", "previews.json"}
-    assert registry.previews(records[2]) is None
+    assert previews_of(registry, records[2]) is None

@@ -10,6 +10,7 @@ import pytest
 from kit.records import publish
 
 from dbray.errors import StoreError
+from dbray.records import previews
 from dbray.records.models import Registry
 from dbray.serving.http.catalogue import Catalogue, Recent
 from dbray.storage.store import Store
@@ -114,11 +115,10 @@ def test_strangers_cannot_make_it_list_the_registry(tmp_path, monkeypatch):
 
 def test_pictures_are_gone_with_their_model(tmp_path):
     record = publish(tmp_path)
-    registry = Registry(Store(str(tmp_path)))
     catalogue = Catalogue(str(tmp_path), 0.0)
     assert (catalogue.previews(record), catalogue.preview_prompts(record)) == ([], [])
-    registry.add_previews(
-        record, {"0.png": b"png", "photo-0.webp": b"webp", "previews.json": b'{"prompts": ["p"]}'}
+    previews.annex(Store(str(tmp_path)), record.name).publish(
+        {"0.png": b"png", "photo-0.webp": b"webp", "previews.json": b'{"prompts": ["p"]}'}
     )
     assert catalogue.previews(record) == ["0.png", "photo-0.webp"]
     assert catalogue.preview_prompts(record) == ["p"]

@@ -10,7 +10,6 @@ Raises StoreError where storage does not answer: that says nothing of whether a 
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections import OrderedDict
@@ -19,6 +18,8 @@ from concurrent.futures import Future
 from typing import Generic, TypeVar
 
 from dbray.errors import ModelNotFound, RegistryError
+from dbray.records import previews as layout
+from dbray.records.annexes import Annex
 from dbray.records.models import ModelRecord, Registry
 from dbray.serving.failures import Failures
 from dbray.storage.store import FileRecord, Store
@@ -32,7 +33,6 @@ _MAX_FOUND = 10_000
 _MAX_RECORDS = 100_000
 _UNKNOWN_SECONDS = 1.0
 _LIST_SECONDS = 2.0
-_PICTURES = (".png", ".webp")
 
 
 class Recent(Generic[T]):
@@ -136,20 +136,22 @@ class Catalogue:
 
     def previews(self, record: ModelRecord) -> list[str]:
         """Names of a model's pictures; empty if it has none yet."""
-        names = self._registry.preview_names(record)
-        return [name for name in names if name.endswith(_PICTURES)]
+        return [name for name in self._previews(record).names() if layout.is_picture(name)]
 
     def preview(self, record: ModelRecord, name: str) -> bytes | None:
         """One of a model's pictures."""
-        return self._registry.preview(record, name) if name.endswith(_PICTURES) else None
+        return self._previews(record).file(name) if layout.is_picture(name) else None
 
     def preview_prompts(self, record: ModelRecord) -> list[str]:
         """The prompts of the numbered previews, where they are known."""
+        description = self._previews(record).file(layout.DESCRIPTION)
         try:
-            data = self._registry.preview(record, "previews.json") or b"{}"
-            return [str(prompt) for prompt in json.loads(data)["prompts"]]
-        except (KeyError, ValueError, TypeError):
+            return layout.prompts_of(description) if description else []
+        except ValueError:
             return []
+
+    def _previews(self, record: ModelRecord) -> Annex:
+        return layout.annex(self._registry.store, record.name)
 
     def remove(self, model: str) -> list[str]:
         """Take a model down, or one of its revisions; returns 'id@revision' of each."""

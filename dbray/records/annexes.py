@@ -1,0 +1,90 @@
+"""Annexes: committed folders beside the weights of a published model, such as its previews.
+
+Owns how an annex is published, replaced and read. An annex may change while its model does not, it
+has a marker of its own, and it is removed with its model. Damage is logged and means that the annex
+is not there, so that it is made again. Does not know what the files mean: that is
+dbray.records.previews and its like.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from dbray.errors import DigestMismatch, ModelNotFound
+from dbray.records.models import folder_of
+from dbray.storage.store import FileRecord, Store, digest
+
+logger = logging.getLogger(__name__)
+
+
+class Annex:
+    """One annex of a model.
+
+    Args:
+        store: where the model is published.
+        model: 'id@revision', in full.
+        name: name of the annex, and of its folder in that of the model.
+
+    Every method raises StoreError when storage fails: there may be an annex then.
+    """
+
+    def __init__(self, store: Store, model: str, name: str) -> None:
+        self._store, self._model, self._name = store, model, name
+        self._model_folder = folder_of(model)
+        self._folder = f"{self._model_folder}/{name}"
+
+    def publish(self, files: Mapping[str, bytes]) -> None:
+        """Publish the annex, in place of an earlier one that differs.
+
+        Raises:
+            ModelNotFound: the model is not published.
+        """
+        if not self._store.is_committed(self._model_folder):
+            raise ModelNotFound(f"{self._model} is not published, so it cannot have {self._name}")
+        if self._store.is_committed(self._folder) and self.read() != dict(files):
+            self._store.remove(self._folder)
+        self._store.commit(self._folder, files)
+
+    def has(self, files: Mapping[str, bytes]) -> bool:
+        """Say whether these files are in the annex; only its marker is read."""
+        found = self._published()
+        return bool(found) and all(
+            name in found and found[name].sha256 == digest(data) for name, data in files.items()
+        )
+
+    def names(self) -> list[str]:
+        """List the files of the annex; empty if there is none."""
+        return sorted(self._published())
+
+    def read(self) -> dict[str, bytes] | None:
+        """Return every file by name; None if there is no annex, or any file is damaged."""
+        published = self._published()
+        found = {name: self._read(name, one) for name, one in published.items()}
+        whole = {name: data for name, data in found.items() if data is not None}
+        return whole if whole and len(whole) == len(published) else None
+
+    def file(self, name: str) -> bytes | None:
+        """Return one file; None if it is not in the annex, or damaged."""
+        published = self._published().get(name)
+        return None if published is None else self._read(name, published)
+
+    def _published(self) -> dict[str, FileRecord]:
+        """The files by the marker; empty if there is no marker, or a damaged one."""
+        try:
+            if not self._store.is_committed(self._folder):
+                return {}
+            return self._store.committed(self._folder)
+        except DigestMismatch as exc:
+            self._warn(exc)
+            return {}
+
+    def _read(self, name: str, published: FileRecord) -> bytes | None:
+        try:
+            return self._store.read_recorded(f"{self._folder}/{name}", published)
+        except DigestMismatch as exc:
+            self._warn(exc)
+            return None
+
+    def _warn(self, exc: DigestMismatch) -> None:
+        logger.warning("ignoring damaged %s model=%s: %s", self._name, self._model, exc)
