@@ -25,7 +25,8 @@ from dbray.lanes.beat import Beat, Clock
 from dbray.lanes.checkpoint import Checkpoint
 from dbray.lanes.material import Material
 from dbray.lanes.publish import Publisher
-from dbray.method.engine import Engine, device_is_lost, make_engine, translated
+from dbray.method.device import device_is_lost, translated
+from dbray.method.engine import Engine, make_engine
 from dbray.method.loop import Progress, Share, TrainingData, finetune
 from dbray.method.methods import method_of
 from dbray.planning.plan import PlannedSubject

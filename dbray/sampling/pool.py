@@ -29,7 +29,7 @@ from dbray import bases, errors
 from dbray.bases import Backbone, Base, Compute
 from dbray.cluster import hardware
 from dbray.errors import DbrayError, LaneLost, OutOfMemory, first_line
-from dbray.method.engine import device_is_lost
+from dbray.method.device import device_is_lost
 from dbray.method.generate import Sampling, generate
 from dbray.spec.sections import Device, Recipe
 

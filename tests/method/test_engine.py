@@ -17,7 +17,9 @@ import torch.distributed as dist
 from torch import nn
 
 from dbray.errors import LaneLost, OutOfMemory, TrainError
-from dbray.method.engine import TorchEngine, device_is_lost, make_engine, memory_plan
+from dbray.method.device import device_is_lost
+from dbray.method.engine import make_engine, memory_plan
+from dbray.method.training import TorchEngine
 from dbray.spec.sections import Recipe
 
 ROOT = Path(__file__).parents[2]

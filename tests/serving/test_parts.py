@@ -17,7 +17,7 @@ from dbray.serving.http.guard import Guard
 from dbray.serving.http.tenants import Bucket, Gate, is_loopback, new_key, read_keys
 from dbray.serving.messages import Ask, Refusal, Refused
 from dbray.serving.options import ServeOptions
-from dbray.serving.replica.fair_queue import FairQueue, Job, Limits
+from dbray.serving.replica.fair_queue import FairQueue, Limits, Request
 from dbray.serving.router import rank
 
 pytestmark = pytest.mark.timeout(60)
@@ -36,28 +36,31 @@ def make_queue(**limits):
     return FairQueue(Limits(**limits), clock), clock
 
 
-def make_job(clock, subject="rex", tenant="t", num_images=1, steps=10, deadline=60.0, area=1.0):
+def make_request(clock, subject="rex", tenant="t", num_images=1, steps=10, deadline=60.0, area=1.0):
     ask = Ask(subject, "abc" if subject else "", tenant, "p", tuple(range(num_images)), deadline)
     events = []
-    job = Job(ask, Sampling(steps=steps), (32, 32), events.append, clock(), area)
-    job.events = events
-    return job
+    request = Request(ask, Sampling(steps=steps), (32, 32), events.append, clock(), area)
+    request.events = events
+    return request
 
 
-def put(queue, *jobs):
-    for job in jobs:
-        queue.push(job)
-        queue.ready(job, None)
+def put(queue, *requests):
+    for request in requests:
+        queue.push(request)
+        queue.ready(request, None)
 
 
 def taken(queue, resident="base"):
-    return [(job.ask.subject, job.ask.tenant, index) for job, index in queue.take(resident, 0)]
+    return [
+        (request.ask.subject, request.ask.tenant, index)
+        for request, index in queue.take(resident, 0)
+    ]
 
 
 def test_equal_requests_share_a_batch_and_others_wait():
     queue, clock = make_queue(batch_images=4)
-    put(queue, make_job(clock, num_images=3), make_job(clock, "mia"), make_job(clock),
-        make_job(clock, steps=20))  # fmt: skip
+    put(queue, make_request(clock, num_images=3), make_request(clock, "mia"), make_request(clock),
+        make_request(clock, steps=20))  # fmt: skip
     assert taken(queue) == [("rex", "t", 0), ("rex", "t", 1), ("rex", "t", 2), ("rex", "t", 0)]
     assert taken(queue) == [("mia", "t", 0)]
     assert taken(queue) == [("rex", "t", 0)]
@@ -65,18 +68,18 @@ def test_equal_requests_share_a_batch_and_others_wait():
 
 def test_nothing_is_taken_before_its_weights_are_there():
     queue, clock = make_queue()
-    job = make_job(clock)
-    queue.push(job)
+    request = make_request(clock)
+    queue.push(request)
     assert taken(queue) == []
-    queue.ready(job, None)
+    queue.ready(request, None)
     assert taken(queue) == [("rex", "t", 0)]
 
 
 def test_the_resident_subject_goes_first_but_not_for_ever():
     queue, clock = make_queue(patience_seconds=2)
-    put(queue, make_job(clock, "mia"))
+    put(queue, make_request(clock, "mia"))
     clock.now += 1
-    put(queue, make_job(clock, "rex"), make_job(clock, "rex", steps=11))
+    put(queue, make_request(clock, "rex"), make_request(clock, "rex", steps=11))
     assert taken(queue, "rex@abc")[0][0] == "rex"
     clock.now += 1.5
     assert taken(queue, "rex@abc")[0][0] == "mia"
@@ -84,8 +87,8 @@ def test_the_resident_subject_goes_first_but_not_for_ever():
 
 def test_tenants_take_turns_however_much_one_asks_for():
     queue, clock = make_queue(batch_images=1)
-    put(queue, *(make_job(clock, f"a{i}", "greedy") for i in range(6)))
-    put(queue, *(make_job(clock, f"b{i}", "modest") for i in range(2)))
+    put(queue, *(make_request(clock, f"a{i}", "greedy") for i in range(6)))
+    put(queue, *(make_request(clock, f"b{i}", "modest") for i in range(2)))
     order = [taken(queue)[0][1] for _ in range(8)]
     assert order[:4].count("modest") == 2
     assert order[4:] == ["greedy"] * 4
@@ -93,38 +96,38 @@ def test_tenants_take_turns_however_much_one_asks_for():
 
 def test_who_was_away_has_no_claim_from_that_time():
     queue, clock = make_queue(batch_images=1)
-    put(queue, *(make_job(clock, f"a{i}", "old") for i in range(8)))
+    put(queue, *(make_request(clock, f"a{i}", "old") for i in range(8)))
     for _ in range(4):
         taken(queue)
-    put(queue, *(make_job(clock, f"b{i}", "new") for i in range(4)))
+    put(queue, *(make_request(clock, f"b{i}", "new") for i in range(4)))
     assert [taken(queue)[0][1] for _ in range(4)].count("old") >= 2
 
 
 def test_limits_of_all_and_of_one_tenant():
     queue, clock = make_queue(max_images=5, max_images_per_tenant=3)
-    put(queue, make_job(clock, num_images=3))
+    put(queue, make_request(clock, num_images=3))
     with pytest.raises(Refused) as caught:
-        queue.push(make_job(clock))
+        queue.push(make_request(clock))
     assert caught.value.refusal.status == 429
     assert caught.value.refusal.headers()["retry-after"] == "1"
     with pytest.raises(Refused) as caught:
-        queue.push(make_job(clock, tenant="u", num_images=3))
+        queue.push(make_request(clock, tenant="u", num_images=3))
     assert (caught.value.refusal.status, caught.value.refusal.code) == (503, "overloaded")
-    put(queue, make_job(clock, tenant="u", num_images=2))
+    put(queue, make_request(clock, tenant="u", num_images=2))
 
 
 def test_the_greedy_do_not_shut_others_out():
     queue, clock = make_queue(max_images=8, max_images_per_tenant=4, batch_images=1)
-    queue.done(work=10, seconds=10)  # a second per step
+    queue.done(cost=10, seconds=10)  # a second per step
     for tenant in ("greedy", "glutton"):
-        put(queue, *(make_job(clock, f"{tenant}{i}", tenant, deadline=90) for i in range(4)))
+        put(queue, *(make_request(clock, f"{tenant}{i}", tenant, deadline=90) for i in range(4)))
     # Their 80 seconds come before nobody else's first 10.
-    put(queue, make_job(clock, "b", "modest", deadline=30))
+    put(queue, make_request(clock, "b", "modest", deadline=30))
     with pytest.raises(Refused) as caught:
-        queue.push(make_job(clock, "b", "hasty", deadline=39))
+        queue.push(make_request(clock, "b", "hasty", deadline=39))
     assert caught.value.refusal.headers() == {"retry-after": "30"}
     with pytest.raises(Refused) as caught:
-        queue.push(make_job(clock, "b", "late", num_images=4, deadline=1e6))
+        queue.push(make_request(clock, "b", "late", num_images=4, deadline=1e6))
     assert caught.value.refusal.code == "overloaded"
     assert "modest" in [taken(queue)[0][1] for _ in range(3)]
 
@@ -132,64 +135,64 @@ def test_the_greedy_do_not_shut_others_out():
 def test_who_asks_again_and_again_gets_no_more_than_who_does_too():
     queue, clock = make_queue(batch_images=10)
     sizes = {"large": 10, "small": 1}
-    waiting = {tenant: make_job(clock, tenant, tenant, n) for tenant, n in sizes.items()}
+    waiting = {tenant: make_request(clock, tenant, tenant, n) for tenant, n in sizes.items()}
     put(queue, *waiting.values())
     served = dict.fromkeys(sizes, 0)
     for _ in range(400):  # each asks anew when its request is done, so it is often not there
         batch = queue.take("base", 0)
-        job = batch[0][0]
-        tenant = job.ask.tenant
+        request = batch[0][0]
+        tenant = request.ask.tenant
         served[tenant] += len(batch)
-        queue.withdraw(job)
+        queue.withdraw(request)
         clock.now += 1
-        put(queue, make_job(clock, tenant, tenant, sizes[tenant]))
+        put(queue, make_request(clock, tenant, tenant, sizes[tenant]))
     assert served["large"] == pytest.approx(served["small"], rel=0.1)
 
 
 def test_a_larger_image_costs_more_and_fewer_share_a_batch():
     queue, clock = make_queue(batch_images=4)
-    put(queue, make_job(clock, num_images=4, area=2.0))
+    put(queue, make_request(clock, num_images=4, area=2.0))
     assert len(taken(queue)) == 2
-    put(queue, make_job(clock, "b", "other", steps=39), make_job(clock, "c", "other"))
+    put(queue, make_request(clock, "b", "other", steps=39), make_request(clock, "c", "other"))
     assert [taken(queue)[0][0] for _ in range(2)] == ["b", "c"]  # 39 is less than was done for "t"
-    put(queue, make_job(clock, "huge", area=9.0))
+    put(queue, make_request(clock, "huge", area=9.0))
     assert [subject for subject, *_ in (*taken(queue), *taken(queue))] == ["rex", "rex", "huge"]
 
 
 def test_what_cannot_be_in_time_is_refused_at_once():
     queue, clock = make_queue()
-    queue.done(work=10, seconds=10)  # a second per step
-    put(queue, make_job(clock, steps=20, deadline=60))
+    queue.done(cost=10, seconds=10)  # a second per step
+    put(queue, make_request(clock, steps=20, deadline=60))
     with pytest.raises(Refused) as caught:
-        queue.push(make_job(clock, steps=20, deadline=30))
+        queue.push(make_request(clock, steps=20, deadline=30))
     assert caught.value.refusal.status == 503
     assert caught.value.refusal.headers() == {"retry-after": "20"}
-    queue.push(make_job(clock, steps=20, deadline=50))
+    queue.push(make_request(clock, steps=20, deadline=50))
 
 
 def test_an_idle_server_tries_whatever_is_asked():
     queue, clock = make_queue()
-    queue.done(work=10, seconds=10)
-    put(queue, make_job(clock, steps=20, deadline=1))
+    queue.done(cost=10, seconds=10)
+    put(queue, make_request(clock, steps=20, deadline=1))
     assert taken(queue)
 
 
 def test_a_request_that_waited_too_long_is_refused():
     queue, clock = make_queue()
-    job = make_job(clock, deadline=5)
-    queue.push(job)
+    request = make_request(clock, deadline=5)
+    queue.push(request)
     clock.now += 6
     assert taken(queue) == []
-    [refusal] = job.events
+    [refusal] = request.events
     assert (refusal.status, refusal.code) == (503, "timed_out")
 
 
 def test_a_withdrawn_request_frees_its_place():
     queue, clock = make_queue(max_images=1)
-    job = make_job(clock)
-    put(queue, job)
-    queue.withdraw(job)
-    put(queue, make_job(clock, "mia"))
+    request = make_request(clock)
+    put(queue, request)
+    queue.withdraw(request)
+    put(queue, make_request(clock, "mia"))
     assert taken(queue) == [("mia", "t", 0)]
 
 

@@ -92,16 +92,16 @@ def test_what_is_loaded_needs_no_thread_and_who_follows_holds_none(background):
     slow = storage.gate("read", "slow")
 
     async def run(readers):
-        asks = [asyncio.create_task(storage.cache.lease_soon("slow", readers)) for _ in range(9)]
+        asks = [asyncio.create_task(storage.cache.hold_soon("slow", readers)) for _ in range(9)]
         await soon(slow.entered)
-        other = asyncio.create_task(storage.cache.lease_soon("other", readers))
-        (await storage.cache.lease_soon("warm", readers)).release()  # both threads are not needed
+        other = asyncio.create_task(storage.cache.hold_soon("other", readers))
+        (await storage.cache.hold_soon("warm", readers)).release()  # both threads are not needed
         (await other).release()  # eight followers wait, and still a thread is free
         slow.opened.set()
-        leases = await asyncio.gather(*asks)
-        assert {lease.value.partition(":")[2] for lease in leases} == {"slow"}
-        for lease in leases:
-            lease.release()
+        holds = await asyncio.gather(*asks)
+        assert {hold.value.partition(":")[2] for hold in holds} == {"slow"}
+        for hold in holds:
+            hold.release()
 
     with ThreadPoolExecutor(2) as readers:
         asyncio.run(run(readers))
@@ -113,10 +113,10 @@ def test_one_who_hangs_up_does_not_end_the_load_of_others(background):
     slow = storage.gate("read", "a")
 
     async def run(readers):
-        leads = asyncio.create_task(storage.cache.lease_soon("a", readers))
+        leads = asyncio.create_task(storage.cache.hold_soon("a", readers))
         await soon(slow.entered)
         follows, leaves = (
-            asyncio.create_task(storage.cache.lease_soon("a", readers)) for _ in range(2)
+            asyncio.create_task(storage.cache.hold_soon("a", readers)) for _ in range(2)
         )
         await asyncio.sleep(0)
         leads.cancel()
@@ -132,25 +132,25 @@ def test_one_who_hangs_up_does_not_end_the_load_of_others(background):
 
 def test_what_was_just_loaded_is_pinned_while_it_is_in_use(background):
     storage = Storage(background, ram_bytes=20)
-    leases = [storage.cache.lease(key) for key in "abc"]
-    for lease in leases:
-        asyncio.run(lease.landed())
+    holds = [storage.cache.hold(key) for key in "abc"]
+    for hold in holds:
+        asyncio.run(hold.landed())
     assert sorted(storage.ram.keys()) == ["a", "b"]  # the third is used, but not kept
-    assert [lease.tier for lease in leases] == [storage.ram, storage.ram, None]
-    leases[0].release()
-    leases[0].release()
-    storage.cache.lease("d").release()
+    assert [hold.tier for hold in holds] == [storage.ram, storage.ram, None]
+    holds[0].release()
+    holds[0].release()
+    storage.cache.hold("d").release()
     assert [storage.ram.num_pins(key) for key in "ab"] == [0, 1]
 
 
 def test_who_is_done_before_the_value_is_kept_holds_no_pin(background):
     storage = Storage(background)
     gate = storage.gate("verify", "a")
-    lease = storage.cache.lease("a")
+    hold = storage.cache.hold("a")
     assert gate.entered.wait(30)
-    lease.release()
+    hold.release()
     gate.opened.set()
-    asyncio.run(lease.landed())
+    asyncio.run(hold.landed())
     assert (storage.ram.keys(), storage.ram.num_pins("a")) == (["a"], 0)
 
 
@@ -160,19 +160,19 @@ class Crowd:
     def __init__(self, loads):
         self._loads = loads
         self._tasks: dict[float, asyncio.Task[None]] = {}
-        self.leases = {}
+        self.holds = {}
 
     def come(self, *numbers, turn=None):
         for number in numbers:
             self._tasks[number] = asyncio.create_task(self._use(number, turn or (0.0, number)))
 
     async def _use(self, number, turn):
-        async with self._loads.using(f"m{int(number)}", lambda: turn) as lease:
-            self.leases[number] = lease
+        async with self._loads.using(f"m{int(number)}", lambda: turn) as hold:
+            self.holds[number] = hold
             try:
                 await asyncio.Event().wait()
             finally:
-                del self.leases[number]
+                del self.holds[number]
 
     async def leave(self, *numbers):
         for number in numbers:
@@ -181,7 +181,7 @@ class Crowd:
 
     async def until(self, *numbers):
         """Wait until just these have what they asked for; the test's time limit is the limit."""
-        while sorted(self.leases) != sorted(numbers):
+        while sorted(self.holds) != sorted(numbers):
             await asyncio.sleep(0.001)
 
 
@@ -236,13 +236,13 @@ def test_users_of_one_model_share_it_and_make_room_for_others(background):
     async def scene(crowd):
         crowd.come(1, 1.1, 2, 2.1)
         await crowd.until(1, 1.1, 2, 2.1)
-        assert crowd.leases[1] is crowd.leases[1.1]
+        assert crowd.holds[1] is crowd.holds[1.1]
         crowd.come(3, turn=(0.0, 3))
         await asyncio.sleep(0)
         crowd.come(1.2, 1.3, turn=(0.0, 4))  # would keep the model in use, but came later
         await asyncio.sleep(0)
         await crowd.leave(1)
-        assert sorted(crowd.leases) == [1.1, 2, 2.1]
+        assert sorted(crowd.holds) == [1.1, 2, 2.1]
         await crowd.leave(1.1)
         await crowd.until(2, 2.1, 3)
         await crowd.leave(2, 2.1)
@@ -254,8 +254,8 @@ def test_users_of_one_model_share_it_and_make_room_for_others(background):
 
 def test_what_a_tier_holds_waits_for_nobody(background):
     storage = Storage(background)
-    with storage.cache.using("m7") as lease:
-        lease.settle()
+    with storage.cache.using("m7") as hold:
+        hold.settle()
     slow = storage.gate("read", "m1")
 
     async def scene(crowd):
@@ -266,7 +266,7 @@ def test_what_a_tier_holds_waits_for_nobody(background):
         await crowd.leave(2, 1)  # who waits, and who is read for: that ends when it was read
         crowd.come(3)
         await asyncio.sleep(0)
-        assert sorted(crowd.leases) == [7]
+        assert sorted(crowd.holds) == [7]
         slow.opened.set()
         await crowd.until(3, 7)
 
@@ -300,27 +300,27 @@ def test_a_takedown_reaches_a_load_that_outlasts_the_memory_of_failures(backgrou
     now = [100.0]
     storage = Storage(background, clock=lambda: now[0])
     gate = storage.gate("verify", "rex@1")
-    lease = storage.cache.lease("rex@1")
+    hold = storage.cache.hold("rex@1")
     assert gate.entered.wait(30)
     assert storage.cache.purge(lambda key: key == "rex@1", GONE) == 1
     now[0] += 60
     gate.opened.set()
     with pytest.raises(ModelNotFound, match="taken down"):
-        lease.settle()
-    assert not lease.is_settled
+        hold.settle()
+    assert not hold.is_settled
     assert storage.cache.keys() == set()
 
 
 def test_a_takedown_reaches_a_key_on_its_way_to_the_device(background):
     storage = Storage(background)
     gate = storage.gate("lift", "rex@1")
-    lease = storage.cache.lease("rex@1")
-    lease.settle()
+    hold = storage.cache.hold("rex@1")
+    hold.settle()
     assert gate.entered.wait(30)
     storage.cache.purge(lambda key: True, GONE)
     gate.opened.set()
     with pytest.raises(ModelNotFound):
-        asyncio.run(lease.landed())
+        asyncio.run(hold.landed())
     assert storage.cache.keys() == set()
 
 
@@ -328,11 +328,11 @@ def test_an_image_need_not_wait_for_the_device_tier_nor_fail_with_it(background,
     storage = Storage(background)
     gate = storage.gate("lift", "a")
     storage.failing["a"] = MemoryError("device")
-    lease = storage.cache.lease("a")
-    lease.settle()  # verified; the lift has not even begun to fail
-    assert lease.is_settled
+    hold = storage.cache.hold("a")
+    hold.settle()  # verified; the lift has not even begun to fail
+    assert hold.is_settled
     gate.opened.set()
-    asyncio.run(lease.landed())
+    asyncio.run(hold.landed())
     assert "MemoryError" in caplog.text
     assert (storage.ram.keys(), storage.device.keys()) == (["a"], [])
     assert storage.device.used_bytes == 0
@@ -351,7 +351,7 @@ def test_a_failure_of_storage_reaches_all_who_wait(background):
     cache = TieredCache([Level(storage.ram, fail)], lambda key, value: None, background)
 
     async def run(readers):
-        asks = [asyncio.create_task(cache.lease_soon("a", readers)) for _ in range(3)]
+        asks = [asyncio.create_task(cache.hold_soon("a", readers)) for _ in range(3)]
         await soon(slow.entered)
         await asyncio.sleep(0)
         slow.opened.set()
@@ -372,11 +372,11 @@ def test_a_copy_for_which_there_is_no_room_is_removed(background):
     disk = Level(Tier("disk", 10, dispose=removed.append), copy)
     ram = Level(Tier("ram", 0), lambda key, below: (below, 10))
     cache = TieredCache([disk, ram], lambda key, value: None, background, lowest_usable=1)
-    with cache.using("a") as lease:
-        lease.settle()
+    with cache.using("a") as hold:
+        hold.settle()
     disk.tier.pin("a")
     with pytest.raises(Exception, match="no room"):
-        cache.lease("b")
+        cache.hold("b")
     assert (made, removed) == (["a", "b"], ["b"])
 
 

@@ -1,13 +1,13 @@
-"""What waits for the device: who comes next, who shares a batch, and who is refused at once.
+"""Requests that wait for the device: which is next, which share a batch, which are refused.
 
-Owns fairness between tenants, affinity to the weights that are in the module, and the limits.
+Owns fairness between tenants, affinity to the resident weights, and the limits.
 Knows neither devices nor Ray. Thread-safe: requests arrive on one thread, the device takes on
 another.
 
 Tenants share the device by start-time fair queueing (Goyal, Vin and Cheng 1996): each has a tag,
-the service it has had; the lowest goes first, and the virtual time is the tag of whom was served
-last. Who comes anew starts from the virtual time: an absence earns nothing, and a short one forgets
-nothing. Service is counted in work: sampling steps of images of the base's own size.
+the service that it has had. The lowest goes first, and the virtual time is the tag of the last one
+served. A new tenant starts from the virtual time: an absence earns nothing, and a short one forgets
+nothing. Service is counted in sampling steps of images of the base's own size.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 
 from dbray.method.generate import Sampling
 from dbray.serving.messages import OVERLOADED, Ask, Refusal, Refused
-from dbray.serving.replica.cache import Lease
+from dbray.serving.replica.cache import Hold
 
 Clock = Callable[[], float]
 Turn = tuple[float, float]
@@ -29,8 +29,8 @@ _SMOOTHING = 0.2
 
 
 @dataclass(eq=False)
-class Job:
-    """A request on its way. `emit` may be called from any thread.
+class Request:
+    """A request in a replica. `emit` may be called from any thread.
 
     `area` is that of one image; the base's own size has 1.
     """
@@ -42,18 +42,18 @@ class Job:
     arrived: float
     area: float = 1.0
     waiting: deque[int] = field(default_factory=deque)
-    lease: Lease | None = None
+    hold: Hold | None = None
     ready_since: float | None = None
     begun: bool = False
     over: bool = False
 
     @property
     def kind(self) -> tuple[str, Sampling, tuple[int, int]]:
-        """Jobs of the same kind can share a batch."""
+        """Requests of the same kind can share a batch."""
         return self.ask.key, self.sampling, self.size
 
     @property
-    def work(self) -> float:
+    def cost(self) -> float:
         """What one image costs."""
         return self.sampling.steps * self.area
 
@@ -69,19 +69,19 @@ class Job:
             self.emit(refusal)
 
 
-Batch = list[tuple[Job, int]]
-"""Images to sample together: jobs of one kind, and the index of the image within each."""
+Batch = list[tuple[Request, int]]
+"""Images to sample together: requests of one kind, and the index of the image within each."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How much may wait.
+    """How much may wait, and how long.
 
     Attributes:
-        max_images: that would be sampled until a new job is done; more is refused with 503.
+        max_images: that would be sampled until a new request is done; more is refused with 503.
         max_images_per_tenant: of one tenant; more is refused with 429.
         batch_images: in one batch, of the base's own size; of larger ones fewer.
-        patience_seconds: how long a ready job waits at most for jobs whose weights are in place.
+        patience_seconds: longest wait of a ready request while others, with resident weights, go first.
     """
 
     max_images: int = 64
@@ -91,50 +91,50 @@ class Limits:
 
 
 class FairQueue:
-    """Jobs, in the order of their tenants' use of the device so far."""
+    """Requests, in the order of their tenants' use of the device so far."""
 
     def __init__(self, limits: Limits, clock: Clock = time.monotonic) -> None:
         self.limits = limits
         self._clock = clock
-        self._jobs: list[Job] = []
+        self._requests: list[Request] = []
         self._used: dict[str, float] = {}
         self._virtual = 0.0
-        self._running_work = 0.0
-        self._seconds_per_work = 0.0
+        self._running_cost = 0.0
+        self._seconds_per_cost = 0.0
         self._condition = threading.Condition()
 
     @property
     def num_images(self) -> int:
         """Images that wait."""
         with self._condition:
-            return sum(len(job.waiting) for job in self._jobs)
+            return sum(len(request.waiting) for request in self._requests)
 
-    def push(self, job: Job) -> None:
-        """Take a job in; it is not sampled before `ready`. Raises Refused."""
+    def push(self, request: Request) -> None:
+        """Accept a request; it is not sampled before `ready`. Raises Refused."""
         with self._condition:
-            self._check(job)
-            tenant = job.ask.tenant
-            active = {other.ask.tenant for other in self._jobs}
-            # The others' tags are at or behind the virtual time: they would start from there.
+            self._check(request)
+            tenant = request.ask.tenant
+            active = {other.ask.tenant for other in self._requests}
+            # Other tags are at or behind the virtual time, where a new tenant starts.
             self._used = {
                 name: used
                 for name, used in self._used.items()
                 if used > self._virtual or name in active
             }
             self._used[tenant] = max(self._used.get(tenant, 0.0), self._virtual)
-            job.waiting.extend(range(len(job.ask.seeds)))
-            self._jobs.append(job)
+            request.waiting.extend(range(len(request.ask.seeds)))
+            self._requests.append(request)
 
-    def _check(self, job: Job) -> None:
-        num_new, tenant = len(job.ask.seeds), job.ask.tenant
-        images, work = defaultdict[str, int](int), defaultdict[str, float](float)
-        for other in self._jobs:
+    def _check(self, request: Request) -> None:
+        num_new, tenant = len(request.ask.seeds), request.ask.tenant
+        images, cost = defaultdict[str, int](int), defaultdict[str, float](float)
+        for other in self._requests:
             images[other.ask.tenant] += len(other.waiting)
-            work[other.ask.tenant] += len(other.waiting) * other.work
-        own = num_new * job.work
-        before = self._running_work + _until_done(work, tenant, own) - own
-        seconds = before * self._seconds_per_work
-        late = seconds + own * self._seconds_per_work > job.ask.deadline_seconds
+            cost[other.ask.tenant] += len(other.waiting) * other.cost
+        own = num_new * request.cost
+        before = self._running_cost + _until_done(cost, tenant, own) - own
+        seconds = before * self._seconds_per_cost
+        late = seconds + own * self._seconds_per_cost > request.ask.deadline_seconds
         if _until_done(images, tenant, num_new) > self.limits.max_images or (seconds > 0 and late):
             raise Refused(replace(OVERLOADED, retry_after=max(1, seconds)))
         if images[tenant] + num_new > self.limits.max_images_per_tenant:
@@ -143,28 +143,28 @@ class FairQueue:
                 retry_after=max(1, seconds),
             ))  # fmt: skip
 
-    def ready(self, job: Job, lease: Lease | None) -> None:
-        """Say that a job's weights are loaded, or that it needs none."""
+    def ready(self, request: Request, hold: Hold | None) -> None:
+        """Note that a request's weights are loaded, or that it needs none."""
         with self._condition:
-            job.lease, job.ready_since = lease, self._clock()
+            request.hold, request.ready_since = hold, self._clock()
             self._condition.notify()
 
-    def withdraw(self, job: Job) -> None:
-        """Forget a job: done, or nobody waits for it any more. Its place is free at once."""
+    def withdraw(self, request: Request) -> None:
+        """Drop a request that is done or abandoned. Its place is free at once."""
         with self._condition:
-            job.over = True
-            job.waiting.clear()
-            if job in self._jobs:
-                self._jobs.remove(job)
+            request.over = True
+            request.waiting.clear()
+            if request in self._requests:
+                self._requests.remove(request)
 
-    def refuse(self, chosen: Callable[[Job], bool], refusal: Refusal) -> None:
-        """End the jobs that are chosen."""
+    def refuse(self, chosen: Callable[[Request], bool], refusal: Refusal) -> None:
+        """End the requests that are chosen."""
         with self._condition:
-            for job in [job for job in self._jobs if chosen(job)]:
-                job.refuse(refusal)
+            for request in [request for request in self._requests if chosen(request)]:
+                request.refuse(refusal)
 
     def wake(self) -> None:
-        """Make `take` return, maybe with nothing."""
+        """Make `take` return, perhaps with nothing."""
         with self._condition:
             self._condition.notify()
 
@@ -175,49 +175,50 @@ class FairQueue:
             if not batch:
                 self._condition.wait(timeout_seconds)
                 batch = self._choose(resident)
-            self._running_work = sum(job.work for job, _ in batch)
+            self._running_cost = sum(request.cost for request, _ in batch)
             return batch
 
-    def done(self, work: float, seconds: float) -> None:
+    def done(self, cost: float, seconds: float) -> None:
         """Learn how long some work took."""
         with self._condition:
-            self._running_work = 0.0
-            if work:
-                rate = seconds / work
-                known = self._seconds_per_work or rate
-                self._seconds_per_work = known + _SMOOTHING * (rate - known)
+            self._running_cost = 0.0
+            if cost:
+                rate = seconds / cost
+                known = self._seconds_per_cost or rate
+                self._seconds_per_cost = known + _SMOOTHING * (rate - known)
 
     def _choose(self, resident: str) -> Batch:
         now = self._clock()
-        for job in self._jobs:
-            if job.waiting and now > job.deadline:
-                job.refuse(Refusal(503, "timed_out", "The server was too busy.", retry_after=1))
-        ready = [j for j in self._jobs if j.waiting and j.ready_since is not None and not j.over]
+        for request in self._requests:
+            if request.waiting and now > request.deadline:
+                request.refuse(Refusal(503, "timed_out", "The server was too busy.", retry_after=1))
+        ready = [
+            j for j in self._requests if j.waiting and j.ready_since is not None and not j.over
+        ]
         if not ready:
             return []
-        longest = max(now - (job.ready_since or now) for job in ready)
-        in_place = [job for job in ready if job.ask.key == resident]
+        longest = max(now - (request.ready_since or now) for request in ready)
+        in_place = [request for request in ready if request.ask.key == resident]
         patient = longest < self.limits.patience_seconds
         lead = min(in_place if in_place and patient else ready, key=self.turn)
         self._virtual = max(self._virtual, self._used[lead.ask.tenant])
         most = max(1, int(self.limits.batch_images / max(1.0, lead.area)))
         batch: Batch = []
-        for job in sorted((j for j in ready if j.kind == lead.kind), key=self.turn):
-            while job.waiting and len(batch) < most:
-                batch.append((job, job.waiting.popleft()))
-                self._used[job.ask.tenant] += job.work
+        for request in sorted((j for j in ready if j.kind == lead.kind), key=self.turn):
+            while request.waiting and len(batch) < most:
+                batch.append((request, request.waiting.popleft()))
+                self._used[request.ask.tenant] += request.cost
         return batch
 
-    def turn(self, job: Job) -> Turn:
-        """Where a job stands among those that wait: the lowest is next."""
-        return self._used.get(job.ask.tenant, 0.0), job.arrived
+    def turn(self, request: Request) -> Turn:
+        """Where a request stands among those that wait: the lowest is next."""
+        return self._used.get(request.ask.tenant, 0.0), request.arrived
 
 
 def _until_done(waiting: Mapping[str, float], tenant: str, new: float) -> float:
-    """How much is served until a tenant's new job is done, by what waits of each tenant.
+    """How much is served until a tenant's new request is done, given what each tenant has waiting.
 
-    All of the tenant's own comes first; of every other tenant, who takes turns with it, no more
-    than as much again.
+    All of its own comes first, and at most as much of every other tenant, since they take turns.
     """
     mine = waiting.get(tenant, 0) + new
     return mine + sum(min(theirs, mine) for other, theirs in waiting.items() if other != tenant)

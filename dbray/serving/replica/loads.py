@@ -1,7 +1,7 @@
-"""What is loaded ahead of its turn: so many models at once, those first that are served first.
+"""Loading ahead of turn: a bounded number of models at once, in the order of serving.
 
-Owns the bound on the models that are in use beside what the cache keeps; without it, everything
-that is asked for would be in memory as soon as it is asked for. For one event loop.
+Owns the bound on models in use beside those that the cache keeps: without it, every model asked for
+would be in memory at once. For one event loop.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from dbray.serving.replica.cache import Lease, TieredCache
+from dbray.serving.replica.cache import Hold, TieredCache
 from dbray.serving.replica.fair_queue import Turn
 
 
 @dataclass(eq=False)
 class _Load:
-    """A model on its way or in use: one lease for all its users."""
+    """A model on its way or in use: one hold for all its users."""
 
-    lease: asyncio.Task[Lease]
+    hold: asyncio.Task[Hold]
     num_users: int = 0
 
 
@@ -32,7 +32,7 @@ class _Waiter:
 
 
 class Loads:
-    """Leases of a cache, of which only so many need memory beyond that of its tiers."""
+    """Holds of a cache; a bounded number of them needs memory beyond that of its tiers."""
 
     def __init__(self, cache: TieredCache, readers: Executor, count: int) -> None:
         self._cache = cache
@@ -42,22 +42,22 @@ class Loads:
         self._waiting: list[_Waiter] = []
 
     @asynccontextmanager
-    async def using(self, key: str, turn: Callable[[], Turn]) -> AsyncGenerator[Lease]:
-        """Lease for a block: at once what a tier holds, else when there is room for one more.
+    async def using(self, key: str, turn: Callable[[], Turn]) -> AsyncGenerator[Hold]:
+        """Hold for a block: at once what is in a tier, else when there is room for one more.
 
-        The room goes to the lowest `turn`, asked when it is given. Raises like `lease_soon`.
+        The room goes to the lowest `turn`, asked when it is given. Raises like `hold_soon`.
         """
-        lease = self._cache.lease_held(key)
-        if lease is not None:
+        hold = self._cache.hold_if_loaded(key)
+        if hold is not None:
             try:
-                yield lease
+                yield hold
             finally:
-                lease.release()
+                hold.release()
             return
         await self._enter(key, turn)
         try:
-            # Shielded: the others who use it still wait for it.
-            yield await asyncio.shield(self._loads[key].lease)
+            # Shielded: the other users still wait for it.
+            yield await asyncio.shield(self._loads[key].hold)
         finally:
             self._leave(key)
 
@@ -79,18 +79,18 @@ class Loads:
             raise
 
     def _admit(self) -> None:
-        """Let in who is next, together with all who wait for the same model.
+        """Admit the next waiter, together with all that wait for the same model.
 
-        Who comes later for a model that is in use waits too: else one that is asked for all the
-        time would never make room.
+        A later one for a model in use waits too: otherwise a model in constant demand would never
+        make room.
         """
         while self._waiting:
             key = min(self._waiting, key=lambda waiter: waiter.turn()).key
             if key not in self._loads:
                 if len(self._loads) >= self._count:
                     return
-                lease = self._cache.lease_soon(key, self._readers)
-                self._loads[key] = _Load(asyncio.create_task(lease))
+                hold = self._cache.hold_soon(key, self._readers)
+                self._loads[key] = _Load(asyncio.create_task(hold))
             for waiter in [waiter for waiter in self._waiting if waiter.key == key]:
                 self._waiting.remove(waiter)
                 self._loads[key].num_users += 1
@@ -99,15 +99,15 @@ class Loads:
     def _leave(self, key: str) -> None:
         load = self._loads[key]
         load.num_users -= 1
-        if load.lease.done():
+        if load.hold.done():
             self._end(key, load)
-        elif not load.num_users:  # what is read cannot be stopped: its room is taken until then
-            load.lease.add_done_callback(lambda _: self._end(key, load))
+        elif not load.num_users:  # a read cannot be stopped: its room is taken until it ends
+            load.hold.add_done_callback(lambda _: self._end(key, load))
 
     def _end(self, key: str, load: _Load) -> None:
         if load.num_users or self._loads.get(key) is not load:
             return
         del self._loads[key]
-        if not load.lease.cancelled() and load.lease.exception() is None:
-            load.lease.result().release()
+        if not load.hold.cancelled() and load.hold.exception() is None:
+            load.hold.result().release()
         self._admit()

@@ -39,7 +39,7 @@ from dbray.serving.messages import (
 from dbray.serving.meters import CacheMeters, DeviceMeters
 from dbray.serving.options import GIB, ServeOptions
 from dbray.serving.replica import weights
-from dbray.serving.replica.fair_queue import FairQueue, Job, Limits
+from dbray.serving.replica.fair_queue import FairQueue, Limits, Request
 from dbray.serving.replica.loads import Loads
 from dbray.serving.replica.painter import UNKNOWN, Painter, Painting, Sketch
 from dbray.serving.replica.pictures import encode
@@ -70,7 +70,7 @@ class Replica:
         self._backbone = bases.load(base, Compute(self._device, options.precision))
         self._defaults = Previews.model_validate(base.defaults.get("previews", {}))
         self._scratch = Scratch(options.scratch)
-        # Apart, so that slow storage holds up neither what is loaded nor what is sampled.
+        # Apart, so that slow storage delays neither loading nor sampling.
         self._readers = ThreadPoolExecutor(_NUM_READERS, "reader")
         self._lifters = ThreadPoolExecutor(_NUM_LIFTERS, "lifter")
         self._encoders = ThreadPoolExecutor(_NUM_ENCODERS, "encoder")
@@ -116,12 +116,12 @@ class Replica:
             loop.call_soon_threadsafe(inbox.put_nowait, item)
 
         try:
-            job = self._job(ask, emit)
-            self._queue.push(job)
+            request = self._request(ask, emit)
+            self._queue.push(request)
         except Refused as exc:
             yield exc.refusal
             return
-        fetching = asyncio.create_task(self._fetch(job))
+        fetching = asyncio.create_task(self._fetch(request))
         try:
             remaining = len(ask.seeds)
             while remaining:
@@ -131,11 +131,11 @@ class Replica:
                     return
                 remaining -= isinstance(event, Finished)
         finally:
-            # Also when the caller hung up: the place is free at once, the batch ends if alone.
-            self._queue.withdraw(job)
+            # Also when the caller hung up: its place is free at once, and a batch of its own ends.
+            self._queue.withdraw(request)
             fetching.cancel()
 
-    def _job(self, ask: Ask, emit: Callable[[object], None]) -> Job:
+    def _request(self, ask: Ask, emit: Callable[[object], None]) -> Request:
         default = self._defaults
         sampling = Sampling(
             ask.sampler or default.sampler,
@@ -145,7 +145,7 @@ class Replica:
         )
         width, height = size = self._size(ask)
         area = width * height / self._backbone.resolution**2
-        return Job(ask, sampling, size, emit, time.monotonic(), area)
+        return Request(ask, sampling, size, emit, time.monotonic(), area)
 
     def _size(self, ask: Ask) -> tuple[int, int]:
         """The size to draw: the model's own, or near the base's, in steps its layers can halve."""
@@ -162,17 +162,19 @@ class Replica:
             ))  # fmt: skip
         return size
 
-    async def _fetch(self, job: Job) -> None:
-        """Bring the weights up while the job waits its turn, and keep them until cancelled."""
-        if job.ask.key == BASE:
-            self._queue.ready(job, None)
+    async def _fetch(self, request: Request) -> None:
+        """Load the weights while the request waits its turn, and hold them until cancelled."""
+        if request.ask.key == BASE:
+            self._queue.ready(request, None)
             return
         try:
-            async with self._loads.using(job.ask.key, lambda: self._queue.turn(job)) as lease:
-                self._queue.ready(job, lease)
+            async with self._loads.using(
+                request.ask.key, lambda: self._queue.turn(request)
+            ) as hold:
+                self._queue.ready(request, hold)
                 await asyncio.get_running_loop().create_future()
         except Exception as exc:  # noqa: BLE001 - every failure must reach the one who waits
-            job.refuse(weights.load_refusal(exc, job.ask.key))
+            request.refuse(weights.load_refusal(exc, request.ask.key))
 
     async def _encoded(self, ask: Ask, event: Any) -> Event:
         if not isinstance(event, Sketch | Painting):
@@ -187,15 +189,15 @@ class Replica:
     async def warm(self, subject: str, revision: str) -> tuple[str, float] | Refusal:
         """Load a model's weights; returns the tier that had them, and milliseconds.
 
-        Whoever waits for an image goes first.
+        Requests for images go first.
         """
         key, started = f"{subject}@{revision}", time.monotonic()
         try:
-            async with self._loads.using(key, lambda: (math.inf, started)) as lease:
-                await lease.landed()
+            async with self._loads.using(key, lambda: (math.inf, started)) as hold:
+                await hold.landed()
         except Exception as exc:  # noqa: BLE001 - every failure must reach the one who waits
             return weights.load_refusal(exc, key)
-        return lease.source, (time.monotonic() - started) * 1000
+        return hold.source, (time.monotonic() - started) * 1000
 
     async def forget(self, keys: Collection[str]) -> int:
         """Drop revisions from every tier and the module; requests for them are ended."""
@@ -203,7 +205,7 @@ class Replica:
 
     async def _forget(self, chosen: Callable[[str], bool]) -> int:
         count = self._cache.purge(chosen, ModelNotFound("taken down"))
-        self._queue.refuse(lambda job: chosen(job.ask.key), NOT_FOUND)
+        self._queue.refuse(lambda request: chosen(request.ask.key), NOT_FOUND)
         await asyncio.wrap_future(self._painter.forget(chosen))
         return count
 
@@ -228,7 +230,7 @@ class Replica:
             return set()
 
     async def ready(self) -> dict[str, Any]:
-        """Say what is loaded. It exists only after one real step was taken."""
+        """Return what is loaded. A replica exists only after one real step was taken."""
         return {
             "base": base_name(self._backbone.base.name),
             "device": str(self._backbone.device),
@@ -236,7 +238,7 @@ class Replica:
         }
 
     async def figures(self) -> dict[str, Any]:
-        """What is held, for tests and benchmarks."""
+        """Return what is held, for tests and benchmarks."""
         tiers = {level.tier.name: level.tier for level in self._cache.levels}
         return {
             "pid": os.getpid(),

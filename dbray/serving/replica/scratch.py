@@ -1,7 +1,7 @@
-"""A folder of local copies that does not outlive its process, not even a killed one.
+"""A folder of local copies that goes with its process, even with a killed one.
 
-A process holds a lock on a file in its folder as long as it lives. Who makes a folder removes those
-beside it whose lock nobody holds: their owners are dead.
+A process locks a file in its folder for as long as it lives. A new folder's owner removes those
+beside it that nobody has locked: their owners are dead.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _LOCK = "lock"
 
 
 class Scratch:
-    """A new folder under `parent`, or where temporary files go; abandoned ones go first."""
+    """A new folder under `parent`, or among temporary files; abandoned ones are removed first."""
 
     def __init__(self, parent: str | None = None) -> None:
         place = Path(parent or tempfile.gettempdir())
@@ -26,7 +26,7 @@ class Scratch:
         for other in place.glob(f"{_PREFIX}*"):
             _remove_if_abandoned(other)
         self.folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
-        # Locked before it gets the name that others look for, so that it is never seen unlocked.
+        # Locked before it gets the name that others look for: it is never seen unlocked.
         unlocked = self.folder / f"{_LOCK}.new"
         self._lock = os.open(unlocked, os.O_CREAT | os.O_RDWR, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)

@@ -1,6 +1,6 @@
 """One tier of the cache: values by key, least recently used first out, within a budget of bytes.
 
-Knows neither what the values are nor what lies above or below.
+Knows neither what the values are nor which tiers are above or below.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ T = TypeVar("T")
 
 
 class Watcher(Protocol):
-    """Is told what happens, for metrics. Must return at once."""
+    """Receives what happens, for metrics. Must return at once."""
 
     def hit(self, tier: str) -> None:
-        """A lease was given from this tier without a load, or from storage with one."""
+        """A hold was given from this tier without a load, or from storage with one."""
 
     def load(self, tier: str, seconds: float) -> None:
         """A value was made for this tier."""
@@ -86,14 +86,14 @@ class Tier(Generic[T]):
                 self._drop(key)
 
     def could_hold(self, size_bytes: int) -> bool:
-        """Say whether evicting what is not in use would make enough room. Evicts nothing."""
+        """Whether evicting what is not in use would make enough room. Evicts nothing."""
         with self._lock:
             free = self.budget_bytes - self.used_bytes
             idle = sum(e.size_bytes for e in self._entries.values() if e.num_pins == 0)
             return size_bytes <= free + idle
 
     def reserve(self, size_bytes: int) -> bool:
-        """Make room and take it; follow with `commit` or `cancel`. Evicts nothing if in vain."""
+        """Make room and take it; follow with `commit` or `cancel`. Evicts nothing if it would not do."""
         with self._lock:
             if not self.could_hold(size_bytes):
                 return False
@@ -122,12 +122,12 @@ class Tier(Generic[T]):
                 self._entries[key] = _Entry(value, size_bytes, num_pins=1)
 
     def dispose(self, value: T) -> None:
-        """Clear up a value that is not held: what it left on a disk, say."""
+        """Clean up after a value that is not held, for example its files."""
         if self._dispose:
             self._dispose(value)
 
     def discard(self, key: str) -> bool:
-        """Let go of a key now, or when its last user is done; it is not handed out again."""
+        """Drop a key now, or when its last user is done; it is not given out again."""
         with self._lock:
             entry = self._entries.get(key)
             if entry is None:

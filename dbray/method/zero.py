@@ -1,0 +1,135 @@
+"""The engine of DeepSpeed ZeRO; sole importer of DeepSpeed."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from dbray.errors import TrainError
+from dbray.method.training import InPrecision, Training, copy_all, cpu_copy
+from dbray.spec.sections import Recipe
+
+
+class ZeroEngine(Training):
+    """DeepSpeed ZeRO: the ranks share optimiser state (1), gradients (2) and parameters (3).
+
+    At stage 3 the module's own parameters are empty outside of the engine's calls.
+    """
+
+    _fragile = True
+
+    def __init__(self, module: nn.Module, recipe: Recipe, stage: int, device: torch.device) -> None:
+        deepspeed: Any = _prepare_deepspeed(device)
+        super().__init__(module, recipe, device)
+        self._stage = stage
+        parameters = list(self._trained.values())
+        exact = [cpu_copy(parameter) for parameter in parameters]
+        self._call = self._engine = deepspeed.initialize(
+            args=SimpleNamespace(device_rank=device.index or 0),
+            model=InPrecision(module, recipe, device),
+            optimizer=self._optimizer,
+            model_parameters=parameters,
+            config=_zero_config(recipe, stage, sum(p.numel() for p in parameters)),
+            dist_init_required=False,
+        )[0]
+        self._zero: Any = self._engine.optimizer
+        # DeepSpeed makes the masters from parameters that it has rounded to bfloat16.
+        for parameter, value in zip(parameters, exact, strict=True):
+            self._set_master(parameter, value)
+        held = "single_partition_of_fp32_groups" if stage < 3 else "fp32_partitioned_groups_flat"
+        self._adopt({f"partition-{i}": m for i, m in enumerate(getattr(self._zero, held))})
+
+    def _set_master(self, parameter: Any, value: Tensor) -> None:
+        """Write this rank's part of a parameter's master, given its whole value."""
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
+
+        if self._stage != 3:
+            safe_set_full_fp32_param(parameter, value)
+            return
+        # Stage 3's setter of whole values fails where the last rank's partition is padded.
+        partition = torch.zeros(parameter.ds_tensor.numel())
+        mine = value.flatten()[self._rank * partition.numel() :][: partition.numel()]
+        partition[: mine.numel()] = mine
+        safe_set_local_fp32_param(parameter, partition)
+
+    def _update(self, loss: Tensor) -> Tensor:
+        self._engine.backward(loss)
+        self._engine.step()
+        norm = self._engine.get_global_grad_norm()
+        return torch.as_tensor(norm, dtype=torch.float32, device=self._device)
+
+    def _spread_masters(self) -> None:
+        self._engine.global_steps = self._engine.micro_steps = 0
+        self._engine.global_samples = self._engine.skipped_steps = 0
+        if self._stage != 3:
+            self._zero.update_lp_params()
+            return
+        # As at the end of stage 3's own step; there is no public call for it.
+        self._zero._partition_all_parameters()
+        for index in range(len(self._masters)):
+            self._zero._reassign_or_swap_out_partitioned_parameters(index)
+        if kept_whole := self._zero.persistent_parameters:
+            kept_whole[0].all_gather(kept_whole)
+
+    @torch.no_grad()
+    def weights(self) -> dict[str, Tensor]:
+        """See Engine."""
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        masters = self._masters.values()
+        kept = [master.clone() for master in masters if self._ema]
+        copy_all(masters, self._ema)  # the average is gathered in the place of the masters
+        gathered: dict[str, Tensor] = {}
+        for name, parameter in self._trained.items():
+            whole = safe_get_full_fp32_param(parameter)
+            if self._rank == 0 and whole is not None:
+                gathered[name] = cpu_copy(whole)
+        copy_all(masters, kept)
+        return gathered
+
+
+def _zero_config(recipe: Recipe, stage: int, num_elements: int) -> dict[str, Any]:
+    n = min(num_elements, 50_000_000)  # at every step DeepSpeed makes a buffer of this size
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_clipping": recipe.max_grad_norm,
+        "zero_allow_untested_optimizer": True,
+        # The overflow check would read every gradient once more and wait for the device.
+        "bf16": {"enabled": recipe.precision == "bf16", "check_grad_overflow": False},
+        "zero_optimization": {"stage": stage, "reduce_bucket_size": n, "allgather_bucket_size": n},
+    }
+
+
+def _prepare_deepspeed(device: torch.device) -> Any:
+    """Import DeepSpeed for the device, without noise or compiler, in the present process group.
+
+    Where there is no group, one of this process alone is made.
+    """
+    # DeepSpeed takes these two from the environment only.
+    os.environ.setdefault("DS_ACCELERATOR", device.type)
+    os.environ.setdefault("LOCAL_RANK", str(device.index or 0))
+    deprecated = r"`torch\.distributed\.\w+` is deprecated"
+    warnings.filterwarnings("ignore", message=deprecated, category=FutureWarning)
+    import deepspeed
+    import deepspeed.ops
+    from deepspeed.accelerator import get_accelerator
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    name = getattr(get_accelerator(), "_name", None)
+    if name != device.type:
+        raise TrainError(f"DeepSpeed here uses {name}, not {device.type}: check DS_ACCELERATOR")
+    # Else init_distributed compiles a C++ operator that only inference uses.
+    deepspeed.ops.__dict__.setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    if not dist.is_initialized():
+        alone = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+        dist.init_process_group(backend, store=alone, rank=0, world_size=1)
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+    return deepspeed
