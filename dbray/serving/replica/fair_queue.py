@@ -81,7 +81,8 @@ class Limits:
         max_images: that would be sampled until a new request is done; more is refused with 503.
         max_images_per_tenant: of one tenant; more is refused with 429.
         batch_images: in one batch, of the base's own size; of larger ones fewer.
-        patience_seconds: longest wait of a ready request while others, with resident weights, go first.
+        patience_seconds: longest wait of a ready request while those with resident weights
+            go first.
     """
 
     max_images: int = 64

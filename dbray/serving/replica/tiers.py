@@ -93,7 +93,7 @@ class Tier(Generic[T]):
             return size_bytes <= free + idle
 
     def reserve(self, size_bytes: int) -> bool:
-        """Make room and take it; follow with `commit` or `cancel`. Evicts nothing if it would not do."""
+        """Make room and take it; follow with `commit` or `cancel`. Evicts nothing in vain."""
         with self._lock:
             if not self.could_hold(size_bytes):
                 return False
