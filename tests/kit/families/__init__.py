@@ -1,0 +1,23 @@
+"""Tiny random bases of each family in the diffusers layout, built offline in about a second.
+
+Nothing in them is learnt; everything that a mistake could confuse has values of its own.
+"""
+
+from __future__ import annotations
+
+from kit.families.family import TinyFamily
+from kit.families.flux import FLUX
+from kit.families.flux2_klein import FLUX2_KLEIN
+from kit.families.qwen_image import QWEN_IMAGE
+from kit.families.sd3 import SD3
+from kit.families.sdxl import SDXL
+from kit.families.z_image import Z_IMAGE
+
+FAMILIES: dict[str, TinyFamily] = {
+    "sdxl": SDXL,
+    "sd3": SD3,
+    "flux": FLUX,
+    "flux2_klein": FLUX2_KLEIN,
+    "z_image": Z_IMAGE,
+    "qwen_image": QWEN_IMAGE,
+}
