@@ -33,7 +33,8 @@ from dbray.miniature import world
 from dbray.miniature.autoencoder import to_images
 from dbray.miniature.captions import PLACE_PHRASES
 from dbray.records.models import Registry
-from dbray.spec import sections
+from dbray.spec.paths import MINIATURE
+from dbray.spec.prompts import fill_prompt
 from dbray.storage.store import Store
 
 SAMPLING = Sampling(steps=25)
@@ -64,7 +65,7 @@ def share(answers: list[str], truth: str | list[str]) -> float:
 
 def measure(registry: Registry, judge: Judge, sheet: list[np.ndarray]) -> dict[str, Any]:
     """Return the mean of each figure over the published models; add their images to the sheet."""
-    base = bases.resolve(sections.MINIATURE)
+    base = bases.resolve(MINIATURE)
     backbone = bases.load(base)
     records = list(registry.list())
     before = {
@@ -79,7 +80,7 @@ def measure(registry: Registry, judge: Judge, sheet: list[np.ndarray]) -> dict[s
             weights = registry.weights(record, Path(folder))
             put(backbone, record.recipe.method, weights)
         after = seen(judge, sample(backbone, f"a {noun}"))["colour"]
-        pixels = sample(backbone, sections.fill_prompt("a {subject}", noun, record.identifier))
+        pixels = sample(backbone, fill_prompt("a {subject}", noun, record.identifier))
         answers = seen(judge, pixels)
         found["colour"].append(share(answers["colour"], colour))
         found["class"].append(share(answers["class"], noun))

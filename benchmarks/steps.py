@@ -24,7 +24,8 @@ from dbray.bases import Compute
 from dbray.method.engine import make_engine
 from dbray.method.loop import Latents, TrainingData, finetune
 from dbray.method.methods import method_of
-from dbray.spec.sections import MINIATURE, Recipe
+from dbray.spec.paths import MINIATURE
+from dbray.spec.sections import Recipe
 
 _WARM_STEPS = 20
 

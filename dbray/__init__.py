@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from dbray.errors import DbrayError
 from dbray.spec.job import Job
-from dbray.spec.sections import Identifiers, Previews, Prior, Recipe, Resources, Subject
+from dbray.spec.sections import Identifiers, Previews, Prior, Recipe, Resources
+from dbray.spec.subject import Subject
 
 if TYPE_CHECKING:
     from dbray.run.job import JobResult

@@ -6,7 +6,8 @@ import pickle
 
 import pytest
 
-from dbray.errors import Problem, SpecError, StoreError, without_secrets
+from dbray import errors
+from dbray.errors import DbrayError, Problem, SpecError, StoreError, without_secrets
 
 
 @pytest.mark.parametrize(
@@ -44,3 +45,16 @@ def test_a_long_text_is_blanked_in_one_pass():
     """A remote list may hold this: work that grew with the square of it would not end today."""
     assert without_secrets("://a:b" * 1_000_000) == "://***" * 1_000_000
     assert without_secrets("://a?b" + ")" * 1_000_000 + "c") == "://a?***"
+
+
+def test_every_error_survives_pickling():
+    classes = [value for value in vars(errors).values()
+               if isinstance(value, type) and issubclass(value, DbrayError)]  # fmt: skip
+    assert len(classes) > 10
+    for error_class in classes:
+        problem = Problem("error", "here", "is wrong", "mend it")
+        error = error_class([problem] if error_class is SpecError else "what happened")
+        again = pickle.loads(pickle.dumps(error))
+        assert type(again) is error_class
+        assert str(again) == str(error)
+        assert again.exit_code in {1, 2, 3, 4}

@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from dbray.bases.families.family import Family
 from dbray.bases.layout import DEFAULTS_FILE, INDEX_FILE, SUFFIXES, Layout, read_defaults
 from dbray.errors import BaseError
-from dbray.spec.sections import MINIATURE, Precision, anchor, is_commit, is_folder
+from dbray.spec.canon import is_commit
+from dbray.spec.paths import MINIATURE, anchor, is_folder
+from dbray.spec.sections import Precision
 
 if TYPE_CHECKING:
     import numpy as np

@@ -20,8 +20,10 @@ from safetensors import SafetensorError, safe_open
 from dbray.bases.families import family_of
 from dbray.bases.families.family import Family
 from dbray.errors import BaseError, SpecError
-from dbray.spec.findings import parse_yaml, problems_of, read_text
-from dbray.spec.sections import Previews, Prior, Recipe, Spec
+from dbray.spec.base import Spec
+from dbray.spec.problems import problems_of
+from dbray.spec.sections import Previews, Prior, Recipe
+from dbray.spec.text_files import parse_yaml, read_text
 
 INDEX_FILE = "model_index.json"
 DEFAULTS_FILE = "dbray.yaml"

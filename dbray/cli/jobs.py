@@ -21,8 +21,10 @@ import yaml
 from dbray.errors import Problem, SpecError, StoreError, without_secrets
 from dbray.planning.checks import check_file
 from dbray.records.results import DAMAGED
+from dbray.spec.canon import is_commit
 from dbray.spec.job import Job
-from dbray.spec.sections import MINIATURE, Subject, anchor, anchor_base, is_commit, is_folder
+from dbray.spec.paths import MINIATURE, anchor, anchor_base, is_folder
+from dbray.spec.subject import Subject
 from dbray.storage.store import Store
 from dbray.subjects import validation
 

@@ -17,9 +17,11 @@ from dbray import bases
 from dbray.bases import Compute
 from dbray.errors import BaseError, Problem, RegistryError, SpecError, without_secrets
 from dbray.records.models import ModelRecord, Registry
-from dbray.spec import sections
-from dbray.spec.findings import problems_of
-from dbray.spec.sections import UNTOUCHED, Previews, check_template, fill_prompt
+from dbray.spec.canon import UNTOUCHED
+from dbray.spec.paths import MINIATURE, anchor_base
+from dbray.spec.problems import problems_of
+from dbray.spec.prompts import check_template, fill_prompt
+from dbray.spec.sections import Previews
 from dbray.storage.store import Store
 
 if TYPE_CHECKING:
@@ -183,7 +185,7 @@ def _load(args: argparse.Namespace) -> tuple[ModelRecord | None, Backbone]:
     from dbray.method.methods import put
 
     if args.model == UNTOUCHED:
-        base = bases.resolve(args.base or sections.MINIATURE, args.base_revision)
+        base = bases.resolve(args.base or MINIATURE, args.base_revision)
         return None, bases.load(base, Compute(_device()))
     registry = _registry(args)
     record = registry.find(args.model)
@@ -222,7 +224,7 @@ def serve(args: argparse.Namespace) -> int:
 
 def _anchored(base: str | None) -> str | None:
     """A folder is made absolute: replicas work elsewhere. Names and hub ids stay."""
-    return sections.anchor_base(base, Path.cwd()) if base else None
+    return anchor_base(base, Path.cwd()) if base else None
 
 
 def _tell_address(address: str) -> None:

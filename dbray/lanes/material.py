@@ -19,7 +19,7 @@ from dbray.method.methods import method_of
 from dbray.planning.plan import PlannedSubject
 from dbray.records.prior_sets import load_images
 from dbray.spec.job import Job
-from dbray.spec.sections import fill_prompt
+from dbray.spec.prompts import fill_prompt
 from dbray.storage.store import Store, digest, read_uri
 from dbray.subjects import images
 

@@ -13,8 +13,8 @@ from dbray.method.loop import LossPoint
 from dbray.method.methods import method_of
 from dbray.planning.plan import PlannedSubject
 from dbray.records.models import ModelRecord, Registry
+from dbray.spec.canon import utc_now
 from dbray.spec.job import Job
-from dbray.spec.sections import utc_now
 from dbray.storage.store import Store
 
 _VERSIONED = ("dbray", "torch", "diffusers", "transformers", "deepspeed", "ray")

@@ -24,7 +24,8 @@ from dbray.bases.schedule import Schedule
 from dbray.errors import Diverged
 from dbray.method import losses
 from dbray.method.engine import Engine
-from dbray.spec.sections import Recipe, fill_prompt
+from dbray.spec.prompts import fill_prompt
+from dbray.spec.sections import Recipe
 
 T = TypeVar("T")
 

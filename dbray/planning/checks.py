@@ -15,8 +15,9 @@ from dbray import bases
 from dbray.bases import Base
 from dbray.errors import BaseError, Problem, SpecError
 from dbray.planning import names
+from dbray.spec.base import Spec
 from dbray.spec.job import Job, anchored, draft_job
-from dbray.spec.sections import Previews, Prior, Recipe, Spec
+from dbray.spec.sections import Previews, Prior, Recipe
 from dbray.subjects import validation
 from dbray.subjects.listings import Source
 from dbray.subjects.validation import CheckedSubject

@@ -15,7 +15,8 @@ from dbray.planning import identifiers
 from dbray.planning.identifiers import Vocabulary
 from dbray.records.models import ModelRecord, Registry
 from dbray.spec.job import Job
-from dbray.spec.sections import Subject, fill_prompt
+from dbray.spec.prompts import fill_prompt
+from dbray.spec.subject import Subject
 
 _LEAVE_OUT = "leave the identifier out, and dbray finds a rare one"
 

@@ -22,8 +22,10 @@ from dbray.planning.names import name_subjects
 from dbray.records.models import REVISION_LENGTH, Registry
 from dbray.records.prior_sets import PriorPlan, is_made
 from dbray.records.results import Outcome, Rates, read_outcomes, summaries
+from dbray.spec.canon import digest_json
 from dbray.spec.job import Job
-from dbray.spec.sections import Resources, Subject, digest_json
+from dbray.spec.sections import Resources
+from dbray.spec.subject import Subject
 from dbray.storage.store import Store
 from dbray.subjects.validation import CheckedSubject
 

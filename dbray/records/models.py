@@ -17,7 +17,9 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from dbray.errors import DigestMismatch, ModelNotFound, RegistryError, StoreError
-from dbray.spec.sections import SUBJECT_ID_PATTERN, Prior, Recipe, Spec, SubjectId
+from dbray.spec.base import Spec
+from dbray.spec.canon import SUBJECT_ID_PATTERN, SubjectId
+from dbray.spec.sections import Prior, Recipe
 from dbray.storage.store import FileRecord, Store
 
 REVISION_LENGTH = 12

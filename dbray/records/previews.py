@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dbray.records.annexes import Annex
-from dbray.spec.sections import Previews, fill_prompt
+from dbray.spec.prompts import fill_prompt
+from dbray.spec.sections import Previews
 from dbray.storage.store import Store
 
 DESCRIPTION = "previews.json"

@@ -19,7 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dbray.errors import DigestMismatch, StoreError
-from dbray.spec.sections import Prior, digest_json, fill_prompt
+from dbray.spec.canon import digest_json
+from dbray.spec.prompts import fill_prompt
+from dbray.spec.sections import Prior
 from dbray.storage.store import Store
 from dbray.subjects.images import decode_png
 

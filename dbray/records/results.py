@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dbray.errors import DbrayError
-from dbray.spec.sections import parse_utc
+from dbray.spec.canon import parse_utc
 from dbray.storage.store import Store
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from dbray.errors import SpecError
 from dbray.report.contents import read_contents
 from dbray.report.page import render
-from dbray.spec.sections import SUBJECT_ID_PATTERN, Subject
+from dbray.spec.canon import SUBJECT_ID_PATTERN
+from dbray.spec.subject import Subject
 from dbray.storage.store import Store
 
 __all__ = ["build_report"]

@@ -27,7 +27,7 @@ from dbray.records.results import (
     read_summary,
 )
 from dbray.report.thumbnails import Thumbnails
-from dbray.spec.sections import Subject
+from dbray.spec.subject import Subject
 from dbray.storage.store import Store, read_uri
 from dbray.subjects.images import MAX_IMAGE_BYTES
 

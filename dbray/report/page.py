@@ -21,7 +21,8 @@ from typing import Any
 from dbray.errors import without_secrets
 from dbray.records.results import Cause, Summary
 from dbray.report.contents import MAX_DETAILED, Card, Contents
-from dbray.spec.sections import Recipe, fill_prompt
+from dbray.spec.prompts import fill_prompt
+from dbray.spec.sections import Recipe
 
 _FOLDER = Path(__file__).resolve().parent
 

@@ -42,8 +42,8 @@ from dbray.run.journal import Journal
 from dbray.sampling.pool import SamplingPool
 from dbray.sampling.previews import PreviewRequest, describe, make_previews
 from dbray.sampling.priors import PriorReport, make_priors
+from dbray.spec.canon import utc_now
 from dbray.spec.job import Job
-from dbray.spec.sections import utc_now
 from dbray.storage.store import Store
 
 logger = logging.getLogger(__name__)

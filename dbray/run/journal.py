@@ -26,8 +26,9 @@ from dbray.records.results import (
     Summary,
     read_summary,
 )
+from dbray.spec.canon import utc_now
 from dbray.spec.job import Job
-from dbray.spec.sections import Subject, utc_now
+from dbray.spec.subject import Subject
 from dbray.storage.store import Store
 from dbray.subjects.validation import write_jsonl
 

@@ -28,7 +28,8 @@ from dbray.records import previews as layout
 from dbray.records.models import ModelRecord, Registry
 from dbray.records.previews import Files
 from dbray.sampling.pool import Result, SamplingActor, SamplingPool, generate_in_batches, sample
-from dbray.spec.sections import Previews, Recipe, fill_prompt
+from dbray.spec.prompts import fill_prompt
+from dbray.spec.sections import Previews, Recipe
 from dbray.storage.store import Store, read_uri
 from dbray.subjects.images import MAX_IMAGE_BYTES, decode, encode_png, encode_webp
 

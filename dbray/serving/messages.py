@@ -10,7 +10,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
-from dbray.spec.sections import UNTOUCHED, Sampler
+from dbray.spec.canon import UNTOUCHED
+from dbray.spec.sections import Sampler
 
 BASE = UNTOUCHED
 """The model id of the untouched base."""

@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from dbray.spec.sections import Device, Spec
+from dbray.spec.base import Spec
+from dbray.spec.sections import Device
 
 GIB = 2**30
 

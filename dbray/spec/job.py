@@ -14,35 +14,13 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator
 
 from dbray.errors import Problem, SpecError
-from dbray.spec.findings import (
-    ADDRESS_BRANCH,
-    LIST_BRANCH,
-    Item,
-    Lines,
-    items_of,
-    locate,
-    parse_yaml,
-    problems_of,
-    read_text,
-)
-from dbray.spec.sections import (
-    SUBJECT_ID_PATTERN,
-    Address,
-    Identifiers,
-    Previews,
-    Prior,
-    Recipe,
-    Resources,
-    Spec,
-    Subject,
-    SubjectId,
-    anchor,
-    anchor_base,
-    is_commit,
-    make_subject,
-    slug,
-    subject_fields,
-)
+from dbray.spec.base import Spec
+from dbray.spec.canon import SUBJECT_ID_PATTERN, SubjectId, is_commit, slug
+from dbray.spec.paths import Address, anchor, anchor_base
+from dbray.spec.problems import ADDRESS_BRANCH, LIST_BRANCH, problems_of
+from dbray.spec.sections import Identifiers, Previews, Prior, Recipe, Resources
+from dbray.spec.subject import Subject, make_subject
+from dbray.spec.text_files import Item, Lines, items_of, locate, parse_yaml, read_text
 
 SCHEMA_VERSION = "dbray/v1"
 # What pyarrow.fs opens.
@@ -203,7 +181,7 @@ def _read_inline(items: Iterable[Item], folder: Path) -> tuple[tuple[Subject, ..
     subjects, problems = [], []
     for item in items:
         try:
-            subject = make_subject(subject_fields(item), item)
+            subject = make_subject(item)
         except SpecError as exc:
             problems += exc.problems
         else:

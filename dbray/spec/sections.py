@@ -1,4 +1,4 @@
-"""What a job is made of, checked: Subject, Recipe, Prior, Previews, Identifiers, Resources.
+"""The sections of a job: Recipe, Prior, Previews, Identifiers, Resources.
 
 Owns their defaults and the meaning of their fields; knows neither files' contents nor hardware.
 Unknown keys are errors, because a misspelt key that silently means "the default" costs GPU hours.
@@ -7,39 +7,24 @@ Sources of the defaults: Ruiz et al. 2022 (arXiv 2208.12242), section 4 and supp
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import re
-from contextlib import suppress
-from dataclasses import replace
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-from pydantic import AfterValidator, Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
-from dbray.errors import SpecError
 from dbray.spec.base import Spec
-from dbray.spec.findings import Item, problems_of
 from dbray.spec.methods import Full, Method
+from dbray.spec.prompts import check_template
 
-SUBJECT_ID_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
-MINIATURE = "miniature"
-"""The base that comes with dbray."""
-UNTOUCHED = "base"
-"""Where a model is asked for: the untouched base. Hence no subject has this id."""
 MAX_SAMPLING_STEPS = 999
-"""A schedule has 1000 timesteps; one that leads by an offset of 1 has room for one step less."""
+"""A schedule has 1000 timesteps; leading spacing with offset 1 has room for one step less."""
 
-SubjectId = Annotated[str, Field(pattern=SUBJECT_ID_PATTERN)]
 Sampler = Literal["ddpm", "euler_ancestral", "ddim", "dpm++"]
 Prediction = Literal["epsilon", "v_prediction"]
-"""What a denoiser answers: the noise, or v (Salimans and Ho 2022)."""
+"""What a denoiser predicts: the noise, or v (Salimans and Ho 2022)."""
 Precision = Literal["fp32", "bf16"]
 """What is computed in."""
 Device = Literal["auto", "cpu", "cuda"]
-"""What work asks the cluster for; auto: cuda where it has a GPU now."""
+"""The kind of device that work asks the cluster for; auto: cuda if it has a GPU now."""
 
 # The paper's kinds of prompts: recontextualisation, art rendition, accessory, and a last plain one
 # that shows whether the class has drifted towards the subject.
@@ -51,61 +36,6 @@ DEFAULT_PREVIEW_PROMPTS = (
     "a photo of a {subject} wearing a hat",
     "a {class}",
 )
-
-
-def is_address(value: Any) -> bool:
-    """Whether a value may stand for a path or URI, be there something or not."""
-    return (
-        isinstance(value, str)
-        and bool(value.strip())
-        and not any(ord(char) < 32 or "\ud800" <= char <= "\udfff" for char in value)
-    )
-
-
-def _check_address(address: str) -> str:
-    if not is_address(address):
-        raise ValueError("is no path or address: it is empty, or holds control characters")
-    return address
-
-
-Address = Annotated[str, AfterValidator(_check_address)]
-"""A local path or a URI."""
-
-
-class Subject(Spec):
-    """What to personalise for: a few photographs of one thing, and its class noun."""
-
-    id: SubjectId = Field(description="Unique name; becomes the published model's id.")
-    class_noun: str = Field(min_length=1, max_length=64, description='Coarse class, e.g. "dog".')
-    images: tuple[Address, ...] = Field(
-        description="Paths or URIs of 3 to 6 photographs, or the path of a folder of them on this "
-        "machine."
-    )
-    identifier: str | None = Field(
-        default=None,
-        description="Rare token(s) to bind; found by dbray when absent.",
-        max_length=64,
-    )
-    captions: tuple[str, ...] | None = Field(
-        default=None,
-        description="One prompt per image, with {subject} for '[identifier] [class noun]'. "
-        'Absent: "a {subject}" for every image, as in the paper.',
-    )
-
-    @field_validator("id")
-    @classmethod
-    def _not_reserved(cls, subject_id: str) -> str:
-        if subject_id == UNTOUCHED:
-            raise ValueError(f"{UNTOUCHED!r} names the untouched base; give another id")
-        return subject_id
-
-    @field_validator("class_noun")
-    @classmethod
-    def _plain_noun(cls, noun: str) -> str:
-        cleaned = " ".join(noun.split())
-        if not cleaned or any(not char.isprintable() or char in "{}" for char in cleaned):
-            raise ValueError("a class noun is one or more plain words, such as 'dog'")
-        return cleaned
 
 
 class Recipe(Spec):
@@ -281,101 +211,3 @@ class Resources(Spec):
         gt=0,
         description="A lane that is silent this long loses its subject to another.",
     )
-
-
-def subject_fields(item: Item) -> dict[str, Any]:
-    """The fields of a listed subject, under their own names and in their full form.
-
-    Raises:
-        SpecError: it is no mapping.
-    """
-    if not isinstance(item.value, dict):
-        fix = "write a mapping with 'id', 'class_noun' and 'images'"
-        raise SpecError.of(item.where, "is no subject", fix)
-    fields = dict(item.value)
-    if "subject_id" in fields and "id" not in fields:
-        fields["id"] = fields.pop("subject_id")
-    if isinstance(fields.get("images"), str):
-        fields["images"] = [fields["images"]]
-    return fields
-
-
-def make_subject(fields: dict[str, Any], item: Item) -> Subject:
-    """Make a subject of the fields of an item. Raises SpecError with every mistake in them."""
-    try:
-        return Subject.model_validate(fields)
-    except ValidationError as exc:
-        name = fields["id"] if isinstance(fields.get("id"), str) else None
-        problems = problems_of(exc, item.file, item.lines, Subject)
-        raise SpecError(replace(one, subject=name) for one in problems) from exc
-
-
-def anchor(path: str, folder: Path) -> str:
-    """Make a local path absolute, relative to `folder`; URIs pass unchanged."""
-    if "://" in path:
-        return path
-    local = Path(path)
-    with suppress(RuntimeError):  # '~nobody/x' stays, and will be told not to exist
-        local = local.expanduser()
-    return os.path.realpath(folder / local)
-
-
-def anchor_base(base: str, folder: Path) -> str:
-    """Make a base that is a folder absolute; the miniature's name and hub ids pass unchanged."""
-    anchored = anchor(base, folder)
-    is_path = base.startswith((".", "~")) or (base != "" and is_folder(anchored))
-    return anchored if is_path and base != MINIATURE else base
-
-
-def is_folder(path: str | Path) -> bool:
-    """Whether a folder is there. Unlike Path.is_dir, it raises for no path."""
-    return os.path.isdir(path)  # noqa: PTH112
-
-
-def check_template(prompt: str, allowed: tuple[str, ...], required: str | None = None) -> str:
-    """Return `prompt` if its only placeholders are the allowed ones. Raises ValueError."""
-    rest = prompt
-    for placeholder in allowed:
-        rest = rest.replace(placeholder, "")
-    if "{" in rest or "}" in rest:
-        raise ValueError(f"{prompt!r} has a placeholder other than {', '.join(allowed)}")
-    if required and required not in prompt:
-        raise ValueError(f"{prompt!r} does not contain {required}")
-    return prompt
-
-
-def fill_prompt(prompt: str, class_noun: str, identifier: str | None = None) -> str:
-    """Fill {subject} with '[identifier] [class noun]' and {class} with the class noun.
-
-    Without an identifier (the untouched base), {subject} is the class noun.
-    """
-    subject = f"{identifier} {class_noun}" if identifier else class_noun
-    return prompt.replace("{subject}", subject).replace("{class}", class_noun)
-
-
-def is_commit(revision: str) -> bool:
-    """Whether this names a commit in full, and so the same files for ever."""
-    return re.fullmatch(r"[0-9a-f]{40}", revision) is not None
-
-
-def slug(text: str) -> str:
-    """Turn a text into an id: lower case, other characters become '-'; "" if none is left."""
-    kept = "".join(char if (char.isascii() and char.isalnum()) or char in "._-" else "-"
-                   for char in text.lower())  # fmt: skip
-    return kept.strip("._-")[:63]
-
-
-def utc_now() -> str:
-    """The present time as every file of dbray tells it: ISO 8601, UTC, in seconds."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def parse_utc(text: str) -> float:
-    """Read what `utc_now` wrote. Returns seconds since the epoch."""
-    return datetime.fromisoformat(text).timestamp()
-
-
-def digest_json(value: Any) -> str:
-    """Hex SHA-256 of the canonical JSON (sorted keys, no spaces) of a value."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()

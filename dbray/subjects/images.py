@@ -1,4 +1,4 @@
-"""Photographs in, pixels out: decoding of what strangers send, checks, crops, encoding.
+"""Photographs in, pixels out: decoding of untrusted files, checks, crops, encoding.
 
 Owns the list of formats and the caps on bytes and pixels; every byte from outside is decoded here.
 Knows neither where bytes come from nor what the pixels are for. Pillow and numpy only.
@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from dbray.errors import SubjectError
 
@@ -28,17 +29,7 @@ FORMAT_OF_SUFFIX = {
     ".jfif": "JPEG",
     ".webp": "WEBP",
 }
-_EXIF_ORIENTATION = 0x0112
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-# How files begin: those that are read, and those that people send by mistake.
+# How files begin: of the formats that are read, and of those that people send by mistake.
 _BEGINNINGS = tuple(
     (kind, re.compile(beginning, re.DOTALL))
     for kind, beginning in (
@@ -55,12 +46,12 @@ _BEGINNINGS = tuple(
     )
 )
 BEGINNING_BYTES = 16
-"""As many bytes tell the format of a file."""
+"""As many bytes identify the format of a file."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageCheck:
-    """What is known of an image that decodes: size in pixels as seen, and its two digests.
+    """What is known of an image that decodes: its size in pixels when upright, and its two digests.
 
     `digest` is the hex SHA-256 of the file, `perceptual` a 64-bit difference hash of the picture.
     """
@@ -74,11 +65,11 @@ class ImageCheck:
 def decode(data: bytes, name: str) -> Image.Image:
     """Decode a PNG, JPEG or WebP file to RGB as a person sees it.
 
-    EXIF orientation is applied, alpha is laid on white, of an animation the first frame is taken,
-    16 bits become 8, and no metadata (place, camera) is kept.
+    EXIF orientation is applied, transparent pixels are laid on white, an animation gives its first
+    frame, 16 bits become 8, and no metadata (place, camera) is kept.
 
     Raises:
-        SubjectError: f"{name}: reason". Caps are checked before any pixel is decoded.
+        SubjectError: f"{name}: reason". The caps are checked before any pixel is decoded.
     """
     if not data:
         raise SubjectError(f"{name}: is empty (0 bytes)")
@@ -93,7 +84,7 @@ def decode(data: bytes, name: str) -> Image.Image:
         try:
             image.load()
             return _to_rgb(image)
-        except Exception as exc:  # whatever a decoder does on hostile bytes, the file is at fault
+        except Exception as exc:  # whatever a decoder raises on hostile bytes
             raise SubjectError(f"{name}: is damaged or incomplete ({exc})") from exc
 
 
@@ -107,28 +98,28 @@ def _open(data: bytes, name: str) -> Image.Image:
         raise SubjectError(
             f"{name}: claims to have more than {MAX_IMAGE_PIXELS >> 20} million pixels"
         ) from exc
-    except Exception as exc:  # whatever a decoder does on hostile bytes, the file is at fault
+    except Exception as exc:  # whatever a decoder raises on hostile bytes
         raise SubjectError(f"{name}: is damaged or incomplete ({exc})") from exc
 
 
 def _what_instead(data: bytes) -> str:
-    """Say what bytes are that no decoder took."""
+    """Say what the bytes are that no decoder accepts."""
     kind = format_of(data)
     if kind in FORMATS:
         return "is damaged or incomplete (its header cannot be read)"
     if kind is not None:
         return f"is a {kind} file; convert it to PNG, JPEG or WebP"
-    return "is no PNG, JPEG or WebP image"
+    return "is not a PNG, JPEG or WebP image"
 
 
 def format_of(beginning: bytes) -> str | None:
-    """Name the format of a file by its first bytes, be it one that is read or a foreign one."""
+    """Name the format of a file by its first bytes, whether or not dbray reads it."""
     return next((kind for kind, form in _BEGINNINGS if form.match(beginning)), None)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     """Upright 8-bit RGB on white, without metadata."""
-    turn = _TURNS.get(_orientation(image))
+    _turn_upright(image)
     if image.mode.startswith("I"):
         # Pillow would clip 16-bit grey at 255; the upper byte is the picture.
         grey = np.asarray(image).astype(np.int64) >> 8
@@ -140,17 +131,14 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         rgb = rgb.convert("RGB")
     else:
         rgb = image.convert("RGB")
-    if turn is not None:
-        rgb = rgb.transpose(turn)
     rgb.info.clear()
     return rgb
 
 
-def _orientation(image: Image.Image) -> int:
-    try:
-        return int(image.getexif().get(_EXIF_ORIENTATION, 1))
-    except Exception:  # noqa: BLE001 - a broken EXIF block is no reason to refuse the picture
-        return 1
+def _turn_upright(image: Image.Image) -> None:
+    """Apply the EXIF orientation. A broken EXIF block is no reason to refuse the picture."""
+    with suppress(Exception):  # in place, so that an error in what follows the turn keeps the turn
+        ImageOps.exif_transpose(image, in_place=True)
 
 
 def check(data: bytes, name: str) -> ImageCheck:

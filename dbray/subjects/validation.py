@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import TextIO
 
 from dbray.errors import Problem, StoreError, SubjectError
-from dbray.spec.sections import Subject
+from dbray.spec.subject import Subject
 from dbray.storage import store
 from dbray.subjects import images, listings
+from dbray.subjects.entries import Entry
 from dbray.subjects.images import ImageCheck
-from dbray.subjects.listings import Entry, Source
+from dbray.subjects.listings import Source
 
 MIN_IMAGES = 3
 MIN_SIDE_PIXELS = 64

@@ -249,10 +249,10 @@ def test_validate_looks_at_subjects_beside_a_broken_job(tmp_path, tiny_base, cap
     assert any("/nowhere/at/all" in what for what in whats)
     if inline:
         assert any("0.png" in what for what in whats)
-        assert "image: is no known key" in whats
+        assert "image: unknown key" in whats
         assert not any("valid string" in what for what in whats)
     else:
-        assert "is no manifest" in whats
+        assert "is not a manifest" in whats
 
 
 def test_validate_checks_identifiers(tmp_path, tiny_base, capsys):

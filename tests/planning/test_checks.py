@@ -11,7 +11,7 @@ from kit.worlds import load_job, write_job, write_photos
 from dbray.errors import SpecError
 from dbray.planning.checks import check_file, check_job
 from dbray.spec.job import Job
-from dbray.spec.sections import Subject
+from dbray.spec.subject import Subject
 
 SUBJECTS = {"rex": "dog", "tom": "cat"}
 

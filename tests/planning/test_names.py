@@ -14,7 +14,8 @@ from dbray.planning import identifiers
 from dbray.planning.names import check_names, name_subjects
 from dbray.records.models import Registry
 from dbray.spec.job import Job
-from dbray.spec.sections import Identifiers, Subject
+from dbray.spec.sections import Identifiers
+from dbray.spec.subject import Subject
 from dbray.storage.store import Store
 
 

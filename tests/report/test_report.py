@@ -23,7 +23,8 @@ from dbray.report.contents import Card, Contents, JobFile, Preview
 from dbray.report.page import duration, render
 from dbray.report.thumbnails import SIDES, Thumbnails
 from dbray.spec.job import Job
-from dbray.spec.sections import Recipe, fill_prompt
+from dbray.spec.prompts import fill_prompt
+from dbray.spec.sections import Recipe
 from dbray.storage.store import Store
 from dbray.subjects import images
 

@@ -36,8 +36,9 @@ from dbray.run import job as job_module
 from dbray.run.job import RunOptions, Silence, run_job
 from dbray.run.journal import Journal
 from dbray.sampling.pool import SamplingPool
+from dbray.spec.canon import utc_now
 from dbray.spec.job import Job
-from dbray.spec.sections import Subject, utc_now
+from dbray.spec.subject import Subject
 from dbray.storage.store import Store
 from dbray.subjects import validation
 

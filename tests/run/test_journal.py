@@ -9,7 +9,7 @@ import pytest
 
 from dbray.errors import JobBusy, StoreError
 from dbray.run.journal import Journal
-from dbray.spec.sections import utc_now
+from dbray.spec.canon import utc_now
 from dbray.storage.store import Store
 
 

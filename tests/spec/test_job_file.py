@@ -6,7 +6,8 @@ import pytest
 
 from dbray.errors import SpecError
 from dbray.spec.job import Job, draft_job
-from dbray.spec.sections import Recipe, Subject
+from dbray.spec.sections import Recipe
+from dbray.spec.subject import Subject
 
 
 def load(tmp_path, text):
@@ -30,7 +31,7 @@ def test_paths_are_relative_to_the_job_file(tmp_path):
     assert job.id == "my-job"
 
 
-def test_a_folder_that_is_called_as_the_miniature_does_not_hide_it(tmp_path):
+def test_a_folder_named_like_the_miniature_does_not_hide_it(tmp_path):
     (tmp_path / "miniature").mkdir()
     assert load(tmp_path, "base: miniature\nsubjects: photos\n").base == "miniature"
     assert load(tmp_path, "base: ./miniature\nsubjects: photos\n").base != "miniature"
@@ -83,7 +84,7 @@ def test_a_repeated_key_is_refused_with_both_lines(tmp_path):
     assert "line 2" in problem.what
 
 
-def test_a_mistake_in_an_inline_subject_is_told_once_and_in_its_line(tmp_path):
+def test_a_mistake_in_an_inline_subject_is_reported_once_with_its_line(tmp_path):
     text = (
         "base: miniature\n"
         "subjects:\n"
@@ -136,33 +137,33 @@ def test_inline_subjects_are_written_as_those_of_manifests(tmp_path):
 @pytest.mark.parametrize(
     ("text", "what", "fix"),
     [
-        ("recipe: {stepz: 3}", "no known key", "'steps'"),
-        ("1.5: 3", "1.5: is no known key", "remove"),
-        ("2026-01-01: 3", "2026-01-01: is no known key", "remove"),
-        ("steps: 3", "no known key", "under 'recipe'"),
+        ("recipe: {stepz: 3}", "unknown key", "'steps'"),
+        ("1.5: 3", "1.5: unknown key", "remove"),
+        ("2026-01-01: 3", "2026-01-01: unknown key", "remove"),
+        ("steps: 3", "unknown key", "under 'recipe'"),
         ("recipe:", "is empty", "omit it"),
         ("prior: {count: }", "is empty", "Class images"),
-        ("resources: 3", "keys of its own", "keys under it"),
-        ("identifiers: {rank_range: 5}", "a list, and not 5", "first included"),
-        ("id: 5", "text, and not 5", "quotes"),
+        ("resources: 3", "a mapping", "keys under it"),
+        ("identifiers: {rank_range: 5}", "a list, not 5", "first included"),
+        ("id: 5", "text, not 5", "quotes"),
         ("id:", "is empty", "Name of the job"),
-        ("id: Rex!", "'Rex!' is no id", "lower-case"),
+        ("id: Rex!", "'Rex!' is not a valid id", "lower-case"),
         ("recipe: {max_grad_norm: .inf}", "finite", "inf"),
         ("resources: {lease_seconds: .nan}", "finite", "nan"),
         ("storage: foo://x", "foo://", "foo://x"),
         ("storage: ''", "is empty", "storage"),
         ("id: 2026-99-99", "month", "quotes"),
-        ("recipe: &a [*a]", "alias *a", "write out"),
+        ("recipe: &a [*a]", "alias *a", "write its value out"),
     ],
 )
-def test_mistakes_are_told_in_plain_words(tmp_path, text, what, fix):
+def test_mistakes_are_reported_in_plain_words(tmp_path, text, what, fix):
     [problem] = problems(tmp_path, f"base: miniature\nsubjects: x\n{text}\n")
     assert what in problem.what
     assert fix in problem.fix
 
 
 @pytest.mark.parametrize("path", ["~nobody9/x", "a" * 300])
-def test_paths_that_nobody_has_are_left_for_their_readers_to_miss(tmp_path, path):
+def test_paths_that_do_not_exist_are_left_for_their_readers_to_report(tmp_path, path):
     job = load(tmp_path, f"base: {path}\nsubjects: {path}\n")
     assert job.subjects == str(tmp_path / path)
 
@@ -171,7 +172,7 @@ def test_paths_that_nobody_has_are_left_for_their_readers_to_miss(tmp_path, path
 def test_control_characters_in_paths_are_refused(tmp_path, key):
     values = {"base": "miniature", "subjects": "x", key: '"a\\0b"'}
     [problem] = problems(tmp_path, "".join(f"{k}: {v}\n" for k, v in values.items()))
-    assert problem.what.startswith(f"{key}: is no path")
+    assert problem.what.startswith(f"{key}: not a path")
 
 
 def test_a_job_needs_an_id_of_its_own(tmp_path):

@@ -1,4 +1,4 @@
-"""What strangers send becomes the right pixels, or a SubjectError that says why."""
+"""Untrusted files become the right pixels, or a SubjectError with the reason."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def photo(width: int = 96, height: int = 64, seed: int = 0) -> Image.Image:
 
 
 def quarters() -> Image.Image:
-    """Red, green over blue, white: tells every turn and mirroring apart. 40 x 20."""
+    """Red, green over blue, white: different for every turn and mirroring. 40 x 20."""
     image = Image.new("RGB", (40, 20))
     for colour, corner in ((RED, (0, 0)), (GREEN, (20, 0)), (BLUE, (0, 10)), (WHITE, (20, 10))):
         image.paste(colour, (*corner, corner[0] + 20, corner[1] + 10))
@@ -143,8 +143,8 @@ def test_the_multi_picture_jpeg_of_phones():
     ("data", "reason"),
     [
         (b"", "empty"),
-        (b"hello", "no PNG, JPEG or WebP"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "no PNG, JPEG or WebP"),
+        (b"hello", "not a PNG, JPEG or WebP"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not a PNG, JPEG or WebP"),
         (encoded(photo(), "GIF"), "GIF file"),
         (encoded(photo(), "BMP"), "BMP file"),
         (encoded(photo(), "TIFF"), "TIFF file"),
@@ -157,7 +157,7 @@ def test_the_multi_picture_jpeg_of_phones():
     ],
     ids=lambda value: value[:12].hex() if isinstance(value, bytes) else value,
 )
-def test_what_is_no_image_is_named_with_the_reason(data, reason):
+def test_a_file_that_is_not_an_image_is_reported_with_the_reason(data, reason):
     with pytest.raises(SubjectError, match=rf"^some/rex\.jpg: .*({reason})"):
         images.decode(data, "some/rex.jpg")
 
@@ -166,7 +166,7 @@ def test_what_is_no_image_is_named_with_the_reason(data, reason):
 @pytest.mark.parametrize("kept", [0.02, 0.3, 0.7, 0.95])
 def test_truncated_files_are_refused(file_format, kept):
     data = encoded(photo(200, 160), file_format)
-    with pytest.raises(SubjectError, match=r"^a: is (damaged|no PNG)"):
+    with pytest.raises(SubjectError, match=r"^a: is (damaged|not a PNG)"):
         images.decode(data[: int(len(data) * kept)], "a")
 
 
@@ -209,7 +209,7 @@ def test_check_measures_the_upright_image_and_the_file():
     assert 0 <= check.perceptual < 2**64
 
 
-def test_perceptual_digest_ignores_copies_and_tells_pictures_apart():
+def test_perceptual_digest_ignores_copies_and_distinguishes_pictures():
     original = photo(300, 200, seed=1)
     first = images.check(encoded(original), "a").perceptual
     for copy in (

@@ -1,4 +1,4 @@
-"""Every way to list subjects gives the same subjects, and tells what it could not read."""
+"""Every way to list subjects gives the same subjects, and reports what it could not read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from kit.worlds import errors_of
 
 from dbray.errors import StoreError
-from dbray.spec.sections import Subject
+from dbray.spec.subject import Subject
 from dbray.storage import store
 from dbray.subjects import validation
 
@@ -104,7 +104,7 @@ def test_folder_names_become_ids_and_clashes_are_named(photos):
     assert "my dog  rex" in error.what + error.where
 
 
-def test_what_in_a_folder_is_passed_over_is_named(photos):
+def test_files_left_out_of_a_folder_are_named(photos):
     write(photos / "rex/IMG_1.HEIC", b"\0\0\0\x18ftypheic")
     write(photos / "rex/originals/0.png", b"")
     write(photos / "loose.jpg", b"")
@@ -112,14 +112,14 @@ def test_what_in_a_folder_is_passed_over_is_named(photos):
     subjects, problems = validation.scan(photos, "dog")
     warnings = "\n".join(str(p) for p in problems if p.severity == "warning")
     assert "IMG_1.HEIC is left out" in warnings
-    assert "originals is not looked into" in warnings
+    assert "originals is not searched" in warnings
     assert "loose.jpg" in warnings
     errors = [(p.subject, p.what) for p in problems if p.severity == "error"]
     assert errors == [("empty", "has no images")]
     assert "rex" in [subject.id for subject in subjects]
 
 
-def test_what_begins_like_an_image_is_one_whatever_its_name(photos):
+def test_a_file_that_begins_like_an_image_is_one_whatever_its_name(photos):
     write(photos / "rex/3.jfif", b"unopened")
     write(photos / "rex/DSC_4", b"\xff\xd8\xff\xe0")
     write(photos / "rex/notes", "BMW, good boy")
@@ -163,7 +163,7 @@ def test_class_files_of_notepad_are_read_and_empty_ones_named(photos):
     assert "is empty" in error.what
 
 
-def test_names_that_no_manifest_can_hold_and_links_in_a_circle_are_named(photos):
+def test_names_that_a_manifest_cannot_hold_and_circular_links_are_named(photos):
     (photos / "rex/loop.png").symlink_to("loop.png")
     os.close(os.open(os.fsencode(photos) + b"/rex/\xff.png", os.O_CREAT))
     errors = errors_of(validation.validate(str(photos), class_noun="dog"))
@@ -171,7 +171,7 @@ def test_names_that_no_manifest_can_hold_and_links_in_a_circle_are_named(photos)
     assert any("links run in a circle" in error.what for error in errors)
 
 
-def test_a_folder_of_images_is_no_folder_of_subjects(photos, tmp_path):
+def test_a_folder_of_images_is_not_a_folder_of_subjects(photos, tmp_path):
     [error] = errors_of(validation.validate(str(photos / "rex"), class_noun="dog"))
     assert "outside of any subject's folder" in error.what
     (tmp_path / "void").mkdir()
@@ -221,14 +221,14 @@ def test_sources_that_cannot_be_read(tmp_path):
     write(tmp_path / "a.txt", "x")
     for name, reason in (
         ("none.jsonl", "does not exist"), ("empty.jsonl", "lists no subjects"),
-        ("latin.jsonl", "UTF-8|decode"), ("a.txt", "is no manifest"),
+        ("latin.jsonl", "UTF-8|decode"), ("a.txt", "is not a manifest"),
     ):  # fmt: skip
         [error] = errors_of(validation.validate(str(tmp_path / name)))
         assert any(part in error.what + error.fix for part in reason.split("|"))
     [error] = errors_of(validation.validate("s3://bucket/folder"))
-    assert "is no manifest" in error.what
+    assert "is not a manifest" in error.what
     [error] = errors_of(validation.validate("https://example.invalid/a.jsonl"))
-    assert "is at none of" in error.what
+    assert "its scheme is not one of" in error.what
     [error] = errors_of(validation.validate([]))
     assert "lists no subjects" in error.what
     for odd in ("a\0b.jsonl", "~nobody-here/a.jsonl", "ftp://x/a.jsonl"):
@@ -283,7 +283,7 @@ def refused_of_remote_list(monkeypatch, uri: str, images: list[str]) -> tuple[li
     return [images[number] for number in refused], sorted(asked)
 
 
-def test_remote_lists_may_not_say_where_requests_go_or_as_whom(monkeypatch):
+def test_remote_lists_may_not_name_endpoints_or_credentials(monkeypatch):
     wrong = [
         "s3://b/k.png?endpoint_override=10.0.0.5:8080&scheme=http",
         "k.png?endpoint_override=10.0.0.5:8080&scheme=http",

@@ -16,7 +16,7 @@ from kit.worlds import errors_of
 from PIL import Image
 
 from dbray.errors import StoreError
-from dbray.spec.sections import Subject
+from dbray.spec.subject import Subject
 from dbray.storage import store
 from dbray.subjects import validation
 
@@ -105,19 +105,19 @@ def test_a_manifest_with_many_faults_names_all_of_them_at_once(tmp_path):
     errors = [(error.where, error.what, error.subject) for error in errors_of(found)]
     expected = [
         (2, "not valid JSON", None),
-        (3, "image: is no known key", "typo"),
+        (3, "image: unknown key", "typo"),
         (3, "images: is missing", "typo"),
-        (4, "id: 'Bad Id' is no id", "Bad Id"),
+        (4, "id: 'Bad Id' is not a valid id", "Bad Id"),
         (4, "missing.png does not exist", "Bad Id"),
         (5, f"listed twice, here and at {file}:1", "good"),
         (6, "has no images", "none"),
         (7, "has 1 captions for 3 images", "captions"),
         (8, "cut.jpg: is damaged or incomplete", "files"),
         (8, "zero.png: is empty (0 bytes)", "files"),
-        (8, "text.png: is no PNG, JPEG or WebP image", "files"),
+        (8, "text.png: is not a PNG, JPEG or WebP image", "files"),
         (8, "b.png: claims to have more than 64 million pixels", "files"),
         (9, "images are read from file, s3, gs only", "scheme"),
-        (10, "is no subject", None),
+        (10, "is not a subject", None),
         (11, "class_noun: String should have at least 1 character", "noun"),
     ]
     for line, text, subject in expected:
@@ -161,11 +161,11 @@ def test_problems_name_remote_images_without_their_secrets(monkeypatch):
     names = {f"s3://KEY:SECRET@b/{name}.png?x=SECRET": data for name, data in files.items()}
     monkeypatch.setattr(store, "read_uri", lambda uri, limit_bytes=None: names[uri])
     subjects = [Subject(id=f"s{n}", class_noun="dog", images=tuple(names)) for n in range(2)]
-    told = "\n".join(map(str, validation.validate(subjects).problems))
+    reported = "\n".join(map(str, validation.validate(subjects).problems))
     for reason in ("damaged", "20 x 20", "the same file", "shares"):
-        assert reason in told
-    assert "s3://***@b/cut.png" in told
-    assert "SECRET" not in told
+        assert reason in reported
+    assert "s3://***@b/cut.png" in reported
+    assert "SECRET" not in reported
 
 
 def test_a_list_and_its_images_lie_on_an_object_store(s3_uri):
@@ -181,7 +181,7 @@ def test_a_list_and_its_images_lie_on_an_object_store(s3_uri):
     assert rex.image_digests == tuple(store.digest(picture(index)) for index in range(3))
 
 
-def test_an_address_that_is_none_hides_no_other_problem(tmp_path):
+def test_a_broken_address_hides_no_other_problem(tmp_path):
     images = ("s3://[my-bucket]/a.png", "missing.png")
     subject = Subject(id="rex", class_noun="dog", images=images)
     errors = errors_of(validation.validate([subject], folder=tmp_path))

@@ -22,7 +22,7 @@ from dbray.serving.http.tenants import Gate, Key
 from dbray.serving.http.wire import GenerationRequest, parse_size
 from dbray.serving.messages import BASE, Answer, Ask, Event, Refusal, Refused
 from dbray.serving.options import ServeOptions
-from dbray.spec.sections import fill_prompt
+from dbray.spec.prompts import fill_prompt
 
 # A model that is not there and one that is somebody else's answer at the same time after the
 # request: the next multiple of this.

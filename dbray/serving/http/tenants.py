@@ -31,8 +31,10 @@ from pydantic import Field, ValidationError
 
 from dbray.errors import Problem, SpecError
 from dbray.serving.messages import Refusal, Refused
-from dbray.spec.findings import problems_of, read_text
-from dbray.spec.sections import SUBJECT_ID_PATTERN, Spec
+from dbray.spec.base import Spec
+from dbray.spec.canon import SUBJECT_ID_PATTERN
+from dbray.spec.problems import problems_of
+from dbray.spec.text_files import read_text
 
 _log = logging.getLogger(__name__)
 

@@ -44,7 +44,7 @@ from dbray.serving.replica.loads import Loads
 from dbray.serving.replica.painter import UNKNOWN, Painter, Painting, Sketch
 from dbray.serving.replica.pictures import encode
 from dbray.serving.replica.scratch import Scratch
-from dbray.spec import sections
+from dbray.spec.paths import MINIATURE
 from dbray.spec.sections import Previews
 from dbray.storage.store import Store
 
@@ -66,7 +66,7 @@ class Replica:
         store = Store(options.registry)
         self._registry = Registry(store)
         self._device = _device(options.device)
-        base = bases.resolve(options.base or sections.MINIATURE, options.base_revision)
+        base = bases.resolve(options.base or MINIATURE, options.base_revision)
         self._backbone = bases.load(base, Compute(self._device, options.precision))
         self._defaults = Previews.model_validate(base.defaults.get("previews", {}))
         self._scratch = Scratch(options.scratch)

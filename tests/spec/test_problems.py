@@ -1,4 +1,4 @@
-"""Mistakes in files that users write, told in the files' own terms."""
+"""Mistakes in files that users write, reported in the files' own terms."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import pytest
 from pydantic import ValidationError
 
 from dbray.errors import SpecError
-from dbray.spec import findings
 from dbray.spec.job import Job
+from dbray.spec.problems import problems_of
+from dbray.spec.text_files import parse_yaml
 
 
 def mistakes(data, model=Job) -> list[tuple[str, str]]:
     with pytest.raises(ValidationError) as caught:
         model.model_validate(data)
-    return [(one.what, one.fix) for one in findings.problems_of(caught.value, "file", model=model)]
+    return [(one.what, one.fix) for one in problems_of(caught.value, "file", model=model)]
 
 
 @pytest.mark.parametrize("storage", ["ftp://u:SECRET@h", "ftp://u:" + "SECRET" * 30 + "@h"])
@@ -30,12 +31,12 @@ def test_keys_with_spaces_are_named_as_they_were_written():
     job = {"base": "miniature", "subjects": 5, "base revision": "x", "recipe": {"learning rate": 1}}
     found = dict(mistakes(job))
     assert found.keys() == {
-        "subjects: should hold a list, and not 5",
-        "base revision: is no known key",
-        "recipe.learning rate: is no known key",
+        "subjects: must be a list, not 5",
+        "base revision: unknown key",
+        "recipe.learning rate: unknown key",
     }
-    assert "write 'base_revision' instead" in found["base revision: is no known key"]
-    assert "write 'learning_rate' instead" in found["recipe.learning rate: is no known key"]
+    assert "write 'base_revision' instead" in found["base revision: unknown key"]
+    assert "write 'learning_rate' instead" in found["recipe.learning rate: unknown key"]
 
 
 @pytest.mark.parametrize("twice", ["[*a{0}, *a{0}]", "{{<<: [*a{0}, *a{0}]}}"])
@@ -43,13 +44,13 @@ def test_aliases_are_refused_before_they_multiply(twice):
     """Each line stands for twice what the one before it does."""
     lines = ["- &a0 {x: 1}", *(f"- &a{n + 1} {twice.format(n)}" for n in range(12))]
     with pytest.raises(SpecError) as caught:
-        findings.parse_yaml("\n".join(lines), "a.yaml")
+        parse_yaml("\n".join(lines), "a.yaml")
     [problem] = caught.value.problems
     assert problem.where.startswith("a.yaml:2:")
     assert "alias *a0" in problem.what
-    assert "write out" in problem.fix
+    assert "write its value out" in problem.fix
 
 
-def test_what_is_not_told_twice_may_have_an_anchor():
-    data, lines = findings.parse_yaml("steps: &n 1\nname: '*n'\n", "a.yaml")
+def test_an_anchor_without_an_alias_is_accepted():
+    data, lines = parse_yaml("steps: &n 1\nname: '*n'\n", "a.yaml")
     assert (data, lines[("name",)]) == ({"steps": 1, "name": "*n"}, 2)

@@ -1,0 +1,114 @@
+"""What pydantic found wrong, translated into problems that users can act on.
+
+Owns the words for each kind of mistake and the hints at keys that were meant. Knows no fields.
+"""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from dbray.errors import Problem, without_secrets
+from dbray.spec.text_files import Lines, Place, locate
+
+# What a union calls its branches: parts of where pydantic finds an error, but keys of no file.
+ADDRESS_BRANCH, LIST_BRANCH = "an address", "a list of subjects"
+
+_ID_FORM = "use lower-case letters, digits, '.', '_' and '-', at most 63, letter or digit first"
+# By pydantic's word for what was expected: what a key should hold, and how that is written.
+_FORMS = {
+    "string_type": ("text", "put quotes around it"),
+    "tuple_type": ("a list", "write it as [a, b]"),
+    "model_type": ("a mapping", "write its keys under it, indented"),
+}
+
+
+def problems_of(
+    exc: ValidationError,
+    where: str,
+    lines: Lines | None = None,
+    model: type[BaseModel] | None = None,
+) -> list[Problem]:
+    """Translate pydantic's errors: one Problem each, with the line where it is known.
+
+    With the `model` that refused, a fix names the known key nearest to an unknown one.
+    """
+    problems = []
+    for error in exc.errors(include_url=False):
+        place = tuple(part for part in error["loc"] if part not in (ADDRESS_BRANCH, LIST_BRANCH))
+        fields = _fields_at(model, place[:-1])
+        what, fix = _explain(error, place[-1] if place else "value", fields)
+        name = ".".join(str(part) for part in place) or "value"
+        problems.append(Problem("error", locate(where, lines or {}, place), f"{name}: {what}", fix))
+    return problems
+
+
+def _fields_at(model: type[BaseModel] | None, place: Place) -> dict[str, FieldInfo]:
+    """The fields of the mapping at a place, by the names that users write."""
+    for part in place:
+        found = _fields_of(model).get(str(part))
+        model = found and _section(found)
+    return _fields_of(model)
+
+
+def _fields_of(model: type[BaseModel] | None) -> dict[str, FieldInfo]:
+    fields = model.model_fields if model else {}
+    return {found.alias or name: found for name, found in fields.items()}
+
+
+def _section(found: FieldInfo) -> type[BaseModel] | None:
+    """The model of a field that holds keys of its own."""
+    kind = found.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+
+def _explain(error: Any, key: str | int, fields: dict[str, FieldInfo]) -> tuple[str, str]:
+    """Say what one error of pydantic means, and how to fix it."""
+    kind, value = error["type"], error.get("input")
+    if kind == "extra_forbidden":
+        return "unknown key", _nearest(str(key), fields)
+    if kind == "missing":
+        return "is missing", f"give {key + 1} values" if isinstance(key, int) else f"add '{key}'"
+    if kind == "string_pattern_mismatch":
+        return _explain_pattern(error["ctx"]["pattern"], value)
+    if kind == "string_unicode":
+        return f"{_shown(value)} is not UTF-8", "write it, or name the file, in UTF-8"
+    if kind in _FORMS or value is None:
+        found = fields.get(str(key))
+        return _explain_form(kind, value, found.description if found else None)
+    what = error["msg"].removeprefix("Value error, ")
+    return what, f"change '{key}' (it is {_shown(value)})"
+
+
+def _shown(value: Any) -> str:
+    """The beginning of a value, cut only after its secrets are blanked."""
+    return without_secrets(repr(value))[:80]
+
+
+def _explain_pattern(pattern: str, value: Any) -> tuple[str, str]:
+    if "._-" in pattern:
+        return f"{_shown(value)} is not a valid id", _ID_FORM
+    # The value may be a secret key given in place of its digest, so it is not shown.
+    return "does not have the right form", f"give what matches {pattern}"
+
+
+def _explain_form(kind: str, value: Any, description: str | None) -> tuple[str, str]:
+    if value is None:
+        what, fix = "is empty", "write it, or omit it"
+    else:
+        wanted, fix = _FORMS[kind]
+        what = f"must be {wanted}, not {_shown(value)}"
+    return what, f"{fix}. {description}" if description else fix
+
+
+def _nearest(key: str, fields: dict[str, FieldInfo]) -> str:
+    """Say which key an unknown one may have been meant to be."""
+    for name, found in fields.items():
+        if key in _fields_of(_section(found)):
+            return f"move it under '{name}'"
+    if close := get_close_matches(key, fields, n=1):
+        return f"write '{close[0]}' instead of '{key}', or remove it"
+    return f"remove '{key}' ('dbray schema' lists every key)"

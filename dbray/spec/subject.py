@@ -1,0 +1,82 @@
+"""The Subject, and how it is made of what a user listed.
+
+Its images are paths or URIs; whether they exist and decode is checked by dbray.subjects.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from pydantic import Field, ValidationError, field_validator
+
+from dbray.errors import SpecError
+from dbray.spec.base import Spec
+from dbray.spec.canon import UNTOUCHED, SubjectId
+from dbray.spec.paths import Address
+from dbray.spec.problems import problems_of
+from dbray.spec.text_files import Item
+
+
+class Subject(Spec):
+    """What to personalise for: a few photographs of one thing, and its class noun."""
+
+    id: SubjectId = Field(description="Unique name; becomes the published model's id.")
+    class_noun: str = Field(min_length=1, max_length=64, description='Coarse class, e.g. "dog".')
+    images: tuple[Address, ...] = Field(
+        description="Paths or URIs of 3 to 6 photographs, or the path of a folder of them on this "
+        "machine."
+    )
+    identifier: str | None = Field(
+        default=None,
+        description="Rare token(s) to bind; found by dbray when absent.",
+        max_length=64,
+    )
+    captions: tuple[str, ...] | None = Field(
+        default=None,
+        description="One prompt per image, with {subject} for '[identifier] [class noun]'. "
+        'Absent: "a {subject}" for every image, as in the paper.',
+    )
+
+    @field_validator("id")
+    @classmethod
+    def _not_reserved(cls, subject_id: str) -> str:
+        if subject_id == UNTOUCHED:
+            raise ValueError(f"{UNTOUCHED!r} names the untouched base; give another id")
+        return subject_id
+
+    @field_validator("class_noun")
+    @classmethod
+    def _plain_noun(cls, noun: str) -> str:
+        cleaned = " ".join(noun.split())
+        if not cleaned or any(not char.isprintable() or char in "{}" for char in cleaned):
+            raise ValueError("a class noun is one or more plain words, such as 'dog'")
+        return cleaned
+
+
+def subject_fields(item: Item) -> dict[str, Any]:
+    """The fields of a listed subject, under their own names and in their full form.
+
+    Raises:
+        SpecError: the item is not a mapping.
+    """
+    if not isinstance(item.value, dict):
+        fix = "write a mapping with 'id', 'class_noun' and 'images'"
+        raise SpecError.of(item.where, "is not a subject", fix)
+    fields = dict(item.value)
+    if "subject_id" in fields and "id" not in fields:
+        fields["id"] = fields.pop("subject_id")
+    if isinstance(fields.get("images"), str):
+        fields["images"] = [fields["images"]]
+    return fields
+
+
+def make_subject(item: Item) -> Subject:
+    """Make the subject that an item describes. Raises SpecError with every mistake in it."""
+    fields = subject_fields(item)
+    try:
+        return Subject.model_validate(fields)
+    except ValidationError as exc:
+        name = fields["id"] if isinstance(fields.get("id"), str) else None
+        problems = problems_of(exc, item.file, item.lines, Subject)
+        raise SpecError(replace(one, subject=name) for one in problems) from exc

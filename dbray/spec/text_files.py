@@ -1,0 +1,126 @@
+"""Text files that users write: how they are read, and the line of every key and item.
+
+Owns YAML. Knows no fields: what the values should be is checked by those who asked for the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dbray.errors import Problem, SpecError
+
+Place = tuple[str | int, ...]
+"""The keys and indices that lead to a value."""
+Lines = Mapping[Place, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One value of a list as it was written, not checked yet.
+
+    `lines` are those of its keys, as seen from the item; its own is that of ().
+    """
+
+    value: Any
+    file: str
+    lines: Lines = field(default_factory=dict)
+
+    @property
+    def where(self) -> str:
+        """The file, and the line if it is known."""
+        return locate(self.file, self.lines)
+
+
+def read_text(file: Path, if_missing: str = "check the path") -> str:
+    """Read a UTF-8 text file, with or without a BOM. Raises SpecError that names it."""
+    try:
+        return file.read_text(encoding="utf-8-sig")  # Notepad begins every file with a BOM
+    except FileNotFoundError as exc:
+        raise SpecError.of(str(file), "does not exist", if_missing) from exc
+    except (OSError, UnicodeDecodeError) as exc:
+        reason = getattr(exc, "strerror", None) or exc
+        raise SpecError.of(
+            str(file), f"cannot be read: {reason}", "it must be a readable UTF-8 text file"
+        ) from exc
+
+
+def parse_yaml(text: str, file: str | Path) -> tuple[Any, dict[Place, int]]:
+    """Parse YAML; return the data and the line number of every key and item.
+
+    Raises:
+        SpecError: with line and column of a syntax error, or both lines of every repeated key.
+    """
+    lines: dict[Place, int] = {}
+    try:
+        node = yaml.compose(text, Loader=_WithoutAliases)
+        data = yaml.safe_load(text)
+        repeats = list(_collect_lines(node, (), lines))
+    except (yaml.YAMLError, ValueError, RecursionError) as exc:  # ValueError: the date 2026-99-99
+        mark = getattr(exc, "problem_mark", None)
+        where = f"{file}:{mark.line + 1}:{mark.column + 1}" if mark else str(file)
+        what = f"is not valid YAML: {getattr(exc, 'problem', None) or exc}"
+        fix = getattr(exc, "note", None) or "check indentation and quotes"
+        raise SpecError.of(where, what, fix) from exc
+    if repeats:
+        raise SpecError([
+            Problem("error", f"{file}:{line}", f"{key!r} is given twice, here and in line {first}",
+                    "merge the two: of a repeated key only the last would count")
+            for key, line, first in repeats
+        ])  # fmt: skip
+    return data, lines
+
+
+class _WithoutAliases(yaml.SafeLoader):
+    """YAML without aliases, a few hundred bytes of which could stand for gigabytes."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            alias = self.peek_event()
+            raise yaml.MarkedYAMLError(
+                problem=f"the alias *{alias.anchor} is not followed",
+                problem_mark=alias.start_mark,
+                note="write its value out here",
+            )
+        return super().compose_node(parent, index)
+
+
+def _collect_lines(
+    node: yaml.Node | None, path: Place, lines: dict[Place, int]
+) -> Iterator[tuple[str, int, int]]:
+    """Fill `lines`; yield every repeated key, with its line and that of the first."""
+    if node is None:
+        return
+    lines.setdefault(path, node.start_mark.line + 1)
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            place, line = (*path, key.value), key.start_mark.line + 1
+            if place in lines:
+                yield key.value, line, lines[place]
+                continue
+            lines[place] = line
+            yield from _collect_lines(value, place, lines)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            yield from _collect_lines(value, (*path, index), lines)
+
+
+def items_of(values: Sequence[Any], file: str, lines: Lines, start: Place = ()) -> list[Item]:
+    """Split the list at `start` in a file into its items."""
+    lines_of: list[dict[Place, int]] = [{} for _ in values]
+    depth = len(start)
+    for place, line in lines.items():
+        if place[:depth] == start and len(place) > depth:
+            lines_of[int(place[depth])][place[depth + 1 :]] = line
+    return [Item(value, file, own) for value, own in zip(values, lines_of, strict=True)]
+
+
+def locate(file: str, lines: Lines, place: Place = ()) -> str:
+    """Return 'file:line' of a place, or of the nearest enclosing one whose line is known."""
+    while place and place not in lines:
+        place = place[:-1]
+    return f"{file}:{lines[place]}" if place in lines else file

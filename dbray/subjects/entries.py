@@ -1,0 +1,41 @@
+"""One listed subject as far as it could be read, with every problem found in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from dbray.errors import Problem, SpecError
+from dbray.spec.subject import Subject, make_subject
+from dbray.spec.text_files import Item
+
+NO_IMAGES = ("has no images", "give 3 to 6 photographs of it")
+
+
+@dataclass(slots=True)
+class Entry:
+    """One listed subject, as far as it could be read; `images` are absolute paths or URIs."""
+
+    where: str
+    name: str | None = None
+    subject: Subject | None = None
+    images: tuple[str, ...] = ()
+    problems: list[Problem] = field(default_factory=list)
+    to_rename: str = "give one of them another id, or remove it"
+    """What to do if the id is another subject's too."""
+
+    def error(self, what: str, fix: str) -> None:
+        """Note what makes the subject unusable."""
+        self.problems.append(Problem("error", self.where, what, fix, self.name))
+
+    def warn(self, what: str, fix: str) -> None:
+        """Note what the user should look at."""
+        self.problems.append(Problem("warning", self.where, what, fix, self.name))
+
+    def make_subject(self, item: Item) -> None:
+        """Make the subject of an item, or note every mistake in it."""
+        try:
+            subject = make_subject(item)
+        except SpecError as exc:
+            self.problems += exc.problems
+        else:
+            self.subject = subject.model_copy(update={"images": self.images})
