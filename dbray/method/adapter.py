@@ -76,14 +76,18 @@ class Adapter:
                 stacked = getattr(layer, name) if tensors is None else tensors[f"{path}.{name}"]
                 factor = stacked[slot].detach()
                 factor = factor if name == "magnitude" else factor.T
-                state[key] = factor.to("cpu", torch.float32, copy=True).reshape(shape)
+                copied = factor.to("cpu", torch.float32, copy=True)
+                state[key] = copied.reshape(shape).contiguous()
         return state
 
     @torch.no_grad()
-    def load(self, slot: int, tensors: Mapping[str, Tensor], scale: float | None = None) -> None:
+    def load(
+        self, slot: int, tensors: Mapping[str, Tensor], scales: Mapping[str, float] | None = None
+    ) -> None:
         """Put a state into a slot. A rank below the adapter's own is padded with zeros.
 
-        `scale` is the alpha / rank of the tensors; None stands for the adapter's own.
+        `scales` are the alpha / rank of each layer of the tensors, by path; None stands for the
+        adapter's own.
 
         Raises:
             TrainError: when a key or shape does not fit this adapter; the slot is unchanged then.
@@ -99,7 +103,7 @@ class Adapter:
             for name, (_, factor) in factors[path].items():
                 target = getattr(layer, name)[slot].zero_()
                 target[tuple(slice(size) for size in factor.shape)] = factor.to(target.device)
-            layer.scale[slot] = self.form.alpha / self.form.rank if scale is None else scale
+            layer.scale[slot] = self.form.alpha / self.form.rank if scales is None else scales[path]
 
     def merge(self, slot: int) -> None:
         """Merge a slot into the resident weights: a forward pass then costs what the base's does.

@@ -60,7 +60,7 @@ class _SlotLayer(nn.Module):
         self.up = nn.Parameter(torch.zeros(slots, form.rank, outputs, device=device))
         magnitude = self._base_norms().repeat(slots, 1) if form.is_dora else None
         self.magnitude = None if magnitude is None else nn.Parameter(magnitude)
-        scale = torch.full((slots,), form.alpha / form.rank, device=device)
+        scale = torch.ones(slots, device=device)  # a reset or load sets it
         self.register_buffer("scale", scale, persistent=False)
         self._routing = routing
 

@@ -258,7 +258,7 @@ def test_a_lower_rank_is_padded_and_keeps_its_own_scale() -> None:
     large_unet = tiny_unet()
     large = inject(large_unet, ATTENTION, LowRank(rank=4, alpha=4))
     fill(large, 0, seed=4)
-    large.load(0, small.state(0), scale=3.0)
+    large.load(0, small.state(0), dict.fromkeys(large.layers, 3.0))
     outputs = [predict(unet, batch(0)) for unet in (small_unet, large_unet)]
     torch.testing.assert_close(*outputs, rtol=0, atol=1e-5)
 
@@ -363,7 +363,7 @@ def test_a_reset_or_load_compiles_nothing_anew() -> None:
     x = torch.ones(4, 4)
     before = compiled(x)
     fill(adapter, 0, seed=1)
-    adapter.load(1, adapter.state(0), scale=0.5)
+    adapter.load(1, adapter.state(0), {"0": 0.5, "2": 2.0})
     assert not torch.equal(compiled(x), before)
     torch.testing.assert_close(compiled(x), module(x))
     assert counter.frame_count == 1

@@ -1,0 +1,41 @@
+"""LoRA files for transformers, in keys that ComfyUI reads.
+
+'<prefix><path>.lora_A.weight', '.lora_B.weight' and the real '.alpha', where the path is
+diffusers'. ComfyUI (comfy/lora.py, model_lora_keys_unet) takes such paths after 'diffusion_model.'
+where it keeps or maps diffusers' names itself, and after 'transformer.' for the others, whose fused
+layers it then patches in slices. Kohya's keys of diffusers' paths, which diffusers' own exporter
+writes for Flux, match nothing there.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from dbray.errors import RegistryError
+from dbray.export.kohya import layer_tensors
+from dbray.method.factors import Adapters
+
+PREFIXES = {
+    "FluxTransformer2DModel": "transformer.",
+    "Flux2Transformer2DModel": "transformer.",
+    "SD3Transformer2DModel": "transformer.",
+    "QwenImageTransformer2DModel": "diffusion_model.",
+    "ZImageTransformer2DModel": "diffusion_model.",
+}
+"""What stands before a path, by the class of the denoiser."""
+
+
+def to_comfyui(adapter: Adapters, denoiser: str) -> dict[str, Tensor]:
+    """Make the tensors of a file for a class of denoiser ('FluxTransformer2DModel').
+
+    Raises:
+        RegistryError: the class is not among PREFIXES.
+    """
+    if denoiser not in PREFIXES:
+        raise RegistryError(f"no ComfyUI keys are known for {denoiser}; use the format 'diffusers'")
+    tensors: dict[str, Tensor] = {}
+    for layer, factors in adapter.items():
+        part, _, path = layer.partition(".")
+        prefix = PREFIXES[denoiser] if part == "transformer" else f"{part}.text_model."
+        tensors |= layer_tensors(f"{prefix}{path}", factors, ("lora_A", "lora_B"))
+    return tensors

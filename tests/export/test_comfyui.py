@@ -1,0 +1,49 @@
+"""ComfyUI's keys for transformers, read back by dbray and by diffusers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from kit.transformers import TRANSFORMERS, deltas, diffusers_deltas, layer_shapes, random_factors
+
+from dbray.errors import RegistryError
+from dbray.export.comfyui import PREFIXES, to_comfyui
+from dbray.export.reading import read_adapter
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_reading_gives_what_was_written(name: str) -> None:
+    adapter = random_factors(name)
+    again = read_adapter(to_comfyui(adapter, name), {}, layer_shapes(name))
+    assert again.keys() == adapter.keys()
+    for layer, factors in adapter.items():
+        assert again[layer].alpha == factors.alpha
+        assert torch.equal(again[layer].down, factors.down)
+        assert torch.equal(again[layer].up, factors.up)
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_every_layer_has_its_factors_and_the_real_alpha(name: str) -> None:
+    tensors = to_comfyui(random_factors(name), name)
+    for layer in layer_shapes(name):
+        path = PREFIXES[name] + layer.removeprefix("transformer.")
+        assert tensors[f"{path}.alpha"].item() == 4.5
+        assert tensors[f"{path}.lora_A.weight"].shape[0] == 3
+        assert tensors[f"{path}.lora_B.weight"].shape[1] == 3
+    assert len(tensors) == 3 * len(layer_shapes(name))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["FluxTransformer2DModel", "QwenImageTransformer2DModel", "ZImageTransformer2DModel"],
+)
+def test_diffusers_reads_the_same_effect(name: str) -> None:
+    adapter = random_factors(name)
+    found = diffusers_deltas(name, to_comfyui(adapter, name))
+    for layer, expected in deltas(adapter).items():
+        torch.testing.assert_close(found[layer], expected, rtol=1e-5, atol=1e-5, msg=layer)
+
+
+def test_an_unknown_denoiser_is_refused() -> None:
+    with pytest.raises(RegistryError, match="no ComfyUI keys are known for HunyuanDiT2DModel"):
+        to_comfyui({}, "HunyuanDiT2DModel")
