@@ -43,6 +43,13 @@ def test_the_pipeline_loads_and_its_image_depends_on_the_prompt_alone(build, nam
     assert np.abs(image - other).max() > 1 / 255
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_images_need_not_be_square(build, name):
+    _, pipeline = build(name)
+    image = FAMILIES[name].draw(pipeline, "a dog", width=32, height=48)
+    assert image.shape == (48, 32, 3)
+
+
 @pytest.mark.parametrize(("name", "deep"), VARIANTS)
 def test_it_is_small_and_each_build_gives_the_same_weights(build, tmp_path, name, deep):
     folder, _ = build(name, deep)
