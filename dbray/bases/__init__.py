@@ -13,14 +13,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from dbray.bases.families.family import Family
 from dbray.bases.layout import DEFAULTS_FILE, INDEX_FILE, SUFFIXES, Layout, read_defaults
 from dbray.errors import BaseError
 from dbray.spec.canon import is_commit
 from dbray.spec.paths import MINIATURE, anchor, is_folder
-from dbray.spec.sections import Precision
+from dbray.spec.sections import Precision, Previews, Prior, Recipe
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 MINIATURE_FOLDER = Path(__file__).resolve().parents[1] / "miniature" / "weights"
 """The base that comes with the package; as `diffusers` loads any."""
+
+
+Section = TypeVar("Section", Recipe, Prior, Previews)
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,12 @@ class Base:
     def resolution(self) -> int:
         """Side in pixels of the images that the base was trained on."""
         return self.family.resolution(self.layout)
+
+    def fill(self, section: Section) -> Section:
+        """Fill what a job's section leaves open with the recommendations of the base's makers."""
+        recommended = self.defaults.get(type(section).__name__.lower(), {})
+        chosen = section.model_dump(include=section.model_fields_set)
+        return section.model_validate({**recommended, **chosen})
 
     def num_parameters(self, part: str) -> int:
         """Number of parameters of a part, read from the headers of its weight files."""

@@ -15,23 +15,41 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from dbray import __version__
+from dbray.cli.display import displays
 from dbray.errors import DbrayError, SpecError
+from dbray.processes import wait_passively
+from dbray.spec.sections import Sampler
 
 _DEFAULT_REGISTRY = "runs"
 _DEMO_REGISTRY = "demo/runs"
+_JOB_COMMANDS = ("jobs:run", "setup:demo")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code."""
-    args = _parser().parse_args(argv)
+    _accept_any_name()
+    with displays() as output:
+        args = _parser().parse_args(argv)
+        code = _execute(args)
+        output.flush()
+        if output.loss:
+            print(f"error: {output.loss}", file=sys.stderr)
+            # Of a job the results are on storage; of other commands the output is the result.
+            code = code if args.run in _JOB_COMMANDS else code or 1
+        return code
+
+
+def _execute(args: argparse.Namespace) -> int:
+    """Run the command of parsed arguments. Returns the exit code."""
     logging.basicConfig(
         level=logging.INFO if args.verbose else logging.ERROR,
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
     )
     _quieten_libraries()
-    _print_anything()
+    wait_passively(os.environ)
     module, function = args.run.split(":")
     try:
         return getattr(importlib.import_module(f"dbray.cli.{module}"), function)(args)
@@ -42,25 +60,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DbrayError as exc:
         print(f"error: {exc}", file=sys.stderr)
         return exc.exit_code
-    except BrokenPipeError:
-        # The reader (head, less) has left: nothing more to say, also not at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
 
 
 def _quieten_libraries() -> None:
-    """Silence banners and progress bars of libraries; the user asked dbray, not them."""
+    """Silence banners and progress bars of libraries."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 
 
-def _print_anything() -> None:
-    """Show names that a terminal cannot, such as files' that are not UTF-8, with escapes."""
+def _accept_any_name() -> None:
+    """Print names that a stream cannot encode, such as files' that are not UTF-8, with escapes."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -73,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
         "text-to-image models.",
         epilog="Start with: dbray demo",
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.add_argument("-v", "--verbose", action="store_true", help="log what happens")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_job_commands(commands)
@@ -87,10 +102,10 @@ def _add(commands: Any, name: str, run: str, text: str) -> argparse.ArgumentPars
 
 
 def _add_job_commands(commands: Any) -> None:
-    demo = _add(commands, "demo", "jobs:demo", "personalise six drawn subjects on the miniature")
+    demo = _add(commands, "demo", "setup:demo", "personalise six drawn subjects on the miniature")
     demo.add_argument("-o", "--output", default="demo", help="folder to make (default: demo)")
 
-    init = _add(commands, "init", "jobs:init", "write a manifest and a job file for a folder")
+    init = _add(commands, "init", "setup:init", "write a manifest and a job file for a folder")
     init.add_argument("photos", help="folder with one sub-folder of photographs per subject")
     init.add_argument("-o", "--output", default="job.yaml", help="job file (default: job.yaml)")
     init.add_argument("--class", dest="class_noun", metavar="NOUN",
@@ -113,13 +128,13 @@ def _add_job_commands(commands: Any) -> None:
                      help="stop when more than N subjects have failed")  # fmt: skip
     run.add_argument("--address", help="Ray cluster (default: $RAY_ADDRESS, or a local one)")
 
-    status = _add(commands, "status", "jobs:status", "show the jobs of a storage")
+    status = _add(commands, "status", "status:status", "show the jobs of a storage")
     text = f"storage of the jobs (default: {_DEFAULT_REGISTRY}, or the demo's)"
     status.add_argument("storage", nargs="?", default=_default_registry(), help=text)
     status.add_argument("--watch", action="store_true", help="go on until no job runs")
     status.add_argument("--json", action="store_true", help="print JSON")
 
-    report = _add(commands, "report", "jobs:report", "write the report of a job anew")
+    report = _add(commands, "report", "status:report", "write the report of a job anew")
     report.add_argument("job_folder", help="<storage>/jobs/<job id>, a folder or URI")
 
     schema = _add(commands, "schema", "jobs:schema", "print the JSON Schema of a job file")
@@ -149,7 +164,7 @@ def _add_model_commands(commands: Any) -> None:
     generate.add_argument("--seed", type=int, default=0, help="of the first image (default: 0)")
     generate.add_argument("--steps", type=int, help="sampling steps")
     generate.add_argument("--guidance", type=float, help="guidance scale")
-    generate.add_argument("--sampler", choices=("ddpm", "ddim", "euler_ancestral", "dpm++"))
+    generate.add_argument("--sampler", choices=get_args(Sampler))
     generate.add_argument("--negative", default="", metavar="PROMPT", help="negative prompt")
 
     serve = _add(commands, "serve", "models:serve", "serve every model of a registry over HTTP")

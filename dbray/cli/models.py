@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from dbray import bases
 from dbray.bases import Compute
+from dbray.cli.output import print_table
 from dbray.errors import BaseError, Problem, RegistryError, SpecError, without_secrets
 from dbray.records.models import ModelRecord, Registry
 from dbray.spec.canon import UNTOUCHED
@@ -44,10 +45,12 @@ def list_models(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps([_brief(record) for record in records], indent=2))
         return 0
-    for record in records:
-        name = f"{record.identifier} {record.class_noun}"
-        print(f"{record.name:<48} {name:<24} {record.base:<16} {record.created_at}")
-    if not records:
+    if records:
+        print_table(
+            (one.name, f"{one.identifier} {one.class_noun}", one.base, one.created_at)
+            for one in records
+        )
+    else:
         print(f"no models in {without_secrets(args.registry)}", file=sys.stderr)
     return 0
 
@@ -64,12 +67,14 @@ def show(args: argparse.Namespace) -> int:
     if args.json:
         print(record.model_dump_json(indent=2))
         return 0
-    for name, value in record.model_dump(mode="json", exclude={"loss"}).items():
-        print(f"{name:<14} {value if isinstance(value, str) else json.dumps(value)}")
+    fields = record.model_dump(mode="json", exclude={"loss"})
+    rows = {name: value if isinstance(value, str) else json.dumps(value)
+            for name, value in fields.items()}  # fmt: skip
     if record.loss:
-        print(f"{'loss':<14} {record.loss[0][1]:.4f} at first, {record.loss[-1][1]:.4f} at last")
+        rows["loss"] = f"{record.loss[0][1]:.4f} at first, {record.loss[-1][1]:.4f} at last"
     others = [one.revision for one in registry.revisions(record.id) if one != record]
-    print(f"{'other revs':<14} {', '.join(others) or 'none'}")
+    rows["other revisions"] = ", ".join(others) or "none"
+    print_table(rows.items())
     return 0
 
 
@@ -165,8 +170,7 @@ def _sampling(chosen: dict[str, Any], negative: str, backbone: Backbone) -> Samp
     """The given flags, else what the base's makers recommend."""
     from dbray.method.generate import Sampling
 
-    recommended = backbone.base.defaults.get("previews", {})
-    wanted = Previews.model_validate({**recommended, **chosen})
+    wanted = backbone.base.fill(Previews.model_validate(chosen))
     return Sampling(wanted.sampler, wanted.steps, wanted.guidance, negative)
 
 

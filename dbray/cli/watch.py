@@ -16,7 +16,7 @@ _LINE_SECONDS = 10.0
 
 
 class Terminal:
-    """Draws one bar per phase; fulfils `dbray.run.job.Watch`."""
+    """Draws one bar per phase; a `dbray.run.watch.Watch`."""
 
     def __init__(self) -> None:
         self._progress = Progress(

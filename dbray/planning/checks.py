@@ -1,7 +1,7 @@
-"""All that is wrong with a job, at once: its file, its base, its subjects, images and identifiers.
+"""Everything that is wrong with a job, at once: file, base, subjects, images, identifiers.
 
-A run begins only where nothing is. Owns the order of looking; what is wrong is said by those who
-read each part. Needs neither torch nor Ray, and asks no registry.
+Only a job without errors runs. Owns the order of the checks; those who read a part know what can be
+wrong with it. Needs neither torch nor Ray, and reads no registry.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from dbray import bases
 from dbray.bases import Base
 from dbray.errors import BaseError, Problem, SpecError
 from dbray.planning import names
-from dbray.spec.base import Spec
+from dbray.planning.names import Naming
 from dbray.spec.job import Job, anchored, draft_job
-from dbray.spec.sections import Previews, Prior, Recipe
 from dbray.subjects import validation
 from dbray.subjects.listings import Source
 from dbray.subjects.validation import CheckedSubject
@@ -25,21 +24,23 @@ from dbray.subjects.validation import CheckedSubject
 
 @dataclass(frozen=True)
 class Ready:
-    """A job in which nothing is wrong, with what it left open filled in for its base."""
+    """A job without errors, with what it left open filled in for its base."""
 
     job: Job
     base: Base
     subjects: Sequence[CheckedSubject]
+    naming: Naming
     warnings: Sequence[Problem]
 
 
 @dataclass
 class Checked:
-    """What is right in a job and what it names, and everything that is wrong."""
+    """The usable parts of a job, and everything that is wrong with it."""
 
     job: Job | None = None
     base: Base | None = None
     subjects: Sequence[CheckedSubject] = ()
+    naming: Naming | None = None
     problems: list[Problem] = field(default_factory=list)
 
     @property
@@ -48,14 +49,14 @@ class Checked:
         return [problem for problem in self.problems if problem.severity == "error"]
 
     def ready(self) -> Ready:
-        """Return what a run needs. Raises SpecError, with all the problems, where it may not be."""
-        if self.errors or self.job is None or self.base is None:
+        """Return what a run needs. Raises SpecError, with all the problems, if it has errors."""
+        if self.errors or self.job is None or self.base is None or self.naming is None:
             raise SpecError(self.problems)
-        return Ready(self.job, self.base, self.subjects, self.problems)
+        return Ready(self.job, self.base, self.subjects, self.naming, self.problems)
 
 
 def check_file(file: Path) -> Checked:
-    """Check a job file and all that it names, whatever of it is wrong."""
+    """Check a job file and everything that it names, however much of it is wrong."""
     try:
         draft = draft_job(file)
     except SpecError as exc:
@@ -65,14 +66,14 @@ def check_file(file: Path) -> Checked:
 
 
 def check_job(job: Job) -> Checked:
-    """Check a job made in Python and all that it names. Its paths start from the working folder."""
+    """Check a job made in Python and what it names. Paths are relative to the working folder."""
     folder = Path.cwd()
     job = anchored(job, folder)
     return _check(job, job.subjects, lambda key: f"job.{key}", folder)
 
 
 def _check(job: Job, source: Source | None, where: Callable[[str], str], folder: Path) -> Checked:
-    """Check what a job names; a base of "" and no source are told already."""
+    """Check what a job names. A base of "" and a missing source are reported already."""
     checked = Checked(job)
     if reason := _why_no_folder(job.storage):
         fix = "name a folder, there already or not"
@@ -91,12 +92,13 @@ def _check(job: Job, source: Source | None, where: Callable[[str], str], folder:
     if checked.base is not None:
         checked.job = resolve_job(job, checked.base)
         subjects = [one.subject for one in checked.subjects]
-        checked.problems += names.check_names(checked.job, checked.base, subjects)
+        checked.naming, problems = names.check_names(checked.job, checked.base, subjects)
+        checked.problems += problems
     return checked
 
 
 def _why_no_folder(storage: str) -> str | None:
-    """Say why results cannot be put here, as far as this machine can tell without writing."""
+    """Why results cannot be put here, as far as this machine knows without writing."""
     if "://" in storage:
         return None
     try:
@@ -110,14 +112,9 @@ def _why_no_folder(storage: str) -> str | None:
 
 def resolve_job(job: Job, base: Base) -> Job:
     """Fill what the user left open with the recommendations of the base's makers."""
-    sections: dict[str, Spec] = {}
-    for name, model in (("recipe", Recipe), ("prior", Prior), ("previews", Previews)):
-        section: Spec = getattr(job, name)
-        recommended = dict(base.defaults.get(name, {}))
-        chosen = section.model_dump(include=section.model_fields_set)
-        sections[name] = model.model_validate(recommended | chosen)
-    recipe = sections["recipe"]
-    assert isinstance(recipe, Recipe)
+    recipe = base.fill(job.recipe)
     if recipe.resolution is None:
-        sections["recipe"] = recipe.model_copy(update={"resolution": base.resolution})
+        recipe = recipe.model_copy(update={"resolution": base.resolution})
+    sections = {"recipe": recipe, "prior": base.fill(job.prior),
+                "previews": base.fill(job.previews)}  # fmt: skip
     return job.model_copy(update=sections)

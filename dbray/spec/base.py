@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import to_jsonable_python
 
+from dbray.errors import SpecError
+from dbray.spec.problems import problems_of
 
-class Spec(BaseModel):
+
+class _Reporting(type(BaseModel)):
+    """Constructors called from Python report mistakes as SpecError, as a job file's are."""
+
+    def __call__(cls, *args: Any, **fields: Any) -> Any:
+        try:
+            return super().__call__(*args, **fields)
+        except ValidationError as exc:
+            model = cast("type[BaseModel]", cls)
+            raise SpecError(problems_of(exc, cls.__name__, model=model)) from exc
+
+
+class Spec(BaseModel, metaclass=_Reporting):
     """A frozen value with known fields only."""
 
     # Infinity passes every lower bound, and makes models that nobody can read.

@@ -6,6 +6,7 @@ mistakes is read. What stands in its sections is dbray.spec.sections's.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,8 @@ _STORAGE_SCHEMES = ("file", "s3", "gs", "gcs", "hdfs", "viewfs", "abfs", "abfss"
 
 
 def _branch_of(subjects: Any) -> str:
-    return ADDRESS_BRANCH if isinstance(subjects, str) else LIST_BRANCH
+    is_address = isinstance(subjects, str | os.PathLike)
+    return ADDRESS_BRANCH if is_address else LIST_BRANCH
 
 
 # With a discriminator, a mistake in a subject is not also told as "should be a string".

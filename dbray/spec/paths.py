@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, BeforeValidator
 
 MINIATURE = "miniature"
 """The base that comes with dbray."""
@@ -31,7 +31,11 @@ def _check_address(address: str) -> str:
     return address
 
 
-Address = Annotated[str, AfterValidator(_check_address)]
+def _text_of_path(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+Address = Annotated[str, BeforeValidator(_text_of_path), AfterValidator(_check_address)]
 """A local path or a URI."""
 
 

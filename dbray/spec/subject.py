@@ -5,10 +5,11 @@ Its images are paths or URIs; whether they exist and decode is checked by dbray.
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator
 
 from dbray.errors import SpecError
 from dbray.spec.base import Spec
@@ -18,12 +19,16 @@ from dbray.spec.problems import problems_of
 from dbray.spec.text_files import Item
 
 
+def _in_list(value: Any) -> Any:
+    return (value,) if isinstance(value, str | os.PathLike) else value
+
+
 class Subject(Spec):
     """What to personalise for: a few photographs of one thing, and its class noun."""
 
     id: SubjectId = Field(description="Unique name; becomes the published model's id.")
     class_noun: str = Field(min_length=1, max_length=64, description='Coarse class, e.g. "dog".')
-    images: tuple[Address, ...] = Field(
+    images: Annotated[tuple[Address, ...], BeforeValidator(_in_list)] = Field(
         description="Paths or URIs of 3 to 6 photographs, or the path of a folder of them on this "
         "machine."
     )

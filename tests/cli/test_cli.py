@@ -139,7 +139,7 @@ def test_init_refuses_folders_whose_ids_clash(tmp_path, capsys):
     told = capsys.readouterr().err
     assert all(part in told for part in ("photos/Mein Hund", "photos/mein-hund", "rename"))
     assert main(["init", str(tmp_path / "nope"), "-o", str(tmp_path / "my.yaml")]) == 2
-    assert "is no folder" in capsys.readouterr().err
+    assert "is not a folder" in capsys.readouterr().err
 
 
 def test_the_demo_needs_a_folder(tmp_path, capsys):
@@ -365,7 +365,7 @@ def test_report_takes_a_folder_or_a_uri(tmp_path, monkeypatch, capsys, form):
     assert "report.html" in capsys.readouterr().out
     for wrong in (f"{given.rstrip('/')}x", str(tmp_path)):
         assert main(["report", wrong]) == 2
-        assert "is no folder of a job" in capsys.readouterr().err
+        assert "is not the folder of a job" in capsys.readouterr().err
 
 
 def test_serve_passes_the_base_on(tiny_base, tmp_path, monkeypatch):
@@ -412,7 +412,7 @@ def test_status_of_an_empty_storage(tmp_path, capsys):
     assert main(["status", str(tmp_path)]) == 0
     assert "no jobs" in capsys.readouterr().out
     assert main(["status", str(tmp_path / "nowhere")]) == 2
-    assert "is no folder" in capsys.readouterr().err
+    assert "is not a folder" in capsys.readouterr().err
 
 
 def test_unwritable_storage_is_told_and_left_alone(tiny_base, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Which identifier a subject goes by, and what is said against those that users chose."""
+"""Which identifier a subject gets, and the problems with those that users chose."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import weakref
 
 import pytest
 from kit.records import record
+from kit.worlds import load_job
 
 from dbray import bases
 from dbray.errors import SpecError
 from dbray.planning import identifiers
+from dbray.planning.checks import check_job
 from dbray.planning.names import check_names, name_subjects
+from dbray.planning.plan import make_plan
 from dbray.records.models import Registry
 from dbray.spec.job import Job
 from dbray.spec.sections import Identifiers
@@ -38,34 +41,46 @@ def subject(subject_id, identifier=None):
     )
 
 
+def name(job, base, subjects, registry):
+    """Name subjects as a plan does."""
+    naming, problems = check_names(job, base, subjects)
+    if naming is None:
+        raise SpecError(problems)
+    return name_subjects(job, base, naming, registry)
+
+
+def problems_of(base, *subjects):
+    return check_names(JOB, base, subjects)[1]
+
+
 def shared(problems):
-    return [(one.subject, one.what) for one in problems if "is that of" in one.what]
+    return [(one.subject, one.what) for one in problems if "is also that of" in one.what]
 
 
-def test_subjects_that_share_a_name_are_told_before_any_registry_is_asked(base):
-    told = shared(check_names(JOB, base, [subject("rex", "zb zd"), subject("tom", "ZB  zd")]))
-    assert told == [("tom", "its identifier 'ZB  zd' is that of subject rex too")]
-    assert not shared(check_names(JOB, base, [subject("rex", "zb"), subject("tom", "zd")]))
+def test_subjects_that_share_an_identifier_are_reported_without_a_registry(base):
+    found = shared(problems_of(base, subject("rex", "zb zd"), subject("tom", "ZB  zd")))
+    assert found == [("tom", "its identifier 'ZB  zd' is also that of subject rex")]
+    assert not shared(problems_of(base, subject("rex", "zb"), subject("tom", "zd")))
 
 
-def test_a_name_that_a_published_model_has_is_told_whatever_its_case(base, registry):
+def test_an_identifier_of_a_published_model_is_reported_whatever_its_case(base, registry):
     registry.publish(record("fido", identifier="zb"), {"unet.safetensors": b"weights"})
-    names, warnings = name_subjects(JOB, base, [subject("rex", "ZB")], registry)
+    names, warnings = name(JOB, base, [subject("rex", "ZB")], registry)
     assert names == {"rex": "ZB"}
-    assert shared(warnings) == [("rex", "its identifier 'ZB' is that of a published model too")]
+    assert shared(warnings) == [("rex", "its identifier 'ZB' is also that of a published model")]
 
 
 def test_an_identifier_of_spaces_is_refused(base, registry):
     subjects = [subject("rex", "  "), subject("tom", "zb")]
-    [problem] = check_names(JOB, base, subjects)
+    [problem] = problems_of(base, *subjects)
     assert (problem.severity, problem.subject) == ("error", "rex")
-    with pytest.raises(SpecError, match="of spaces"):
-        name_subjects(JOB, base, subjects, registry)
+    with pytest.raises(SpecError, match="consists of spaces"):
+        name(JOB, base, subjects, registry)
 
 
 def test_a_tokenizer_that_cannot_be_read_is_a_problem(base, tmp_path):
     elsewhere = dataclasses.replace(base, folder=tmp_path)
-    [problem] = check_names(JOB, elsewhere, [subject("rex")])
+    [problem] = problems_of(elsewhere, subject("rex"))
     assert (problem.severity, problem.where) == ("error", "base")
 
 
@@ -82,7 +97,7 @@ def test_records_of_published_models_are_not_kept(base, registry, monkeypatch):
             yield one
 
     monkeypatch.setattr(registry, "list", watched)
-    name_subjects(JOB, base, [subject("rex")], registry)
+    name(JOB, base, [subject("rex")], registry)
     assert len(seen) == 9
     assert most_alive <= 3
 
@@ -94,10 +109,20 @@ def test_the_subjects_left_of_a_job_that_is_continued_keep_their_names(base, reg
     few = Identifiers(rank_range=(ids[0], ids[4]))  # four candidates
     job = JOB.model_copy(update={"identifiers": few})
     subjects = [subject(f"s{number}") for number in range(6)]
-    names, _ = name_subjects(job, base, subjects, registry)
+    names, _ = name(job, base, subjects, registry)
     assert {len(name.split()) for name in names.values()} == {2}
     for number in (0, 2, 5):  # for the three that are left, one token would do
-        name = names[f"s{number}"]
-        published = record(f"s{number}", number, identifier=name, base_digest=base.digest)
+        drawn = names[f"s{number}"]
+        published = record(f"s{number}", number, identifier=drawn, base_digest=base.digest)
         registry.publish(published, {"unet.safetensors": b"weights"})
-    assert name_subjects(job, base, subjects, registry)[0] == names
+    assert name(job, base, subjects, registry)[0] == names
+
+
+def test_the_vocabulary_is_searched_once_for_checks_and_plan(tiny_base, tmp_path, monkeypatch):
+    calls, search = [], identifiers.candidates
+    monkeypatch.setattr(
+        identifiers, "candidates", lambda *args: calls.append(args) or search(*args)
+    )
+    job = load_job(tmp_path, tiny_base, {"rex": "dog"})
+    make_plan(check_job(job).ready(), Store(job.storage))
+    assert len(calls) == 1

@@ -14,14 +14,8 @@ from dbray import bases
 from dbray.errors import LaneLost, SpecError, SubjectError
 from dbray.hardware import Hardware
 from dbray.planning.checks import check_job, resolve_job
-from dbray.planning.plan import (
-    estimate,
-    latest_rates,
-    make_plan,
-    num_lanes,
-    num_prior_actors,
-    too_small,
-)
+from dbray.planning.cost import estimate, latest_rates, num_lanes, num_prior_actors, too_small
+from dbray.planning.plan import make_plan
 from dbray.records.results import RESULTS_FILE, Failure, Outcome, Rates
 from dbray.run.journal import Journal
 from dbray.spec.job import Job

@@ -33,8 +33,14 @@ from dbray.records import previews as layout
 from dbray.records.models import Registry
 from dbray.records.results import read_summary
 from dbray.run import job as job_module
-from dbray.run.job import RunOptions, Silence, run_job
+from dbray.run import phases, recorder
+from dbray.run.job import run_job
 from dbray.run.journal import Journal
+from dbray.run.options import RunOptions
+from dbray.run.phases import PreviewImages
+from dbray.run.recorder import Recorder
+from dbray.run.tally import Tally
+from dbray.run.watch import Silence
 from dbray.sampling.pool import SamplingPool
 from dbray.spec.canon import utc_now
 from dbray.spec.job import Job
@@ -118,9 +124,9 @@ def test_a_record_that_cannot_be_read_costs_its_previews_and_no_more(finished, t
     plan, listener = make_plan(ready, store), Listener()
     bob = Registry(store).find("bob")
     store.write_bytes(f"models/bob/{bob.revision}/model.json", b"{")
-    run = job_module._Run(plan, Journal(store, ran.id), RunOptions(), listener)
-    asked = {one.record.id for one in run._without_previews(Registry(store))}
-    assert asked == SUBJECTS.keys() - {"bob"}
+    passed_on = Recorder(Tally(plan, ""), Journal(store, ran.id), listener)
+    wanted = {one.record.id for one in PreviewImages(plan, passed_on).requests()}
+    assert wanted == SUBJECTS.keys() - {"bob"}
     [note] = listener.notes
     assert note.startswith("no previews of bob: ")
 
@@ -189,7 +195,7 @@ def test_a_run_lives_also_while_it_waits_for_a_cluster(tiny_base, tmp_path, monk
         yield
 
     monkeypatch.setattr(job_module, "connected", deaf)
-    monkeypatch.setattr(job_module, "_HERALD_SECONDS", 0.1)
+    monkeypatch.setattr(recorder, "_HEARTBEAT_SECONDS", 0.1)
     with pytest.raises(SpecError):
         run_job(job)
     assert summary().state == "broken"
@@ -210,7 +216,7 @@ def test_how_a_run_ended_is_written_before_the_cluster_goes(tiny_base, tmp_path,
         raise KeyboardInterrupt
 
     monkeypatch.setattr(job_module, "connected", connected)
-    monkeypatch.setattr(job_module, "hardware", interrupted)
+    monkeypatch.setattr(phases, "hardware", interrupted)
     assert run_job(job).state == "interrupted"
     assert at_the_end == ["interrupted"]
 
@@ -225,8 +231,8 @@ def test_class_images_are_made_on_what_the_job_says(tiny_base, tmp_path, monkeyp
         raise KeyboardInterrupt
 
     monkeypatch.setattr(job_module, "connected", lambda address, note: nullcontext())
-    monkeypatch.setattr(job_module, "hardware", lambda: Hardware(num_cpus=8, num_gpus=0))
-    monkeypatch.setattr(job_module, "make_priors", interrupted)
+    monkeypatch.setattr(phases, "hardware", lambda: Hardware(num_cpus=8, num_gpus=0))
+    monkeypatch.setattr(phases, "make_priors", interrupted)
     run_job(job)
     assert pools == [SamplingPool(num_actors=3, threads=2, device="cuda")]
 

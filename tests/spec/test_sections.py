@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from dbray.errors import SpecError
 from dbray.spec.sections import Previews, Prior, Recipe
 from dbray.spec.subject import Subject
 
@@ -13,7 +14,7 @@ def test_a_sampler_has_room_for_its_steps():
 
     for model in (Prior, Previews):
         most = model(steps=999).steps
-        with pytest.raises(ValueError, match="999"):
+        with pytest.raises(SpecError, match="999"):
             model(steps=1000)
     scheduler = DDIMScheduler(timestep_spacing="leading", steps_offset=1)
     scheduler.set_timesteps(most)
@@ -22,7 +23,7 @@ def test_a_sampler_has_room_for_its_steps():
 
 @pytest.mark.parametrize("bad", ["", "Rex", "../rex", "-rex", "a" * 64, "re/x", "rex\n", "ré"])
 def test_ids_that_could_leave_their_folder_are_refused(bad):
-    with pytest.raises(ValueError, match="id"):
+    with pytest.raises(SpecError, match="id"):
         Subject(id=bad, class_noun="dog", images=())
 
 

@@ -68,7 +68,7 @@ class Replica:
         self._device = _device(options.device)
         base = bases.resolve(options.base or MINIATURE, options.base_revision)
         self._backbone = bases.load(base, Compute(self._device, options.precision))
-        self._defaults = Previews.model_validate(base.defaults.get("previews", {}))
+        self._defaults = base.fill(Previews())
         self._scratch = Scratch(options.scratch)
         # Apart, so that slow storage delays neither loading nor sampling.
         self._readers = ThreadPoolExecutor(_NUM_READERS, "reader")

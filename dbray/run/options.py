@@ -1,0 +1,21 @@
+"""How to run a job, beside what the job itself says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How to run a job, beside what the job itself says."""
+
+    retry_failed: bool = False
+    """Also try again subjects whose error would repeat itself."""
+    max_failures: int | None = None
+    """Stop when more subjects than this have failed."""
+    address: str | None = None
+    """Ray cluster to use; None starts one for this process."""
+    command: str | None = None
+    """Shell command that runs this job, for the hints in the report; None if run from Python."""
+    skip_invalid: bool = False
+    """Train the valid subjects; list the others in failed.jsonl."""

@@ -1,0 +1,148 @@
+"""The phases of a run: class images, training, previews. Each does what the plan lacks.
+
+Owns what a phase needs of the plan. The order of phases and the end of a run are job.py's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from dbray.cluster import hardware
+from dbray.errors import DbrayError, SpecError, TooManyFailures
+from dbray.lanes.checkpoint import forget_checkpoints
+from dbray.lanes.group import open_lanes
+from dbray.planning.cost import num_lanes, too_small
+from dbray.planning.plan import Plan, PlannedSubject
+from dbray.records import previews as layout
+from dbray.records.models import Registry
+from dbray.run.recorder import Recorder
+from dbray.sampling.pool import SamplingPool
+from dbray.sampling.previews import PreviewRequest, describe, make_previews
+from dbray.sampling.priors import make_priors
+
+_LOOKUPS_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class ClassImages:
+    """Makes the class images that storage lacks."""
+
+    plan: Plan
+    recorder: Recorder
+
+    def run(self) -> None:
+        """Make them. Raises LaneLost, StoreError."""
+        if not self.plan.missing_priors:
+            return
+        with self.recorder.phase("class images"):
+            self.recorder.tally.priors = make_priors(
+                self.recorder.journal.store,
+                self.plan.base,
+                self.plan.missing_priors,
+                _pool(self.plan),
+                self.recorder.progress,
+            )
+
+
+@dataclass(frozen=True)
+class Training:
+    """Trains and publishes the subjects that remain."""
+
+    plan: Plan
+    recorder: Recorder
+    max_failures: int | None = None
+
+    def count_lanes(self) -> None:
+        """Count the lanes that the cluster holds. Raises SpecError if it holds none."""
+        if self.plan.to_train:
+            held = hardware()
+            lanes = self.recorder.tally.lanes = num_lanes(self.plan, held)
+            if not lanes:
+                raise SpecError([too_small(self.plan.job.resources, held)])
+
+    def run(self) -> None:
+        """Train. Raises LaneLost, StoreError, TooManyFailures."""
+        if not self.plan.to_train:
+            return
+        job, journal = self.plan.job, self.recorder.journal
+        with (
+            self.recorder.phase("training"),
+            open_lanes(job, self.plan.base, self.plan.to_train, self.recorder.tally.lanes,
+                       journal.lanes_folder, self.recorder.watch.note) as lanes,
+        ):  # fmt: skip
+            for snapshot in lanes.snapshots():
+                self.recorder.take(snapshot)
+                self._stop_at_max_failures()
+        journal.forget_lanes()
+        self.forget_checkpoints()
+
+    def forget_checkpoints(self) -> None:
+        """Remove all checkpoints that no run will continue from: they are large."""
+        resumable = self.recorder.tally.resumable
+        forget_checkpoints(self.recorder.journal.store, self.plan.job.id, resumable)
+
+    def _stop_at_max_failures(self) -> None:
+        num_failed = len(self.recorder.tally.failed)
+        if self.max_failures is not None and num_failed > self.max_failures:
+            raise TooManyFailures(
+                f"stopped: {num_failed} subjects failed, more than --max-failures "
+                f"{self.max_failures}; fix the cause and run again with --retry-failed"
+            )
+
+
+@dataclass(frozen=True)
+class PreviewImages:
+    """Makes the previews that published models lack."""
+
+    plan: Plan
+    recorder: Recorder
+
+    def requests(self) -> list[PreviewRequest]:
+        """List the published subjects without previews, or with other previews than wanted."""
+        if not self.plan.job.previews.prompts:
+            return []
+        with ThreadPoolExecutor(_LOOKUPS_AT_ONCE) as threads:
+            found = threads.map(self._request, self.plan.subjects)
+            return [one for one in found if one is not None]
+
+    def _request(self, planned: PlannedSubject) -> PreviewRequest | None:
+        registry = Registry(self.recorder.journal.store)
+        subject, model = planned.subject, f"{planned.subject.id}@{planned.revision}"
+        wanted = describe(self.plan.job.previews, subject.class_noun, planned.identifier)
+        try:
+            if not registry.has(subject.id, planned.revision):
+                return None
+            if layout.annex(registry.store, model).has(wanted):
+                return None
+            record = registry.find(model)
+        except DbrayError as exc:  # one bad subject never stops a job
+            self._report_missing(subject.id, str(exc))
+            return None
+        # The loss curves of 100,000 subjects would fill gigabytes.
+        return PreviewRequest(record.model_copy(update={"loss": ()}), subject.images)
+
+    def run(self, requests: Sequence[PreviewRequest]) -> None:
+        """Make previews; a model that cannot have them is reported, and stops nothing."""
+        if not requests:
+            return
+        with self.recorder.phase("previews"):
+            failures = make_previews(
+                self.recorder.journal.store,
+                self.plan.base,
+                requests,
+                self.plan.job.previews,
+                _pool(self.plan),
+                self.recorder.progress,
+            )
+        for model_id, reason in failures:
+            self._report_missing(model_id, reason)
+
+    def _report_missing(self, model_id: str, reason: str) -> None:
+        self.recorder.watch.note(f"no previews of {model_id}: {reason}")
+
+
+def _pool(plan: Plan) -> SamplingPool:
+    resources = plan.job.resources
+    return SamplingPool(resources.prior_actors, resources.threads_per_worker, resources.device)

@@ -1,0 +1,94 @@
+"""Where a run reports to: its tally, the journal on storage, the watch, and the metrics.
+
+Phases report here; what each receiver does with it is its own concern.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from dbray import metrics
+from dbray.errors import DbrayError
+from dbray.lanes.leases import Snapshot
+from dbray.records.results import Summary
+from dbray.run.journal import Journal
+from dbray.run.tally import State, Tally
+from dbray.run.watch import Watch
+
+logger = logging.getLogger(__name__)
+
+_HEARTBEAT_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Recorder:
+    """Passes on what happens in a run."""
+
+    tally: Tally
+    journal: Journal
+    watch: Watch
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time a phase; `progress` within it is that phase's."""
+        with self.tally.phase(name):
+            yield
+
+    def progress(self, done: int, total: int, detail: str = "") -> None:
+        """Report that `done` of `total` are finished in the running phase."""
+        self.watch.progress(self.tally.progress(done, total), done, total, detail)
+
+    def take(self, snapshot: Snapshot) -> None:
+        """Report the state of the lanes, and the subjects that ended."""
+        for outcome in snapshot.outcomes:
+            self.tally.add(outcome)
+            self.watch.ended(outcome)
+            metrics.subjects().inc(tags={"status": outcome.status})
+        self.tally.snapshot = snapshot
+        metrics.pending_subjects().set(snapshot.num_pending)
+        metrics.lanes().set(len(snapshot.in_flight))
+        steps = self.tally.plan.job.recipe.steps
+        in_flight = (at for _, at in sorted(snapshot.in_flight.items()))
+        detail = ", ".join(f"{subject_id} {step}/{steps}" for subject_id, step in in_flight)
+        self.progress(snapshot.num_ended, snapshot.num_subjects, detail)
+        self.write_if_due()
+
+    @contextmanager
+    def heartbeat(self) -> Iterator[None]:
+        """Keep the journal current while the run waits: a silent run counts as dead."""
+        over = threading.Event()
+        thread = threading.Thread(target=self._beat, args=(over,), name="heartbeat", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    def _beat(self, over: threading.Event) -> None:
+        while not over.wait(_HEARTBEAT_SECONDS):
+            try:
+                self.write_if_due()
+            except DbrayError as exc:  # the main thread meets the same error, and raises it
+                logger.warning("journal not written error=%s", exc)
+
+    def write_if_due(self) -> None:
+        """Write the journal, unless the last time was a moment ago."""
+        if self.journal.is_due:
+            self.write("running")
+
+    def write(self, state: State, error: str | None = None) -> Summary:
+        """Write the journal; returns the summary."""
+        outcomes = tuple(self.tally.outcomes.values())
+        summary = self.tally.summary(state, error)
+        if state != "running":
+            failed = {outcome.id for outcome in outcomes if outcome.status == "failed"}
+            self.journal.write_failed(
+                [one.subject for one in self.tally.plan.subjects if one.subject.id in failed]
+            )
+        self.journal.write(outcomes, summary)
+        return summary

@@ -1,0 +1,177 @@
+"""The tally of a run: how subjects ended, how long phases took, and the summary of it all.
+
+Counts what it is given. Knows neither storage nor Ray nor who is shown the summary.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+from dbray.lanes.leases import Snapshot
+from dbray.planning.plan import Plan, PlannedSubject
+from dbray.records.results import (
+    InFlight,
+    Outcome,
+    PhaseProgress,
+    Rates,
+    Status,
+    Summary,
+    causes,
+    counts,
+)
+from dbray.sampling.priors import PriorReport
+from dbray.spec.canon import utc_now
+
+RETRY_IN_PYTHON = "run_job(job, RunOptions(retry_failed=True))"
+
+State = Literal["running", "finished", "stopped", "interrupted", "broken"]
+
+
+@dataclass
+class _Phase:
+    """The phase that is running."""
+
+    name: str
+    started: float
+    done: int = 0
+    total: int = 0
+
+    @property
+    def progress(self) -> PhaseProgress:
+        seconds = round(time.monotonic() - self.started, 2)
+        return PhaseProgress(name=self.name, done=self.done, total=self.total, seconds=seconds)
+
+
+@dataclass
+class Tally:
+    """What a run has counted so far."""
+
+    plan: Plan
+    retry_command: str
+    rates: Rates | None = None
+    """Those of the run before, until this run has its own."""
+    lanes: int = 0
+    priors: PriorReport | None = None
+    snapshot: Snapshot | None = None
+    outcomes: dict[str, Outcome] = field(init=False)
+    failed: set[str] = field(default_factory=set)
+    """Ids of the subjects that failed in this run; those of earlier runs are left out."""
+    _phase: _Phase | None = None
+    _phase_seconds: dict[str, float] = field(default_factory=dict)
+    _started: float = field(default_factory=time.monotonic)
+    _started_at: str = field(default_factory=utc_now)
+
+    def __post_init__(self) -> None:
+        kept = {one.subject.id: _without_attempt(one, "kept") for one in self.plan.kept}
+        self.outcomes = kept | dict(self.plan.failed)
+
+    def add(self, outcome: Outcome) -> None:
+        """Count the end of a subject."""
+        self.outcomes[outcome.id] = outcome
+        (self.failed.add if outcome.error else self.failed.discard)(outcome.id)
+
+    def mark_unfinished(self) -> None:
+        """Give every subject that has not ended the outcome 'unfinished'."""
+        for planned in self.plan.to_train:
+            unfinished = _without_attempt(planned, "unfinished")
+            self.outcomes.setdefault(planned.subject.id, unfinished)
+
+    @property
+    def resumable(self) -> set[str]:
+        """Revisions that this run or the next may continue from a checkpoint."""
+        ended = {
+            one.id
+            for one in self.outcomes.values()
+            if one.is_published or (one.error and not one.error.retryable)
+        }
+        return {one.revision for one in self.plan.to_train if one.subject.id not in ended}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time a phase."""
+        self._phase = phase = _Phase(name, time.monotonic())
+        try:
+            yield
+        finally:
+            self._phase = None
+            self._phase_seconds[name] = time.monotonic() - phase.started
+
+    def progress(self, done: int, total: int) -> str:
+        """Note the progress of the running phase; returns the phase's name."""
+        assert self._phase is not None
+        self._phase.done, self._phase.total = done, total
+        return self._phase.name
+
+    def summary(self, state: State, error: str | None = None) -> Summary:
+        """Sum up the run at this moment."""
+        outcomes = tuple(self.outcomes.values())
+        published = [outcome for outcome in outcomes if outcome.status == "published"]
+        wall = time.monotonic() - self._started
+        phase, snapshot = self._phase, self.snapshot if state == "running" else None
+        return Summary(
+            job_id=self.plan.job.id,
+            state=state,
+            error=error,
+            counts=counts(outcomes),
+            num_subjects=len(self.plan.subjects),
+            started_at=self._started_at,
+            updated_at=utc_now(),
+            wall_seconds=round(wall, 2),
+            phase_seconds={name: round(taken, 2) for name, taken in self._phase_seconds.items()},
+            subjects_per_hour=round(len(published) / wall * 3600, 1),
+            prior_images=self.priors.num_images if self.priors else 0,
+            prior_images_per_second=_images_per_second(self.priors),
+            prior_sets=len(self.priors.digests) if self.priors else 0,
+            train_steps=sum(outcome.steps for outcome in published),
+            lanes=self.lanes,
+            phase=phase and phase.progress,
+            in_flight=_in_flight(snapshot) if snapshot else {},
+            pending=snapshot.num_pending if snapshot else None,
+            failures=causes(outcomes),
+            retry_command=self.retry_command,
+            base_digest=self.plan.base.digest,
+            rates=_rates(published, self.priors) or self.rates,
+        )
+
+
+def _without_attempt(planned: PlannedSubject, status: Status) -> Outcome:
+    """The outcome of a subject that this run did not train."""
+    return Outcome(
+        id=planned.subject.id,
+        class_noun=planned.subject.class_noun,
+        status=status,
+        revision=planned.revision,
+        identifier=planned.identifier,
+    )
+
+
+def _in_flight(snapshot: Snapshot) -> dict[str, InFlight]:
+    return {
+        lane: InFlight(id=subject_id, step=step)
+        for lane, (subject_id, step) in sorted(snapshot.in_flight.items())
+    }
+
+
+def _rates(published: Sequence[Outcome], priors: PriorReport | None) -> Rates | None:
+    """What the next plan's estimate is based on; None if nothing was trained."""
+    steps = sum(outcome.steps for outcome in published)
+    if not steps:
+        return None
+    train = sum(outcome.timings.get("train", 0.0) for outcome in published)
+    other = sum(sum(outcome.timings.values()) for outcome in published) - train
+    return Rates(
+        step_seconds=round(train / steps, 6),
+        overhead_seconds=round(other / len(published), 4),
+        prior_images_per_second=_images_per_second(priors),
+    )
+
+
+def _images_per_second(priors: PriorReport | None) -> float | None:
+    """Class images per second; None if the run made none."""
+    if priors is None or not priors.num_images:
+        return None
+    return round(priors.images_per_second, 2)

@@ -1,0 +1,60 @@
+"""The package as Python code uses it."""
+
+from __future__ import annotations
+
+import doctest
+from pathlib import Path
+
+import pytest
+from kit.worlds import write_job, write_photos
+
+import dbray
+from dbray.errors import DbrayError
+
+
+def test_paths_and_a_folder_are_taken(tmp_path, tiny_base):
+    rex = dbray.Subject(id="rex", class_noun="dog", images=tmp_path / "rex")
+    assert rex.images == (str(tmp_path / "rex"),)
+    job = dbray.Job(base=tiny_base, subjects=tmp_path / "photos", storage=tmp_path / "runs")
+    assert (job.base, job.subjects) == (str(tiny_base), str(tmp_path / "photos"))
+    several = dbray.Subject(id="rex", class_noun="dog", images=[Path("a.png"), "b.png"])
+    assert several.images == ("a.png", "b.png")
+
+
+def test_a_mistake_in_a_constructor_is_that_of_a_job_file():
+    with pytest.raises(DbrayError) as caught:
+        dbray.Recipe(stepz=3, batch_size=0)
+    problems = {one.what.partition(":")[0]: one for one in caught.value.problems}
+    assert problems.keys() == {"stepz", "batch_size"}
+    assert problems["stepz"].where == "Recipe"
+    assert "write 'steps'" in problems["stepz"].fix
+
+
+def test_a_nested_mistake_is_reported_by_the_outer_constructor():
+    with pytest.raises(DbrayError, match=r"Job: recipe\.steps: .*greater"):
+        dbray.Job(base="miniature", subjects="photos", recipe={"steps": 0})
+
+
+def test_a_missing_job_file_is_a_dbray_error(tmp_path):
+    with pytest.raises(DbrayError, match="does not exist"):
+        dbray.run(tmp_path / "none.yaml")
+
+
+@pytest.mark.ray
+def test_the_example_of_the_package_runs(ray_session, tiny_base, tmp_path, monkeypatch):
+    write_photos(tmp_path / "photos", {"rex": "dog"})
+    (tmp_path / "base").symlink_to(tiny_base)
+    monkeypatch.chdir(tmp_path)
+    example = dbray.__doc__.replace("steps=4)", "steps=4, prior_weight=0)").replace(
+        'storage="runs"', 'storage="runs", previews={"prompts": []}'
+    )
+    [test] = [doctest.DocTestParser().get_doctest(example, {}, "dbray", None, 0)]
+    assert doctest.DocTestRunner().run(test) == (0, 5)
+
+
+@pytest.mark.ray
+def test_a_job_file_runs_by_its_path_and_again(ray_session, tiny_base, tmp_path):
+    file = write_job(tmp_path, tiny_base, {"rex": "dog"}, recipe={"prior_weight": 0, "steps": 2},
+                     previews={"prompts": []})  # fmt: skip
+    assert dbray.run(file).exit_code == 0
+    assert dbray.run(str(file)).summary.counts["kept"] == 1
