@@ -5,6 +5,7 @@
     ├── SubjectError         one subject's images or fields are unusable      *
     ├── BaseError            the base model cannot be found, read or trusted  exit 2
     ├── StoreError           storage cannot be read or written                exit 1
+    │   ├── FileMissing      a file is not there
     │   └── DigestMismatch   a stored file is not what was published
     ├── RegistryError        a registry request cannot be carried out         exit 2
     │   └── ModelNotFound
@@ -94,6 +95,10 @@ class StoreError(DbrayError):
     """Storage cannot be read or written. Remote storage often answers the second time."""
 
     retryable = True
+
+
+class FileMissing(StoreError):
+    """A file is not there. On shared storage it may appear later."""
 
 
 class DigestMismatch(StoreError):

@@ -19,6 +19,7 @@ from torch import distributed as dist
 from dbray.errors import StoreError, TrainError
 from dbray.method.engine import Engine
 from dbray.method.loop import LossPoint, Progress, Share
+from dbray.storage.committed import Committed
 from dbray.storage.store import Store
 
 logger = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ class Checkpoint:
             if not all(self._store.is_committed(self._rank_folder(step, rank)) for rank in ranks):
                 return None
             folder = self._rank_folder(step, self._share.rank)
-            return load_tensors(self._store.read_committed(folder, _STATE))
+            return load_tensors(Committed(self._store, folder).read(_STATE))
         except (StoreError, SafetensorError) as exc:
             self._warn(step, exc)
             return None

@@ -11,8 +11,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
-from dbray.errors import DigestMismatch, ModelNotFound
+from dbray.errors import DigestMismatch, FileMissing, ModelNotFound
 from dbray.records.models import folder_of
+from dbray.storage.committed import Committed
 from dbray.storage.store import FileRecord, Store, digest
 
 logger = logging.getLogger(__name__)
@@ -48,40 +49,43 @@ class Annex:
 
     def has(self, files: Mapping[str, bytes]) -> bool:
         """Say whether these files are in the annex; only its marker is read."""
-        found = self._published()
+        found = self._files(self._committed())
         return bool(found) and all(
             name in found and found[name].sha256 == digest(data) for name, data in files.items()
         )
 
     def names(self) -> list[str]:
         """List the files of the annex; empty if there is none."""
-        return sorted(self._published())
+        return sorted(self._files(self._committed()))
 
     def read(self) -> dict[str, bytes] | None:
         """Return every file by name; None if there is no annex, or any file is damaged."""
-        published = self._published()
-        found = {name: self._read(name, one) for name, one in published.items()}
+        folder = self._committed()
+        found = {name: self._read(folder, name) for name in self._files(folder)}
         whole = {name: data for name, data in found.items() if data is not None}
-        return whole if whole and len(whole) == len(published) else None
+        return whole if whole and len(whole) == len(found) else None
 
     def file(self, name: str) -> bytes | None:
         """Return one file; None if it is not in the annex, or damaged."""
-        published = self._published().get(name)
-        return None if published is None else self._read(name, published)
+        folder = self._committed()
+        return self._read(folder, name) if name in self._files(folder) else None
 
-    def _published(self) -> dict[str, FileRecord]:
+    def _committed(self) -> Committed:
+        return Committed(self._store, self._folder)
+
+    def _files(self, folder: Committed) -> dict[str, FileRecord]:
         """The files by the marker; empty if there is no marker, or a damaged one."""
         try:
-            if not self._store.is_committed(self._folder):
-                return {}
-            return self._store.committed(self._folder)
+            return folder.files
+        except FileMissing:
+            return {}
         except DigestMismatch as exc:
             self._warn(exc)
             return {}
 
-    def _read(self, name: str, published: FileRecord) -> bytes | None:
+    def _read(self, folder: Committed, name: str) -> bytes | None:
         try:
-            return self._store.read_recorded(f"{self._folder}/{name}", published)
+            return folder.read(name)
         except DigestMismatch as exc:
             self._warn(exc)
             return None

@@ -1,8 +1,8 @@
 """Published models: where they are, and how they are published, found, listed and removed.
 
 Owns the tree `models/<subject id>/<revision>/` and ModelRecord, the file model.json in it. There is
-no index: the tree is the truth, and finding one model is one look-up, however many there are. Knows
-neither how a model was made nor who serves it.
+no index: the tree is the truth, and finding one model is one look-up, however many there are. Does
+not know how a model was made or who serves it, nor what lies beside its weights: those are annexes.
 """
 
 from __future__ import annotations
@@ -12,15 +12,18 @@ import logging
 import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from dbray.errors import DigestMismatch, ModelNotFound, RegistryError, StoreError
+from dbray.errors import DigestMismatch, FileMissing, ModelNotFound, RegistryError, StoreError
 from dbray.spec.base import Spec
 from dbray.spec.canon import SUBJECT_ID_PATTERN, SubjectId
 from dbray.spec.sections import Prior, Recipe
-from dbray.storage.store import FileRecord, Store
+from dbray.storage.committed import Committed
+from dbray.storage.store import Store
 
 REVISION_LENGTH = 12
 MIN_PREFIX_LENGTH = 6
@@ -74,6 +77,31 @@ class ModelRecord(Spec):
         return f"{self.id}@{self.revision}"
 
 
+@dataclass(frozen=True)
+class Revision:
+    """A published revision as it was found. Its marker is not read again."""
+
+    record: ModelRecord
+    folder: Committed
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of each weight file, as published."""
+        return {name: self.folder.files[name].sha256 for name in self.record.files}
+
+    def fetch_weights(self, destination: Path) -> dict[str, Path]:
+        """Return verified weight files on this machine; see `Committed.fetch`."""
+        return self.folder.fetch(self.record.files, destination)
+
+    def local_weights(self) -> dict[str, Path]:
+        """Return the weight files in place, unverified; `digests` says what they must be.
+
+        Raises:
+            StoreError: the store is not on this machine.
+        """
+        return self.folder.local_paths(self.record.files)
+
+
 class Registry:
     """The models in a store."""
 
@@ -81,16 +109,18 @@ class Registry:
         self.store = store
 
     def publish(self, record: ModelRecord, weights: Mapping[str, bytes | Path]) -> None:
-        """Publish a model atomically. Again is harmless; a damaged one is replaced.
+        """Publish a model atomically. Doing it again is harmless; a damaged one is replaced.
 
         Raises:
-            RegistryError: the record and the weights do not fit each other, or the id is that of
+            RegistryError: the record and the weights do not fit each other, or the id belongs to
                 another tenant.
             StoreError: nothing was published.
         """
         _check_record(record, weights)
         if any(other.tenant != record.tenant for other in self.revisions(record.id)):
-            raise RegistryError(f"the id {record.id!r} is another tenant's here; choose another")
+            raise RegistryError(
+                f"the id {record.id!r} belongs to another tenant here; choose another id"
+            )
         folder = _folder(record.id, record.revision)
         if self.store.is_committed(folder):
             damaged = self._damage(folder)
@@ -103,35 +133,42 @@ class Registry:
 
     def has(self, model_id: str, revision: str) -> bool:
         """Say whether a revision is published: one look-up."""
-        _check_id(model_id)
-        _check_revision(revision)
-        return self.store.is_committed(_folder(model_id, revision))
+        return self.store.is_committed(folder_of(f"{model_id}@{revision}"))
 
     def has_record(self, model_id: str, revision: str) -> bool:
-        """Say whether a revision is published and its record whole; `publish` replaces others."""
-        if not self.has(model_id, revision):
-            return False
+        """Say whether a revision is published with an undamaged record."""
+        folder = Committed(self.store, folder_of(f"{model_id}@{revision}"))
         try:
-            self.store.read_committed(_folder(model_id, revision), RECORD_FILE)
+            folder.read(RECORD_FILE)
+        except FileMissing:
+            return False
         except DigestMismatch as exc:
             logger.warning("damaged model=%s@%s: %s", model_id, revision, exc)
             return False
         return True
 
     def find(self, model: str) -> ModelRecord:
+        """Return the record of 'id' or 'id@revision'; see `open`."""
+        return self.open(model).record
+
+    def open(self, model: str) -> Revision:
         """Find 'id' (its latest revision) or 'id@revision' (a unique start of it is enough).
 
         Raises:
-            ModelNotFound: with the names that come near.
-            RegistryError: `model` is no name, or a start that fits several revisions.
+            ModelNotFound: with similar names.
+            RegistryError: `model` is not a name, or a start that fits several revisions.
+            DigestMismatch: it is published but damaged.
         """
         model_id, prefix = _split(model)
-        if prefix is not None:
-            return self._load(model_id, self._complete(model_id, prefix))
-        found = self.revisions(model_id)
-        if not found:
-            raise self._not_found(model_id)
-        return found[-1]
+        if prefix is None:
+            found = self._open_all(model_id)
+            if not found:
+                raise self._not_found(model_id)
+            return found[-1]
+        if len(prefix) == REVISION_LENGTH:
+            with suppress(ModelNotFound):
+                return self._open(model_id, prefix)
+        return self._open(model_id, self._complete(model_id, prefix))
 
     def revisions(self, model_id: str) -> list[ModelRecord]:
         """Return every readable revision of a model, oldest first; damaged ones are logged.
@@ -140,16 +177,10 @@ class Registry:
             StoreError: storage failed. Not skipped: an older revision would pass for the latest.
         """
         _check_id(model_id)
-        found = []
-        for revision in self._published(model_id):
-            try:
-                found.append(self._load(model_id, revision))
-            except (DigestMismatch, RegistryError) as exc:
-                logger.warning("skipping model=%s@%s: %s", model_id, revision, exc)
-        return sorted(found, key=lambda record: (record.created_at, record.revision))
+        return [revision.record for revision in self._open_all(model_id)]
 
     def list(self) -> Iterator[ModelRecord]:
-        """Give the latest revision of every model, by id."""
+        """Yield the latest revision of every model, by id."""
         ids = [name for name in self.store.names(_ROOT) if re.fullmatch(SUBJECT_ID_PATTERN, name)]
         pool = ThreadPoolExecutor(_NUM_READERS, thread_name_prefix="registry")
         try:
@@ -160,31 +191,14 @@ class Registry:
             pool.shutdown(cancel_futures=True)
 
     def weights(self, record: ModelRecord, destination: Path) -> dict[str, Path]:
-        """Return verified local files of a model's weights; see `Store.fetch`."""
-        return self.store.fetch(_folder(record.id, record.revision), record.files, destination)
-
-    def local_weights(self, record: ModelRecord) -> dict[str, Path]:
-        """Return the published files themselves, unverified; `digests` says what they must be.
-
-        Raises:
-            RegistryError: the store is not on this machine; `weights` copies from any.
-        """
-        folder = _folder(record.id, record.revision)
-        files = {name: self.store.local_path(f"{folder}/{name}") for name in record.files}
-        here = {name: file for name, file in files.items() if file is not None}
-        if len(here) < len(files):
-            raise RegistryError(f"{self.store.location('')} is not on this machine")
-        return here
-
-    def digests(self, record: ModelRecord) -> dict[str, str]:
-        """Return the SHA-256 of each of a model's weight files, as published."""
-        published = self.store.committed(_folder(record.id, record.revision))
-        return {name: published[name].sha256 for name in record.files}
+        """Return verified local files of a model's weights; see `Committed.fetch`."""
+        folder = Committed(self.store, _folder(record.id, record.revision))
+        return Revision(record, folder).fetch_weights(destination)
 
     def remove(self, model: str) -> list[str]:
         """Remove 'id' (all revisions) or 'id@revision'; return what was removed as 'id@revision'.
 
-        Whatever an interrupted publication left there goes too.
+        Annexes, and what an interrupted publication left, are removed too.
         """
         model_id, prefix = _split(model)
         published = self._published(model_id)
@@ -200,19 +214,16 @@ class Registry:
             self.store.remove(f"{_ROOT}/{model_id}")
         return [f"{model_id}@{revision}" for revision in doomed]
 
-    def _published(self, model_id: str) -> list[str]:
+    def _revision_names(self, model_id: str) -> list[str]:
         names = self.store.names(f"{_ROOT}/{model_id}")
-        return [
-            name
-            for name in names
-            if re.fullmatch(_REVISION_PATTERN, name)
-            and self.store.is_committed(_folder(model_id, name))
-        ]
+        return [name for name in names if re.fullmatch(_REVISION_PATTERN, name)]
+
+    def _published(self, model_id: str) -> list[str]:
+        names = self._revision_names(model_id)
+        return [name for name in names if self.store.is_committed(_folder(model_id, name))]
 
     def _complete(self, model_id: str, prefix: str) -> str:
         """Complete the start of a revision."""
-        if len(prefix) == REVISION_LENGTH and self.has(model_id, prefix):
-            return prefix
         published = self._published(model_id)
         if not published:
             raise self._not_found(model_id)
@@ -225,37 +236,49 @@ class Registry:
             )
         return fitting[0]
 
-    def _load(self, model_id: str, revision: str) -> ModelRecord:
-        folder = _folder(model_id, revision)
-        try:
-            published = self.store.committed(folder)
-            if RECORD_FILE not in published:
-                raise DigestMismatch(f"{folder} was published without {RECORD_FILE}")
-            return self._record(model_id, revision, published[RECORD_FILE])
-        except DigestMismatch:
-            raise
-        except StoreError as exc:
-            if self.store.is_committed(folder):
-                raise
-            raise ModelNotFound(f"{model_id}@{revision} was removed") from exc
+    def _open_all(self, model_id: str) -> list[Revision]:
+        """Every readable revision, oldest first."""
+        found = []
+        for revision in self._revision_names(model_id):
+            try:
+                found.append(self._open(model_id, revision))
+            except ModelNotFound:  # not published yet, or removed since it was listed
+                continue
+            except (DigestMismatch, RegistryError) as exc:
+                logger.warning("skipping model=%s@%s: %s", model_id, revision, exc)
+        return sorted(found, key=lambda one: (one.record.created_at, one.record.revision))
 
-    def _record(self, model_id: str, revision: str, published: FileRecord) -> ModelRecord:
-        """Read a record, which is the same for ever as long as its digest is."""
-        path = f"{_folder(model_id, revision)}/{RECORD_FILE}"
-        data = self.store.read_recorded(path, published)
+    def _open(self, model_id: str, revision: str) -> Revision:
+        name = f"{model_id}@{revision}"
+        folder = Committed(self.store, _folder(model_id, revision))
         try:
-            record = ModelRecord.model_validate_json(data)
+            if RECORD_FILE not in folder.files:
+                raise DigestMismatch(f"{name} was published without {RECORD_FILE}")
+            record = self._record(name, folder)
+        except FileMissing as exc:
+            raise ModelNotFound(f"{name} is not published") from exc
+        except DigestMismatch as exc:
+            if self.store.is_committed(_folder(model_id, revision)):
+                raise
+            raise ModelNotFound(f"{name} was removed") from exc
+        return Revision(record, folder)
+
+    def _record(self, name: str, folder: Committed) -> ModelRecord:
+        """Read a record; it never changes while its digest in the marker is the same."""
+        data = folder.read(RECORD_FILE)
+        try:
+            # A newer dbray may have written fields that this one does not know.
+            record = ModelRecord.model_validate_json(data, extra="ignore")
         except ValidationError as exc:
-            raise RegistryError(
-                f"{model_id}@{revision}: {RECORD_FILE} is unreadable: {exc}"
-            ) from exc
-        if (record.id, record.revision) != (model_id, revision):
-            raise RegistryError(f"{model_id}@{revision} holds the record of {record.name}")
+            raise RegistryError(f"{name}: {RECORD_FILE} is unreadable: {exc}") from exc
+        if record.name != name:
+            raise RegistryError(f"{name} holds the record of {record.name}")
+        _check_revision_of(record)
         return record
 
     def _damage(self, folder: str) -> list[str]:
         try:
-            return self.store.verify(folder)
+            return Committed(self.store, folder).damaged()
         except StoreError as exc:
             return [str(exc)]
 
@@ -309,9 +332,16 @@ def _check_revision(revision: str) -> None:
 
 
 def _check_record(record: ModelRecord, weights: Mapping[str, bytes | Path]) -> None:
+    _check_revision_of(record)
+    if set(record.files) != set(weights):
+        raise RegistryError(
+            f"{record.name}: the record lists {sorted(record.files)}, but the weights are "
+            f"{sorted(weights)}"
+        )
+    if bad := [name for name in weights if not _WEIGHTS_PATTERN.fullmatch(name)]:
+        raise RegistryError(f"{record.name}: {bad} are not names of safetensors files")
+
+
+def _check_revision_of(record: ModelRecord) -> None:
     if record.revision != record.fingerprint[:REVISION_LENGTH]:
         raise RegistryError(f"{record.name}: the revision is not the start of the fingerprint")
-    if set(record.files) != set(weights):
-        raise RegistryError(f"{record.name}: lists {record.files}, given {sorted(weights)}")
-    if bad := [name for name in weights if not _WEIGHTS_PATTERN.fullmatch(name)]:
-        raise RegistryError(f"{record.name}: {bad} are no names of safetensors files")

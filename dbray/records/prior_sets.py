@@ -18,10 +18,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dbray.errors import DigestMismatch, StoreError
+from dbray.errors import DigestMismatch, FileMissing, StoreError
 from dbray.spec.canon import digest_json
 from dbray.spec.prompts import fill_prompt
 from dbray.spec.sections import Prior
+from dbray.storage.committed import Committed
 from dbray.storage.store import Store
 from dbray.subjects.images import decode_png
 
@@ -113,13 +114,12 @@ def is_made(store: Store, plan: PriorPlan) -> bool:
 
 def broken_files(store: Store, plan: PriorPlan) -> list[str] | None:
     """Name the files that a published set lacks or that rotted; None if it is not published."""
-    if not store.is_committed(plan.folder):
-        return None
+    folder = Committed(store, plan.folder)
     try:
-        known = store.committed(plan.folder)
-    except DigestMismatch:  # the marker itself rotted, so it vouches for nothing
+        known = folder.files
+    except (FileMissing, DigestMismatch):  # a damaged marker says nothing about the other files
         return None
-    return sorted({*store.verify(plan.folder), *(set(plan.files) - known.keys())})
+    return sorted({*folder.damaged(), *(set(plan.files) - known.keys())})
 
 
 def has_part(store: Store, plan: PriorPlan, part: int) -> bool:
@@ -158,11 +158,11 @@ def load_images(store: Store, digest: str) -> np.ndarray:
         DigestMismatch: a file is not what was published.
         StoreError: the set is not published, or cannot be read.
     """
-    folder = folder_of(digest)
-    parts = [name for name in sorted(store.committed(folder)) if name != DESCRIPTION]
+    folder = Committed(store, folder_of(digest))
+    parts = [name for name in sorted(folder.files) if name != DESCRIPTION]
     images = []
     for name in parts:
-        table = decode_part(store.read_committed(folder, name), f"{folder}/{name}")
+        table = decode_part(folder.read(name), f"{folder_of(digest)}/{name}")
         images += [decode_png(png) for png in table["png"].to_pylist()]
     return np.stack(images)
 

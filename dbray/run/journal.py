@@ -6,7 +6,6 @@ published is the registry's to say; the journal is for people, reports and plans
 
 from __future__ import annotations
 
-import fcntl
 import io
 import json
 import os
@@ -29,6 +28,7 @@ from dbray.records.results import (
 from dbray.spec.canon import utc_now
 from dbray.spec.job import Job
 from dbray.spec.subject import Subject
+from dbray.storage import locks
 from dbray.storage.store import Store
 from dbray.subjects.validation import write_jsonl
 
@@ -83,16 +83,13 @@ class Journal:
         return True
 
     def _flock(self, lock: TextIO) -> bool:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as exc:
+        state = locks.lock(lock.fileno())
+        if state == "taken":
             lock.seek(0)
             holder = lock.read().strip() or "another process"
             raise JobBusy(f"job {self.job_id!r} is being run by {holder}; wait for it, stop "
-                          "it, or give this job another id") from exc  # fmt: skip
-        except OSError:  # some network disks: not a lock that is held, but none at all
-            return False
-        return True
+                          "it, or give this job another id")  # fmt: skip
+        return state == "held"
 
     def _refuse_beside_a_living_run(self) -> None:
         found = read_summary(self.store, self.job_id)

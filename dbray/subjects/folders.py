@@ -16,7 +16,7 @@ from dbray.errors import Problem, SpecError, StoreError
 from dbray.spec.canon import UNTOUCHED, slug
 from dbray.spec.paths import is_address, is_folder
 from dbray.spec.text_files import Item, read_text
-from dbray.storage import disks
+from dbray.storage.local import open_regular
 from dbray.subjects import images
 from dbray.subjects.entries import NO_IMAGES, Entry
 
@@ -155,7 +155,7 @@ def _format_of(path: Path) -> str | None:
     """The format of a file by its name, else by how it begins."""
     if known := images.FORMAT_OF_SUFFIX.get(path.suffix.lower()):
         return known
-    with suppress(OSError, StoreError), disks.open_regular(path) as file:
+    with suppress(OSError, StoreError), open_regular(path) as file:
         return images.format_of(file.read(images.BEGINNING_BYTES))
     return None
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from dbray.spec.paths import anchor
-from dbray.storage import disks
+from dbray.storage import local
 
 SCHEMES = ("file", "s3", "gs")
 
@@ -35,7 +35,7 @@ def is_local(path: str) -> bool:
 
 def local_path(path: str, folder: str) -> Path:
     """Make a local path absolute. Raises StoreError or ValueError."""
-    return disks.local_path(anchor(path, Path(folder))) or Path(path)
+    return local.local_path(anchor(path, Path(folder))) or Path(path)
 
 
 def locate(path: str, origin: Origin) -> str:

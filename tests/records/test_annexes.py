@@ -10,6 +10,7 @@ from pyarrow import fs as pafs
 
 from dbray.errors import ModelNotFound, RegistryError, StoreError
 from dbray.records.annexes import Annex
+from dbray.storage.committed import Committed
 from dbray.storage.store import Store
 
 FILES = {"0.png": b"one", "base-0.png": b"two", "notes.json": b"{}"}
@@ -47,7 +48,7 @@ def test_an_annex_is_published_and_replaced_by_one_that_differs(store, annex):
     assert annex.file("../model.json") is None
     annex.publish({"0.png": b"new"})
     assert annex.read() == {"0.png": b"new"}
-    assert store.verify(f"models/rex/{records.record().revision}") == []
+    assert Committed(store, f"models/rex/{records.record().revision}").damaged() == []
 
 
 def test_annexes_of_one_model_are_apart(store, annex):

@@ -30,6 +30,7 @@ from dbray.records.prior_sets import (
 from dbray.sampling.pool import SamplingActor, SamplingPool, sample
 from dbray.sampling.priors import PartActor, make_priors
 from dbray.spec.sections import Prior
+from dbray.storage.committed import Committed
 from dbray.storage.store import COMMITTED, Store
 from dbray.subjects.images import decode_png
 
@@ -52,7 +53,7 @@ def plans_of(base: bases.Base, *nouns: str, prior: Prior = PRIOR) -> list[PriorP
 
 
 def files_of(store: Store, plan: PriorPlan) -> dict[str, bytes]:
-    return {name: store.read_committed(plan.folder, name) for name in plan.files}
+    return {name: Committed(store, plan.folder).read(name) for name in plan.files}
 
 
 @pytest.fixture(scope="module")

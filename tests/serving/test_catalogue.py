@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from kit.records import publish
+from kit.storage import count_requests
 
 from dbray.errors import StoreError
 from dbray.records import previews
@@ -189,3 +190,12 @@ def test_failures_are_not_kept_and_old_values_are_made_anew():
     assert recent.get("a", lambda: 2) == 2
     recent.clear()
     assert recent.get("a", lambda: 3) == 3
+
+
+def test_a_cold_request_looks_at_storage_five_times_before_the_weights(tmp_path, monkeypatch):
+    record = publish(tmp_path)
+    requests = count_requests(monkeypatch)
+    assert Catalogue(str(tmp_path), 0.0).find("rex") == record  # in the ingress
+    revision = Registry(Store(str(tmp_path))).open(record.name)  # in the replica
+    assert revision.digests.keys() == revision.local_weights().keys()
+    assert len(requests) == 5

@@ -11,6 +11,7 @@ import pytest
 from pyarrow import fs as pafs
 
 from dbray.errors import DigestMismatch, StoreError
+from dbray.storage.committed import Committed
 from dbray.storage.store import COMMITTED, FileRecord, Store, digest, digest_file, read_uri
 
 
@@ -66,31 +67,31 @@ def test_commit_publishes_files_with_their_digests(store, tmp_path):
     files = MODEL | {"previews/0.png": b"png", "big.bin": big}
     assert not store.is_committed("models/rex/1")
     with pytest.raises(StoreError, match="does not exist"):
-        store.committed("models/rex/1")
+        Committed(store, "models/rex/1").damaged()
     store.commit("models/rex/1", files)
     assert store.is_committed("models/rex/1")
     assert store.names("models/rex") == ["1"]
-    records = store.committed("models/rex/1")
+    records = Committed(store, "models/rex/1").files
     assert set(records) == set(files)
     assert records["model.json"] == FileRecord(digest(MODEL["model.json"]), 13)
     assert records["big.bin"] == FileRecord(digest_file(big), big.stat().st_size)
-    assert store.read_committed("models/rex/1", "previews/0.png") == b"png"
+    assert Committed(store, "models/rex/1").read("previews/0.png") == b"png"
     assert store.read_json(f"models/rex/1/{COMMITTED}")["committed_at"].endswith("+00:00")
-    assert store.verify("models/rex/1") == []
+    assert Committed(store, "models/rex/1").damaged() == []
 
 
 def test_commit_again_changes_nothing(store):
     store.commit("m/1", {"a": b"first"})
     store.commit("m/1", {"a": b"second", "b": b""})
-    assert store.read_committed("m/1", "a") == b"first"
-    assert set(store.committed("m/1")) == {"a"}
+    assert Committed(store, "m/1").read("a") == b"first"
+    assert set(Committed(store, "m/1").files) == {"a"}
 
 
 def test_commit_replaces_an_uncommitted_leftover(store):
     store.write_bytes("m/1/a", b"half of a")
     assert not store.is_committed("m/1")
     store.commit("m/1", {"a": b"whole"})
-    assert store.read_committed("m/1", "a") == b"whole"
+    assert Committed(store, "m/1").read("a") == b"whole"
 
 
 def test_damage_is_found_on_reading(store):
@@ -98,16 +99,16 @@ def test_damage_is_found_on_reading(store):
     store.write_bytes("m/1/b", b"bbbB")
     store.write_bytes("m/1/c", b"ccc")
     store.remove("m/1/d")
-    assert store.verify("m/1") == ["b", "c", "d"]
-    assert store.read_committed("m/1", "a") == b"aaaa"
+    assert Committed(store, "m/1").damaged() == ["b", "c", "d"]
+    assert Committed(store, "m/1").read("a") == b"aaaa"
     for name, reason in (("b", "not what was published"), ("c", "3 bytes"), ("d", "missing")):
         with pytest.raises(DigestMismatch, match=f"m/1/{name} .*{reason}"):
-            store.read_committed("m/1", name)
+            Committed(store, "m/1").read(name)
     with pytest.raises(StoreError, match="without 'e'"):
-        store.read_committed("m/1", "e")
+        Committed(store, "m/1").read("e")
     store.write_bytes(f"m/1/{COMMITTED}", b"[]")
-    with pytest.raises(DigestMismatch, match="is no marker"):
-        store.committed("m/1")
+    with pytest.raises(DigestMismatch, match="is not a marker"):
+        Committed(store, "m/1").damaged()
 
 
 def test_seal_commits_what_lies_there(store):
@@ -117,28 +118,28 @@ def test_seal_commits_what_lies_there(store):
     assert not store.is_committed("p/1")
     store.write_bytes("p/1/part-1", b"one")
     store.seal("p/1", ["part-0", "part-1"])
-    assert store.verify("p/1") == []
-    assert store.read_committed("p/1", "part-1") == b"one"
+    assert Committed(store, "p/1").damaged() == []
+    assert Committed(store, "p/1").read("part-1") == b"one"
 
 
 def test_fetch_gives_verified_local_files(store, tmp_path):
     store.commit("m/1", MODEL)
     destination = tmp_path / "cache"
-    paths = store.fetch("m/1", ["unet.safetensors"], destination)
+    paths = Committed(store, "m/1").fetch(["unet.safetensors"], destination)
     assert list(paths) == ["unet.safetensors"]
     path = paths["unet.safetensors"]
     assert path.read_bytes() == MODEL["unet.safetensors"]
     assert store.is_local == (store.local_path("m/1/unet.safetensors") == path)
     if not store.is_local:
         before = path.stat().st_mtime_ns
-        assert store.fetch("m/1", ["unet.safetensors"], destination) == paths
+        assert Committed(store, "m/1").fetch(["unet.safetensors"], destination) == paths
         assert path.stat().st_mtime_ns == before
         path.write_bytes(b"rotten")
-        store.fetch("m/1", ["unet.safetensors"], destination)
+        Committed(store, "m/1").fetch(["unet.safetensors"], destination)
         assert path.read_bytes() == MODEL["unet.safetensors"]
     store.write_bytes("m/1/unet.safetensors", MODEL["unet.safetensors"][:-1])
     with pytest.raises(DigestMismatch, match=r"unet\.safetensors"):
-        store.fetch("m/1", ["unet.safetensors"], tmp_path / "other")
+        Committed(store, "m/1").fetch(["unet.safetensors"], tmp_path / "other")
     assert not list((tmp_path / "other").rglob("*")), "a damaged download was kept"
 
 
@@ -155,7 +156,7 @@ def test_paths_that_could_lead_out_are_refused(store, path):
         lambda: store.commit(path, {"a": b""}),
         lambda: store.commit("m/1", {path: b""}),
     ):
-        with pytest.raises(StoreError, match="no path in a store"):
+        with pytest.raises(StoreError, match="not a path in a store"):
             call()
 
 
@@ -179,7 +180,7 @@ def test_many_writers_of_one_folder_leave_one_consistent_result(store):
 
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(publish, range(6)))
-    assert store.verify("m/1") == []
+    assert Committed(store, "m/1").damaged() == []
     assert store.names("m") == ["1"]
 
 
@@ -207,7 +208,7 @@ def test_a_commit_outlives_a_marker_that_a_rival_has_half_written(s3_uri, monkey
 
     monkeypatch.setattr(store._disk, "write", write)
     store.commit("m/1", MODEL)
-    assert store.verify("m/1") == []
+    assert Committed(store, "m/1").damaged() == []
 
 
 def test_object_store_commit_mends_what_another_writer_mixed_in(s3_uri, monkeypatch):
@@ -222,8 +223,8 @@ def test_object_store_commit_mends_what_another_writer_mixed_in(s3_uri, monkeypa
 
     monkeypatch.setattr(store._disk, "write", write)
     store.commit("m/1", MODEL)
-    assert store.verify("m/1") == []
-    assert store.read_committed("m/1", "model.json") == MODEL["model.json"]
+    assert Committed(store, "m/1").damaged() == []
+    assert Committed(store, "m/1").read("model.json") == MODEL["model.json"]
 
 
 def test_large_objects_are_read_in_few_requests(s3_uri, s3_server, monkeypatch):
@@ -234,7 +235,7 @@ def test_large_objects_are_read_in_few_requests(s3_uri, s3_server, monkeypatch):
     monkeypatch.setattr(handler, "do_GET", lambda self: (asked.append(self.path), get(self)))
     assert store.read_bytes("a/weights") == data
     assert read_uri(s3_uri.replace("/runs?", "/runs/a/weights?")) == data
-    assert store.verify("a") == []
+    assert Committed(store, "a").damaged() == []
     assert 3 <= sum("weights" in path for path in asked) <= 3 * 4
 
 
@@ -246,14 +247,14 @@ def test_secrets_stay_out_of_messages(s3_uri):
     assert "bucket/team/runs/nothing does not exist" in str(caught.value)
 
 
-def test_storage_whose_address_is_none_is_told_as_such():
-    with pytest.raises(StoreError, match=r"s3://\[x\]/runs' is no address"):
+def test_an_address_that_cannot_be_parsed_is_refused():
+    with pytest.raises(StoreError, match=r"s3://\[x\]/runs' is not an address"):
         Store("s3://[x]/runs").read_bytes("a")
-    with pytest.raises(StoreError, match="is no address"):
+    with pytest.raises(StoreError, match="is not an address"):
         read_uri("s3://[x]/a.png")
 
 
-def test_what_pyarrow_says_of_an_address_holds_no_secrets():
+def test_errors_of_pyarrow_about_an_address_hold_no_secrets():
     for uri in ("s3://KEY:SEC/RET@bucket/a.png", "ftp://u:SEC@h/a?x=RET"):
         with pytest.raises(StoreError) as caught:
             read_uri(uri)
@@ -261,7 +262,7 @@ def test_what_pyarrow_says_of_an_address_holds_no_secrets():
         assert "RET" not in str(caught.value)
 
 
-def test_a_refusing_store_is_told_as_such(s3_uri):
+def test_a_store_that_refuses_access_is_named(s3_uri):
     store = Store(s3_uri.replace("team/runs", "forbidden"))
     with pytest.raises(StoreError, match=r"cannot write s3://.*bucket/forbidden/a: .*access"):
         store.write_bytes("a", b"")

@@ -186,7 +186,7 @@ def test_a_broken_address_hides_no_other_problem(tmp_path):
     subject = Subject(id="rex", class_noun="dog", images=images)
     errors = errors_of(validation.validate([subject], folder=tmp_path))
     assert len(errors) == 2
-    assert any("s3://[my-bucket]/a.png' is no address" in error.what for error in errors)
+    assert any("s3://[my-bucket]/a.png' is not an address" in error.what for error in errors)
     assert any("missing.png does not exist" in error.what for error in errors)
 
 

@@ -20,9 +20,10 @@ from typing import Generic, TypeVar
 from dbray.errors import ModelNotFound, RegistryError
 from dbray.records import previews as layout
 from dbray.records.annexes import Annex
-from dbray.records.models import ModelRecord, Registry
+from dbray.records.models import RECORD_FILE, ModelRecord, Registry
 from dbray.serving.failures import Failures
-from dbray.storage.store import FileRecord, Store
+from dbray.storage.committed import Committed
+from dbray.storage.store import Store
 
 T = TypeVar("T")
 Clock = Callable[[], float]
@@ -92,10 +93,10 @@ class _Remembering(Registry):
         super().__init__(store)
         self._records = Recent[ModelRecord](_MAX_RECORDS, float("inf"), clock)
 
-    def _record(self, model_id: str, revision: str, published: FileRecord) -> ModelRecord:
+    def _record(self, name: str, folder: Committed) -> ModelRecord:
         read = super()._record
-        key = f"{model_id}@{revision} {published.sha256}"
-        return self._records.get(key, lambda: read(model_id, revision, published))
+        key = f"{name} {folder.files[RECORD_FILE].sha256}"
+        return self._records.get(key, lambda: read(name, folder))
 
 
 class Catalogue:

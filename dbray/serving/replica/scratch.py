@@ -6,12 +6,13 @@ beside it that nobody has locked: their owners are dead.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+
+from dbray.storage import locks
 
 _PREFIX = "dbray-serving-"
 _LOCK = "lock"
@@ -29,7 +30,7 @@ class Scratch:
         # Locked before it gets the name that others look for: it is never seen unlocked.
         unlocked = self.folder / f"{_LOCK}.new"
         self._lock = os.open(unlocked, os.O_CREAT | os.O_RDWR, 0o600)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        locks.lock(self._lock, wait=True)
         unlocked.rename(self.folder / _LOCK)
 
     def close(self) -> None:
@@ -44,7 +45,7 @@ def _remove_if_abandoned(folder: Path) -> None:
     with suppress(OSError):  # no lock file yet, somebody else's, or held: not ours to remove
         lock = os.open(folder / _LOCK, os.O_RDWR)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
+            if locks.lock(lock) == "held":
+                shutil.rmtree(folder, ignore_errors=True)
         finally:
             os.close(lock)

@@ -24,7 +24,7 @@ from dbray.bases import Backbone
 from dbray.bases.resident import Layout, Weights
 from dbray.errors import BaseError, DbrayError, DigestMismatch, ModelNotFound, RegistryError
 from dbray.method.methods import method_of
-from dbray.records.models import ModelRecord, Registry
+from dbray.records.models import Registry, Revision
 from dbray.serving.messages import BROKEN, NOT_FOUND, OVERLOADED, STORAGE_DOWN, UNUSABLE, Refusal
 from dbray.serving.replica.cache import CacheFull, TieredCache
 from dbray.serving.replica.tiers import Level, Tier, Watcher
@@ -95,15 +95,14 @@ class Source:
 
     def fetch(self, key: str, _below: None) -> tuple[Files, int]:
         """Level "disk": copies of the files, verified."""
-        record = self._record(key)
+        revision = self._open(key)
         folder = self._scratch / key.replace("@", "/")
         try:
-            paths = self._registry.weights(record, folder)
-            digests = self._registry.digests(record)
+            paths = revision.fetch_weights(folder)
         except DbrayError:
             shutil.rmtree(folder, ignore_errors=True)  # no tier counts a part of a copy
             raise
-        files = Files(record.recipe.method, paths, digests, folder)
+        files = Files(revision.record.recipe.method, paths, revision.digests, folder)
         return files, sum(file.stat().st_size for file in paths.values())
 
     def read(self, key: str, files: Files | None) -> tuple[Published, int]:
@@ -128,15 +127,14 @@ class Source:
 
     def _published(self, key: str) -> Files:
         """The published files themselves, of a registry on this machine."""
-        record = self._record(key)
-        paths, digests = self._registry.local_weights(record), self._registry.digests(record)
-        return Files(record.recipe.method, paths, digests)
+        revision = self._open(key)
+        return Files(revision.record.recipe.method, revision.local_weights(), revision.digests)
 
-    def _record(self, key: str) -> ModelRecord:
-        record = self._registry.find(key)
-        if record.base_digest != self._base_digest:
+    def _open(self, key: str) -> Revision:
+        revision = self._registry.open(key)
+        if revision.record.base_digest != self._base_digest:
             raise BaseError(f"{key} was trained on another base")
-        return record
+        return revision
 
 
 def _read(file: Path, spare: Spare) -> Tensor:

@@ -1,4 +1,4 @@
-"""A local disk: kills, full disks, links that lead out, and what is told of each."""
+"""A local disk: kills, full disks, links that lead out, and the error for each."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from dbray.errors import StoreError
+from dbray.storage.committed import Committed
 from dbray.storage.store import COMMITTED, Store, read_uri
 
 
@@ -28,24 +29,24 @@ def test_remove_takes_the_marker_first(local, monkeypatch):
         raise KeyboardInterrupt
 
     local.commit("m/1", {"a": b"a"})
-    monkeypatch.setattr("dbray.storage.disks.delete", killed)
+    monkeypatch.setattr("dbray.storage.local.delete", killed)
     with pytest.raises(KeyboardInterrupt):
         local.remove("m/1")
     assert local.exists("m/1/a")
     assert not local.is_committed("m/1")
 
 
-def test_read_uri_refuses_what_is_no_file(tmp_path):
+def test_read_uri_refuses_what_is_not_a_file(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "loop").symlink_to("loop")
     for path, reason in (
         (tmp_path, "is a folder"),
-        (tmp_path / "pipe", "no regular file"),
-        ("/dev/zero", "no regular file"),
+        (tmp_path / "pipe", "not a regular file"),
+        ("/dev/zero", "not a regular file"),
         (tmp_path / "none.png", r"none\.png does not exist"),
         (tmp_path / "loop", "circle|not exist"),
-        ("a\0b", "no path"),
-        ("", "no path"),
+        ("a\0b", "not a path"),
+        ("", "not a path"),
     ):
         with pytest.raises(StoreError, match=reason):
             read_uri(str(path))
@@ -84,7 +85,7 @@ def test_nothing_is_left_behind_by_a_failed_commit(local, tmp_path):
     assert not any((Path(local.uri) / "m").iterdir())
 
 
-def test_full_disk_is_told_and_what_was_published_stays(tmp_path):
+def test_a_full_disk_is_reported_and_published_files_stay(tmp_path):
     mount = tmp_path / "disk"
     mount.mkdir()
     size = ["-t", "tmpfs", "-o", "size=256k"]
@@ -100,21 +101,21 @@ def test_full_disk_is_told_and_what_was_published_stays(tmp_path):
         ):
             with pytest.raises(StoreError, match=r"no space is left.*run again.*nothing published"):
                 write()
-        assert store.verify("m/1") == []
+        assert Committed(store, "m/1").damaged() == []
         assert store.names("m") == ["1"]
         assert {path.name for path in mount.rglob("*")} == {"m", "1", "a", COMMITTED}
         store.remove("m/1")
         store.commit("m/2", {"a": b"b" * 150_000})
-        assert store.verify("m/2") == []
+        assert Committed(store, "m/2").damaged() == []
         subprocess.run(["mount", "-o", "remount,ro", str(mount)], check=True)
         with pytest.raises(StoreError, match="read-only"):
             store.write_bytes("c", b"")
-        assert store.verify("m/2") == []
+        assert Committed(store, "m/2").damaged() == []
     finally:
         subprocess.run(["umount", str(mount)], check=False)
 
 
-def test_file_size_limit_is_told(local):
+def test_a_limit_of_file_size_is_reported(local):
     local.commit("m/1", {"a": b"a"})
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -126,18 +127,18 @@ def test_file_size_limit_is_told(local):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
     assert local.names("m") == ["1"]
-    assert local.verify("m/1") == []
+    assert Committed(local, "m/1").damaged() == []
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_missing_rights_are_told(local):
+def test_missing_rights_are_reported(local):
     local.write_bytes("m/1", b"")
     Path(local.uri).chmod(0o500)
     with pytest.raises(StoreError, match="permission denied"):
         local.write_bytes("a", b"")
 
 
-def test_a_file_in_the_way_is_told(local, tmp_path):
+def test_a_file_in_the_way_is_reported(local, tmp_path):
     local.write_bytes("a", b"")
     with pytest.raises(StoreError, match="a file stands where a folder is needed"):
         local.commit("a/b", {"c": b""})
@@ -182,8 +183,8 @@ def test_sigkill_while_committing_leaves_whole_folders_or_none(local):
         assert len(found) > number
         for name in found[number:]:
             assert local.is_committed(f"models/rex/{name}")
-            assert local.verify(f"models/rex/{name}") == []
-            assert len(local.committed(f"models/rex/{name}")) == 7
+            assert Committed(local, f"models/rex/{name}").damaged() == []
+            assert len(Committed(local, f"models/rex/{name}").files) == 7
         leftovers.append(len([p for p in models.iterdir() if p.name.startswith(".")]))
         number = len(found)
     assert max(leftovers) <= 1, "staging folders of killed writers pile up"
@@ -209,4 +210,4 @@ def test_sweep_spares_the_staging_of_the_living(local, monkeypatch):
     local.commit("m/2", {"a": b"fast"})
     go_on.set()
     slow.join()
-    assert local.read_committed("m/1", "a") == b"slow"
+    assert Committed(local, "m/1").read("a") == b"slow"
