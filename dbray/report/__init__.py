@@ -2,7 +2,8 @@
 
 Owns what a person sees after a job. Reads what the job left on storage, and decides nothing: a
 report can be written again at any time, also of a job that was interrupted. `contents` reads,
-`thumbnails` shrinks, `page` writes HTML; the page itself is page.html, page.css, parts.js, page.js.
+`thumbnails` shrinks, `headline` and `page` choose what is shown; the page itself is the Jinja
+template page.html with page.css, parts.js and page.js.
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ def build_report(
             is left out, and the page says so.
 
     Raises:
-        SpecError: when `job_id` is no job id.
-        StoreError: when there is no such job, or storage cannot be read or written.
+        SpecError: `job_id` is not a job id.
+        StoreError: there is no such job, or storage cannot be read or written.
     """
     if not re.fullmatch(SUBJECT_ID_PATTERN, job_id):
-        what, fix = f"{job_id!r} is no job id", "name a folder of <storage>/jobs"
+        what, fix = f"{job_id!r} is not a job id", "give the name of a folder in <storage>/jobs"
         raise SpecError.of("job id", what, fix)
     contents = read_contents(store, job_id, photographs)
     path = f"jobs/{job_id}/report.html"
-    # Names of files may hold bytes that are no text; they must not cost the whole report.
+    # Names of files may hold bytes that are not text; the rest of the report must still be written.
     store.write_bytes(path, render(contents).encode("utf-8", "replace"))
     return path

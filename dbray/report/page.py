@@ -1,6 +1,6 @@
 """Contents -> one HTML file with everything in it.
 
-Owns the escaping. What users wrote reaches the page in two ways: as escaped text, and as JSON in
+What users wrote reaches the page in two ways: as text, which the template escapes, and as JSON in
 blocks that the browser does not run and that page.js puts into the page as text, never as HTML. A
 Content-Security-Policy allows exactly this page's own script and style, and no request at all.
 """
@@ -14,13 +14,16 @@ import math
 import re
 import shlex
 from collections.abc import Iterable
-from html import escape
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from markupsafe import Markup
+
 from dbray.errors import without_secrets
-from dbray.records.results import Cause, Summary
-from dbray.report.contents import MAX_DETAILED, Card, Contents
+from dbray.records.results import Summary
+from dbray.report.contents import Card, Contents
+from dbray.report.headline import figures_of, notices_of
 from dbray.spec.prompts import fill_prompt
 from dbray.spec.sections import Recipe
 
@@ -32,13 +35,6 @@ _PHASES = {
     "publish": 5, "previews": 6, "other": 8,
 }  # fmt: skip
 _OTHER_COLOUR = 7
-_STATES = {
-    "finished": "",
-    "running": "The job is still running. This page shows what was done when it was written.",
-    "broken": "The job ended with an error. Running it again continues where it stopped.",
-    "stopped": "The job was stopped before its end, because too many subjects failed.",
-    "interrupted": "The job was interrupted. Running it again continues where it stopped.",
-}
 
 
 def render(contents: Contents) -> str:
@@ -46,24 +42,39 @@ def render(contents: Contents) -> str:
     style, script = _asset("page.css"), _asset("parts.js") + "\n" + _asset("page.js")
     # In nearly every job there is one recipe; each distinct one is in the page once.
     recipes = list(dict.fromkeys(card.record.recipe for card in contents.cards if card.record))
-    values = {
-        "policy": _policy(style, script),
-        "title": escape(contents.job_id),
-        "style": style,
-        "script": script,
-        "subtitle": _subtitle(contents),
-        "notice": _notice(contents),
-        "figures": _figures(contents),
-        "failures": _failures(contents),
-        "index": _json_block("index", _index(contents, recipes)),
-        "subjects": "\n".join(
-            _json_block(f"data-{number}", _card(card, contents, recipes))
+    job, summary = contents.job, contents.summary
+    return _template().render(
+        policy=_policy(style, script),
+        style=Markup(style),
+        script=Markup(script),
+        job_id=contents.job_id,
+        base=job.base,
+        started_at=_when(summary.started_at or job.started_at),
+        dbray_version=job.dbray_version,
+        notices=notices_of(contents),
+        figures=figures_of(contents),
+        failures=summary.failures,
+        retry_command=summary.retry_command,
+        index=_index(contents, recipes),
+        cards=(
+            (number, _card(card, contents, recipes))
             for number, card in enumerate(contents.cards)
             if card.is_detailed
         ),
-    }
-    # One pass: a value that looks like a placeholder stays what it is.
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], _asset("page.html"))
+    )
+
+
+def _template() -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(_FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    # `tojson` also escapes what could end a script element or open a comment in it.
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
+    return environment.get_template("page.html")
 
 
 def _asset(name: str) -> str:
@@ -78,112 +89,6 @@ def _policy(style: str, script: str) -> str:
         f"default-src 'none'; img-src data:; style-src {source(style)}; "
         f"script-src {source(script)}; base-uri 'none'; form-action 'none'"
     )
-
-
-def _json_block(name: str, value: Any) -> str:
-    # "<" is all that could end a script element or open a comment in it.
-    text = json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-    return f'<script type="application/json" id="{name}">{text}</script>'
-
-
-def _subtitle(contents: Contents) -> str:
-    job, summary = contents.job, contents.summary
-    base = escape(job.base.name)
-    if job.base.digest:
-        base += f' <code title="digest of the base">{escape(job.base.digest[:12])}</code>'
-    parts = [f"base {base}", escape(_when(summary.started_at or job.started_at))]
-    if job.dbray_version:
-        parts.append(f"dbray {escape(job.dbray_version)}")
-    return "".join(f"<li>{part}</li>" for part in parts if part)
-
-
-def _notice(contents: Contents) -> str:
-    summary = contents.summary
-    notices = [_STATES.get(summary.state, summary.state), summary.error]
-    num_listed = sum(not card.is_detailed for card in contents.cards)
-    if num_listed:
-        notices.append(
-            f"The first {MAX_DETAILED:,} failed subjects and the first {MAX_DETAILED:,} others "
-            f"have images and details here. The other {num_listed:,} are listed with their "
-            "results; 'dbray models show' tells more of each."
-        )
-    return "".join(f'<p class="notice" role="status">{escape(one)}</p>' for one in notices if one)
-
-
-def _figures(contents: Contents) -> str:
-    """The headline: a row of figures with what they count."""
-    summary, total = contents.summary, len(contents.cards)
-    counts = summary.counts
-    figures = [
-        ("Published", f"{counts.get('published', 0):,}", f"of {_plural(total, 'subject')}", "good")
-    ]
-    if counts.get("kept"):
-        figures.append(("Kept", f"{counts['kept']:,}", "published before", ""))
-    failed = counts.get("failed", 0)
-    figures.append(("Failed", f"{failed:,}", _causes(summary), "bad" if failed else ""))
-    if counts.get("unfinished"):
-        figures.append(("Unfinished", f"{counts['unfinished']:,}", "run it again", ""))
-    if summary.wall_seconds is not None:
-        lanes = _plural(summary.lanes, "lane") if summary.lanes else ""
-        figures.append(("Wall time", duration(summary.wall_seconds), lanes, ""))
-    if summary.subjects_per_hour is not None:
-        steps = _plural(summary.train_steps, "step") if summary.train_steps else ""
-        figures.append(("Subjects per hour", _number(summary.subjects_per_hour), steps, ""))
-    if summary.prior_images is not None:
-        rate = summary.prior_images_per_second
-        note = f"{_number(rate)} per second" if rate else ""
-        figures.append(("Class images", f"{summary.prior_images:,}", note, ""))
-    if summary.prior_sets is not None:
-        figures.append(("Prior sets", f"{summary.prior_sets:,}", "one per class noun", ""))
-    return "".join(
-        f'<div class="figure {kind}"><dt>{escape(name)}</dt>'
-        f"<dd>{_with_units(value)}<small>{escape(note)}</small></dd></div>"
-        for name, value, note, kind in figures
-    )
-
-
-def _with_units(value: str) -> str:
-    """Set the units of a time smaller than its figures."""
-    return re.sub(r" (h|min|s)\b", r"<span>\1</span>", escape(value))
-
-
-def _causes(summary: Summary) -> str:
-    return _plural(len(summary.failures), "cause") if summary.failures else ""
-
-
-def _failures(contents: Contents) -> str:
-    summary = contents.summary
-    if not summary.failures:
-        return ""
-    groups = "".join(_failure(failure) for failure in summary.failures)
-    retry = ""
-    if summary.retry_command:
-        retry = (
-            '<div class="retry"><p>Try the failed subjects again:</p>'
-            f'<div class="command"><code>{escape(summary.retry_command)}</code></div></div>'
-        )
-    return (
-        '<section aria-labelledby="failures-title"><h2 id="failures-title">Failures by cause</h2>'
-        f'<ol class="failures">{groups}</ol>{retry}</section>'
-    )
-
-
-def _failure(failure: Cause) -> str:
-    shown = failure.subjects[:20]
-    links = " ".join(f'<a href="#{escape(_anchor(name))}">{escape(name)}</a>' for name in shown)
-    more = failure.count - len(shown)
-    rest = f" and {more:,} more" if more > 0 else ""
-    return (
-        f'<li><h3>{escape(failure.kind)} <span class="count">{failure.count:,}</span></h3>'
-        f"<pre>{escape(failure.example)}</pre>"
-        f'<p class="links">{links}{rest} '
-        f'<button type="button" class="quiet" data-cause="{escape(failure.kind)}">'
-        "show in the list</button></p></li>"
-    )
-
-
-def _anchor(subject_id: str) -> str:
-    return f"subject-{subject_id}"
 
 
 def _index(contents: Contents, recipes: list[Recipe]) -> dict[str, Any]:
@@ -321,26 +226,6 @@ def _coloured(timings: Iterable[dict[str, float]]) -> list[tuple[str, int]]:
     met = dict.fromkeys(name for one in timings for name in one)
     names = [*(name for name in _PHASES if name in met), *(n for n in met if n not in _PHASES)]
     return [(name, _PHASES.get(name, _OTHER_COLOUR)) for name in names]
-
-
-def duration(seconds: float) -> str:
-    """Write a time as people say it: 0.42 s, 41 s, 12 min 5 s, 3 h 20 min."""
-    if seconds < 10:
-        return f"{seconds:.2g} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600:,} h {whole % 3600 // 60} min"
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
-def _plural(count: int | None, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _when(moment: str | None) -> str:

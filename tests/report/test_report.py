@@ -20,7 +20,8 @@ from dbray.records.models import Registry
 from dbray.records.results import Outcome, Summary
 from dbray.report import build_report
 from dbray.report.contents import Card, Contents, JobFile, Preview
-from dbray.report.page import duration, render
+from dbray.report.headline import duration
+from dbray.report.page import render
 from dbray.report.thumbnails import SIDES, Thumbnails
 from dbray.spec.job import Job
 from dbray.spec.prompts import fill_prompt
@@ -390,7 +391,7 @@ def test_secrets_in_the_address_of_the_storage_are_left_out(world):
 
 @pytest.mark.parametrize("job_id", ["../models", "a/b", "", "UPPER", "rex\n"])
 def test_other_folders_are_refused(world, job_id):
-    with pytest.raises(SpecError, match="no job id"):
+    with pytest.raises(SpecError, match="not a job id"):
         build_report(world.store, job_id)
 
 
@@ -449,7 +450,7 @@ def test_a_thousand_subjects_fit(world):
 
 
 def test_a_very_large_job_shows_the_first_of_each_kind_and_lists_the_rest(world, monkeypatch):
-    for module in (report.contents, report.page):
+    for module in (report.contents, report.headline):
         monkeypatch.setattr(module, "MAX_DETAILED", 2)
     read = []
     for number in range(4):
