@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 
 class ModelRecord(Spec):
-    """What a published model is and how it came to be: model.json."""
+    """What a published model is and how it was made: model.json."""
 
     id: SubjectId = Field(description="The subject's id.")
     revision: str = Field(pattern=_REVISION_PATTERN, description="Start of the fingerprint.")
@@ -73,7 +73,7 @@ class ModelRecord(Spec):
 
     @property
     def name(self) -> str:
-        """'id@revision', as every command takes it."""
+        """'id@revision', as every command accepts it."""
         return f"{self.id}@{self.revision}"
 
 

@@ -1,8 +1,8 @@
-"""PriorSets at rest: what one is called, of which files it consists, and how they are read.
+"""PriorSets at rest: their names, their files, and how they are read.
 
 A PriorSet is the class images of one (base, class noun, Prior). It lies in `priors/<digest>/` as
-`prior.json` and parts of 16 images each, Parquet with the columns index, seed and png. Which
-images a part holds follows from its number alone, so that a part can be made again by itself.
+`prior.json` and parts of 16 images each, Parquet with the columns index, seed and png. The
+number of a part alone decides which images it holds, so that a part can be made again by itself.
 Knows neither how images are sampled (that is dbray.sampling.priors) nor what they are for.
 """
 
@@ -34,7 +34,7 @@ _SCHEMA = pa.schema([("index", pa.int32()), ("seed", pa.int64()), ("png", pa.bin
 
 @dataclass(frozen=True)
 class PriorPlan:
-    """A PriorSet to be: everything that decides its images."""
+    """Everything that decides the images of a PriorSet."""
 
     base_digest: str
     class_noun: str
@@ -42,7 +42,7 @@ class PriorPlan:
 
     @cached_property
     def digest(self) -> str:
-        """Hex SHA-256 of what decides the images; the name of the set."""
+        """Hex SHA-256 of what decides the images: the name of the set."""
         return digest_json(
             {
                 "base": self.base_digest,
@@ -53,7 +53,7 @@ class PriorPlan:
 
     @property
     def folder(self) -> str:
-        """Where the set lies in the store."""
+        """Folder of the set in the store."""
         return folder_of(self.digest)
 
     @property
@@ -78,20 +78,20 @@ class PriorPlan:
 
 
 def folder_of(digest: str) -> str:
-    """Where the PriorSet of a digest lies in a store."""
+    """Return the folder of a PriorSet in a store."""
     return f"priors/{digest}"
 
 
 def part_name(part: int) -> str:
-    """File name of a part."""
+    """Return the file name of a part."""
     return f"part-{part:05d}.parquet"
 
 
 def encode_part(indices: Sequence[int], seeds: Sequence[int], pngs: Sequence[bytes]) -> bytes:
-    """Make the file of a part: the same bytes for the same images."""
+    """Return the file of a part: the same bytes for the same images."""
     table = pa.table([list(indices), list(seeds), list(pngs)], schema=_SCHEMA)
     out = io.BytesIO()
-    # PNG does not compress further. Checksums let a part that no marker covers yet be trusted.
+    # PNG does not compress further. Checksums show whether a part without a marker yet is whole.
     pq.write_table(table, out, compression="none", use_dictionary=False, write_page_checksum=True)
     return out.getvalue()
 
@@ -108,12 +108,12 @@ def decode_part(data: bytes, name: str) -> pa.Table:
 
 
 def is_made(store: Store, plan: PriorPlan) -> bool:
-    """Say whether a PriorSet is published and every file is what was published."""
+    """Say whether a PriorSet is published and undamaged."""
     return broken_files(store, plan) == []
 
 
 def broken_files(store: Store, plan: PriorPlan) -> list[str] | None:
-    """Name the files that a published set lacks or that rotted; None if it is not published."""
+    """Name the missing and damaged files of a published set; None if it is not published."""
     folder = Committed(store, plan.folder)
     try:
         known = folder.files
@@ -123,7 +123,7 @@ def broken_files(store: Store, plan: PriorPlan) -> list[str] | None:
 
 
 def has_part(store: Store, plan: PriorPlan, part: int) -> bool:
-    """Say whether a part is there: as it was published or, before that, whole."""
+    """Say whether a part is there and undamaged, whether or not the set is published yet."""
     broken = broken_files(store, plan)
     if broken is not None:
         return part_name(part) not in broken
@@ -131,7 +131,7 @@ def has_part(store: Store, plan: PriorPlan, part: int) -> bool:
 
 
 def missing_parts(store: Store, plan: PriorPlan) -> list[int]:
-    """Number the parts that a set lacks which is not published yet."""
+    """Return the numbers of the parts that a set lacks which is not published yet."""
     there = set(store.names(plan.folder))
     return [
         part
@@ -141,7 +141,7 @@ def missing_parts(store: Store, plan: PriorPlan) -> list[int]:
 
 
 def _is_whole(store: Store, plan: PriorPlan, part: int) -> bool:
-    """Whether a part of an interrupted set, which no marker vouches for, can be kept."""
+    """Whether a part of an interrupted set, which has no marker yet, can be kept."""
     path = f"{plan.folder}/{part_name(part)}"
     data = store.read_bytes(path)
     try:
@@ -168,7 +168,7 @@ def load_images(store: Store, digest: str) -> np.ndarray:
 
 
 def describe(plan: PriorPlan, base_name: str, versions: dict[str, str]) -> dict[str, Any]:
-    """Say what a set is; without times, so that it is the same for the same images."""
+    """Describe a set; without times, so that the same images have the same description."""
     return {
         "base": base_name,
         "base_digest": plan.base_digest,

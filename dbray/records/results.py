@@ -1,8 +1,8 @@
 """How a job is doing, or how it ended: results.jsonl by subject, summary.json in numbers.
 
 Owns their shape. The run of a job writes them; `dbray status`, the report, the next plan and the
-next run read them. Unknown keys are left alone and missing ones have defaults, for an older or a
-newer dbray may have written them; what cannot be read at all is told, and stops nothing.
+next run read them. Unknown keys are ignored and missing ones have defaults, because an older or a
+newer dbray may have written them. What cannot be read at all is logged or marked as damaged.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ SUMMARY_FILE = "summary.json"
 DAMAGED = "damaged"
 """State of a job whose summary cannot be read."""
 STALE_SECONDS = 120.0
-"""A run writes far more often than this from its start to its end, also while it waits for a
-cluster: one that is silent for longer is gone."""
+"""A run writes its summary far more often than this, even while it waits for a cluster. If it was
+silent for longer, it is gone."""
 _MAX_LISTED = 20
 
 Status = Literal["published", "kept", "failed", "unfinished"]
 """published: in this run. kept: published before, under the same fingerprint. unfinished: the run
-ended before it did."""
+ended before the subject did."""
 
 
 class _Part(BaseModel):
@@ -40,7 +40,7 @@ class _Part(BaseModel):
 
 
 class Failure(_Part):
-    """Why a subject failed: the error's class, its text, and whether trying again may help."""
+    """Why a subject failed: the error's class, its text, and whether a retry may help."""
 
     kind: str
     message: str
@@ -48,7 +48,7 @@ class Failure(_Part):
 
     @classmethod
     def of(cls, error: DbrayError) -> Failure:
-        """Describe an error."""
+        """Describe an error as a failure."""
         return cls(kind=type(error).__name__, message=str(error), retryable=error.retryable)
 
 
@@ -59,13 +59,13 @@ class Outcome(_Part):
     class_noun: str
     status: Status
     revision: str = ""
-    """Under which it is published, or would have been."""
+    """The revision that is published, or would have been."""
     identifier: str = ""
     attempts: int = 0
     seconds: float = 0.0
     timings: dict[str, float] = {}
     steps: int = 0
-    """Taken in the attempt that published it, since its checkpoint if there was one."""
+    """Steps of the attempt that published it, since its checkpoint if there was one."""
     error: Failure | None = None
 
     @property
@@ -74,11 +74,11 @@ class Outcome(_Part):
         return self.status in ("published", "kept")
 
     def would_repeat(self, revision: str) -> bool:
-        """Whether it failed in a way in which the same revision would fail again."""
+        """Whether it failed with an error that the same revision would repeat."""
         return self.error is not None and not self.error.retryable and self.revision == revision
 
     def row(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return the row as JSON."""
         return self.model_dump(mode="json")
 
 
@@ -92,14 +92,14 @@ class Cause(_Part):
 
 
 class InFlight(_Part):
-    """The subject in the hands of a lane, and the steps taken on it."""
+    """The subject that a lane is training, and the steps taken so far."""
 
     id: str
     step: int
 
 
 class PhaseProgress(_Part):
-    """How far the phase at work is: 'class images', 'training' or 'previews'."""
+    """Progress of the current phase: 'class images', 'training' or 'previews'."""
 
     name: str
     done: int
@@ -110,7 +110,7 @@ class PhaseProgress(_Part):
 
     @property
     def seconds_left(self) -> float | None:
-        """By the rate so far; None where nothing is done yet."""
+        """Estimated from the rate so far; None where nothing is done yet."""
         return (self.total - self.done) * self.seconds / self.done if self.done else None
 
 
@@ -123,13 +123,13 @@ class Rates(_Part):
 
 
 class Summary(_Part):
-    """What is None is not known, because the job did not come to it."""
+    """A job in numbers. A field is None where the job has not reached what it measures."""
 
     job_id: str = ""
     state: str = "interrupted"
     """running, finished, stopped, interrupted, broken or damaged."""
     error: str | None = None
-    """What ended a run that was stopped or broke; what is wrong with a damaged summary."""
+    """Why a run was stopped or broke; what is wrong with a damaged summary."""
     counts: dict[str, int] = {}
     num_subjects: int | None = None
     started_at: str | None = None
@@ -141,10 +141,10 @@ class Summary(_Part):
     prior_images_per_second: float | None = None
     prior_sets: int | None = None
     train_steps: int | None = None
-    """Of the subjects that this run published; not those before a checkpoint."""
+    """Of the subjects that this run published; steps before a checkpoint are not counted."""
     lanes: int | None = None
     phase: PhaseProgress | None = None
-    """At work when this was written."""
+    """The current phase when this was written."""
     in_flight: dict[str, InFlight] = {}
     pending: int | None = None
     failures: tuple[Cause, ...] = ()
@@ -154,7 +154,7 @@ class Summary(_Part):
 
     @property
     def is_gone(self) -> bool:
-        """Whether its run says that it works, but has been silent for too long."""
+        """Whether its run is marked as running, but has been silent for too long."""
         if self.state != "running":
             return False
         try:
@@ -164,19 +164,19 @@ class Summary(_Part):
 
     @property
     def present_state(self) -> str:
-        """The state as it is now: a run that is gone was interrupted, and could not say so."""
+        """The state as it is now: a run that is gone was interrupted, and could not write that."""
         return "interrupted" if self.is_gone else self.state
 
     @property
     def eta_seconds(self) -> float | None:
-        """Seconds until all subjects have ended; None where no rate of training is known yet."""
+        """Seconds until all subjects have ended; None while the rate of training is not known."""
         if self.state != "running" or self.phase is None or self.phase.name != "training":
             return None
         return self.phase.seconds_left
 
 
 def counts(outcomes: Iterable[Outcome]) -> dict[str, int]:
-    """Number of subjects by status; every status is there."""
+    """Count subjects by status; every status is a key."""
     found = Counter(outcome.status for outcome in outcomes)
     return {status: found[status] for status in get_args(Status)}
 
@@ -199,7 +199,7 @@ def causes(outcomes: Iterable[Outcome]) -> tuple[Cause, ...]:
 
 
 def read_outcomes(store: Store, job_id: str) -> dict[str, Outcome]:
-    """Read the last row of every subject. A line that is none of dbray's is left out."""
+    """Read the last row of every subject. A line that cannot be read is skipped and logged."""
     path = f"jobs/{job_id}/{RESULTS_FILE}"
     if not store.exists(path):
         return {}
@@ -215,7 +215,7 @@ def read_outcomes(store: Store, job_id: str) -> dict[str, Outcome]:
 
 
 def read_summary(store: Store, job_id: str) -> Summary | None:
-    """Read the summary of a job; None if it has none. One that is damaged says so in its state."""
+    """Read the summary of a job; None if it has none. The state of a damaged one is DAMAGED."""
     path = f"jobs/{job_id}/{SUMMARY_FILE}"
     if not store.exists(path):
         return None
@@ -230,7 +230,7 @@ def read_summary(store: Store, job_id: str) -> Summary | None:
 
 
 def summaries(store: Store) -> Iterator[tuple[str, Summary]]:
-    """Give the id and summary of every job in a storage, by id; also of those that are damaged."""
+    """Yield the id and summary of every job in a storage, by id, including damaged ones."""
     for job_id in sorted(store.names("jobs")):
         found = read_summary(store, job_id)
         if found is not None:

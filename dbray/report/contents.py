@@ -1,7 +1,7 @@
 """What a report shows, read from storage: the job's files, the registry, the photographs.
 
 Owns the reading and its tolerance: an interrupted job has no summary and perhaps half a line of
-results, a photograph may be gone, a model removed. Such gaps are shown, they are no errors.
+results, a photograph may be gone, a model removed. The report shows such gaps; they are not errors.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ logger = logging.getLogger(__name__)
 
 _READERS = 8
 MAX_DETAILED = 2_000
-"""Failed subjects, and as many others, that are shown with images and all; the rest is listed."""
+"""How many failed subjects, and how many others, are shown in detail; the rest is only listed."""
 _LOSS_POINTS = 100
 
 
 class _Row(BaseModel):
-    """Written by dbray itself, perhaps by a newer one: unknown keys are left alone."""
+    """Written by dbray itself, perhaps by a newer one: unknown keys are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -70,7 +70,7 @@ class PreviewsRow(_Row):
 
 
 class JobRow(_Row):
-    """What the page says of the job itself."""
+    """What the page shows of the job itself."""
 
     storage: str
     previews: PreviewsRow = PreviewsRow()
@@ -88,7 +88,7 @@ class JobFile(_Row):
 
 @dataclass(frozen=True)
 class Preview:
-    """One prompt: the subject's thumbnail, the key of the base's, and what both were asked."""
+    """One prompt: the subject's thumbnail, the key of the base's, and the prompts of both."""
 
     image: str | None
     base: str | None
@@ -99,7 +99,7 @@ class Preview:
 
 @dataclass(frozen=True)
 class Card:
-    """All that the page shows of one subject. Not detailed: nothing but its result."""
+    """All that the page shows of one subject; of one that is not detailed, its result alone."""
 
     id: str
     class_noun: str
@@ -113,12 +113,12 @@ class Card:
 
     @property
     def status(self) -> str:
-        """The result's status; 'waiting' for a subject that the job did not come to."""
+        """The result's status; 'waiting' for a subject that the job did not reach."""
         return self.result.status if self.result else "waiting"
 
     @property
     def loss(self) -> list[tuple[int, float, float, float]]:
-        """The loss curve, thinned; its last point is kept."""
+        """The loss curve, thinned to at most 100 points, the last one included."""
         points = self.record.loss if self.record else ()
         stride = -(-len(points) // _LOSS_POINTS) or 1
         return list(points[::-stride])[::-1]
@@ -140,8 +140,8 @@ def read_contents(
 ) -> Contents:
     """Read everything, and shrink the images at once: as files they may not fit in memory.
 
-    Of a very large job the first failed subjects and the first others are read in detail: with all
-    of them, the page would take hours to make and could not be opened.
+    Of a very large job, only the first failed subjects and the first others are read in detail:
+    with all of them, the page would take hours to make and could not be opened.
     """
     folder = f"jobs/{job_id}"
     job = _parse(JobFile, store.read_json(f"{folder}/job.json"), f"{folder}/job.json")
@@ -177,7 +177,7 @@ def _detailed(subjects: Iterable[str], results: Mapping[str, Outcome]) -> set[st
 
 @dataclass(frozen=True)
 class _Reader:
-    """Reads what belongs to one subject."""
+    """Reads all that belongs to one subject."""
 
     registry: Registry
     thumbnails: Thumbnails
@@ -212,7 +212,7 @@ class _Reader:
         )
 
     def _photographs(self, row: SubjectRow, files: Mapping[str, bytes]) -> list[str]:
-        """Take the caller's, else the small copies beside the previews, else the files."""
+        """Use the caller's, else the small copies beside the previews, else the files."""
         try:
             subject = Subject.model_validate(row.model_dump())
             copies = layout.photographs_of(files)

@@ -1,7 +1,7 @@
 """Bulk sampling on Ray Data: a pool of actors, each with a warm backbone, that carry out tasks.
 
-Owns the size of the pool, what an actor holds of the cluster, what happens when one dies, and how
-its errors come home. Knows not what is sampled: that is priors and previews.
+Owns the size of the pool, the resources of an actor, what happens when one dies, and how its errors
+reach the driver. Does not know what is sampled: that is dbray.sampling.priors and previews.
 
 Tasks and results cross processes as plain Arrow columns (JSON text and bytes).
 """
@@ -36,9 +36,9 @@ from dbray.spec.sections import Device, Recipe
 logger = logging.getLogger(__name__)
 
 MAX_DEATHS = 3
-"""How often an actor is started again, and a task tried again, after its process died.
+"""How often an actor is restarted, and a task retried, after its process died.
 
-Ray Data's own default is for ever, and then a task that kills its process never ends.
+Ray Data's own default is without limit: a task that always kills its process would never end.
 """
 _LATENTS_PER_BATCH = 8 * 64 * 64
 """Latent positions sampled at once: 8 images of 512 px, or more smaller ones."""
@@ -56,9 +56,9 @@ _RESULT = pa.schema(
 
 @dataclass(frozen=True)
 class SamplingPool:
-    """How many actors sample, the CPU threads of each, and what they sample on.
+    """How many actors sample, the CPU threads of each, and their device.
 
-    `num_actors` absent: one per GPU of the cluster or, on CPUs, per free one.
+    `num_actors` absent: one per GPU of the cluster or, without GPUs, one per free CPU.
     """
 
     num_actors: int | None = None
@@ -66,7 +66,7 @@ class SamplingPool:
     device: Device = "auto"
 
     def size(self, num_tasks: int) -> int:
-        """Number of actors for so many tasks."""
+        """Return the number of actors for a number of tasks."""
         held = hardware()
         if held.uses_gpus(self.device):
             room = held.num_gpus
@@ -75,7 +75,7 @@ class SamplingPool:
         return max(1, min(self.num_actors or room, num_tasks))
 
     def remote_args(self) -> dict[str, Any]:
-        """What each actor holds of the cluster."""
+        """Return the resources that each actor asks Ray for."""
         if hardware().uses_gpus(self.device):
             return {"num_gpus": 1, "num_cpus": 0}
         return {"num_cpus": self.threads}
@@ -83,7 +83,7 @@ class SamplingPool:
 
 @dataclass(frozen=True)
 class Result:
-    """What became of task number `index`: files by name, or the error that it met."""
+    """How task number `index` ended: with files by name, or with an error."""
 
     index: int
     files: dict[str, bytes] = field(default_factory=dict)
@@ -91,7 +91,7 @@ class Result:
 
 
 class SamplingActor:
-    """Holds a warm backbone; subclasses say in `make` what to do with it for one task."""
+    """Holds a warm backbone; subclasses define in `make` what one task does with it."""
 
     def __init__(self, base: Base, threads: int) -> None:
         torch.set_num_threads(threads)
@@ -105,24 +105,24 @@ class SamplingActor:
         if recipe:
             compute = Compute(self._device, recipe.precision, recipe.resolution)
         if self._warm is None or self._warm[0] != compute:
-            self._warm = None  # frees the old one first: two may not fit
+            self._warm = None  # free the old one first: two may not fit
             self._warm = compute, bases.load(self._base_here, compute)
         return self._warm[1]
 
     @cached_property
     def _base_here(self) -> Base:
-        """Looked for once, and at the first task: its result can tell what is wrong."""
+        """Found at the first task, not at construction: a failure is then a task's result."""
         return bases.here(self.base)
 
     def make(self, task: dict[str, Any]) -> dict[str, bytes]:
-        """Carry out one task; the files that it returns go to the driver."""
+        """Carry out one task; the returned files go to the driver."""
         raise NotImplementedError
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Carry out a batch of one task. No exception leaves: an error is a result too.
+        """Carry out a batch of one task. Never raises: an error is a result too.
 
-        But where the device is lost, the process ends, or it would fail every task that it is
-        given: Ray starts another and tries the task again.
+        Where the device is lost, the process exits, because it would fail every later task: Ray
+        starts another actor and retries the task.
         """
         [row] = batch.to_pylist()
         files: dict[str, bytes] = {}
@@ -136,7 +136,7 @@ class SamplingActor:
         except Exception as exc:
             logger.exception("sampling failed task=%d", row["index"])
             if device_is_lost(torch.device(self._device), exc):
-                os._exit(1)  # Ray replaces no actor that ends in order
+                os._exit(1)  # Ray does not replace an actor that exits cleanly
             error, reason = DbrayError.__name__, f"sampling failed: {type(exc).__name__}: {exc}"
         columns = [[row["index"]], [list(files)], [list(files.values())], [error], [reason]]
         return pa.table(columns, schema=_RESULT)
@@ -148,23 +148,23 @@ def sample(
     tasks: Sequence[Mapping[str, Any]],
     pool: SamplingPool,
 ) -> Generator[Result]:
-    """Carry out tasks on a pool of actors; yield results as they come, in any order.
+    """Carry out tasks on a pool of actors; yield results as they arrive, in any order.
 
     Args:
-        actor: what is to be done.
+        actor: class of the actors.
         actor_args: arguments of its constructor.
         tasks: one JSON object each. A task may be carried out twice, so its effects must be
             idempotent; it yields one result.
-        pool: the actors. A fresh pool is started, and ends with the iteration.
+        pool: how many actors. They are started anew, and end with the iteration.
 
     Raises:
-        LaneLost: when the actors die more often than they are replaced.
+        LaneLost: the actors died more often than they are restarted.
     """
     if not tasks:
         return
     dataset = _dataset(actor, actor_args, tasks, pool)
     try:
-        # Without prefetching, a result is seen when it is there, not when the next one is.
+        # With prefetching, a result would be held back until the next one is there.
         for batch in dataset.iter_batches(
             batch_size=None, batch_format="pyarrow", prefetch_batches=0
         ):
@@ -173,8 +173,8 @@ def sample(
                 yield _read_result(row)
     except RayError as exc:
         raise LaneLost(
-            f"the processes that sample died more than {MAX_DEATHS} times, which is often a lack "
-            f"of memory or a broken GPU: {first_line(exc)}"
+            f"the sampling processes died more than {MAX_DEATHS} times, often because memory ran "
+            f"out or a GPU is broken: {first_line(exc)}"
         ) from exc
 
 
@@ -184,23 +184,23 @@ def _dataset(
     tasks: Sequence[Mapping[str, Any]],
     pool: SamplingPool,
 ) -> Dataset:
-    # Ray Data speaks of its executors on every run; a death that matters is raised anyway.
+    # Ray Data logs its executors on every run; a death that matters is raised anyway.
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     rows = [{"index": index, "task": json.dumps(task)} for index, task in enumerate(tasks)]
-    # One block per task, so that tasks are spread one by one and lost one by one.
+    # One block per task, so that tasks are scheduled, and lost, one by one.
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
     dataset.context.enable_progress_bars = False
     dataset.context.print_on_execution_start = False
     with warnings.catch_warnings():
-        # Ray 2.60 deprecates what it offers no other way to say: how often actors are replaced.
+        # Ray 2.60 deprecates max_restarts, but offers nothing in its place.
         warnings.simplefilter("ignore", RayDeprecationWarning)
         return dataset.map_batches(
             actor,
             fn_constructor_args=actor_args,
             batch_size=1,
             batch_format="pyarrow",
-            # One task is at work in each actor and one waits, so that no actor is idle between
-            # two, and none at the end while others have a queue.
+            # One task runs in each actor and one waits: no actor is idle between two tasks, and
+            # none is idle at the end while another has a queue.
             compute=ActorPoolStrategy(size=pool.size(len(tasks)), max_tasks_in_flight_per_actor=2),
             max_restarts=MAX_DEATHS,
             max_task_retries=MAX_DEATHS,
@@ -222,7 +222,7 @@ def generate_in_batches(
 ) -> np.ndarray:
     """Sample as `generate` does, in batches that a device can hold.
 
-    The split follows from the resolution alone, so that it is the same everywhere.
+    The split depends on the resolution alone, so that it is the same everywhere.
     """
     _, height, width = backbone.latent_shape()
     size = max(1, _LATENTS_PER_BATCH // (height * width))

@@ -1,8 +1,8 @@
-"""Previews: what a published model answers to the preview prompts, and the base beside it.
+"""Previews: images of a published model for the preview prompts, and those of the base beside them.
 
 Samples from the weights as they were published, on Ray Data, so that a preview shows what serving
-will give. The untouched base answers once per class noun, for all subjects. Knows neither training
-nor reports.
+will give. The untouched base is sampled once per class noun, for all subjects. Knows neither
+training nor reports.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ OnProgress = Callable[[int, int], None]
 
 THUMBNAIL_PIXELS = 192
 _PUBLISHED_AT_ONCE = 16
-"""On an object store one takes seconds, and as many requests as it has files."""
+"""On an object store, publishing one takes seconds: a request for each file."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,12 @@ class PreviewRequest:
 
 
 def seeds_of(previews: Previews) -> list[int]:
-    """Seed of every preview prompt: the same for all subjects and for the base."""
+    """Return the seed of every preview prompt: the same for all subjects and for the base."""
     return [seed_of(previews.seed, index) for index in range(len(previews.prompts))]
 
 
 class PreviewActor(SamplingActor):
-    """Samples the previews of one model, or those of the untouched base, at a time."""
+    """Samples the previews of one model, or of the untouched base, at a time."""
 
     def __init__(self, base: Base, threads: int, store: Store, previews: Previews) -> None:
         super().__init__(base, threads)
@@ -68,10 +68,11 @@ class PreviewActor(SamplingActor):
             backbone.resident.put(None)
             return layout.name_base_images(self._sample(backbone, task["class_noun"], None))
         started = time.perf_counter()
-        record = self._registry.find(task["model"])
+        revision = self._registry.open(task["model"])
+        record = revision.record
         backbone = self.backbone(record.recipe)
         with tempfile.TemporaryDirectory() as folder:
-            put(backbone, record.recipe.method, self._registry.weights(record, Path(folder)))
+            put(backbone, record.recipe.method, revision.fetch_weights(Path(folder)))
         images = self._sample(backbone, record.class_noun, record.identifier)
         files = layout.name_images(images)
         files |= layout.name_photographs(_thumbnail(uri) for uri in task["photographs"])
@@ -100,7 +101,7 @@ def make_previews(
     pool: SamplingPool | None = None,
     on_progress: OnProgress | None = None,
 ) -> list[tuple[str, str]]:
-    """Sample previews for published models, and publish them beside them.
+    """Sample previews of published models, and publish them as annexes.
 
     Args:
         store: where the models are published.
@@ -108,23 +109,23 @@ def make_previews(
         requests: the models.
         previews: prompts, sampler and seed.
         pool: the sampling actors.
-        on_progress: called with the models dealt with and the models to deal with.
+        on_progress: called with the number of models done and the number of models.
 
     Returns:
-        Subject id and reason of every model that could not get previews; the others have theirs.
+        Subject id and reason for every model without previews; all others have theirs.
     """
     todo = sorted(requests, key=_base_key)  # so that actors seldom change precision
     pool = pool or SamplingPool()
     actor_args = (base, pool.threads, store, previews)
     with ThreadPoolExecutor(_PUBLISHED_AT_ONCE) as threads:
-        tell = on_progress or (lambda _done, _total: None)
-        pairing = _Pairing(store, previews, todo, threads, tell)
+        report = on_progress or (lambda _done, _total: None)
+        pairing = _Pairing(store, previews, todo, threads, report)
         try:
             with closing(sample(PreviewActor, actor_args, pairing.tasks(), pool)) as results:
                 for result in results:
                     pairing.take(result)
             pairing.settle()
-        except DbrayError as exc:  # the pool is gone: those without previews are told why
+        except DbrayError as exc:  # the pool is gone: this is why the others have no previews
             pairing.give_up(str(exc))
     return pairing.failures
 
@@ -133,15 +134,15 @@ _BaseKey = tuple[str, str, str]
 
 
 def _base_key(request: PreviewRequest) -> _BaseKey:
-    """What decides the base's previews: models of one key share them."""
+    """Models with equal keys share the base's previews."""
     recipe = request.record.recipe
     return recipe.precision, str(recipe.resolution), request.record.class_noun
 
 
 class _Pairing:
-    """Brings models' previews and those of the base together, in whatever order they come.
+    """Joins the previews of models and of the base, in whatever order they arrive.
 
-    The tasks are those of the base, one per key, then those of the models.
+    The tasks for the base come first, one per key, then those for the models.
     """
 
     def __init__(
@@ -167,7 +168,7 @@ class _Pairing:
         on_progress(0, len(requests))
 
     def tasks(self) -> list[dict[str, Any]]:
-        """Everything to sample."""
+        """Return every task: what to sample."""
         of_base = [
             {
                 "model": None,
@@ -186,7 +187,7 @@ class _Pairing:
         return [*of_base, *of_models]
 
     def take(self, result: Result) -> None:
-        """Take what was sampled; publish whatever is complete with it."""
+        """Accept a result; publish every model whose previews are now complete."""
         index = result.index - len(self._keys)
         if index < 0:
             self._of_base[self._keys[result.index]] = result
@@ -196,10 +197,10 @@ class _Pairing:
         for candidate in candidates:
             if _base_key(self._requests[candidate]) in self._of_base:
                 self._finish(candidate)
-        self.settle(_PUBLISHED_AT_ONCE)  # what waits to be written lies in memory
+        self.settle(_PUBLISHED_AT_ONCE)  # bounds the files held in memory
 
     def settle(self, num_left: int = 0) -> None:
-        """Wait until no more than so many are being published."""
+        """Wait until at most `num_left` models are being published."""
         while len(self._in_publication) > num_left:
             done, _ = wait(self._in_publication, return_when=FIRST_COMPLETED)
             for future in done:
@@ -212,7 +213,7 @@ class _Pairing:
                 self._end(index, failure)
 
     def give_up(self, reason: str) -> None:
-        """Report every model that is not dealt with."""
+        """Report every model that is not done as a failure."""
         self.settle()
         for index in sorted(self._pending):
             self._end(index, reason)

@@ -2,8 +2,8 @@
 
 Samples "a [class noun]" from the frozen base, on Ray Data, only where images are missing. The
 actors write whole parts, atomically and always the same ones, so a kill at any moment costs at most
-the parts in the making. Two jobs may make one set at once: of each part the first one stays, for
-other hardware may give other bits. Knows neither subjects nor training.
+the parts being made. Two jobs may make one set at the same time: the first file of each part stays,
+because other hardware may give other bits. Knows neither subjects nor training.
 
 Source: Ruiz et al. 2022 (arXiv 2208.12242), section 3.3, class-specific prior preservation.
 """
@@ -46,7 +46,7 @@ _VERSIONED = ("dbray", "torch", "diffusers", "transformers")
 
 @dataclass(frozen=True)
 class PriorReport:
-    """What making class images came to. `digests` are of all sets asked for, made or found."""
+    """How many class images were made, and how fast. `digests` names every set asked for."""
 
     num_images: int
     seconds: float
@@ -54,7 +54,7 @@ class PriorReport:
 
     @property
     def images_per_second(self) -> float:
-        """Rate of sampling, start of the actors included; 0 if nothing was to be made."""
+        """Rate of sampling, including the start of the actors; 0 if nothing was made."""
         return self.num_images / self.seconds if self.num_images else 0.0
 
 
@@ -72,14 +72,14 @@ class PartActor(SamplingActor):
         if has_part(self._store, plan, part):
             return {}
         data = self._sample(plan, part)
-        # Looked again: sampling takes long, and a marker may stand by now.
+        # Check again: sampling takes long, and another job may have published the set meanwhile.
         if not has_part(self._store, plan, part):
             self._store.write_bytes(f"{plan.folder}/{part_name(part)}", data)
         metrics.prior_images().inc(len(plan.indices(part)))
         return {}
 
     def _sample(self, plan: PriorPlan, part: int) -> bytes:
-        """The file of a part. The images depend on its number, not on who makes it."""
+        """Make the file of a part. The images depend on its number, not on who makes it."""
         prior, indices = plan.prior, plan.indices(part)
         seeds = [seed_of(prior.seed, plan.class_noun, index) for index in indices]
         sampling = Sampling(prior.sampler, prior.steps, prior.guidance)
@@ -95,22 +95,22 @@ def make_priors(
     pool: SamplingPool | None = None,
     on_progress: OnProgress | None = None,
 ) -> PriorReport:
-    """Make PriorSets, so that each is there, whole and published.
+    """Make sure that every PriorSet is published and undamaged.
 
-    Finished sets are kept, interrupted ones continued, and parts that rotted are made again.
+    Finished sets are kept, interrupted ones are continued, and damaged parts are made again.
 
     Args:
         store: where the sets are kept.
-        base: the base that all the plans name by its digest.
+        base: the base; every plan holds its digest.
         plans: the sets; two equal plans are one set.
         pool: the sampling actors.
-        on_progress: called with the images made so far and the images to make, at the start and
-            after every part.
+        on_progress: called with the number of images made and the number to make, at the start
+            and after every part.
 
     Raises:
-        StoreError: when the storage cannot be written.
-        BaseError: when the base cannot be loaded.
-        LaneLost: when actors die again and again. What was made is kept for the next run.
+        StoreError: storage cannot be written.
+        BaseError: the base cannot be loaded.
+        LaneLost: the actors keep dying. What was made is kept for the next run.
     """
     started = time.monotonic()
     unique = {plan.digest: plan for plan in plans}
@@ -125,13 +125,13 @@ def make_priors(
 
 
 def _open(store: Store, plan: PriorPlan) -> list[int] | None:
-    """Prepare a set for work: number the missing parts. None: it is finished, and left alone."""
+    """Prepare a set and return the numbers of its missing parts; None if it is finished."""
     broken = broken_files(store, plan)
     if broken is None:
         return missing_parts(store, plan)
     if not broken:
         return None
-    # From here on nobody may take it for finished: the marker would not fit the new parts.
+    # The marker would not fit the new parts, so the set must not look finished meanwhile.
     store.remove(f"{plan.folder}/{COMMITTED}")
     return [part for part in range(plan.num_parts) if part_name(part) in broken]
 
@@ -145,7 +145,7 @@ def _make_parts(
 ) -> int:
     """Sample the missing parts of all sets in one run. Returns the number of images.
 
-    Parts that met an error which may pass, as storage that was away for a moment, are tried again.
+    Parts that failed with a retryable error, such as storage that was briefly away, are retried.
     """
     ledger = _Ledger(store, base, open_sets, on_progress or (lambda _done, _total: None))
     work = [(plan, part) for plan, parts in open_sets.items() for part in parts]
@@ -166,7 +166,7 @@ def _make_parts(
 
 
 class _Ledger:
-    """Counts what is made, and publishes each set when it is whole."""
+    """Counts what is made, and publishes each set when its last part is."""
 
     def __init__(
         self,
@@ -187,7 +187,7 @@ class _Ledger:
         on_progress(0, self._num_images)
 
     def finish(self, plan: PriorPlan, part: int) -> None:
-        """A part is made."""
+        """Count a part as made."""
         self.num_done += len(plan.indices(part))
         self._waiting[plan] -= 1
         if self._waiting[plan] == 0:
@@ -196,7 +196,7 @@ class _Ledger:
 
 
 def _publish(store: Store, base: Base, plan: PriorPlan) -> None:
-    """Say what the set is, and put the marker on it."""
+    """Write the description of a set, then its marker."""
     versions = {name: metadata.version(name) for name in _VERSIONED}
     store.write_json(f"{plan.folder}/{DESCRIPTION}", describe(plan, base.name, versions))
     store.seal(plan.folder, plan.files)

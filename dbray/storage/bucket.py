@@ -38,7 +38,7 @@ class Bucket:
         return filesystem, _join(root, path)
 
     def place(self, path: str) -> str:
-        """Name a path for people, without credentials and options."""
+        """Return a path for people, without credentials and options."""
         return _join(without_secrets(self._uri).partition("?")[0], path)
 
     def open(self, path: str) -> BinaryIO:
@@ -80,11 +80,11 @@ class Bucket:
             filesystem.delete_dir(key)
 
     def commit(self, folder: str, files: Mapping[str, bytes | Path]) -> None:
-        """Write the files, then the marker, and read all back; again if a rival mixed its own in.
+        """Write the files, then the marker, and read all back; repeat if a rival wrote in between.
 
-        Leftovers of an interrupted commit are overwritten and never deleted: they may be those of
-        a writer at work. Every writer reads back after its last write, so the last of all has seen
-        what stays. Rivals wait for random times, else they could go on forever.
+        Leftovers of an interrupted commit are overwritten and never deleted: they may belong to a
+        writer that is still at work. Every writer reads back after its last write, so the very last
+        has seen what stays. Rivals wait for random times, or they could go on for ever.
         """
         for attempt in range(_MAX_TRIES):
             records = {name: self.write(f"{folder}/{name}", s) for name, s in files.items()}
@@ -95,12 +95,12 @@ class Bucket:
         raise StoreError(f"{self.place(folder)}: other writers keep overwriting it; run again")
 
     def _is_consistent(self, folder: str) -> bool:
-        """Say whether a folder is what its marker says, whoever wrote that."""
+        """Say whether a folder is what its marker says, whoever wrote them."""
         with self.open(f"{folder}/{COMMITTED}") as file:
             text = file.read()
         try:
             records = parse_marker(text)
-        except ValueError:  # a rival is writing it, and this filesystem shows half of it
+        except ValueError:  # a rival is writing it, and this filesystem shows a half-written file
             return False
         for name, record in records.items():
             with self.open(f"{folder}/{name}") as file:

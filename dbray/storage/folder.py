@@ -32,7 +32,7 @@ class Folder:
         self.root = root
 
     def place(self, path: str) -> str:
-        """Name a path for people."""
+        """Return a path for people."""
         return str(self.root / path)
 
     def inside(self, path: str, follow: bool = True) -> Path:
@@ -80,7 +80,7 @@ class Folder:
         local.delete(target)
 
     def commit(self, folder: str, files: Mapping[str, bytes | Path]) -> None:
-        """Write everything into a hidden folder beside, then rename that into place."""
+        """Write everything into a hidden folder beside it, then rename that into place."""
         target = self.inside(folder, follow=False)
         local.make_folders(target.parent)
         _sweep(target.parent)
@@ -101,7 +101,7 @@ class Folder:
 
 @contextmanager
 def _staging_folder(target: Path) -> Iterator[Path]:
-    """Give a hidden folder beside `target`, locked while in use so that no sweep takes it."""
+    """Make a hidden folder beside `target`, locked while in use so that no sweep removes it."""
     staging, descriptor = _new_staging(target)
     try:
         yield staging
@@ -114,7 +114,7 @@ def _new_staging(target: Path) -> tuple[Path, int]:
     while True:
         staging = target.with_name(f"{_STAGING}{target.name[:100]}-{secrets.token_hex(6)}")
         staging.mkdir()
-        with suppress(FileNotFoundError):  # a sweep came between
+        with suppress(FileNotFoundError):  # a sweep removed it before it was locked
             descriptor, lock = open_and_lock(staging)
             if lock != "taken" and staging.exists():
                 return staging, descriptor
@@ -122,7 +122,7 @@ def _new_staging(target: Path) -> tuple[Path, int]:
 
 
 def _sweep(parent: Path) -> None:
-    """Remove the staging folders of writers that died: those that no living process has locked."""
+    """Remove the staging folders of dead writers: those that no process has locked."""
     for entry in parent.iterdir():
         if entry.name.startswith(_STAGING):
             with suppress(OSError):
@@ -141,12 +141,12 @@ def _rename_into_place(staging: Path, target: Path) -> None:
         if target.exists() or target.is_symlink():
             leftover = staging.with_name(f"{staging.name}-old")
             target.rename(leftover)
-            with suppress(OSError):  # hidden now, and swept by the next commit
+            with suppress(OSError):  # it is hidden now, and the next commit sweeps it
                 local.delete(leftover)
         try:
             staging.rename(target)
         except OSError:
-            # Only where locks do not reach: two machines on a network disk without them.
+            # Two machines may get here together on a network disk without locks.
             if not (target / COMMITTED).exists():
                 raise
         local.sync_folder(target.parent)
