@@ -1,12 +1,14 @@
 """Does a subject keep its looks in new places, and its class its variety? By the judge's eyes.
 
     python benchmarks/identity.py [--subjects 6] [--judge build/miniature/judge.pt] [--keep]
+    python benchmarks/identity.py --recipe '{method: lora, learning_rate: 0.002}'
 
-Runs the main job on drawn subjects by the base's recommended recipe, and samples each published
-model in all places of the drawn world. `colour`, `class` and `place` are the shares of its images
-that show the subject's colour, its class noun and the place that was asked for. `drift` is how much
-more often than the base the model gives the subject's colour to others of its class. The judge (see
-`miniature.py`) was trained on renders alone. `-o` keeps a sheet to look at.
+Runs the main job on drawn subjects by the base's recommended recipe, or with fields of another,
+and samples each published model in all places of the drawn world. `colour`, `class` and `place`
+are the shares of its images that show the subject's colour, its class noun and the place that was
+asked for. `drift` is how much more often than the base the model gives the subject's colour to
+others of its class. The judge (see `miniature.py`) was trained on renders alone. `-o` keeps a sheet
+to look at.
 """
 
 from __future__ import annotations
@@ -101,6 +103,7 @@ def main() -> None:
     parser.add_argument("--subjects", type=int, default=6)
     parser.add_argument("--class-nouns", type=int, default=3)
     parser.add_argument("--judge", type=Path, default=Path("build/miniature/judge.pt"))
+    parser.add_argument("--recipe", default="{}", help="fields of the recipe, as YAML")
     parser.add_argument("-o", "--output", type=Path, help="write a sheet of images here (PNG)")
     parser.add_argument("--keep", action="store_true", help="keep the figures in results/")
     args = parser.parse_args()
@@ -110,7 +113,7 @@ def main() -> None:
         photographs = Path(folder, "photos")
         write_subjects(photographs, args.subjects, args.class_nouns)
         Path(folder, "identity.yaml").write_text(
-            "base: miniature\nsubjects: photos\npreviews: {prompts: []}\n"
+            f"base: miniature\nsubjects: photos\npreviews: {{prompts: []}}\nrecipe: {args.recipe}\n"
         )
         command = [sys.executable, "-m", "dbray", "run", f"{folder}/identity.yaml"]
         subprocess.run(command, check=True)
@@ -118,6 +121,7 @@ def main() -> None:
         facts = measure(Registry(Store(f"{folder}/runs")), judge, sheet)
     if args.output:
         Image.fromarray(np.concatenate(sheet)).save(args.output)
+    facts["recipe"] = args.recipe
     print_table(facts)
     finish("identity", facts, args.keep)
 

@@ -85,7 +85,12 @@ class Layout:
 
     def num_parameters(self, part: str) -> int:
         """Count a part's parameters, by the headers of its weight files. Raises BaseError."""
-        return sum(_count_parameters(file) for file in self._weight_files(part))
+        return sum(math.prod(shape) for shape in self.shapes(part).values())
+
+    def shapes(self, part: str) -> dict[str, tuple[int, ...]]:
+        """Shapes of a part's tensors, by the headers of its weight files. Raises BaseError."""
+        files = self._weight_files(part)
+        return {name: shape for file in files for name, shape in _shapes(file).items()}
 
     def files(self) -> list[Path]:
         """Every file that decides what the base draws, by part and name."""
@@ -147,8 +152,8 @@ def read_defaults(folder: Path) -> dict[str, dict[str, Any]]:
     raise BaseError("; ".join(f"{one.where}: {one.what}: {one.fix}" for one in problems))
 
 
-def _count_parameters(file: Path) -> int:
-    """Count by the header of a safetensors file. Raises BaseError."""
+def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """Read the header of a safetensors file. Raises BaseError."""
     if not file.is_file():
         others = sorted(one.name for one in file.parent.glob("*") if one.suffix != ".json")
         raise BaseError(
@@ -158,7 +163,8 @@ def _count_parameters(file: Path) -> int:
     try:
         # Opening compares the size of the file with what its header says.
         with safe_open(file, framework="numpy") as opened:
-            return sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118 - not a mapping
+            names = list(opened.keys())
+            return {name: tuple(opened.get_slice(name).get_shape()) for name in names}
     except (OSError, SafetensorError) as exc:
         raise BaseError(f"{file} is not a whole safetensors file ({file.stat().st_size} bytes: "
                         f"{exc}); copy or download it again") from exc  # fmt: skip

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
 from typing import Protocol
 
 import torch
@@ -18,6 +19,10 @@ from torch import Tensor, nn
 
 Layout = Mapping[str, torch.Size]
 """Names and shapes of a part's tensors, sorted by name."""
+
+
+Changes = Mapping[str, frozenset[str] | None]
+"""Names of the tensors that are written, by part; None: all of the part."""
 
 
 class Weights(Protocol):
@@ -34,8 +39,8 @@ class Weights(Protocol):
         ...
 
     @property
-    def parts(self) -> frozenset[str]:
-        """Names of the parts that it changes."""
+    def changes(self) -> Changes:
+        """What it writes."""
         ...
 
     def prepare(self, device: torch.device) -> Weights:
@@ -43,7 +48,7 @@ class Weights(Protocol):
         ...
 
     def write(self, resident: Resident) -> None:
-        """Change the parts that it names, which may hold anything before."""
+        """Write what `changes` names, whatever is there before."""
         ...
 
 
@@ -54,7 +59,9 @@ class Resident:
         self._models = models
         self._live: dict[str, Tensor] = {}
         self._pristine: dict[str, Tensor] = {}
-        self._changed: frozenset[str] = frozenset()
+        self._tensors: dict[str, dict[str, Tensor]] = {}
+        self._starts: dict[str, dict[str, int]] = {}
+        self._changed: dict[str, frozenset[str] | None] = {}
         self._helper: ThreadPoolExecutor | None = None
         self.layouts: dict[str, Layout] = {
             part: {name: tensor.shape for name, tensor in _tensors(model).items()}
@@ -63,25 +70,39 @@ class Resident:
 
     def put(self, weights: Weights | None) -> None:
         """Put weights in; parts that they do not change, or all for None, get the base's back."""
-        parts = weights.parts if weights else frozenset()
-        for part in parts:
+        changes = weights.changes if weights else {}
+        for part in changes:
             self._take(part)
-        # Only now is anything overwritten.
-        before, self._changed = self._changed, self._changed | parts
-        for part in before - parts:
-            self.overwrite(part, self._pristine[part])
+        for part, names in self._changed.items():
+            self._restore(part, names, changes.get(part, frozenset()))
+        # Should writing break off, what it may have changed is still known.
+        self._changed = dict(changes)
         if weights:
             weights.write(self)
-        self._changed = parts
 
     @property
     def changed(self) -> frozenset[str]:
         """Names of the parts that are not the base's now."""
-        return self._changed
+        return frozenset(self._changed)
 
-    def pristine(self, part: str) -> Tensor:
-        """The base's weights of a part that is being replaced, flat, on the CPU."""
-        return self._pristine[part]
+    def tensor(self, part: str, name: str) -> tuple[Tensor, Tensor]:
+        """One tensor of a part that is being changed: as it is now, and the base's on the CPU."""
+        live = self._tensors[part][name]
+        start = self._starts[part][name]
+        return live, self._pristine[part][start : start + live.numel()].view(live.shape)
+
+    def _restore(
+        self, part: str, names: frozenset[str] | None, next_names: frozenset[str] | None
+    ) -> None:
+        """Put the base's tensors back that were changed and are not written next."""
+        if next_names is None:
+            return
+        if names is None:
+            self.overwrite(part, self._pristine[part])
+            return
+        for name in names - next_names:
+            live, base = self.tensor(part, name)
+            _copy(live, base)
 
     @torch.no_grad()
     def overwrite(self, part: str, source: Tensor) -> None:
@@ -106,6 +127,9 @@ class Resident:
         pieces = flat.split([tensor.numel() for tensor in tensors.values()])
         for tensor, piece in zip(tensors.values(), pieces, strict=True):
             tensor.data = piece.view(tensor.shape)
+        ends = accumulate(tensor.numel() for tensor in tensors.values())
+        self._starts[part] = dict(zip(tensors, (0, *ends), strict=False))
+        self._tensors[part] = tensors
         self._live[part], self._pristine[part] = flat, flat.to("cpu", copy=True)
 
 

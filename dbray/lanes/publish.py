@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import metadata
 
-from torch import Tensor
-
 from dbray.bases import Base
 from dbray.lanes.beat import Clock
 from dbray.method.loop import LossPoint
-from dbray.method.methods import method_of
 from dbray.planning.plan import PlannedSubject
 from dbray.records.models import ModelRecord, Registry
 from dbray.spec.canon import utc_now
@@ -30,18 +27,15 @@ class Publisher:
     def publish(
         self,
         planned: PlannedSubject,
-        weights: Mapping[str, Tensor],
+        files: Mapping[str, bytes],
         curve: tuple[LossPoint, ...],
         clock: Clock,
     ) -> None:
-        """Publish an engine's weights.
+        """Publish the files of a model.
 
         Raises:
-            Diverged: they are not finite.
             StoreError: nothing was published.
         """
-        recipe = self._job.recipe
-        files = method_of(recipe.method).publish(weights, recipe)
         self._registry.publish(self._record(planned, curve, tuple(files), clock), files)
 
     def _record(

@@ -117,8 +117,9 @@ class _Worker:
             str(self.device), recipe.precision, recipe.resolution, recipe.gradient_checkpointing
         )
         backbone = bases.load(bases.here(spec.base), compute)
+        self.method = method_of(recipe.method)
         self.engine: Engine = make_engine(
-            method_of(recipe.method).network(backbone, recipe),
+            self.method.network(backbone, recipe),
             recipe,
             spec.job.resources.zero_stage,
             self.device,
@@ -249,7 +250,8 @@ class _Worker:
         with clock.phase("publish"), beat.meanwhile():
             weights = self.engine.weights()
             if self.leads:
-                self.publisher.publish(planned, weights, curve, clock)
+                files = self.method.publish(self.engine.module, weights, self.recipe)
+                self.publisher.publish(planned, files, curve, clock)
             checkpoint.remove()
 
     def _beat(self, planned: PlannedSubject, step: int = 0) -> Beat:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dbray.bases import Backbone, Base
 from dbray.bases.condition import Condition
-from dbray.bases.resident import Layout, Resident
+from dbray.bases.resident import Changes, Layout, Resident
 from dbray.errors import BaseError, Diverged
 from dbray.spec.sections import Recipe
 
@@ -38,7 +38,9 @@ class Full:
         """Token ids where text encoders train, else embeddings by the base's."""
         return (backbone.tokenize if recipe.train_text_encoder else backbone.condition)(prompts)
 
-    def publish(self, weights: Mapping[str, Tensor], recipe: Recipe) -> dict[str, bytes]:
+    def publish(
+        self, network: nn.Module, weights: Mapping[str, Tensor], recipe: Recipe
+    ) -> dict[str, bytes]:
         """One file for each trained part, in the recipe's publish_precision."""
         dtype = torch.float16 if recipe.publish_precision == "fp16" else torch.float32
         parts = _by_part(weights, dtype)
@@ -100,9 +102,9 @@ class Flat:
         return sum(tensor.numel() * 4 for tensor in self.tensors.values())
 
     @property
-    def parts(self) -> frozenset[str]:
-        """See Weights."""
-        return frozenset(self.tensors)
+    def changes(self) -> Changes:
+        """Whole parts."""
+        return dict.fromkeys(self.tensors)
 
     def prepare(self, device: torch.device) -> Flat:
         """Copy to the device as float32, the type of the resident models."""

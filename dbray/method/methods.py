@@ -31,8 +31,10 @@ class Method(Protocol):
         """Turn N prompts into the N rows that the network takes."""
         ...
 
-    def publish(self, weights: Mapping[str, Tensor], recipe: Recipe) -> dict[str, bytes]:
-        """Make the files of a model, by name, from an engine's weights.
+    def publish(
+        self, network: nn.Module, weights: Mapping[str, Tensor], recipe: Recipe
+    ) -> dict[str, bytes]:
+        """Make the files of a model, by name, from an engine's weights of the network.
 
         Raises:
             Diverged: the weights are not finite, or not in the precision of publishing.

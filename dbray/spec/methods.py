@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, model_serializer
+from pydantic import BeforeValidator, Discriminator, Field, model_serializer
 
 from dbray.spec.base import Spec
 
@@ -39,6 +39,32 @@ class Full(MethodSettings):
     kind: Literal["full"] = "full"  # pyright: ignore[reportIncompatibleVariableOverride]
 
 
+class Lora(MethodSettings):
+    """Low-rank factors beside the weights of some layers (Hu et al. 2021, arXiv 2106.09685)."""
+
+    first_fields = MethodSettings.first_fields | {"rank", "alpha", "targets", "dora"}
+
+    kind: Literal["lora"] = "lora"  # pyright: ignore[reportIncompatibleVariableOverride]
+    rank: int = Field(default=16, ge=1, le=1024, description="Rank of the factors.")
+    alpha: float | None = Field(
+        default=None, gt=0, description="Factors count alpha / rank times; absent: as the rank."
+    )
+    targets: tuple[str, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="Layers to train: attention, feed_forward, convolutions, or ends of their "
+        "paths such as to_q. Absent: what suits the base's family.",
+    )
+    dora: bool = Field(
+        default=False, description="Learn magnitudes too (Liu et al. 2024, arXiv 2402.09353)."
+    )
+
+    @property
+    def scale(self) -> float:
+        """What the product of the factors is multiplied by."""
+        return (self.alpha or self.rank) / self.rank
+
+
 def _spelt_out(method: Any) -> Any:
     """Take the plain word for its settings; name the methods where it is none of them."""
     if isinstance(method, MethodSettings):
@@ -50,6 +76,6 @@ def _spelt_out(method: Any) -> Any:
     return settings
 
 
-Method = Annotated[Full, BeforeValidator(_spelt_out)]
+Method = Annotated[Full | Lora, Discriminator("kind"), BeforeValidator(_spelt_out)]
 
-_KINDS = tuple(get_args(settings.model_fields["kind"].annotation)[0] for settings in (Full,))
+_KINDS = tuple(get_args(settings.model_fields["kind"].annotation)[0] for settings in (Full, Lora))

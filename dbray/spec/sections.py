@@ -51,7 +51,7 @@ class Recipe(Spec):
     method: Method = Field(
         default=Full(),
         description="What is trained; its settings, if any, under it, beside `kind`. full: every "
-        "layer of the denoiser, as in the paper.",
+        "layer of the denoiser, as in the paper. lora: low-rank factors, 100 times smaller.",
     )
     steps: int = Field(default=800, ge=1, le=100_000, description="Optimiser steps.")
     batch_size: int = Field(

@@ -40,6 +40,12 @@ class Family:
     text_encoders: ClassVar[tuple[str, ...]]
     """Names of the models that read text, in the order in which they are published."""
 
+    targets: ClassVar[Mapping[str, tuple[str, ...]]]
+    """Groups of layers that low-rank factors may train: ends of their paths in the denoiser."""
+    default_targets: ClassVar[tuple[str, ...]] = ("attention", "feed_forward")
+    text_targets: ClassVar[tuple[str, ...]] = ("q_proj", "k_proj", "v_proj", "out_proj")
+    """The same in the text encoders."""
+
     @property
     def folders(self) -> tuple[str, ...]:
         """Every folder of a base that dbray reads."""
@@ -74,6 +80,10 @@ class Family:
     ) -> Tensor:
         """Call the denoiser; the answer is in the schedule's parameterisation."""
         raise NotImplementedError
+
+    def num_targets(self, config: Mapping[str, Any], group: str) -> int | None:
+        """Number of layers of a group, by the denoiser's configuration; None if unknown."""
+        return None
 
     def latent_shape(
         self, models: Mapping[str, Any], size: tuple[int, int]

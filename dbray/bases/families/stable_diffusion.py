@@ -33,6 +33,11 @@ class StableDiffusion(Family):
     }
     tokenizers = {"tokenizer": "CLIPTokenizer"}  # noqa: RUF012 - as above
     denoiser = "unet"
+    targets = {  # noqa: RUF012 - as above
+        "attention": ("to_q", "to_k", "to_v", "to_out.0"),
+        "feed_forward": ("ff.net.0.proj", "ff.net.2"),
+        "convolutions": ("conv1", "conv2"),
+    }
     text_encoders = ("text_encoder",)
 
     def check(self, layout: Layout) -> None:
@@ -63,6 +68,11 @@ class StableDiffusion(Family):
                 "the latents, which is 64 for 512 pixels"
             )
         return side * 2 ** (len(levels) - 1)
+
+    def num_targets(self, config: Mapping[str, Any], group: str) -> int | None:
+        """Every block has two attentions of four layers, and a feed-forward of two."""
+        per_block = {"attention": 8, "feed_forward": 2}.get(group)
+        return None if per_block is None else per_block * num_blocks(config)
 
     def schedule(self, config: Mapping[str, Any]) -> Schedule:
         """The base's own betas and prediction type."""
@@ -108,6 +118,23 @@ class StableDiffusion(Family):
     ) -> Tensor:
         """The UNet's answer."""
         return denoiser(latents_BCHW, timesteps_B, condition["text"], return_dict=False)[0]
+
+
+def num_blocks(config: Mapping[str, Any]) -> int:
+    """Number of transformer blocks of a UNet2DConditionModel, by its configuration."""
+    down, up = config["down_block_types"], config["up_block_types"]
+    layers = _each(config.get("layers_per_block", 2), down)
+    depths = _each(config.get("transformer_layers_per_block", 1), down)
+    total = depths[-1] if config.get("mid_block_type", "UNetMidBlock2DCrossAttn") else 0
+    for kind, num, depth in zip(down, layers, depths, strict=True):
+        total += num * depth if "CrossAttn" in kind else 0
+    for kind, num, depth in zip(up, reversed(layers), reversed(depths), strict=True):
+        total += (num + 1) * depth if "CrossAttn" in kind else 0
+    return total
+
+
+def _each(value: int | Sequence[int], blocks: Sequence[str]) -> list[int]:
+    return [value] * len(blocks) if isinstance(value, int) else list(value)
 
 
 FAMILY = StableDiffusion()

@@ -1,0 +1,224 @@
+"""LoRA: low-rank factors beside the weights of some layers; everything else stays frozen.
+
+Published are the factors alone, in one file `lora.safetensors` with the keys of PEFT and diffusers
+(`unet.<path>.lora_A.weight`, ...), and alpha / rank in its metadata. In a resident model they are
+merged into the base's pristine weights, so that a forward pass costs nothing more.
+
+Source: Hu et al. 2021 (arXiv 2106.09685); DoRA: Liu et al. 2024 (arXiv 2402.09353).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from dbray.bases import Backbone, Base
+from dbray.bases.condition import Condition
+from dbray.bases.resident import Changes, Layout, Resident
+from dbray.errors import BaseError, Diverged
+from dbray.method.adapter import Adapter, inject
+from dbray.method.losses import generator_of
+from dbray.method.low_rank import LowRank
+from dbray.spec.methods import Lora as LoraSettings
+from dbray.spec.sections import Recipe
+
+FILE = "lora.safetensors"
+_DOWN, _UP, _MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
+
+
+class Lora:
+    """See the module, and `dbray.method.methods.Method`."""
+
+    def network(self, backbone: Backbone, recipe: Recipe) -> nn.Module:
+        """The trained parts with one slot in each targeted layer.
+
+        Its initial factors follow from the recipe's seed, and are the same for all subjects.
+        """
+        settings, base = _settings(recipe), backbone.base
+        form = LowRank(settings.rank, settings.alpha or settings.rank, is_dora=settings.dora)
+        network: Any = backbone.network(_parts(base, recipe)).requires_grad_(False)
+        network.adapters = {}
+        for part in _parts(base, recipe):
+            targets, expected = _targets(base, part, settings)
+            adapter = inject(backbone.models[part], targets, form, expected)
+            adapter.reset(0, generator_of(recipe.seed, "lora", part))
+            network.adapters[part] = adapter
+        return network
+
+    def condition(self, backbone: Backbone, recipe: Recipe, prompts: Sequence[str]) -> Condition:
+        """Token ids where text encoders train, else embeddings by the base's."""
+        return (backbone.tokenize if recipe.train_text_encoder else backbone.condition)(prompts)
+
+    def publish(
+        self, network: nn.Module, weights: Mapping[str, Tensor], recipe: Recipe
+    ) -> dict[str, bytes]:
+        """One file with the factors of all parts, in the recipe's publish_precision."""
+        settings, adapters = _settings(recipe), _adapters(network)
+        dtype = torch.float16 if recipe.publish_precision == "fp16" else torch.float32
+        tensors = {}
+        for part, adapter in adapters.items():
+            own = {name.removeprefix(f"{part}."): value for name, value in weights.items()}
+            for key, value in adapter.state(0, own).items():
+                tensors[f"{part}.{key}"] = value.to(dtype).contiguous()
+        if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+            raise Diverged("the factors are not finite; lower learning_rate, or use precision and "
+                           "publish_precision fp32")  # fmt: skip
+        metadata = {"rank": str(settings.rank), "alpha": str(settings.alpha or settings.rank)}
+        return {FILE: save(tensors, metadata)}
+
+    def read(self, contents: Mapping[str, Tensor], layouts: Mapping[str, Layout]) -> Factors:
+        """The factors by part and layer, checked against the layers' shapes."""
+        if set(contents) != {FILE}:
+            raise BaseError(f"a LoRA is one file {FILE}, not {', '.join(sorted(contents))}")
+        content = contents[FILE].numpy().tobytes()
+        try:
+            tensors, metadata = load(content), _metadata(content)
+            scale = float(metadata["alpha"]) / float(metadata["rank"])
+        except (SafetensorError, ValueError, KeyError, TypeError) as exc:
+            raise BaseError(f"{FILE} cannot be read: {exc!r}") from exc
+        layers: dict[tuple[str, str], dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            part, path, kind = _split(key)
+            layers.setdefault((part, path), {})[kind] = tensor
+        for (part, path), factors in layers.items():
+            _check_fit(part, path, factors, layouts)
+        return Factors(layers, scale)
+
+    def num_trained(self, base: Base, recipe: Recipe) -> int:
+        """Both factors of every targeted layer, and DoRA's magnitudes."""
+        settings, total = _settings(recipe), 0
+        for part in _parts(base, recipe):
+            targets, _ = _targets(base, part, settings)
+            for name, shape in base.layout.shapes(part).items():
+                if len(shape) > 1 and _is_target(name.removesuffix(".weight"), targets):
+                    outputs, inputs = shape[0], math.prod(shape[1:])
+                    total += settings.rank * (inputs + outputs) + (outputs if settings.dora else 0)
+        return total
+
+    def published_bytes(self, base: Base, recipe: Recipe) -> int:
+        """The same, in the precision of publishing."""
+        return self.num_trained(base, recipe) * (2 if recipe.publish_precision == "fp16" else 4)
+
+
+METHOD = Lora()
+
+
+@dataclass(frozen=True)
+class Factors:
+    """A model's factors in memory, by part and path of their layer, then by kind of factor."""
+
+    layers: Mapping[tuple[str, str], Mapping[str, Tensor]]
+    scale: float
+
+    @property
+    def _tensors(self) -> Iterable[Tensor]:
+        return (tensor for factors in self.layers.values() for tensor in factors.values())
+
+    @property
+    def size_bytes(self) -> int:
+        """See Weights."""
+        return sum(tensor.nbytes for tensor in self._tensors)
+
+    @property
+    def prepared_bytes(self) -> int:
+        """See Weights."""
+        return sum(tensor.numel() * 4 for tensor in self._tensors)
+
+    @property
+    def changes(self) -> Changes:
+        """The weights of the layers that have factors."""
+        names: dict[str, set[str]] = {}
+        for part, path in self.layers:
+            names.setdefault(part, set()).add(f"{path}.weight")
+        return {part: frozenset(found) for part, found in names.items()}
+
+    def prepare(self, device: torch.device) -> Factors:
+        """Copy to the device, as float32."""
+        layers = {
+            layer: {kind: tensor.to(device, torch.float32) for kind, tensor in factors.items()}
+            for layer, factors in self.layers.items()
+        }
+        return Factors(layers, self.scale)
+
+    @torch.no_grad()
+    def write(self, resident: Resident) -> None:
+        """Merge into the base's pristine weights."""
+        for (part, path), factors in self.layers.items():
+            live, base = resident.tensor(part, f"{path}.weight")
+            down, up = (factors[kind].to(live.device, torch.float32) for kind in (_DOWN, _UP))
+            pristine = base.to(live.device).flatten(1)
+            adapted = torch.addmm(pristine, up.flatten(1) * self.scale, down.flatten(1))
+            if (magnitude := factors.get(_MAGNITUDE)) is not None:
+                magnitude = magnitude.flatten().to(live.device, torch.float32)
+                adapted *= (magnitude / adapted.norm(dim=1)).unsqueeze(1)
+            live.copy_(adapted.view_as(live))
+
+
+def _settings(recipe: Recipe) -> LoraSettings:
+    assert isinstance(recipe.method, LoraSettings)
+    return recipe.method
+
+
+def _adapters(network: nn.Module) -> dict[str, Adapter]:
+    adapters: Any = network.adapters
+    return adapters
+
+
+def _parts(base: Base, recipe: Recipe) -> tuple[str, ...]:
+    encoders = base.family.text_encoders if recipe.train_text_encoder else ()
+    return (base.family.denoiser, *encoders)
+
+
+def _targets(base: Base, part: str, settings: LoraSettings) -> tuple[tuple[str, ...], int | None]:
+    """Ends of the paths of a part's targeted layers, and how many the family says they are."""
+    family = base.family
+    if part != family.denoiser:
+        return family.text_targets, None
+    groups = settings.targets or family.default_targets
+    ends = tuple(end for group in groups for end in family.targets.get(group, (group,)))
+    config = base.layout.config(part)
+    counts = [family.num_targets(config, group) for group in groups]
+    known = [count for count in counts if count is not None]
+    return ends, sum(known) if len(known) == len(counts) else None
+
+
+def _is_target(path: str, targets: Iterable[str]) -> bool:
+    return any(path == target or path.endswith(f".{target}") for target in targets)
+
+
+def _metadata(content: bytes) -> dict[str, str]:
+    length = int.from_bytes(content[:8], "little")
+    return json.loads(content[8 : 8 + length])["__metadata__"]
+
+
+def _split(key: str) -> tuple[str, str, str]:
+    """Split 'unet.<path>.lora_A.weight' into part, path and kind. Raises BaseError."""
+    for kind in (_DOWN, _UP, _MAGNITUDE):
+        if key.endswith(kind):
+            part, dot, path = key.removesuffix(kind).partition(".")
+            if dot:
+                return part, path, kind
+    raise BaseError(f"{FILE} has the unknown key {key!r}")
+
+
+def _check_fit(
+    part: str, path: str, factors: Mapping[str, Tensor], layouts: Mapping[str, Layout]
+) -> None:
+    """Raise BaseError where a layer's factors do not fit the resident model."""
+    shape = layouts.get(part, {}).get(f"{path}.weight")
+    if shape is None:
+        raise BaseError(f"{FILE}: the base has no layer {part}.{path}")
+    down, up = factors.get(_DOWN), factors.get(_UP)
+    if down is None or up is None:
+        raise BaseError(f"{FILE}: {part}.{path} has only one of its two factors")
+    fits = down.ndim > 1 and up.ndim > 1 and down.shape[0] == up.shape[1]
+    if not fits or down.shape[1:] != shape[1:] or up.shape[0] != shape[0]:
+        raise BaseError(f"{FILE}: the factors of {part}.{path} do not fit the base")

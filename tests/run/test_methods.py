@@ -1,0 +1,71 @@
+"""The laws hold for every method: a subject's weights depend on its own inputs alone."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+from kit.worlds import load_job
+
+from dbray.method.lora import FILE
+from dbray.records import previews
+from dbray.records.models import Registry
+from dbray.run.job import Silence, run_job
+from dbray.storage.store import Store
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+
+SUBJECTS = {"ace": "cat", "bob": "dog", "cid": "dog"}
+LORA = {"method": {"kind": "lora", "rank": 4}, "steps": 40}
+
+
+class Killer(Silence):
+    """Kills the lane's worker once, in the middle of a subject's steps."""
+
+    killed = 0
+
+    def progress(self, phase, done, total, detail=""):
+        if phase == "training" and detail and not self.killed:
+            for child in psutil.Process().children(recursive=True):
+                if "RayTrainWorker" in " ".join(child.cmdline()):
+                    os.kill(child.pid, signal.SIGKILL)
+                    self.killed += 1
+
+
+def files_of(job, model):
+    registry = Registry(Store(job.storage))
+    paths = registry.weights(registry.find(model), Path(job.storage))
+    return {name: path.read_bytes() for name, path in paths.items()}
+
+
+@pytest.fixture(scope="module")
+def finished(ray_session, tiny_base, tmp_path_factory):
+    """Three subjects through one lane."""
+    job = load_job(tmp_path_factory.mktemp("lora"), tiny_base, SUBJECTS, recipe=LORA)
+    return job, run_job(job)
+
+
+def test_adapters_are_published_with_previews(finished):
+    job, result = finished
+    assert result.exit_code == 0
+    store = Store(job.storage)
+    record = Registry(store).find("cid")
+    assert record.files == (FILE,)
+    assert record.recipe.method.rank == 4
+    assert len(previews.annex(store, record.name).names()) > 3
+    assert files_of(job, "bob")[FILE] != files_of(job, "cid")[FILE]
+
+
+def test_an_adapter_depends_on_neither_company_nor_kills(finished, tiny_base, tmp_path):
+    job, _ = finished
+    killer = Killer()
+    alone = load_job(tmp_path, tiny_base, {"cid": "dog"}, recipe=LORA,
+                     resources={"checkpoint_every": 2})  # fmt: skip
+    assert run_job(alone, watch=killer).exit_code == 0
+    assert killer.killed
+    records = [Registry(Store(one.storage)).find("cid") for one in (job, alone)]
+    assert records[0].fingerprint == records[1].fingerprint
+    assert files_of(alone, "cid") == files_of(job, "cid")
