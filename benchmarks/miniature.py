@@ -23,7 +23,7 @@ import torch
 from measure import finish, print_table
 from PIL import Image, ImageFilter
 
-from dbray.miniature import weights_path
+from dbray.bases import MINIATURE_FOLDER
 from dbray.miniature.autoencoder import to_images
 from dbray.miniature.captions import PLACE_PHRASES
 from dbray.miniature.faces import ACCESSORIES
@@ -323,7 +323,7 @@ def main() -> None:
         default=min(2, os.cpu_count() or 1),
         help="give 1 on a busy machine: more of them spin",
     )
-    parser.add_argument("--weights", type=Path, default=weights_path())
+    parser.add_argument("--weights", type=Path, default=MINIATURE_FOLDER)
     parser.add_argument(
         "--folder",
         type=Path,

@@ -116,13 +116,14 @@ class _Worker:
         compute = Compute(
             str(self.device), recipe.precision, recipe.resolution, recipe.gradient_checkpointing
         )
-        backbone = bases.load(bases.here(spec.base), compute)
+        self.base = bases.here(spec.base)
+        backbone = bases.load(self.base, compute)
         self.method = method_of(recipe.method)
+        network = self.method.network(backbone, recipe)
+        rates = self.method.rates(network, recipe)
+        self.after_step = self.method.after_step if rates else None
         self.engine: Engine = make_engine(
-            self.method.network(backbone, recipe),
-            recipe,
-            spec.job.resources.zero_stage,
-            self.device,
+            network, recipe, spec.job.resources.zero_stage, self.device, rates
         )
         self.schedule = backbone.schedule.to(self.device)
         self.material = Material(spec.job, backbone)
@@ -219,6 +220,8 @@ class _Worker:
         resources = self.spec.job.resources
         with clock.phase("reset"):
             self.engine.reset()
+            begin = self.method.begin(self.engine.module, self.base, planned.identifier)
+            self.engine.assign(begin)
             checkpoint = Checkpoint(
                 self.store, self.spec.job.id, planned.revision, self.share, resources.zero_stage
             )
@@ -245,6 +248,7 @@ class _Worker:
                 share=self.share,
                 resume=resume,
                 on_step=on_step,
+                after_step=self.after_step,
             )
         beat.now(self.recipe.steps)
         with clock.phase("publish"), beat.meanwhile():

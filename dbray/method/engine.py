@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dbray.errors import TrainError
 from dbray.method.device import translated
-from dbray.method.training import TorchEngine
+from dbray.method.training import Rate, TorchEngine
 from dbray.method.zero import ZeroEngine
 from dbray.spec.sections import Recipe
 
@@ -45,6 +45,14 @@ class Engine(Protocol):
     def reset(self) -> None:
         """Go back to the base weights, in place; LaneLost where a step broke off beyond repair."""
 
+    def assign(self, values: Mapping[str, Tensor]) -> None:
+        """Set some trained parameters, by name; before the first step their averages too."""
+        ...
+
+    def current(self, name: str) -> Tensor:
+        """Return one trained parameter as it is now, whole, in float32."""
+        ...
+
     def weights(self) -> dict[str, Tensor]:
         """Copy the trained parameters, or their moving average, by name to float32 CPU tensors.
 
@@ -61,11 +69,16 @@ class Engine(Protocol):
 
 
 def make_engine(
-    module: nn.Module, recipe: Recipe, zero_stage: int, device: torch.device
+    module: nn.Module,
+    recipe: Recipe,
+    zero_stage: int,
+    device: torch.device,
+    rates: Mapping[str, Rate] | None = None,
 ) -> TorchEngine | ZeroEngine:
     """Make the engine of a module that holds the base weights; the module is the engine's now.
 
-    The ranks are those of torch.distributed; where it is not initialised, there is one.
+    `rates` are those of parameters that do not follow the recipe's learning rate, by name. The
+    ranks are those of torch.distributed; where it is not initialised, there is one.
 
     Raises:
         TrainError: nothing requires gradients, or DeepSpeed cannot use the device.
@@ -77,8 +90,8 @@ def make_engine(
         parameter.data = parameter.data.float()
     with translated(device):
         if zero_stage == 0:
-            return TorchEngine(module, recipe, device)
-        return ZeroEngine(module, recipe, zero_stage, device)
+            return TorchEngine(module, recipe, device, rates or {})
+        return ZeroEngine(module, recipe, zero_stage, device, rates or {})
 
 
 def memory_plan(

@@ -7,7 +7,7 @@ memory a part is one flat tensor in the order of its layout, so that putting it 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +17,9 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from dbray.bases import Backbone, Base
-from dbray.bases.condition import Condition
 from dbray.bases.resident import Changes, Layout, Resident
 from dbray.errors import BaseError, Diverged
+from dbray.method.with_tokens import WithTokens, trained_parts
 from dbray.spec.sections import Recipe
 
 _DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
@@ -27,18 +27,15 @@ _MAX_HEADER_BYTES = 100 * 2**20
 _SUFFIX = ".safetensors"
 
 
-class Full:
+class Full(WithTokens):
     """See the module, and `dbray.method.methods.Method`."""
 
-    def network(self, backbone: Backbone, recipe: Recipe) -> nn.Module:
+    def prepare(self, backbone: Backbone, network: nn.Module, recipe: Recipe) -> None:
         """All parameters of the trained parts."""
-        return backbone.network(_parts(backbone.base, recipe)).requires_grad_(True)
+        for part in trained_parts(backbone.base, recipe):
+            network.get_submodule(part).requires_grad_(True)
 
-    def condition(self, backbone: Backbone, recipe: Recipe, prompts: Sequence[str]) -> Condition:
-        """Token ids where text encoders train, else embeddings by the base's."""
-        return (backbone.tokenize if recipe.train_text_encoder else backbone.condition)(prompts)
-
-    def publish(
+    def publish_own(
         self, network: nn.Module, weights: Mapping[str, Tensor], recipe: Recipe
     ) -> dict[str, bytes]:
         """One file for each trained part, in the recipe's publish_precision."""
@@ -49,7 +46,7 @@ class Full:
                            "publish_precision fp32")  # fmt: skip
         return {f"{part}{_SUFFIX}": save(tensors) for part, tensors in parts.items()}
 
-    def read(self, contents: Mapping[str, Tensor], layouts: Mapping[str, Layout]) -> Flat:
+    def read_own(self, contents: Mapping[str, Tensor], layouts: Mapping[str, Layout]) -> Flat:
         """Each file as one flat tensor."""
         parts = {}
         for name, content in contents.items():
@@ -59,21 +56,12 @@ class Full:
             parts[part] = flatten(content, layouts[part], name)
         return Flat(parts)
 
-    def num_trained(self, base: Base, recipe: Recipe) -> int:
+    def num_own(self, base: Base, recipe: Recipe) -> int:
         """All parameters of the trained parts."""
-        return sum(base.num_parameters(part) for part in _parts(base, recipe))
-
-    def published_bytes(self, base: Base, recipe: Recipe) -> int:
-        """The same, in the precision of publishing."""
-        return self.num_trained(base, recipe) * (2 if recipe.publish_precision == "fp16" else 4)
+        return sum(base.num_parameters(part) for part in trained_parts(base, recipe))
 
 
 METHOD = Full()
-
-
-def _parts(base: Base, recipe: Recipe) -> tuple[str, ...]:
-    encoders = base.family.text_encoders if recipe.train_text_encoder else ()
-    return (base.family.denoiser, *encoders)
 
 
 def _by_part(weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, dict[str, Tensor]]:

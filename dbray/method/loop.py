@@ -160,6 +160,7 @@ def finetune(  # noqa: PLR0913 - what a step needs, and where to begin
     share: Share = Share(),
     resume: Progress = Progress(),
     on_step: Callable[[Progress], None] | None = None,
+    after_step: Callable[[Engine], None] | None = None,
 ) -> tuple[LossPoint, ...]:
     """Take the recipe's steps on one subject.
 
@@ -171,6 +172,7 @@ def finetune(  # noqa: PLR0913 - what a step needs, and where to begin
         share: this rank's part of every batch.
         resume: the progress to continue from.
         on_step: called after each step; may raise to stop.
+        after_step: may change the engine's parameters after each step (`Method.after_step`).
 
     Returns:
         The loss curve, the same on all ranks.
@@ -186,6 +188,8 @@ def finetune(  # noqa: PLR0913 - what a step needs, and where to begin
         prediction = engine(batch.noisy_BCHW, batch.timesteps_B, batch.condition.tensors)
         losses_B = losses.row_losses(prediction, batch.target_BCHW)
         engine.step(losses.prior_preservation_loss(losses_B, batch.weights_B))
+        if after_step is not None:
+            after_step(engine)
         sums.add(losses_B.detach(), batch)
         if (step + 1) % interval == 0 or step + 1 == recipe.steps:
             curve.append(sums.point(step + 1, share.world_size))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,43 +21,45 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from dbray.bases import Backbone, Base
-from dbray.bases.condition import Condition
 from dbray.bases.resident import Changes, Layout, Resident
 from dbray.errors import BaseError, Diverged
 from dbray.method.adapter import Adapter, inject
 from dbray.method.losses import generator_of
 from dbray.method.low_rank import LowRank
+from dbray.method.with_tokens import WithTokens, trained_parts
 from dbray.spec.methods import Lora as LoraSettings
+from dbray.spec.methods import Pivotal
 from dbray.spec.sections import Recipe
 
 FILE = "lora.safetensors"
+PIVOTAL_RATE = 0.03
+"""Of the embeddings, where the recipe does not say it."""
 _DOWN, _UP, _MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
 
 
-class Lora:
+class Lora(WithTokens):
     """See the module, and `dbray.method.methods.Method`."""
 
-    def network(self, backbone: Backbone, recipe: Recipe) -> nn.Module:
-        """The trained parts with one slot in each targeted layer.
+    def token_rate(self, recipe: Recipe) -> float | None:
+        """That of the recipe; the pivotal kind always has one."""
+        always = PIVOTAL_RATE if isinstance(recipe.method, Pivotal) else None
+        return recipe.identifier_rate or always
+
+    def prepare(self, backbone: Backbone, network: nn.Module, recipe: Recipe) -> None:
+        """One slot in each targeted layer.
 
         Its initial factors follow from the recipe's seed, and are the same for all subjects.
         """
         settings, base = _settings(recipe), backbone.base
         form = LowRank(settings.rank, settings.alpha or settings.rank, is_dora=settings.dora)
-        network: Any = backbone.network(_parts(base, recipe)).requires_grad_(False)
-        network.adapters = {}
-        for part in _parts(base, recipe):
+        adapters = {}
+        for part in trained_parts(base, recipe):
             targets, expected = _targets(base, part, settings)
-            adapter = inject(backbone.models[part], targets, form, expected)
-            adapter.reset(0, generator_of(recipe.seed, "lora", part))
-            network.adapters[part] = adapter
-        return network
+            adapters[part] = inject(backbone.models[part], targets, form, expected)
+            adapters[part].reset(0, generator_of(recipe.seed, "lora", part))
+        network.__dict__["adapters"] = adapters
 
-    def condition(self, backbone: Backbone, recipe: Recipe, prompts: Sequence[str]) -> Condition:
-        """Token ids where text encoders train, else embeddings by the base's."""
-        return (backbone.tokenize if recipe.train_text_encoder else backbone.condition)(prompts)
-
-    def publish(
+    def publish_own(
         self, network: nn.Module, weights: Mapping[str, Tensor], recipe: Recipe
     ) -> dict[str, bytes]:
         """One file with the factors of all parts, in the recipe's publish_precision."""
@@ -74,7 +76,7 @@ class Lora:
         metadata = {"rank": str(settings.rank), "alpha": str(settings.alpha or settings.rank)}
         return {FILE: save(tensors, metadata)}
 
-    def read(self, contents: Mapping[str, Tensor], layouts: Mapping[str, Layout]) -> Factors:
+    def read_own(self, contents: Mapping[str, Tensor], layouts: Mapping[str, Layout]) -> Factors:
         """The factors by part and layer, checked against the layers' shapes."""
         if set(contents) != {FILE}:
             raise BaseError(f"a LoRA is one file {FILE}, not {', '.join(sorted(contents))}")
@@ -92,20 +94,16 @@ class Lora:
             _check_fit(part, path, factors, layouts)
         return Factors(layers, scale)
 
-    def num_trained(self, base: Base, recipe: Recipe) -> int:
+    def num_own(self, base: Base, recipe: Recipe) -> int:
         """Both factors of every targeted layer, and DoRA's magnitudes."""
         settings, total = _settings(recipe), 0
-        for part in _parts(base, recipe):
+        for part in trained_parts(base, recipe):
             targets, _ = _targets(base, part, settings)
             for name, shape in base.layout.shapes(part).items():
                 if len(shape) > 1 and _is_target(name.removesuffix(".weight"), targets):
                     outputs, inputs = shape[0], math.prod(shape[1:])
                     total += settings.rank * (inputs + outputs) + (outputs if settings.dora else 0)
         return total
-
-    def published_bytes(self, base: Base, recipe: Recipe) -> int:
-        """The same, in the precision of publishing."""
-        return self.num_trained(base, recipe) * (2 if recipe.publish_precision == "fp16" else 4)
 
 
 METHOD = Lora()
@@ -170,11 +168,6 @@ def _settings(recipe: Recipe) -> LoraSettings:
 def _adapters(network: nn.Module) -> dict[str, Adapter]:
     adapters: Any = network.adapters
     return adapters
-
-
-def _parts(base: Base, recipe: Recipe) -> tuple[str, ...]:
-    encoders = base.family.text_encoders if recipe.train_text_encoder else ()
-    return (base.family.denoiser, *encoders)
 
 
 def _targets(base: Base, part: str, settings: LoraSettings) -> tuple[tuple[str, ...], int | None]:

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from dbray.bases import Backbone, Base
 from dbray.bases.condition import Condition
 from dbray.bases.resident import Layout, Weights
+from dbray.method.engine import Engine
+from dbray.method.training import Rate
 from dbray.spec.methods import MethodSettings
 from dbray.spec.sections import Recipe
 
@@ -27,8 +29,24 @@ class Method(Protocol):
         """Make the module that an engine trains; what requires gradients in it is trained."""
         ...
 
+    def rates(self, network: nn.Module, recipe: Recipe) -> Mapping[str, Rate]:
+        """Return the rates of parameters that do not follow the recipe's learning rate."""
+        ...
+
     def condition(self, backbone: Backbone, recipe: Recipe, prompts: Sequence[str]) -> Condition:
         """Turn N prompts into the N rows that the network takes."""
+        ...
+
+    def begin(self, network: nn.Module, base: Base, identifier: str) -> Mapping[str, Tensor]:
+        """Prepare the network for a subject; return the parameters that begin otherwise, by name.
+
+        Raises:
+            TrainError: the identifier cannot be trained.
+        """
+        ...
+
+    def after_step(self, engine: Engine) -> None:
+        """Change what must be changed in the engine's parameters after every step."""
         ...
 
     def publish(

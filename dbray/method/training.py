@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,6 +23,17 @@ from dbray.method.device import translated
 from dbray.spec.sections import Recipe
 
 
+@dataclass(frozen=True)
+class Rate:
+    """A learning rate of its own for a parameter, without weight decay.
+
+    `decays`: linearly to 0 over the recipe's steps.
+    """
+
+    start: float
+    decays: bool = False
+
+
 class Training:
     """What both engines share: masters, AdamW's state, the moving average, the base weights.
 
@@ -32,15 +44,37 @@ class Training:
     _call: nn.Module
     _fragile: bool  # whether an error leaves ranks or gradient buckets out of step
 
-    def __init__(self, module: nn.Module, recipe: Recipe, device: torch.device) -> None:
+    def __init__(
+        self, module: nn.Module, recipe: Recipe, device: torch.device, rates: Mapping[str, Rate]
+    ) -> None:
         self.module = module
         self._recipe, self._device = recipe, device
         self._rank = dist.get_rank() if dist.is_initialized() else 0
         self._trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        rate, decay = recipe.learning_rate, recipe.weight_decay
+        groups, self._rates = self._groups(rates)
         # Fused is the fastest on a GPU, and on a CPU six times as fast as foreach.
-        self._optimizer = AdamW(self._trained.values(), lr=rate, weight_decay=decay, fused=True)
+        rate, decay = recipe.learning_rate, recipe.weight_decay
+        self._optimizer = AdamW(groups, lr=rate, weight_decay=decay, fused=True)
         self._num_steps, self.broken = 0, False
+
+    def _groups(self, rates: Mapping[str, Rate]) -> tuple[list[dict[str, Any]], list[Rate | None]]:
+        """Sort the parameters by their rates; those of the recipe come first."""
+        found: list[Rate | None] = [None, *dict.fromkeys(rates.values())]
+        groups = [
+            [p for name, p in self._trained.items() if rates.get(name) == rate] for rate in found
+        ]
+        kept = [(group, rate) for group, rate in zip(groups, found, strict=True) if group]
+        options: list[dict[str, Any]] = [
+            {"params": group} | ({"lr": rate.start, "weight_decay": 0.0} if rate else {})
+            for group, rate in kept
+        ]
+        return options, [rate for _, rate in kept]
+
+    def _decay_rates(self) -> None:
+        left = 1 - self._num_steps / self._recipe.steps
+        for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
+            if rate is not None and rate.decays:
+                group["lr"] = rate.start * left
 
     def _adopt(self, masters: Mapping[str, Tensor]) -> None:
         """Take over the masters, which hold the base weights."""
@@ -64,6 +98,7 @@ class Training:
     def step(self, loss: Tensor) -> Tensor:
         """See Engine. The moving average's warm-up is that of CompVis/latent-diffusion's LitEma."""
         with self._guarded():
+            self._decay_rates()
             norm = self._update(loss)
             self._num_steps += 1
             if self._recipe.ema_decay:
@@ -129,8 +164,10 @@ class Training:
 class TorchEngine(Training):
     """Plain torch: every rank holds all parameters, gradients and optimiser state."""
 
-    def __init__(self, module: nn.Module, recipe: Recipe, device: torch.device) -> None:
-        super().__init__(module.to(device), recipe, device)
+    def __init__(
+        self, module: nn.Module, recipe: Recipe, device: torch.device, rates: Mapping[str, Rate]
+    ) -> None:
+        super().__init__(module.to(device), recipe, device, rates)
         self._call = InPrecision(module, recipe, device)
         self._fragile = dist.is_initialized() and dist.get_world_size() > 1
         if self._fragile:
@@ -147,6 +184,19 @@ class TorchEngine(Training):
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         return norm
+
+    @torch.no_grad()
+    def assign(self, values: Mapping[str, Tensor]) -> None:
+        """See Engine."""
+        averages = dict(zip(self._masters, self._ema, strict=False))
+        for name, value in values.items():
+            self._trained[name].copy_(value)
+            if name in averages and self._num_steps == 0:
+                averages[name].copy_(value)
+
+    def current(self, name: str) -> Tensor:
+        """See Engine."""
+        return self._trained[name].detach()
 
     def weights(self) -> dict[str, Tensor]:
         """See Engine."""

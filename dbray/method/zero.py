@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dbray.errors import TrainError
-from dbray.method.training import InPrecision, Training, copy_all, cpu_copy
+from dbray.method.training import InPrecision, Rate, Training, copy_all, cpu_copy
 from dbray.spec.sections import Recipe
 
 
@@ -25,9 +26,16 @@ class ZeroEngine(Training):
 
     _fragile = True
 
-    def __init__(self, module: nn.Module, recipe: Recipe, stage: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        recipe: Recipe,
+        stage: int,
+        device: torch.device,
+        rates: Mapping[str, Rate],
+    ) -> None:
         deepspeed: Any = _prepare_deepspeed(device)
-        super().__init__(module, recipe, device)
+        super().__init__(module, recipe, device, rates)
         self._stage = stage
         parameters = list(self._trained.values())
         exact = [cpu_copy(parameter) for parameter in parameters]
@@ -35,7 +43,7 @@ class ZeroEngine(Training):
             args=SimpleNamespace(device_rank=device.index or 0),
             model=InPrecision(module, recipe, device),
             optimizer=self._optimizer,
-            model_parameters=parameters,
+            model_parameters=self._optimizer.param_groups,
             config=_zero_config(recipe, stage, sum(p.numel() for p in parameters)),
             dist_init_required=False,
         )[0]
@@ -68,6 +76,9 @@ class ZeroEngine(Training):
     def _spread_masters(self) -> None:
         self._engine.global_steps = self._engine.micro_steps = 0
         self._engine.global_samples = self._engine.skipped_steps = 0
+        self._spread()
+
+    def _spread(self) -> None:
         if self._stage != 3:
             self._zero.update_lp_params()
             return
@@ -77,6 +88,23 @@ class ZeroEngine(Training):
             self._zero._reassign_or_swap_out_partitioned_parameters(index)
         if kept_whole := self._zero.persistent_parameters:
             kept_whole[0].all_gather(kept_whole)
+
+    @torch.no_grad()
+    def assign(self, values: Mapping[str, Tensor]) -> None:
+        """See Engine."""
+        for name, value in values.items():
+            self._set_master(self._trained[name], value)
+        if self._num_steps == 0:
+            copy_all(self._ema, self._masters.values())
+        self._spread()
+
+    def current(self, name: str) -> Tensor:
+        """See Engine."""
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        whole = safe_get_full_fp32_param(self._trained[name])
+        assert whole is not None
+        return whole
 
     @torch.no_grad()
     def weights(self) -> dict[str, Tensor]:

@@ -65,6 +65,18 @@ class Lora(MethodSettings):
         return (self.alpha or self.rank) / self.rank
 
 
+class TextualInversion(MethodSettings):
+    """The embeddings of the identifier's tokens alone (Gal et al. 2022, arXiv 2208.01618)."""
+
+    kind: Literal["textual_inversion"] = "textual_inversion"  # pyright: ignore[reportIncompatibleVariableOverride]
+
+
+class Pivotal(Lora):
+    """Low-rank factors, and the embeddings of the identifier's tokens."""
+
+    kind: Literal["pivotal"] = "pivotal"  # pyright: ignore[reportIncompatibleVariableOverride]
+
+
 def _spelt_out(method: Any) -> Any:
     """Take the plain word for its settings; name the methods where it is none of them."""
     if isinstance(method, MethodSettings):
@@ -76,6 +88,11 @@ def _spelt_out(method: Any) -> Any:
     return settings
 
 
-Method = Annotated[Full | Lora, Discriminator("kind"), BeforeValidator(_spelt_out)]
+Method = Annotated[
+    Full | Lora | TextualInversion | Pivotal, Discriminator("kind"), BeforeValidator(_spelt_out)
+]
 
-_KINDS = tuple(get_args(settings.model_fields["kind"].annotation)[0] for settings in (Full, Lora))
+_KINDS = tuple(
+    get_args(settings.model_fields["kind"].annotation)[0]
+    for settings in (Full, Lora, TextualInversion, Pivotal)
+)

@@ -51,7 +51,8 @@ class Recipe(Spec):
     method: Method = Field(
         default=Full(),
         description="What is trained; its settings, if any, under it, beside `kind`. full: every "
-        "layer of the denoiser, as in the paper. lora: low-rank factors, 100 times smaller.",
+        "layer of the denoiser, as in the paper. lora: low-rank factors, 100 times smaller. "
+        "textual_inversion: the embeddings of the identifier alone. pivotal: lora and those.",
     )
     steps: int = Field(default=800, ge=1, le=100_000, description="Optimiser steps.")
     batch_size: int = Field(
@@ -59,6 +60,13 @@ class Recipe(Spec):
     )
     learning_rate: float = Field(
         default=5e-6, gt=0, le=1, description="Constant AdamW learning rate."
+    )
+    identifier_rate: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Also learn the embeddings of the identifier's tokens, at this rate, which "
+        "decays linearly to 0; 0.03 works on the miniature. All others stay as they are.",
     )
     weight_decay: float = Field(
         default=1e-2, ge=0, le=1, description="AdamW decoupled weight decay."

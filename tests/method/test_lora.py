@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
+from kit.training import Trained, contents_of, prediction_of, recipe_of
 from safetensors.torch import load, save
 
 from dbray import bases
 from dbray.errors import BaseError, Diverged, TrainError
-from dbray.method.engine import make_engine
-from dbray.method.generate import Sampling, generate
-from dbray.method.loop import Latents, TrainingData, encode_subject, finetune, instance_prompts
 from dbray.method.lora import FILE, METHOD
-from dbray.spec.sections import Recipe
 
-CPU = torch.device("cpu")
 LORA = {"kind": "lora", "rank": 4}
 EVERYWHERE = LORA | {"targets": ["attention", "feed_forward", "convolutions"]}
 
@@ -30,76 +25,40 @@ def backbone(tiny_base):
     return bases.load(bases.resolve(str(tiny_base)))
 
 
-def recipe_of(method, **changes):
-    fields = {"steps": 4, "learning_rate": 1e-2, "publish_precision": "fp32"} | changes
-    return Recipe.model_validate({"method": method, **fields})
-
-
-def trained(backbone, recipe):
-    """Train on random pictures; return the network and the published files."""
-    pixels = np.random.default_rng(0).integers(0, 255, (4, 32, 32, 3), dtype=np.uint8)
-    network = METHOD.network(backbone, recipe)
-    views, views_of_image = encode_subject(backbone, [[image] for image in pixels], recipe)
-    data = TrainingData(
-        "rex",
-        views,
-        views_of_image,
-        METHOD.condition(backbone, recipe, instance_prompts("zb", "dog", None, 4)),
-        Latents(*backbone.encode(pixels[::-1].copy())),
-        METHOD.condition(backbone, recipe, ["a dog"]),
-    )
-    engine = make_engine(network, recipe, 0, CPU)
-    finetune(engine, backbone.schedule, data, recipe)
-    return network, METHOD.publish(network, engine.weights(), recipe)
-
-
-def contents_of(files):
-    return {name: torch.frombuffer(bytearray(data), dtype=torch.uint8)
-            for name, data in files.items()}  # fmt: skip
-
-
-def draw(backbone):
-    return generate(backbone, ["a zb dog"], [1], Sampling(steps=3, guidance=2.0))
-
-
-def prediction_of(backbone):
-    generator = torch.Generator().manual_seed(0)
-    latents = torch.randn(2, 4, 4, 4, generator=generator)
-    condition = backbone.condition(["a zb dog", "a dog"])
-    return backbone.denoise(latents, torch.tensor([10, 500]), condition)
+def trained(tiny_base, recipe):
+    return Trained(bases.resolve(str(tiny_base)), recipe)
 
 
 @pytest.mark.parametrize(("method", "train_text_encoder"), [
     (EVERYWHERE | {"alpha": 9}, True), (LORA | {"dora": True}, False),
 ])  # fmt: skip
 def test_what_is_published_and_merged_predicts_what_was_trained(
-    tiny_base, backbone, method, train_text_encoder
+    tiny_base, method, train_text_encoder
 ):
     recipe = recipe_of(method, train_text_encoder=train_text_encoder)
-    _, files = trained(backbone, recipe)
-    wanted = prediction_of(backbone)  # by the layers with slots that were trained
+    found = trained(tiny_base, recipe)
+    wanted = prediction_of(found.backbone)  # by the layers with slots that were trained
     other = bases.load(bases.resolve(str(tiny_base)))
     untouched = prediction_of(other)
-    other.resident.put(METHOD.read(contents_of(files), other.resident.layouts))
+    other.resident.put(METHOD.read(contents_of(found.files), other.resident.layouts))
     torch.testing.assert_close(prediction_of(other), wanted, rtol=1e-4, atol=1e-5)
     assert (wanted - untouched).abs().max() > 1e-3
     other.resident.put(None)
     assert torch.equal(prediction_of(other), untouched)
 
 
-def test_switching_between_adapters_and_full_models_leaves_nothing_behind(tiny_base, backbone):
+def test_switching_between_adapters_and_full_models_leaves_nothing_behind(tiny_base):
     from dbray.method.full import METHOD as FULL
 
-    _, narrow = trained(backbone, recipe_of(LORA | {"targets": ["to_q"]}))
-    wide_backbone = bases.load(bases.resolve(str(tiny_base)))
-    _, wide = trained(wide_backbone, recipe_of(EVERYWHERE))
+    narrow = trained(tiny_base, recipe_of(LORA | {"targets": ["to_q"]}))
+    wide = trained(tiny_base, recipe_of(EVERYWHERE))
     resident_of = bases.load(bases.resolve(str(tiny_base)))
     resident = resident_of.resident
     base = prediction_of(resident_of)
     unet = {name: value * 1.1 for name, value in resident_of.models["unet"].state_dict().items()}
     models = {
-        "narrow": METHOD.read(contents_of(narrow), resident.layouts),
-        "wide": METHOD.read(contents_of(wide), resident.layouts),
+        "narrow": METHOD.read(contents_of(narrow.files), resident.layouts),
+        "wide": METHOD.read(contents_of(wide.files), resident.layouts),
         "full": FULL.read(contents_of({"unet.safetensors": save(unet)}), resident.layouts),
         "base": None,
     }
@@ -116,15 +75,15 @@ def test_switching_between_adapters_and_full_models_leaves_nothing_behind(tiny_b
             assert torch.equal(prediction_of(resident_of), alone[second]), (first, second)
 
 
-def test_only_factors_are_published_and_counted(tiny_base, backbone):
+def test_only_factors_are_published_and_counted(tiny_base):
     recipe = recipe_of(EVERYWHERE, train_text_encoder=True)
-    network, files = trained(backbone, recipe)
-    tensors = load(files[FILE])
+    found = trained(tiny_base, recipe)
+    tensors = load(found.files[FILE])
     number = sum(tensor.numel() for tensor in tensors.values())
     base = bases.resolve(str(tiny_base))
     assert METHOD.num_trained(base, recipe) == number
     assert METHOD.published_bytes(base, recipe) == 4 * number
-    assert number == sum(p.numel() for p in network.parameters() if p.requires_grad)
+    assert number == sum(p.numel() for p in found.network.parameters() if p.requires_grad)
     assert any(key.startswith("text_encoder.") for key in tensors)
     assert {key.rsplit(".", 2)[1] for key in tensors} == {"lora_A", "lora_B"}
 
@@ -160,8 +119,8 @@ def test_factors_that_are_not_finite_are_not_published(backbone):
         METHOD.publish(network, weights, recipe)
 
 
-def test_files_that_do_not_fit_are_refused(backbone, tiny_base):
-    _, files = trained(backbone, recipe_of(LORA))
+def test_files_that_do_not_fit_are_refused(tiny_base):
+    files = trained(tiny_base, recipe_of(LORA)).files
     layouts = bases.load(bases.resolve(str(tiny_base))).resident.layouts
     tensors, known = load(files[FILE]), {"rank": "4", "alpha": "4"}
     key = next(iter(tensors))

@@ -1,0 +1,184 @@
+"""Learning the embeddings of the identifier's tokens, beside or instead of anything else.
+
+Owns the embedding layer that gives some tokens rows of their own, their rate, the norm that they
+are held to, their file `tokens.safetensors`, and how they are put back. All other embeddings stay
+frozen. Without the norm held, embeddings at useful rates grow until the subject is lost.
+
+Source: Gal et al. 2022 (arXiv 2208.01618), textual inversion.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from dbray.bases import Backbone, Base, load_tokenizer
+from dbray.bases.resident import Changes, Layout, Resident
+from dbray.errors import BaseError, Diverged, TrainError
+from dbray.method.training import Rate
+
+FILE = "tokens.safetensors"
+MAX_TOKENS = 8
+"""Tokens that an identifier may have in one text encoder."""
+_UNUSED = -1
+
+
+class LearntTokens(nn.Embedding):
+    """An embedding layer in which some tokens have rows of their own."""
+
+    token_ids: Tensor
+    norm: Tensor
+
+    def __init__(self, base: nn.Embedding) -> None:
+        # "meta" allocates nothing: the weight is that of the resident layer.
+        super().__init__(base.num_embeddings, base.embedding_dim, device="meta")
+        self.weight, self.padding_idx = base.weight, base.padding_idx
+        rows = torch.zeros(MAX_TOKENS, base.embedding_dim, device=base.weight.device)
+        self.rows = nn.Parameter(rows)
+        ids = torch.full((MAX_TOKENS,), _UNUSED, device=base.weight.device)
+        self.register_buffer("token_ids", ids, persistent=False)
+        norms = base.weight.detach().float().norm(dim=1)
+        self.register_buffer("norm", norms.median(), persistent=False)
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - nn.Embedding's own name
+        """Look the tokens up, in the rows of their own where they have them."""
+        found = super().forward(input)
+        for token_id, row in zip(self.token_ids, self.rows, strict=True):
+            found = torch.where((input == token_id).unsqueeze(-1), row.to(found.dtype), found)
+        return found
+
+    @torch.no_grad()
+    def begin(self, token_ids: Sequence[int]) -> Tensor:
+        """Give these tokens rows of their own; return what the rows are to begin with."""
+        rows = torch.zeros_like(self.rows)
+        self.token_ids.fill_(_UNUSED)
+        for index, token_id in enumerate(token_ids):
+            self.token_ids[index] = token_id
+            rows[index] = self.weight[token_id]
+        return self.held(rows)
+
+    @torch.no_grad()
+    def held(self, rows: Tensor) -> Tensor:
+        """Scale rows to the median norm of the table; unused rows stay 0."""
+        norms = rows.norm(dim=1, keepdim=True)
+        return torch.where(norms > 0, rows * (self.norm / norms.clamp(min=1e-12)), rows)
+
+
+def inject(backbone: Backbone) -> None:
+    """Let every text encoder of a backbone learn tokens."""
+    for part in backbone.base.family.text_encoders:
+        encoder: Any = backbone.models[part]
+        encoder.set_input_embeddings(LearntTokens(encoder.get_input_embeddings()))
+
+
+def layers(network: nn.Module) -> dict[str, LearntTokens]:
+    """The embedding layers of a network that learn tokens, by their paths."""
+    return {path: one for path, one in network.named_modules() if isinstance(one, LearntTokens)}
+
+
+def rates(network: nn.Module, start: float) -> dict[str, Rate]:
+    """How fast the rows are learnt: a rate that decays linearly to 0, without weight decay."""
+    return {f"{path}.rows": Rate(start, decays=True) for path in layers(network)}
+
+
+def begin(network: nn.Module, base: Base, identifier: str) -> dict[str, Tensor]:
+    """Choose the tokens of a subject; return the values that its rows begin with, by name.
+
+    Raises:
+        TrainError: the identifier has more tokens than can be learnt.
+    """
+    values = {}
+    tokenizers = dict(zip(base.family.text_encoders, base.family.tokenizers, strict=False))
+    for path, layer in layers(network).items():
+        tokenizer = load_tokenizer(base, tokenizers[path.partition(".")[0]])
+        ids = list(dict.fromkeys(tokenizer.encode(identifier, add_special_tokens=False)))
+        if len(ids) > MAX_TOKENS:
+            raise TrainError(f"the identifier {identifier!r} has {len(ids)} tokens; at most "
+                             f"{MAX_TOKENS} can be learnt: choose a shorter one")  # fmt: skip
+        values[f"{path}.rows"] = layer.begin(ids)
+    return values
+
+
+def publish(network: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, bytes]:
+    """Make the file of the learnt rows, in float32: a few kilobytes."""
+    tensors, ids = {}, {}
+    for path, layer in layers(network).items():
+        part = path.partition(".")[0]
+        used = [int(token_id) for token_id in layer.token_ids if token_id != _UNUSED]
+        tensors[part] = weights[f"{path}.rows"][: len(used)].float().contiguous()
+        ids[part] = json.dumps(used)
+        if not tensors[part].isfinite().all():
+            raise Diverged("the learnt embeddings are not finite; lower identifier_rate")
+    return {FILE: save(tensors, ids)} if tensors else {}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Learnt embeddings in memory: by part, token ids and their rows."""
+
+    rows: Mapping[str, tuple[tuple[int, ...], Tensor]]
+    names: Mapping[str, str]
+    """The embedding table of each part."""
+
+    @property
+    def size_bytes(self) -> int:
+        """See Weights."""
+        return sum(rows.nbytes for _, rows in self.rows.values())
+
+    @property
+    def prepared_bytes(self) -> int:
+        """See Weights."""
+        return self.size_bytes
+
+    @property
+    def changes(self) -> Changes:
+        """The embedding tables."""
+        return {part: frozenset([self.names[part]]) for part in self.rows}
+
+    def prepare(self, device: torch.device) -> Rows:
+        """Copy to the device."""
+        rows = {part: (ids, rows.to(device)) for part, (ids, rows) in self.rows.items()}
+        return Rows(rows, self.names)
+
+    @torch.no_grad()
+    def write(self, resident: Resident) -> None:
+        """Write the rows into the base's table."""
+        for part, (ids, rows) in self.rows.items():
+            live, base = resident.tensor(part, self.names[part])
+            live.copy_(base)
+            live[list(ids)] = rows.to(live.device, live.dtype)
+
+
+def read(content: Tensor, layouts: Mapping[str, Layout]) -> Rows:
+    """Read the file of learnt rows. Raises BaseError where it does not fit the base."""
+    data = content.numpy().tobytes()
+    rows, names = {}, {}
+    try:
+        tensors = load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        for part, tensor in tensors.items():
+            ids = tuple(int(one) for one in json.loads(header["__metadata__"][part]))
+            rows[part] = ids, tensor
+    except (SafetensorError, ValueError, KeyError, TypeError) as exc:
+        raise BaseError(f"{FILE} cannot be read: {exc!r}") from exc
+    for part, (ids, tensor) in rows.items():
+        names[part] = _table_of(part, layouts)
+        num_tokens, width = layouts[part][names[part]]
+        if tensor.shape != (len(ids), width) or not all(0 <= one < num_tokens for one in ids):
+            raise BaseError(f"{FILE}: the embeddings of {part} do not fit the base")
+    return Rows(rows, names)
+
+
+def _table_of(part: str, layouts: Mapping[str, Layout]) -> str:
+    ends = ("token_embedding.weight", "embed_tokens.weight", "shared.weight")
+    for name in layouts.get(part, {}):
+        if name.endswith(ends):
+            return name
+    raise BaseError(f"{FILE}: the base has no embeddings {part!r}")

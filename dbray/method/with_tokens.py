@@ -1,0 +1,151 @@
+"""What all methods share: a recipe may ask any of them to learn the identifier's tokens as well.
+
+A method says what else it trains, publishes and reads; this class adds the tokens to each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dbray.bases import Backbone, Base
+from dbray.bases.condition import Condition
+from dbray.bases.resident import Changes, Layout, Resident, Weights
+from dbray.method import tokens
+from dbray.method.engine import Engine
+from dbray.method.training import Rate
+from dbray.spec.sections import Recipe
+
+
+class WithTokens:
+    """Fulfils `dbray.method.methods.Method` for a subclass that says what it trains itself."""
+
+    def token_rate(self, recipe: Recipe) -> float | None:
+        """Rate of the identifier's embeddings; None where they are not learnt."""
+        return recipe.identifier_rate
+
+    def prepare(self, backbone: Backbone, network: nn.Module, recipe: Recipe) -> None:
+        """Let the trained parameters of a frozen network require gradients."""
+        raise NotImplementedError
+
+    def publish_own(
+        self, network: nn.Module, weights: Mapping[str, Tensor], recipe: Recipe
+    ) -> dict[str, bytes]:
+        """Make the files of what the method itself trains."""
+        raise NotImplementedError
+
+    def read_own(self, contents: Mapping[str, Tensor], layouts: Mapping[str, Layout]) -> Weights:
+        """Read the files of what the method itself trains."""
+        raise NotImplementedError
+
+    def num_own(self, base: Base, recipe: Recipe) -> int:
+        """Number of parameters that the method itself trains."""
+        raise NotImplementedError
+
+    def network(self, backbone: Backbone, recipe: Recipe) -> nn.Module:
+        """See Method."""
+        if self._embeds(recipe):
+            parts = (backbone.base.family.denoiser, *backbone.base.family.text_encoders)
+        else:
+            parts = (backbone.base.family.denoiser,)
+        network = backbone.network(parts).requires_grad_(False)
+        self.prepare(backbone, network, recipe)
+        if self.token_rate(recipe):
+            tokens.inject(backbone)
+        return network
+
+    def rates(self, network: nn.Module, recipe: Recipe) -> Mapping[str, Rate]:
+        """See Method."""
+        rate = self.token_rate(recipe)
+        return tokens.rates(network, rate) if rate else {}
+
+    def condition(self, backbone: Backbone, recipe: Recipe, prompts: Sequence[str]) -> Condition:
+        """Token ids where text encoders take part, else embeddings by the base's."""
+        return (backbone.tokenize if self._embeds(recipe) else backbone.condition)(prompts)
+
+    def begin(self, network: nn.Module, base: Base, identifier: str) -> Mapping[str, Tensor]:
+        """See Method."""
+        return tokens.begin(network, base, identifier)
+
+    def after_step(self, engine: Engine) -> None:
+        """Hold the learnt embeddings to the table's norm."""
+        rows = tokens.layers(engine.module)
+        if rows:
+            engine.assign({
+                f"{path}.rows": layer.held(engine.current(f"{path}.rows"))
+                for path, layer in rows.items()
+            })  # fmt: skip
+
+    def publish(
+        self, network: nn.Module, weights: Mapping[str, Tensor], recipe: Recipe
+    ) -> dict[str, bytes]:
+        """See Method."""
+        learnt = {f"{path}.rows" for path in tokens.layers(network)}
+        own = {name: value for name, value in weights.items() if name not in learnt}
+        return self.publish_own(network, own, recipe) | tokens.publish(network, weights)
+
+    def read(self, contents: Mapping[str, Tensor], layouts: Mapping[str, Layout]) -> Weights:
+        """See Method."""
+        own = {name: content for name, content in contents.items() if name != tokens.FILE}
+        found = [self.read_own(own, layouts)] if own else []
+        if tokens.FILE in contents:
+            found.append(tokens.read(contents[tokens.FILE], layouts))
+        return found[0] if len(found) == 1 else Together(tuple(found))
+
+    def num_trained(self, base: Base, recipe: Recipe) -> int:
+        """See Method; the embeddings of an identifier are too few to count."""
+        return self.num_own(base, recipe)
+
+    def published_bytes(self, base: Base, recipe: Recipe) -> int:
+        """See Method."""
+        return self.num_own(base, recipe) * (2 if recipe.publish_precision == "fp16" else 4)
+
+    def _embeds(self, recipe: Recipe) -> bool:
+        """Whether a step computes with the text encoders."""
+        return recipe.train_text_encoder or bool(self.token_rate(recipe))
+
+
+@dataclass(frozen=True)
+class Together:
+    """Several kinds of weights of one model, written one after the other."""
+
+    kinds: tuple[Weights, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        """See Weights."""
+        return sum(one.size_bytes for one in self.kinds)
+
+    @property
+    def prepared_bytes(self) -> int:
+        """See Weights."""
+        return sum(one.prepared_bytes for one in self.kinds)
+
+    @property
+    def changes(self) -> Changes:
+        """All that any of them writes."""
+        found: dict[str, frozenset[str] | None] = {}
+        for one in self.kinds:
+            for part, names in one.changes.items():
+                before = found.get(part, frozenset())
+                found[part] = None if names is None or before is None else before | names
+        return found
+
+    def prepare(self, device: torch.device) -> Together:
+        """See Weights."""
+        return Together(tuple(one.prepare(device) for one in self.kinds))
+
+    def write(self, resident: Resident) -> None:
+        """See Weights."""
+        for one in self.kinds:
+            one.write(resident)
+
+
+def trained_parts(base: Base, recipe: Recipe) -> tuple[str, ...]:
+    """The denoiser, and on request the text encoders."""
+    encoders: Any = base.family.text_encoders if recipe.train_text_encoder else ()
+    return (base.family.denoiser, *encoders)

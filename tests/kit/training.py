@@ -1,0 +1,82 @@
+"""Training on random pictures, without lanes: what a method makes of a tiny base."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from dbray import bases
+from dbray.method.engine import make_engine
+from dbray.method.loop import (
+    Latents,
+    Progress,
+    TrainingData,
+    encode_subject,
+    finetune,
+    instance_prompts,
+)
+from dbray.method.methods import method_of
+from dbray.spec.sections import Recipe
+
+CPU = torch.device("cpu")
+IDENTIFIER = "zb"
+
+
+def recipe_of(method, **changes) -> Recipe:
+    fields = {"steps": 4, "learning_rate": 1e-2, "publish_precision": "fp32"} | changes
+    return Recipe.model_validate({"method": method, **fields})
+
+
+class Trained:
+    """A backbone whose network was trained, its engine, and the files of the model."""
+
+    def __init__(self, base: bases.Base, recipe: Recipe, checkpoint: int | None = None) -> None:
+        self.backbone = backbone = bases.load(base)
+        method = method_of(recipe.method)
+        self.network = method.network(backbone, recipe)
+        self.engine = make_engine(self.network, recipe, 0, CPU, method.rates(self.network, recipe))
+        self.engine.assign(method.begin(self.network, base, IDENTIFIER))
+        self.begun = {name: p.detach().clone() for name, p in self.network.named_parameters()}
+        pixels = np.random.default_rng(0).integers(0, 255, (4, 32, 32, 3), dtype=np.uint8)
+        views, views_of_image = encode_subject(backbone, [[image] for image in pixels], recipe)
+        data = TrainingData(
+            "rex",
+            views,
+            views_of_image,
+            method.condition(backbone, recipe, instance_prompts(IDENTIFIER, "dog", None, 4)),
+            Latents(*backbone.encode(pixels[::-1].copy())),
+            method.condition(backbone, recipe, ["a dog"]),
+        )
+        saved = []
+
+        def on_step(progress: Progress) -> None:
+            if progress.step == checkpoint:
+                saved.append((self.engine.state(), progress))
+
+        def steps(resume: Progress = Progress()) -> None:
+            finetune(
+                self.engine, backbone.schedule, data, recipe,
+                resume=resume, on_step=on_step, after_step=method.after_step,
+            )  # fmt: skip
+
+        steps()
+        self.files = method.publish(self.network, self.engine.weights(), recipe)
+        if saved:
+            [(state, progress)] = saved
+            self.engine.reset()
+            self.engine.assign(method.begin(self.network, base, IDENTIFIER))
+            self.engine.load_state(state)
+            steps(progress)
+            self.resumed = method.publish(self.network, self.engine.weights(), recipe)
+
+
+def contents_of(files: dict[str, bytes]) -> dict[str, torch.Tensor]:
+    return {name: torch.frombuffer(bytearray(data), dtype=torch.uint8)
+            for name, data in files.items()}  # fmt: skip
+
+
+def prediction_of(backbone: bases.Backbone) -> torch.Tensor:
+    """What the base as it now is predicts of two fixed rows."""
+    latents = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    condition = backbone.condition([f"a {IDENTIFIER} dog", "a dog"])
+    return backbone.denoise(latents, torch.tensor([10, 500]), condition)

@@ -1,0 +1,99 @@
+"""Learning the identifier's embeddings: alone, and beside every other method."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from kit.training import Trained, contents_of, prediction_of, recipe_of
+from safetensors.torch import load, save
+
+from dbray import bases
+from dbray.errors import BaseError, TrainError
+from dbray.method import tokens
+from dbray.method.methods import method_of
+
+METHODS = {
+    "textual_inversion": recipe_of("textual_inversion"),
+    "pivotal": recipe_of({"kind": "pivotal", "rank": 2}),
+    "full": recipe_of("full", identifier_rate=0.02),
+    "full with text": recipe_of("full", identifier_rate=0.02, train_text_encoder=True),
+    "lora with text": recipe_of(
+        {"kind": "lora", "rank": 2}, identifier_rate=0.02, train_text_encoder=True
+    ),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def base(tiny_base):
+    return bases.resolve(str(tiny_base))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_is_published_and_put_back_predicts_what_was_trained(base, name):
+    recipe = METHODS[name]
+    found = Trained(base, recipe, checkpoint=2)
+    assert tokens.FILE in found.files
+    wanted = prediction_of(found.backbone)
+    other = bases.load(base)
+    untouched = prediction_of(other)
+    method = method_of(recipe.method)
+    other.resident.put(method.read(contents_of(found.files), other.resident.layouts))
+    torch.testing.assert_close(prediction_of(other), wanted, rtol=1e-4, atol=1e-5)
+    assert (wanted - untouched).abs().max() > 1e-4
+    other.resident.put(None)
+    assert torch.equal(prediction_of(other), untouched)
+    assert found.resumed == found.files, "a restart at a checkpoint does not continue bit for bit"
+
+
+def test_textual_inversion_changes_the_embeddings_of_the_identifier_alone(base):
+    found = Trained(base, METHODS["textual_inversion"])
+    assert found.files.keys() == {tokens.FILE}
+    changed = {name for name, value in found.network.named_parameters()
+               if not torch.equal(value, found.begun[name])}  # fmt: skip
+    assert changed == {"text_encoder.text_model.embeddings.token_embedding.rows"}
+    dog = found.backbone.condition(["a dog"]).tensors["text"]
+    assert torch.equal(dog, bases.load(base).condition(["a dog"]).tensors["text"])
+
+
+def test_rows_keep_the_median_norm_of_the_table(base):
+    found = Trained(base, METHODS["full"])
+    [rows] = load(found.files[tokens.FILE]).values()
+    table = bases.load(base).models["text_encoder"].get_input_embeddings().weight
+    assert len(rows) == 1
+    torch.testing.assert_close(rows.norm(dim=1)[0], table.norm(dim=1).median())
+
+
+def test_the_rate_of_the_embeddings_decays_to_nothing_and_the_recipe_s_does_not(base):
+    engine = Trained(base, METHODS["full"]).engine
+    [own, rows] = engine._optimizer.param_groups
+    assert (own["lr"], own["weight_decay"]) == (1e-2, 1e-2)
+    assert rows["lr"] == pytest.approx(0.02 / 4)  # before the last of 4 steps
+    assert rows["weight_decay"] == 0
+
+
+def test_an_identifier_of_too_many_tokens_is_refused(base):
+    backbone, recipe = bases.load(base), METHODS["textual_inversion"]
+    method = method_of(recipe.method)
+    network = method.network(backbone, recipe)
+    with pytest.raises(TrainError, match="choose a shorter one"):
+        method.begin(network, base, "abcdefghijk")
+
+
+def test_files_that_do_not_fit_are_refused(base):
+    layouts = bases.load(base).resident.layouts
+    good = torch.zeros(1, 16)
+    bad = {
+        "cannot be read": save({"text_encoder": good}),
+        "no embeddings 'unet'": save({"unet": good}, {"unet": "[1]"}),
+        "do not fit": save({"text_encoder": torch.zeros(1, 3)}, {"text_encoder": "[1]"}),
+        "of text_encoder do not fit": save({"text_encoder": good}, {"text_encoder": "[99999]"}),
+    }
+    method = method_of(METHODS["textual_inversion"].method)
+    for reason, data in bad.items():
+        with pytest.raises(BaseError, match=reason):
+            method.read(contents_of({tokens.FILE: data}), layouts)
