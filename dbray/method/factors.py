@@ -86,7 +86,8 @@ def to_published(adapter: Adapters) -> tuple[dict[str, Tensor], dict[str, str]]:
             written = _tensors(f"{part}.{nested}{path}", factors)
             # Transformers finds a magnitude only with the ending that PEFT leaves out.
             tensors |= {f"{k}.weight" if k.endswith("vector") else k: t for k, t in written.items()}
-    return tensors, {"format": "pt", METADATA_KEY: json.dumps(config, sort_keys=True)}
+    # One entry only: safetensors writes several in a random order.
+    return tensors, {METADATA_KEY: json.dumps(config, sort_keys=True)}
 
 
 def from_published(

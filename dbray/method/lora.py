@@ -1,8 +1,8 @@
 """LoRA: low-rank factors beside the weights of some layers; everything else stays frozen.
 
 Published are the factors alone, in one file `lora.safetensors` with the keys of PEFT and diffusers
-(`unet.<path>.lora_A.weight`, ...), and alpha / rank in its metadata. In a resident model they are
-merged into the base's pristine weights, so that a forward pass costs nothing more.
+(`unet.<path>.lora_A.weight`, ...), and PEFT's configuration in its metadata. In a resident model they
+are merged into the base's pristine weights, so that a forward pass costs nothing more.
 
 Source: Hu et al. 2021 (arXiv 2106.09685); DoRA: Liu et al. 2024 (arXiv 2402.09353).
 """
@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -22,8 +21,9 @@ from torch import Tensor, nn
 
 from dbray.bases import Backbone, Base
 from dbray.bases.resident import Changes, Layout, Resident
-from dbray.errors import BaseError, Diverged
+from dbray.errors import BaseError, Diverged, RegistryError
 from dbray.method.adapter import Adapter, inject
+from dbray.method.factors import Factors, canonical, collect, from_published, to_published
 from dbray.method.losses import generator_of
 from dbray.method.low_rank import LowRank
 from dbray.method.with_tokens import WithTokens, trained_parts
@@ -34,7 +34,6 @@ from dbray.spec.sections import Recipe
 FILE = "lora.safetensors"
 PIVOTAL_RATE = 0.03
 """Of the embeddings, where the recipe does not say it."""
-_DOWN, _UP, _MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
 
 
 class Lora(WithTokens):
@@ -63,36 +62,42 @@ class Lora(WithTokens):
         self, network: nn.Module, weights: Mapping[str, Tensor], recipe: Recipe
     ) -> dict[str, bytes]:
         """One file with the factors of all parts, in the recipe's publish_precision."""
-        settings, adapters = _settings(recipe), _adapters(network)
+        settings = _settings(recipe)
         dtype = torch.float16 if recipe.publish_precision == "fp16" else torch.float32
-        tensors = {}
+        adapters: dict[str, Adapter] = network.__dict__["adapters"]
+        state = {}
         for part, adapter in adapters.items():
             own = {name.removeprefix(f"{part}."): value for name, value in weights.items()}
             for key, value in adapter.state(0, own).items():
-                tensors[f"{part}.{key}"] = value.to(dtype).contiguous()
-        if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+                state[f"{part}.{key}"] = value.to(dtype)
+        if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
             raise Diverged("the factors are not finite; lower learning_rate, or use precision and "
                            "publish_precision fp32")  # fmt: skip
-        metadata = {"rank": str(settings.rank), "alpha": str(settings.alpha or settings.rank)}
-        return {FILE: save(tensors, metadata)}
+        return {FILE: save(*to_published(collect(state, settings.alpha or settings.rank)))}
 
-    def read_own(self, contents: Mapping[str, Tensor], layouts: Mapping[str, Layout]) -> Factors:
-        """The factors by part and layer, checked against the layers' shapes."""
+    def read_own(self, contents: Mapping[str, Tensor], layouts: Mapping[str, Layout]) -> Merged:
+        """The factors of each layer, checked against its shape."""
         if set(contents) != {FILE}:
             raise BaseError(f"a LoRA is one file {FILE}, not {', '.join(sorted(contents))}")
-        content = contents[FILE].numpy().tobytes()
+        data = contents[FILE].numpy().tobytes()
         try:
-            tensors, metadata = load(content), _metadata(content)
-            scale = float(metadata["alpha"]) / float(metadata["rank"])
-        except (SafetensorError, ValueError, KeyError, TypeError) as exc:
+            adapter = from_published(load(data), _metadata(data))
+        except (SafetensorError, RegistryError, ValueError, KeyError, TypeError) as exc:
             raise BaseError(f"{FILE} cannot be read: {exc!r}") from exc
-        layers: dict[tuple[str, str], dict[str, Tensor]] = {}
-        for key, tensor in tensors.items():
-            part, path, kind = _split(key)
-            layers.setdefault((part, path), {})[kind] = tensor
-        for (part, path), factors in layers.items():
-            _check_fit(part, path, factors, layouts)
-        return Factors(layers, scale)
+        owners = {
+            canonical(f"{part}.{name.removesuffix('.weight')}"): (part, name)
+            for part, layout in layouts.items()
+            for name in layout
+            if name.endswith(".weight")
+        }
+        found = {}
+        for layer, factors in adapter.items():
+            part, name = owners.get(layer, ("", ""))
+            if not part:
+                raise BaseError(f"{FILE}: the base has no layer {layer}")
+            _check_fit(layer, factors, layouts[part][name])
+            found[part, name] = factors
+        return Merged(found)
 
     def num_own(self, base: Base, recipe: Recipe) -> int:
         """Both factors of every targeted layer, and DoRA's magnitudes."""
@@ -110,64 +115,66 @@ METHOD = Lora()
 
 
 @dataclass(frozen=True)
-class Factors:
-    """A model's factors in memory, by part and path of their layer, then by kind of factor."""
+class Merged:
+    """A model's factors in memory, by part and name of the weight that they are merged into."""
 
-    layers: Mapping[tuple[str, str], Mapping[str, Tensor]]
-    scale: float
-
-    @property
-    def _tensors(self) -> Iterable[Tensor]:
-        return (tensor for factors in self.layers.values() for tensor in factors.values())
+    layers: Mapping[tuple[str, str], Factors]
 
     @property
     def size_bytes(self) -> int:
         """See Weights."""
-        return sum(tensor.nbytes for tensor in self._tensors)
+        return sum(tensor.nbytes for tensor in self._tensors())
 
     @property
     def prepared_bytes(self) -> int:
         """See Weights."""
-        return sum(tensor.numel() * 4 for tensor in self._tensors)
+        return sum(tensor.numel() * 4 for tensor in self._tensors())
 
     @property
     def changes(self) -> Changes:
         """The weights of the layers that have factors."""
         names: dict[str, set[str]] = {}
-        for part, path in self.layers:
-            names.setdefault(part, set()).add(f"{path}.weight")
+        for part, name in self.layers:
+            names.setdefault(part, set()).add(name)
         return {part: frozenset(found) for part, found in names.items()}
 
-    def prepare(self, device: torch.device) -> Factors:
+    def prepare(self, device: torch.device) -> Merged:
         """Copy to the device, as float32."""
-        layers = {
-            layer: {kind: tensor.to(device, torch.float32) for kind, tensor in factors.items()}
-            for layer, factors in self.layers.items()
-        }
-        return Factors(layers, self.scale)
+        return Merged({layer: _to(factors, device) for layer, factors in self.layers.items()})
 
     @torch.no_grad()
     def write(self, resident: Resident) -> None:
         """Merge into the base's pristine weights."""
-        for (part, path), factors in self.layers.items():
-            live, base = resident.tensor(part, f"{path}.weight")
-            down, up = (factors[kind].to(live.device, torch.float32) for kind in (_DOWN, _UP))
-            pristine = base.to(live.device).flatten(1)
-            adapted = torch.addmm(pristine, up.flatten(1) * self.scale, down.flatten(1))
-            if (magnitude := factors.get(_MAGNITUDE)) is not None:
-                magnitude = magnitude.flatten().to(live.device, torch.float32)
-                adapted *= (magnitude / adapted.norm(dim=1)).unsqueeze(1)
+        for (part, name), factors in self.layers.items():
+            live, base = resident.tensor(part, name)
+            moved = _to(factors, live.device)
+            pristine = base.to(live.device, torch.float32).flatten(1)
+            scaled = moved.up.flatten(1) * (moved.alpha / moved.rank)
+            adapted = torch.addmm(pristine, scaled, moved.down.flatten(1))
+            if moved.magnitude is not None:
+                adapted *= (moved.magnitude / adapted.norm(dim=1)).unsqueeze(1)
             live.copy_(adapted.view_as(live))
+
+    def _tensors(self) -> Iterator[Tensor]:
+        for factors in self.layers.values():
+            yield from (factors.down, factors.up)
+            if factors.magnitude is not None:
+                yield factors.magnitude
+
+
+def _to(factors: Factors, device: torch.device) -> Factors:
+    magnitude = factors.magnitude
+    return Factors(
+        factors.down.to(device, torch.float32),
+        factors.up.to(device, torch.float32),
+        factors.alpha,
+        None if magnitude is None else magnitude.to(device, torch.float32),
+    )
 
 
 def _settings(recipe: Recipe) -> LoraSettings:
     assert isinstance(recipe.method, LoraSettings)
     return recipe.method
-
-
-def _adapters(network: nn.Module) -> dict[str, Adapter]:
-    adapters: Any = network.adapters
-    return adapters
 
 
 def _targets(base: Base, part: str, settings: LoraSettings) -> tuple[tuple[str, ...], int | None]:
@@ -192,26 +199,9 @@ def _metadata(content: bytes) -> dict[str, str]:
     return json.loads(content[8 : 8 + length])["__metadata__"]
 
 
-def _split(key: str) -> tuple[str, str, str]:
-    """Split 'unet.<path>.lora_A.weight' into part, path and kind. Raises BaseError."""
-    for kind in (_DOWN, _UP, _MAGNITUDE):
-        if key.endswith(kind):
-            part, dot, path = key.removesuffix(kind).partition(".")
-            if dot:
-                return part, path, kind
-    raise BaseError(f"{FILE} has the unknown key {key!r}")
-
-
-def _check_fit(
-    part: str, path: str, factors: Mapping[str, Tensor], layouts: Mapping[str, Layout]
-) -> None:
-    """Raise BaseError where a layer's factors do not fit the resident model."""
-    shape = layouts.get(part, {}).get(f"{path}.weight")
-    if shape is None:
-        raise BaseError(f"{FILE}: the base has no layer {part}.{path}")
-    down, up = factors.get(_DOWN), factors.get(_UP)
-    if down is None or up is None:
-        raise BaseError(f"{FILE}: {part}.{path} has only one of its two factors")
+def _check_fit(layer: str, factors: Factors, shape: torch.Size) -> None:
+    """Raise BaseError where a layer's factors do not fit its weight."""
+    down, up = factors.down, factors.up
     fits = down.ndim > 1 and up.ndim > 1 and down.shape[0] == up.shape[1]
     if not fits or down.shape[1:] != shape[1:] or up.shape[0] != shape[0]:
-        raise BaseError(f"{FILE}: the factors of {part}.{path} do not fit the base")
+        raise BaseError(f"{FILE}: the factors of {layer} do not fit the base")

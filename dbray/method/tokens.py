@@ -28,6 +28,7 @@ FILE = "tokens.safetensors"
 MAX_TOKENS = 8
 """Tokens that an identifier may have in one text encoder."""
 _UNUSED = -1
+_IDS = "token_ids"
 
 
 class LearntTokens(nn.Embedding):
@@ -113,10 +114,11 @@ def publish(network: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, byte
         part = path.partition(".")[0]
         used = [int(token_id) for token_id in layer.token_ids if token_id != _UNUSED]
         tensors[part] = weights[f"{path}.rows"][: len(used)].float().contiguous()
-        ids[part] = json.dumps(used)
+        ids[part] = used
         if not tensors[part].isfinite().all():
             raise Diverged("the learnt embeddings are not finite; lower identifier_rate")
-    return {FILE: save(tensors, ids)} if tensors else {}
+    # One entry only: safetensors writes several in a random order.
+    return {FILE: save(tensors, {_IDS: json.dumps(ids, sort_keys=True)})} if tensors else {}
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,8 @@ class Rows:
     rows: Mapping[str, tuple[tuple[int, ...], Tensor]]
     names: Mapping[str, str]
     """The embedding table of each part."""
+    own_tables: frozenset[str] = frozenset()
+    """Parts whose whole table is the model's own, written before the rows."""
 
     @property
     def size_bytes(self) -> int:
@@ -145,27 +149,29 @@ class Rows:
     def prepare(self, device: torch.device) -> Rows:
         """Copy to the device."""
         rows = {part: (ids, rows.to(device)) for part, (ids, rows) in self.rows.items()}
-        return Rows(rows, self.names)
+        return Rows(rows, self.names, self.own_tables)
 
     @torch.no_grad()
     def write(self, resident: Resident) -> None:
         """Write the rows into the base's table."""
         for part, (ids, rows) in self.rows.items():
             live, base = resident.tensor(part, self.names[part])
-            live.copy_(base)
+            if part not in self.own_tables:
+                live.copy_(base)
             live[list(ids)] = rows.to(live.device, live.dtype)
 
 
-def read(content: Tensor, layouts: Mapping[str, Layout]) -> Rows:
+def read(
+    content: Tensor, layouts: Mapping[str, Layout], own_tables: frozenset[str] = frozenset()
+) -> Rows:
     """Read the file of learnt rows. Raises BaseError where it does not fit the base."""
     data = content.numpy().tobytes()
-    rows, names = {}, {}
+    names = {}
     try:
         tensors = load(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        for part, tensor in tensors.items():
-            ids = tuple(int(one) for one in json.loads(header["__metadata__"][part]))
-            rows[part] = ids, tensor
+        ids = json.loads(header["__metadata__"][_IDS])
+        rows = {part: (tuple(map(int, ids[part])), tensor) for part, tensor in tensors.items()}
     except (SafetensorError, ValueError, KeyError, TypeError) as exc:
         raise BaseError(f"{FILE} cannot be read: {exc!r}") from exc
     for part, (ids, tensor) in rows.items():
@@ -173,7 +179,7 @@ def read(content: Tensor, layouts: Mapping[str, Layout]) -> Rows:
         num_tokens, width = layouts[part][names[part]]
         if tensor.shape != (len(ids), width) or not all(0 <= one < num_tokens for one in ids):
             raise BaseError(f"{FILE}: the embeddings of {part} do not fit the base")
-    return Rows(rows, names)
+    return Rows(rows, names, own_tables)
 
 
 def _table_of(part: str, layouts: Mapping[str, Layout]) -> str:

@@ -93,7 +93,9 @@ class WithTokens:
         own = {name: content for name, content in contents.items() if name != tokens.FILE}
         found = [self.read_own(own, layouts)] if own else []
         if tokens.FILE in contents:
-            found.append(tokens.read(contents[tokens.FILE], layouts))
+            changes = [change for one in found for change in one.changes.items()]
+            own_tables = frozenset(part for part, names in changes if names is None)
+            found.append(tokens.read(contents[tokens.FILE], layouts, own_tables))
         return found[0] if len(found) == 1 else Together(tuple(found))
 
     def num_trained(self, base: Base, recipe: Recipe) -> int:

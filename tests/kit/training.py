@@ -53,13 +53,13 @@ class Trained:
             if progress.step == checkpoint:
                 saved.append((self.engine.state(), progress))
 
-        def steps(resume: Progress = Progress()) -> None:
+        def steps(resume: Progress) -> None:
             finetune(
                 self.engine, backbone.schedule, data, recipe,
                 resume=resume, on_step=on_step, after_step=method.after_step,
             )  # fmt: skip
 
-        steps()
+        steps(Progress())
         self.files = method.publish(self.network, self.engine.weights(), recipe)
         if saved:
             [(state, progress)] = saved

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from kit.training import Trained, contents_of, prediction_of, recipe_of
@@ -119,15 +121,27 @@ def test_factors_that_are_not_finite_are_not_published(backbone):
         METHOD.publish(network, weights, recipe)
 
 
+def metadata_of(data):
+    length = int.from_bytes(data[:8], "little")
+    return json.loads(data[8 : 8 + length])["__metadata__"]
+
+
 def test_files_that_do_not_fit_are_refused(tiny_base):
     files = trained(tiny_base, recipe_of(LORA)).files
     layouts = bases.load(bases.resolve(str(tiny_base))).resident.layouts
-    tensors, known = load(files[FILE]), {"rank": "4", "alpha": "4"}
+    tensors, known = load(files[FILE]), metadata_of(files[FILE])
     key = next(iter(tensors))
     bad = {
-        "unknown key": save(tensors | {"unet.x.weird": torch.zeros(1)}, known),
-        "no layer": save(tensors | {"unet.x.lora_A.weight": torch.zeros(4, 1)}, known),
-        "only one": save({n: t for n, t in tensors.items() if n != key}, known),
+        "lora.safetensors cannot": save(tensors | {"unet.x.weird": torch.zeros(1)}, known),
+        "no layer unet.x": save(
+            tensors
+            | {
+                "unet.x.lora_A.weight": torch.zeros(4, 1),
+                "unet.x.lora_B.weight": torch.zeros(1, 4),
+            },
+            known,
+        ),
+        "cannot be read.*lora_": save({n: t for n, t in tensors.items() if n != key}, known),
         "do not fit": save(tensors | {key: torch.zeros(4, 3)}, known),
         "cannot be read": save(tensors),
     }

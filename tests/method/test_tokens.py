@@ -55,7 +55,7 @@ def test_textual_inversion_changes_the_embeddings_of_the_identifier_alone(base):
     assert found.files.keys() == {tokens.FILE}
     changed = {name for name, value in found.network.named_parameters()
                if not torch.equal(value, found.begun[name])}  # fmt: skip
-    assert changed == {"text_encoder.text_model.embeddings.token_embedding.rows"}
+    assert changed == {"text_encoder.embeddings.token_embedding.rows"}
     dog = found.backbone.condition(["a dog"]).tensors["text"]
     assert torch.equal(dog, bases.load(base).condition(["a dog"]).tensors["text"])
 
@@ -89,9 +89,13 @@ def test_files_that_do_not_fit_are_refused(base):
     good = torch.zeros(1, 16)
     bad = {
         "cannot be read": save({"text_encoder": good}),
-        "no embeddings 'unet'": save({"unet": good}, {"unet": "[1]"}),
-        "do not fit": save({"text_encoder": torch.zeros(1, 3)}, {"text_encoder": "[1]"}),
-        "of text_encoder do not fit": save({"text_encoder": good}, {"text_encoder": "[99999]"}),
+        "no embeddings 'unet'": save({"unet": good}, {"token_ids": '{"unet": [1]}'}),
+        "do not fit": save(
+            {"text_encoder": torch.zeros(1, 3)}, {"token_ids": '{"text_encoder": [1]}'}
+        ),
+        "of text_encoder do not fit": save(
+            {"text_encoder": good}, {"token_ids": '{"text_encoder": [99999]}'}
+        ),
     }
     method = method_of(METHODS["textual_inversion"].method)
     for reason, data in bad.items():
