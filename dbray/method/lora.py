@@ -1,8 +1,8 @@
 """LoRA: low-rank factors beside the weights of some layers; everything else stays frozen.
 
 Published are the factors alone, in one file `lora.safetensors` with the keys of PEFT and diffusers
-(`unet.<path>.lora_A.weight`, ...), and PEFT's configuration in its metadata. In a resident model they
-are merged into the base's pristine weights, so that a forward pass costs nothing more.
+(`unet.<path>.lora_A.weight`, ...), and PEFT's configuration in its metadata. In a resident model
+they are merged into the base's pristine weights, so that a forward pass costs nothing more.
 
 Source: Hu et al. 2021 (arXiv 2106.09685); DoRA: Liu et al. 2024 (arXiv 2402.09353).
 """
