@@ -41,16 +41,23 @@ class Naming:
 
 
 @dataclass(frozen=True, slots=True)
-class _Published:
-    """The fields of a record that decide about names: 100,000 whole records fill gigabytes."""
+class Latest:
+    """What a plan needs of a model's latest record: 100,000 whole records fill gigabytes."""
 
+    revision: str
     tenant: str | None
     identifier: str
     base_digest: str
 
     @classmethod
-    def of(cls, record: ModelRecord) -> _Published:
-        return cls(record.tenant, record.identifier, record.base_digest)
+    def of(cls, record: ModelRecord) -> Latest:
+        """Keep what is needed of a record."""
+        return cls(record.revision, record.tenant, record.identifier, record.base_digest)
+
+
+def read_latest(registry: Registry) -> dict[str, Latest]:
+    """Read the latest record of every published model, by id."""
+    return {record.id: Latest.of(record) for record in registry.list()}
 
 
 def check_names(
@@ -77,9 +84,9 @@ def check_names(
 
 
 def name_subjects(
-    job: Job, base: Base, naming: Naming, registry: Registry
+    job: Job, base: Base, naming: Naming, published: Mapping[str, Latest]
 ) -> tuple[dict[str, str], list[Problem]]:
-    """Give every subject an identifier.
+    """Give every subject an identifier, given the published models by id.
 
     Returns:
         Identifiers by subject id, and warnings.
@@ -89,7 +96,6 @@ def name_subjects(
             identifiers.
     """
     ids = set(naming.ids)
-    published = {record.id: _Published.of(record) for record in registry.list()}
     _check_tenants(job, {name: published[name] for name in published.keys() & ids})
     rare = set(naming.rare)
     own = {
@@ -102,7 +108,7 @@ def name_subjects(
     return _draw_names(job, naming, own, taken), warnings
 
 
-def _check_tenants(job: Job, published: Mapping[str, _Published]) -> None:
+def _check_tenants(job: Job, published: Mapping[str, Latest]) -> None:
     """Refuse ids that are another tenant's. Raises SpecError."""
     foreign = sorted(name for name, one in published.items() if one.tenant != job.tenant)
     fix = "choose another id, or the right 'tenant' of the job"
@@ -149,7 +155,7 @@ def _draw_names(job: Job, naming: Naming, own: dict[str, str], taken: set[str]) 
     return identifiers.assign(candidates, ids, stands, taken, job.identifiers.seed, num_tokens)
 
 
-def _may_stay(model: _Published, base: Base, rare: set[str], num_tokens: int | None) -> bool:
+def _may_stay(model: Latest, base: Base, rare: set[str], num_tokens: int | None) -> bool:
     """Whether a published model's identifier is one that would be drawn for this base today."""
     words = model.identifier.split()
     return (

@@ -14,7 +14,7 @@ from functools import cached_property
 from dbray.bases import Base
 from dbray.errors import Problem
 from dbray.planning.checks import Ready
-from dbray.planning.names import name_subjects
+from dbray.planning.names import Latest, name_subjects, read_latest
 from dbray.records.models import REVISION_LENGTH, Registry
 from dbray.records.prior_sets import PriorPlan, is_made
 from dbray.records.results import Outcome, read_outcomes
@@ -97,7 +97,8 @@ def make_plan(ready: Ready, store: Store, retry_failed: bool = False) -> Plan:
     """
     job, base, subjects = ready.job, ready.base, ready.subjects
     registry = Registry(store)
-    names, findings = name_subjects(job, base, ready.naming, registry)
+    latest = read_latest(registry)
+    names, findings = name_subjects(job, base, ready.naming, latest)
     # The checks of the job looked at the identifiers too, and may have found the same.
     warnings = tuple(dict.fromkeys((*ready.warnings, *findings)))
     priors: dict[str, PriorPlan] = {}
@@ -108,7 +109,7 @@ def make_plan(ready: Ready, store: Store, retry_failed: bool = False) -> Plan:
         _plan_subject(job, base, checked, names[checked.subject.id], priors) for checked in subjects
     )
     with ThreadPoolExecutor(_LOOKUPS_AT_ONCE) as threads:
-        found = threads.map(lambda one: registry.has_record(one.subject.id, one.revision), planned)
+        found = threads.map(lambda one: _is_published(one, latest, registry), planned)
         published = frozenset(
             one.subject.id for one, there in zip(planned, found, strict=True) if there
         )
@@ -118,6 +119,17 @@ def make_plan(ready: Ready, store: Store, retry_failed: bool = False) -> Plan:
         made = threads.map(lambda prior: is_made(store, prior), needed)
         missing = tuple(prior for prior, there in zip(needed, made, strict=True) if not there)
     return replace(plan, missing_priors=missing)
+
+
+def _is_published(
+    planned: PlannedSubject, latest: Mapping[str, Latest], registry: Registry
+) -> bool:
+    """Whether a subject is published as planned; the latest records have just been read."""
+    subject_id, revision = planned.subject.id, planned.revision
+    known = latest.get(subject_id)
+    if known is not None and known.revision == revision:
+        return True
+    return registry.has_record(subject_id, revision)
 
 
 def _failed_before(

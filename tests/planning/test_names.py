@@ -13,7 +13,7 @@ from dbray import bases
 from dbray.errors import SpecError
 from dbray.planning import identifiers
 from dbray.planning.checks import check_job
-from dbray.planning.names import check_names, name_subjects
+from dbray.planning.names import check_names, name_subjects, read_latest
 from dbray.planning.plan import make_plan
 from dbray.records.models import Registry
 from dbray.spec.job import Job
@@ -46,7 +46,7 @@ def name(job, base, subjects, registry):
     naming, problems = check_names(job, base, subjects)
     if naming is None:
         raise SpecError(problems)
-    return name_subjects(job, base, naming, registry)
+    return name_subjects(job, base, naming, read_latest(registry))
 
 
 def problems_of(base, *subjects):

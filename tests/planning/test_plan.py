@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from kit import records
+from kit.storage import count_requests
 from kit.worlds import load_job
 
 from dbray import bases
@@ -68,6 +69,17 @@ def test_published_subjects_are_kept_with_their_identifiers(job):
     second = plan_of(job)
     assert [one.subject.id for one in second.kept] == ["rex"]
     assert by_id(second) == by_id(first)
+
+
+def test_planning_reads_the_latest_record_of_every_model_once(job, monkeypatch):
+    first = plan_of(job)
+    for name in ("fido", "rex"):
+        publish(first, by_id(first)[name])
+    requests = count_requests(monkeypatch)
+    assert {one.subject.id for one in plan_of(job).kept} == {"fido", "rex"}
+    read = [path for action, path in requests if action == "open" and path.startswith("models/")]
+    read = [path for path in read if not path.startswith("models/tom/")]  # was never published
+    assert len(read) == len(set(read)) == 4, "a marker and a record of each"
 
 
 def test_a_model_whose_record_rotted_is_trained_anew_and_replaced(job):
