@@ -8,7 +8,8 @@
     │   ├── FileMissing      a file is not there
     │   └── DigestMismatch   a stored file is not what was published
     ├── RegistryError        a registry request cannot be carried out         exit 2
-    │   └── ModelNotFound
+    │   ├── ModelNotFound
+    │   └── ModelDamaged     it is published, but its record cannot be trusted
     ├── TrainError           a subject's fine-tuning failed                   *
     │   ├── Diverged         the loss is not finite
     │   └── OutOfMemory
@@ -115,6 +116,10 @@ class RegistryError(DbrayError):
 
 class ModelNotFound(RegistryError):
     """No model is published under that id or revision."""
+
+
+class ModelDamaged(RegistryError):
+    """A model is published, but its marker or record is damaged. Publishing it again mends it."""
 
 
 class TrainError(DbrayError):

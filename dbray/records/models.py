@@ -1,6 +1,6 @@
 """Published models: where they are, and how they are published, found, listed and removed.
 
-Owns the tree `models/<subject id>/<revision>/` and ModelRecord, the file model.json in it. There is
+Owns the tree `models/<subject id>/<revision>/`, with the file model.json in each. There is
 no index: the tree is the truth, and finding one model is one look-up, however many there are. Does
 not know how a model was made or who serves it, nor what lies beside its weights: those are annexes.
 """
@@ -13,93 +13,32 @@ import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
-from dbray.errors import DigestMismatch, FileMissing, ModelNotFound, RegistryError, StoreError
-from dbray.spec.base import Spec
-from dbray.spec.canon import SUBJECT_ID_PATTERN, SubjectId
-from dbray.spec.sections import Prior, Recipe
+from dbray.errors import (
+    DigestMismatch,
+    FileMissing,
+    ModelDamaged,
+    ModelNotFound,
+    RegistryError,
+    StoreError,
+)
+from dbray.records.record import REVISION_LENGTH, REVISION_PATTERN, ModelRecord, Revision
+from dbray.spec.canon import SUBJECT_ID_PATTERN
 from dbray.storage.committed import Committed
 from dbray.storage.store import Store
 
-REVISION_LENGTH = 12
 MIN_PREFIX_LENGTH = 6
 RECORD_FILE = "model.json"
 
 _ROOT = "models"
 _PREFIX_PATTERN = re.compile(rf"[0-9a-f]{{{MIN_PREFIX_LENGTH},{REVISION_LENGTH}}}")
-_REVISION_PATTERN = rf"^[0-9a-f]{{{REVISION_LENGTH}}}$"
 _WEIGHTS_PATTERN = re.compile(r"[a-z0-9_]+\.safetensors")
 _NUM_READERS = 16
 
 logger = logging.getLogger(__name__)
-
-
-class ModelRecord(Spec):
-    """What a published model is and how it was made: model.json."""
-
-    id: SubjectId = Field(description="The subject's id.")
-    revision: str = Field(pattern=_REVISION_PATTERN, description="Start of the fingerprint.")
-    fingerprint: str = Field(
-        pattern=r"^[0-9a-f]{64}$", description="SHA-256 of all that shapes the weights."
-    )
-    class_noun: str = Field(description="Coarse class of the subject.")
-    identifier: str = Field(description="Rare token(s) bound to the subject.")
-    base: str = Field(description="Name of the base model.")
-    base_revision: str | None = Field(default=None, description="Commit of a base from the hub.")
-    base_digest: str = Field(description="SHA-256 over the base's weight files.")
-    recipe: Recipe = Field(description="How it was fine-tuned.")
-    prior: Prior = Field(description="How the class images were sampled.")
-    prior_digest: str | None = Field(description="The PriorSet; none without prior preservation.")
-    seed: int = Field(description="Root of the random numbers.")
-    image_digests: tuple[str, ...] = Field(description="SHA-256 of each photograph's file.")
-    captions: tuple[str, ...] | None = Field(
-        default=None, description="Prompts of the photographs."
-    )
-    versions: dict[str, str] = Field(description="Versions of dbray and of what it stands on.")
-    timings: dict[str, float] = Field(description="Seconds by phase.")
-    steps: int = Field(ge=0, description="Optimiser steps taken.")
-    loss: tuple[tuple[int, float, float, float], ...] = Field(
-        default=(), max_length=200, description="Points of (step, loss, instance loss, prior loss)."
-    )
-    files: tuple[str, ...] = Field(min_length=1, description="Weight files (safetensors).")
-    created_at: str = Field(description="UTC time of publishing, ISO 8601.")
-    job_id: str = Field(description="The job that made it.")
-    tenant: str | None = Field(default=None, description="Owner, where several share one registry.")
-    metadata: dict[str, str] = Field(default_factory=dict, description="Free notes.")
-
-    @property
-    def name(self) -> str:
-        """'id@revision', as every command accepts it."""
-        return f"{self.id}@{self.revision}"
-
-
-@dataclass(frozen=True)
-class Revision:
-    """A published revision as it was found. Its marker is not read again."""
-
-    record: ModelRecord
-    folder: Committed
-
-    @property
-    def digests(self) -> dict[str, str]:
-        """SHA-256 of each weight file, as published."""
-        return {name: self.folder.files[name].sha256 for name in self.record.files}
-
-    def fetch_weights(self, destination: Path) -> dict[str, Path]:
-        """Return verified weight files on this machine; see `Committed.fetch`."""
-        return self.folder.fetch(self.record.files, destination)
-
-    def local_weights(self) -> dict[str, Path]:
-        """Return the weight files in place, unverified; `digests` says what they must be.
-
-        Raises:
-            StoreError: the store is not on this machine.
-        """
-        return self.folder.local_paths(self.record.files)
 
 
 class Registry:
@@ -131,6 +70,14 @@ class Registry:
         text = record.model_dump_json(indent=1, exclude_none=False) + "\n"
         self.store.commit(folder, {**weights, RECORD_FILE: text.encode()})
 
+    @property
+    def is_there(self) -> bool:
+        """Whether storage holds a tree of models.
+
+        It does not before the first model is published, nor when the folder or its mount is gone.
+        """
+        return self.store.exists(_ROOT)
+
     def has(self, model_id: str, revision: str) -> bool:
         """Say whether a revision is published: one look-up."""
         return self.store.is_committed(folder_of(f"{model_id}@{revision}"))
@@ -151,24 +98,26 @@ class Registry:
         """Return the record of 'id' or 'id@revision'; see `open`."""
         return self.open(model).record
 
-    def open(self, model: str) -> Revision:
+    def open(self, model: str, suggest: bool = True) -> Revision:
         """Find 'id' (its latest revision) or 'id@revision' (a unique start of it is enough).
 
+        With `suggest`, all ids are listed for those similar to one that is not found.
+
         Raises:
-            ModelNotFound: with similar names.
+            ModelNotFound: it is not published.
+            ModelDamaged: it is published, but no revision that fits can be read.
             RegistryError: `model` is not a name, or a start that fits several revisions.
-            DigestMismatch: it is published but damaged.
         """
         model_id, prefix = _split(model)
         if prefix is None:
-            found = self._open_all(model_id)
+            found, damage = self._open_all(model_id)
             if not found:
-                raise self._not_found(model_id)
+                raise damage or self._not_found(model_id, suggest)
             return found[-1]
         if len(prefix) == REVISION_LENGTH:
             with suppress(ModelNotFound):
                 return self._open(model_id, prefix)
-        return self._open(model_id, self._complete(model_id, prefix))
+        return self._open(model_id, self._complete(model_id, prefix, suggest))
 
     def revisions(self, model_id: str) -> list[ModelRecord]:
         """Return every readable revision of a model, oldest first; damaged ones are logged.
@@ -177,7 +126,8 @@ class Registry:
             StoreError: storage failed. Not skipped: an older revision would pass for the latest.
         """
         _check_id(model_id)
-        return [revision.record for revision in self._open_all(model_id)]
+        found, _ = self._open_all(model_id)
+        return [revision.record for revision in found]
 
     def list(self) -> Iterator[ModelRecord]:
         """Yield the latest revision of every model, by id."""
@@ -216,17 +166,17 @@ class Registry:
 
     def _revision_names(self, model_id: str) -> list[str]:
         names = self.store.names(f"{_ROOT}/{model_id}")
-        return [name for name in names if re.fullmatch(_REVISION_PATTERN, name)]
+        return [name for name in names if re.fullmatch(REVISION_PATTERN, name)]
 
     def _published(self, model_id: str) -> list[str]:
         names = self._revision_names(model_id)
         return [name for name in names if self.store.is_committed(_folder(model_id, name))]
 
-    def _complete(self, model_id: str, prefix: str) -> str:
+    def _complete(self, model_id: str, prefix: str, suggest: bool = True) -> str:
         """Complete the start of a revision."""
         published = self._published(model_id)
         if not published:
-            raise self._not_found(model_id)
+            raise self._not_found(model_id, suggest)
         fitting = [revision for revision in published if revision.startswith(prefix)]
         if len(fitting) > 1:
             raise RegistryError(f"{model_id}@{prefix} fits {', '.join(fitting)}: write more of it")
@@ -236,17 +186,19 @@ class Registry:
             )
         return fitting[0]
 
-    def _open_all(self, model_id: str) -> list[Revision]:
-        """Every readable revision, oldest first."""
-        found = []
+    def _open_all(self, model_id: str) -> tuple[list[Revision], ModelDamaged | None]:
+        """Every readable revision, oldest first; and the damage of one that is not, if any."""
+        found, damage = [], None
         for revision in self._revision_names(model_id):
             try:
                 found.append(self._open(model_id, revision))
             except ModelNotFound:  # not published yet, or removed since it was listed
                 continue
-            except (DigestMismatch, RegistryError) as exc:
+            except ModelDamaged as exc:
                 logger.warning("skipping model=%s@%s: %s", model_id, revision, exc)
-        return sorted(found, key=lambda one: (one.record.created_at, one.record.revision))
+                damage = exc
+        found.sort(key=lambda one: (one.record.created_at, one.record.revision))
+        return found, damage
 
     def _open(self, model_id: str, revision: str) -> Revision:
         name = f"{model_id}@{revision}"
@@ -259,7 +211,7 @@ class Registry:
             raise ModelNotFound(f"{name} is not published") from exc
         except DigestMismatch as exc:
             if self.store.is_committed(_folder(model_id, revision)):
-                raise
+                raise ModelDamaged(f"{name} is damaged: {exc}") from exc
             raise ModelNotFound(f"{name} was removed") from exc
         return Revision(record, folder)
 
@@ -270,10 +222,11 @@ class Registry:
             # A newer dbray may have written fields that this one does not know.
             record = ModelRecord.model_validate_json(data, extra="ignore")
         except ValidationError as exc:
-            raise RegistryError(f"{name}: {RECORD_FILE} is unreadable: {exc}") from exc
+            raise ModelDamaged(f"{name}: {RECORD_FILE} is unreadable: {exc}") from exc
         if record.name != name:
-            raise RegistryError(f"{name} holds the record of {record.name}")
-        _check_revision_of(record)
+            raise ModelDamaged(f"{name} holds the record of {record.name}")
+        if not record.has_its_revision:
+            raise ModelDamaged(f"{name}: the revision is not the start of the fingerprint")
         return record
 
     def _damage(self, folder: str) -> list[str]:
@@ -282,8 +235,9 @@ class Registry:
         except StoreError as exc:
             return [str(exc)]
 
-    def _not_found(self, model_id: str) -> ModelNotFound:
-        near = difflib.get_close_matches(model_id, self.store.names(_ROOT), n=3)
+    def _not_found(self, model_id: str, suggest: bool = True) -> ModelNotFound:
+        known = self.store.names(_ROOT) if suggest else []
+        near = difflib.get_close_matches(model_id, known, n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         return ModelNotFound(
             f"no model {model_id!r} is published in {self.store.location('')}{hint}"
@@ -325,14 +279,15 @@ def _check_id(model_id: str) -> None:
 
 
 def _check_revision(revision: str) -> None:
-    if not re.fullmatch(_REVISION_PATTERN, revision):
+    if not re.fullmatch(REVISION_PATTERN, revision):
         raise RegistryError(
             f"{revision!r:.80} is not a revision: it has {REVISION_LENGTH} hex digits"
         )
 
 
 def _check_record(record: ModelRecord, weights: Mapping[str, bytes | Path]) -> None:
-    _check_revision_of(record)
+    if not record.has_its_revision:
+        raise RegistryError(f"{record.name}: the revision is not the start of the fingerprint")
     if set(record.files) != set(weights):
         raise RegistryError(
             f"{record.name}: the record lists {sorted(record.files)}, but the weights are "
@@ -340,8 +295,3 @@ def _check_record(record: ModelRecord, weights: Mapping[str, bytes | Path]) -> N
         )
     if bad := [name for name in weights if not _WEIGHTS_PATTERN.fullmatch(name)]:
         raise RegistryError(f"{record.name}: {bad} are not names of safetensors files")
-
-
-def _check_revision_of(record: ModelRecord) -> None:
-    if record.revision != record.fingerprint[:REVISION_LENGTH]:
-        raise RegistryError(f"{record.name}: the revision is not the start of the fingerprint")

@@ -14,7 +14,7 @@ from kit.storage import count_requests
 from pyarrow import fs as pafs
 from pydantic import ValidationError
 
-from dbray.errors import DigestMismatch, ModelNotFound, RegistryError, StoreError
+from dbray.errors import DigestMismatch, ModelDamaged, ModelNotFound, RegistryError, StoreError
 from dbray.records.annexes import Annex
 from dbray.records.models import Registry
 from dbray.spec.sections import Prior, Recipe
@@ -184,10 +184,10 @@ def test_a_record_of_another_model_is_not_believed(registry):
     mine, other = record("rex"), record("fido")
     data = other.model_dump_json().encode()
     registry.store.commit(f"models/rex/{mine.revision}", {"model.json": data})
-    with pytest.raises(RegistryError, match="holds the record of fido"):
+    with pytest.raises(ModelDamaged, match="holds the record of fido"):
         registry.find(mine.name)
     registry.store.commit("models/rex/0123456789ab", {"model.json": b'{"id": 3}'})
-    with pytest.raises(RegistryError, match="unreadable"):
+    with pytest.raises(ModelDamaged, match="unreadable"):
         registry.find("rex@0123456789ab")
 
 
@@ -236,10 +236,32 @@ def test_a_damaged_marker_is_damage_and_other_revisions_stay(registry):
         registry.publish(model, WEIGHTS)
     registry.store.write_bytes(f"models/rex/{new.revision}/_COMMITTED", b"rotten")
     assert registry.find("rex") == old
-    with pytest.raises(DigestMismatch, match="is not a marker"):
+    with pytest.raises(ModelDamaged, match="is not a marker"):
         registry.find(new.name)
-    with pytest.raises(DigestMismatch, match="is not a marker"):
-        registry.open(new.name)
+    registry.store.write_bytes(f"models/rex/{old.revision}/model.json", b"{}")
+    with pytest.raises(ModelDamaged, match="is not what was published"):
+        registry.find("rex")
+    with pytest.raises(ModelNotFound):
+        registry.find("rexx")
+
+
+def test_a_registry_knows_whether_it_holds_models(local):
+    assert not local.is_there
+    local.publish(record(), WEIGHTS)
+    assert local.is_there
+    local.remove("rex")
+    assert local.is_there, "an empty registry is not a lost one"
+    local.store.remove("models")
+    assert not local.is_there
+
+
+def test_without_suggestions_the_ids_are_not_listed(local, monkeypatch):
+    local.publish(record(), WEIGHTS)
+    requests = count_requests(monkeypatch)
+    for name in ("rexx", "rexx@abcdef", "rexx@0123456789ab"):
+        with pytest.raises(ModelNotFound, match="no model 'rexx'"):
+            local.open(name, suggest=False)
+    assert ("names", "models") not in requests
 
 
 def test_what_is_missing_names_the_place_as_people_know_it(local):

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Generic, TypeVar
 
-from dbray.errors import ModelNotFound, RegistryError
+from dbray.errors import RegistryError
 from dbray.records import previews as layout
 from dbray.records.annexes import Annex
 from dbray.records.models import RECORD_FILE, ModelRecord, Registry
@@ -122,14 +122,8 @@ class Catalogue:
             return None
 
     def _look(self, model: str) -> ModelRecord:
-        # Not `Registry.find`: it lists the whole registry for names that come near, which strangers
-        # could make it do as often as they like.
-        model_id, at, prefix = model.partition("@")
-        records = self._registry.revisions(model_id)
-        fitting = [record for record in records if record.revision.startswith(prefix)]
-        if not fitting or (at and len(fitting) > 1):
-            raise ModelNotFound(model)
-        return fitting[-1]
+        # Without suggestions: they list the whole registry, as often as strangers like.
+        return self._registry.open(model, suggest=False).record
 
     def models(self) -> list[ModelRecord]:
         """The latest revision of every model, at most a few seconds old."""

@@ -1,0 +1,89 @@
+"""The record of a published model: what it is and how it was made.
+
+Owns the shape of model.json, and what can be asked of a revision that was found. Does not know
+where revisions are: that is dbray.records.models.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import Field
+
+from dbray.spec.base import Spec
+from dbray.spec.canon import SubjectId
+from dbray.spec.sections import Prior, Recipe
+from dbray.storage.committed import Committed
+
+REVISION_LENGTH = 12
+REVISION_PATTERN = rf"^[0-9a-f]{{{REVISION_LENGTH}}}$"
+
+
+class ModelRecord(Spec):
+    """What a published model is and how it was made: model.json."""
+
+    id: SubjectId = Field(description="The subject's id.")
+    revision: str = Field(pattern=REVISION_PATTERN, description="Start of the fingerprint.")
+    fingerprint: str = Field(
+        pattern=r"^[0-9a-f]{64}$", description="SHA-256 of all that shapes the weights."
+    )
+    class_noun: str = Field(description="Coarse class of the subject.")
+    identifier: str = Field(description="Rare token(s) bound to the subject.")
+    base: str = Field(description="Name of the base model.")
+    base_revision: str | None = Field(default=None, description="Commit of a base from the hub.")
+    base_digest: str = Field(description="SHA-256 over the base's weight files.")
+    recipe: Recipe = Field(description="How it was fine-tuned.")
+    prior: Prior = Field(description="How the class images were sampled.")
+    prior_digest: str | None = Field(description="The PriorSet; none without prior preservation.")
+    seed: int = Field(description="Root of the random numbers.")
+    image_digests: tuple[str, ...] = Field(description="SHA-256 of each photograph's file.")
+    captions: tuple[str, ...] | None = Field(
+        default=None, description="Prompts of the photographs."
+    )
+    versions: dict[str, str] = Field(description="Versions of dbray and of what it stands on.")
+    timings: dict[str, float] = Field(description="Seconds by phase.")
+    steps: int = Field(ge=0, description="Optimiser steps taken.")
+    loss: tuple[tuple[int, float, float, float], ...] = Field(
+        default=(), max_length=200, description="Points of (step, loss, instance loss, prior loss)."
+    )
+    files: tuple[str, ...] = Field(min_length=1, description="Weight files (safetensors).")
+    created_at: str = Field(description="UTC time of publishing, ISO 8601.")
+    job_id: str = Field(description="The job that made it.")
+    tenant: str | None = Field(default=None, description="Owner, where several share one registry.")
+    metadata: dict[str, str] = Field(default_factory=dict, description="Free notes.")
+
+    @property
+    def name(self) -> str:
+        """'id@revision', as every command accepts it."""
+        return f"{self.id}@{self.revision}"
+
+    @property
+    def has_its_revision(self) -> bool:
+        """Whether the revision is the start of the fingerprint."""
+        return self.revision == self.fingerprint[:REVISION_LENGTH]
+
+
+@dataclass(frozen=True)
+class Revision:
+    """A published revision as it was found. Its marker is not read again."""
+
+    record: ModelRecord
+    folder: Committed
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of each weight file, as published."""
+        return {name: self.folder.files[name].sha256 for name in self.record.files}
+
+    def fetch_weights(self, destination: Path) -> dict[str, Path]:
+        """Return verified weight files on this machine; see `Committed.fetch`."""
+        return self.folder.fetch(self.record.files, destination)
+
+    def local_weights(self) -> dict[str, Path]:
+        """Return the weight files in place, unverified; `digests` says what they must be.
+
+        Raises:
+            StoreError: the store is not on this machine.
+        """
+        return self.folder.local_paths(self.record.files)
