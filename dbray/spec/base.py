@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, cast, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 from pydantic_core import to_jsonable_python
 
 from dbray.errors import SpecError
@@ -31,6 +31,17 @@ class Spec(BaseModel, metaclass=_Reporting):
     first_fields: ClassVar[frozenset[str]] = frozenset()
     """Fields that `identity` always holds: those of the first version that was published with."""
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truth_is_not_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Python takes True for 1; whoever writes `steps: true` means something else."""
+        values = value if isinstance(value, list | tuple) else (value,)
+        if any(isinstance(one, bool) for one in values):
+            kinds = _plain_types(cls.model_fields[str(info.field_name)].annotation)
+            if bool not in kinds and kinds & {int, float}:
+                raise ValueError("must be a number, not true or false")
+        return value
+
     def identity(self) -> Any:
         """Canonical form, for fingerprints: equal for values that mean the same.
 
@@ -44,3 +55,11 @@ class Spec(BaseModel, metaclass=_Reporting):
                 canonical = value.identity() if isinstance(value, Spec) else value
                 held[name] = to_jsonable_python(canonical)
         return held
+
+
+def _plain_types(annotation: Any) -> set[Any]:
+    """The types that an annotation is made of: of `tuple[int, int] | None`, int and None."""
+    parts = get_args(annotation)
+    if parts:
+        return set().union(*map(_plain_types, parts))
+    return {annotation if isinstance(annotation, type) else type(annotation)}  # of a literal

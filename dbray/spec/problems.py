@@ -1,6 +1,6 @@
 """What pydantic found wrong, translated into problems that users can act on.
 
-Owns the words for each kind of mistake and the hints at keys that were meant. Knows no fields.
+Owns the words for each kind of mistake and the hints at keys that were meant.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from dbray.errors import Problem, without_secrets
+from dbray.spec import foreign_keys
 from dbray.spec.text_files import Lines, Place, locate
 
 # What a union calls its branches: parts of where pydantic finds an error, but keys of no file.
@@ -23,6 +24,13 @@ _FORMS = {
     "string_type": ("text", "put quotes around it"),
     "tuple_type": ("a list", "write it as [a, b]"),
     "model_type": ("a mapping", "write its keys under it, indented"),
+    "int_parsing": ("a whole number", "write it in decimal digits, as in 200"),
+    "int_type": ("a whole number", "write it in decimal digits, as in 200"),
+    "int_from_float": ("a whole number", "write it without a fraction, as in 200"),
+    "float_parsing": ("a number", "write it in decimal digits, as in 0.5 or 5e-6"),
+    "float_type": ("a number", "write it in decimal digits, as in 0.5 or 5e-6"),
+    "bool_parsing": ("true or false", "write true or false"),
+    "bool_type": ("true or false", "write true or false"),
 }
 
 
@@ -41,6 +49,8 @@ def problems_of(
         place = tuple(part for part in error["loc"] if part not in (ADDRESS_BRANCH, LIST_BRANCH))
         fields = _fields_at(model, place[:-1])
         what, fix = _explain(error, place[-1] if place else "value", fields)
+        if error["type"] == "extra_forbidden":
+            fix = _translated(place, _fields_of(model)) or fix
         name = ".".join(str(part) for part in place) or "value"
         problems.append(Problem("error", locate(where, lines or {}, place), f"{name}: {what}", fix))
     return problems
@@ -102,6 +112,23 @@ def _explain_form(kind: str, value: Any, description: str | None) -> tuple[str, 
         wanted, fix = _FORMS[kind]
         what = f"must be {wanted}, not {_shown(value)}"
     return what, f"{fix}. {description}" if description else fix
+
+
+def _translated(place: Place, sections: dict[str, FieldInfo]) -> str | None:
+    """Say what a job file has for another trainer's key; None if it is no such key."""
+    key = str(place[-1])
+    theirs = foreign_keys.canonical(key)
+    if "recipe" not in sections:
+        return None  # not a job file
+    if theirs in foreign_keys.WITHOUT_KEY:
+        return f"remove '{key}': {foreign_keys.WITHOUT_KEY[theirs]}"
+    if theirs not in foreign_keys.OURS:
+        return None
+    section, _, ours = foreign_keys.OURS[theirs].rpartition(".")
+    if place[:-1] == ((section,) if section else ()):
+        return f"write '{ours}' instead of '{key}'"
+    where = f"under '{section}'" if section else "at the top of the file"
+    return f"write '{ours}' {where} instead of '{key}'"
 
 
 def _nearest(key: str, fields: dict[str, FieldInfo]) -> str:

@@ -5,6 +5,7 @@ Owns YAML. Knows no fields: what the values should be is checked by those who as
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,10 +58,11 @@ def parse_yaml(text: str, file: str | Path) -> tuple[Any, dict[Place, int]]:
     """
     lines: dict[Place, int] = {}
     try:
-        node = yaml.compose(text, Loader=_WithoutAliases)
-        data = yaml.safe_load(text)
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        data = None if node is None else loader.construct_document(node)
         repeats = list(_collect_lines(node, (), lines))
-    except (yaml.YAMLError, ValueError, RecursionError) as exc:  # ValueError: the date 2026-99-99
+    except (yaml.YAMLError, ValueError, RecursionError) as exc:
         mark = getattr(exc, "problem_mark", None)
         where = f"{file}:{mark.line + 1}:{mark.column + 1}" if mark else str(file)
         what = f"is not valid YAML: {getattr(exc, 'problem', None) or exc}"
@@ -75,8 +77,13 @@ def parse_yaml(text: str, file: str | Path) -> tuple[Any, dict[Place, int]]:
     return data, lines
 
 
-class _WithoutAliases(yaml.SafeLoader):
-    """YAML without aliases, a few hundred bytes of which could stand for gigabytes."""
+class _Loader(yaml.SafeLoader):
+    """YAML in which values are what was written.
+
+    Of YAML 1.1 it leaves out the octal 0200, the sexagesimal 12:30, dates, and yes, no, on and off
+    as truth values: all of them stay text, and so does what looks like a number in another base.
+    Aliases are refused: a few hundred bytes of them could stand for gigabytes.
+    """
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -87,6 +94,23 @@ class _WithoutAliases(yaml.SafeLoader):
                 note="write its value out here",
             )
         return super().compose_node(parent, index)
+
+
+_TAG = "tag:yaml.org,2002:"
+_PLAIN_SCALARS = {
+    "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    "int": (r"[-+]?(0|[1-9][0-9]*)", "-+0123456789"),
+    "float": (
+        r"[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+0123456789.",
+    ),
+}
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, form) for tag, form in resolvers if tag in (f"{_TAG}null", f"{_TAG}merge")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _name, (_form, _firsts) in _PLAIN_SCALARS.items():
+    _Loader.add_implicit_resolver(_TAG + _name, re.compile(f"^(?:{_form})$"), list(_firsts))
 
 
 def _collect_lines(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dbray.errors import SpecError
+from dbray.spec import foreign_keys
 from dbray.spec.job import Job, draft_job
 from dbray.spec.sections import Recipe
 from dbray.spec.subject import Subject
@@ -152,7 +153,15 @@ def test_inline_subjects_are_written_as_those_of_manifests(tmp_path):
         ("resources: {lease_seconds: .nan}", "finite", "nan"),
         ("storage: foo://x", "foo://", "foo://x"),
         ("storage: ''", "is empty", "storage"),
-        ("id: 2026-99-99", "month", "quotes"),
+        ("recipe: {steps: 12:30}", "a whole number, not '12:30'", "decimal digits"),
+        ("recipe: {steps: 0x10}", "a whole number, not '0x10'", "decimal digits"),
+        ("recipe: {steps: true}", "a number, not true or false", "steps"),
+        ("recipe: {steps: yes}", "a whole number, not 'yes'", "decimal digits"),
+        ("recipe: {prior_weight: true}", "a number, not true or false", "prior_weight"),
+        ("recipe: {learning_rate: 1:30}", "a number, not '1:30'", "decimal digits"),
+        ("recipe: {flip: 12}", "true or false, not 12", "true or false"),
+        ("identifiers: {rank_range: [true, 50]}", "a number, not true or false", "rank_range"),
+        ("resources: {zero_stage: true}", "a number, not true or false", "zero_stage"),
         ("recipe: &a [*a]", "alias *a", "write its value out"),
     ],
 )
@@ -185,3 +194,45 @@ def test_a_job_needs_an_id_of_its_own(tmp_path):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(SpecError, match="does not exist"):
         Job.load(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("written", "read"), [("0200", 200), ("1_000", 1000), ("'7'", 7), ("1e3", 1000), ("3.0", 3)]
+)
+def test_numbers_are_what_was_written(tmp_path, written, read):
+    """YAML 1.1 reads 0200 as 128."""
+    job = load(tmp_path, f"base: miniature\nsubjects: x\nrecipe: {{steps: {written}}}\n")
+    assert job.recipe.steps == read
+
+
+@pytest.mark.parametrize("name", ["no", "on", "2026-01-01", "007", "12:30"])
+def test_texts_are_what_was_written(tmp_path, name):
+    """YAML 1.1 reads false, true, a date, 7 and 750."""
+    assert load(tmp_path, f"base: miniature\nsubjects: {name}\n").subjects.endswith(f"/{name}")
+
+
+@pytest.mark.parametrize(("written", "read"), [("yes", True), ("off", False), ("true", True)])
+def test_truth_values_may_be_words(tmp_path, written, read):
+    job = load(tmp_path, f"base: miniature\nsubjects: x\nrecipe: {{flip: {written}}}\n")
+    assert job.recipe.flip is read
+
+
+@pytest.mark.parametrize("theirs", foreign_keys.OURS)
+def test_a_key_of_another_trainer_is_answered_with_one_of_ours(tmp_path, theirs):
+    [problem] = [
+        problem
+        for problem in problems(tmp_path, f"base: miniature\nsubjects: x\n{theirs}: 1\n")
+        if problem.what == f"{theirs}: unknown key"
+    ]
+    section, _, ours = foreign_keys.OURS[theirs].rpartition(".")
+    assert f"write '{ours}'" in problem.fix
+    owner = Job.model_fields[section].annotation if section else Job
+    assert ours in owner.model_fields
+    assert (f"under '{section}'" in problem.fix) == bool(section)
+
+
+def test_a_key_of_another_trainer_in_its_section_and_one_without_a_place(tmp_path):
+    text = "base: miniature\nsubjects: x\nrecipe: {lr: 1.0e-4}\n--with-prior-preservation: true\n"
+    theirs, ours = sorted(problems(tmp_path, text), key=lambda problem: problem.what)
+    assert ours.fix == "write 'learning_rate' instead of 'lr'"
+    assert theirs.fix.startswith("remove '--with-prior-preservation': prior preservation is on")
