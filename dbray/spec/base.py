@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, cast, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import to_jsonable_python
 
 from dbray.errors import SpecError
@@ -31,16 +31,20 @@ class Spec(BaseModel, metaclass=_Reporting):
     first_fields: ClassVar[frozenset[str]] = frozenset()
     """Fields that `identity` always holds: those of the first version that was published with."""
 
-    @field_validator("*", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _truth_is_not_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Python takes True for 1; whoever writes `steps: true` means something else."""
-        values = value if isinstance(value, list | tuple) else (value,)
-        if any(isinstance(one, bool) for one in values):
-            kinds = _plain_types(cls.model_fields[str(info.field_name)].annotation)
-            if bool not in kinds and kinds & {int, float}:
-                raise ValueError("must be a number, not true or false")
-        return value
+    def _truth_is_not_a_number(cls, fields: Any) -> Any:
+        """Make a truth value a text where a number belongs: Python would take true for 1."""
+        if not isinstance(fields, dict):
+            return fields
+        return {key: _without_truth(value) if cls._holds_numbers(key) else value
+                for key, value in fields.items()}  # fmt: skip
+
+    @classmethod
+    def _holds_numbers(cls, key: Any) -> bool:
+        field = cls.model_fields.get(key)
+        kinds = _plain_types(field.annotation) if field else set()
+        return bool not in kinds and bool(kinds & {int, float})
 
     def identity(self) -> Any:
         """Canonical form, for fingerprints: equal for values that mean the same.
@@ -55,6 +59,12 @@ class Spec(BaseModel, metaclass=_Reporting):
                 canonical = value.identity() if isinstance(value, Spec) else value
                 held[name] = to_jsonable_python(canonical)
         return held
+
+
+def _without_truth(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_without_truth(one) for one in value]
+    return str(value).lower() if isinstance(value, bool) else value
 
 
 def _plain_types(annotation: Any) -> set[Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 
 from dbray.errors import Problem, SpecError
 from dbray.spec.subject import Subject, make_subject
@@ -30,6 +31,10 @@ class Entry:
     def warn(self, what: str, fix: str) -> None:
         """Note what the user should look at."""
         self.problems.append(Problem("warning", self.where, what, fix, self.name))
+
+    def add(self, problems: Iterable[Problem]) -> None:
+        """Note problems that were found elsewhere, as the subject's."""
+        self.problems += [replace(problem, subject=self.name) for problem in problems]
 
     def make_subject(self, item: Item) -> None:
         """Make the subject of an item, or note every mistake in it."""

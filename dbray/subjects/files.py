@@ -1,4 +1,4 @@
-"""Lists of subjects in files: JSONL, YAML and CSV, taken apart into items.
+"""Lists of subjects in files: JSONL, JSON, YAML and CSV, taken apart into items.
 
 A file is read to its end whatever is wrong in it: a line that cannot be taken apart becomes an
 entry with that problem. Knows no fields, except the columns of CSV.
@@ -10,17 +10,21 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from pathlib import PurePosixPath
 from typing import Any
 
 from dbray.errors import SpecError
 from dbray.spec import text_files
 from dbray.spec.text_files import Item
 from dbray.subjects.entries import Entry
+from dbray.subjects.images import FORMAT_OF_SUFFIX
 
 Reader = Callable[[str, str], Iterable[Item | Entry]]
 """Takes a file's text and its name."""
 
 _COLUMNS = ("id", "class_noun", "images", "identifier", "captions")
+_COLUMN_ALIASES = {"subject_id": "id", "image": "images", "caption": "captions"}
 
 
 def _refused(name: str, line: int, what: str, fix: str, subject: str | None = None) -> Entry:
@@ -31,16 +35,52 @@ def _refused(name: str, line: int, what: str, fix: str, subject: str | None = No
 
 
 def _read_jsonl(text: str, name: str) -> Iterator[Item | Entry]:
+    if text.lstrip().startswith("["):
+        yield from _read_json(text, name)
+        return
+    bad: list[tuple[int, str]] = []
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
-            value = json.loads(line, object_pairs_hook=_without_repeats)
+            value = _parse_json(line)
         except (ValueError, RecursionError) as exc:
-            what = f"is not valid JSON: {exc}"
-            yield _refused(name, number, what, "write one JSON object per line")
-        else:
-            yield Item(value, name, {(): number})
+            bad.append((number, str(exc)))
+            continue
+        if bad and not isinstance(value, dict):
+            continue  # a line of the same broken thing, and JSON by accident
+        yield from _bad_lines(name, bad)
+        bad = []
+        yield Item(value, name, {(): number})
+    yield from _bad_lines(name, bad)
+
+
+def _bad_lines(name: str, bad: list[tuple[int, str]]) -> Iterator[Entry]:
+    """Report lines that follow each other as one: they usually have one cause."""
+    if bad:
+        (first, reason), (last, _) = bad[0], bad[-1]
+        others = f", like those up to line {last}" if last > first else ""
+        what = f"is not valid JSON{others}: {reason}"
+        yield _refused(name, first, what, "write each subject as one JSON object in one line")
+
+
+def _read_json(text: str, name: str) -> list[Item]:
+    try:
+        values = _parse_json(text)
+    except (ValueError, RecursionError) as exc:
+        line = getattr(exc, "lineno", 1)
+        fix = "check the commas and brackets before that place"
+        raise SpecError.of(f"{name}:{line}", f"is not valid JSON: {exc}", fix) from exc
+    if isinstance(values, dict) and set(values) == {"subjects"}:
+        values = values["subjects"]
+    if not isinstance(values, list):
+        fix = "write a list of subjects, [{...}, {...}]"
+        raise SpecError.of(name, "is not a list of subjects", fix)
+    return [Item(value, f"{name}[{index}]") for index, value in enumerate(values)]
+
+
+def _parse_json(text: str) -> Any:
+    return json.loads(text, object_pairs_hook=_without_repeats)
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -63,25 +103,52 @@ def _read_yaml(text: str, name: str) -> list[Item]:
     return text_files.items_of(data, name, lines, start)
 
 
-def _read_csv(text: str, name: str) -> Iterator[Item | Entry]:
+def _read_csv(text: str, name: str) -> Iterable[Item | Entry]:
+    return _one_per_subject(_read_rows(text, name))
+
+
+def _read_rows(text: str, name: str) -> Iterator[Item | Entry]:
     columns: list[str] | None = None
     for line, cells in _rows(text):
         if isinstance(cells, csv.Error):
-            fix = "check the quotes: one that is opened here is not closed as it should be"
+            fix = "close every quote, and double those inside of a quoted cell"
             yield _refused(name, line, f"is not valid CSV: {cells}", fix)
         elif columns is None:
             columns = _check_columns(cells, f"{name}:{line}")
-        elif len(cells) > len(columns):
+        elif any(cell.strip() for cell in cells[len(columns) :]):
             what = "has more cells than there are columns"
-            yield _refused(name, line, what, "put quotes around commas", cells[0])
+            fix = "separate the images in a cell by ';', and put quotes around cells with commas"
+            yield _refused(name, line, what, fix, cells[0])
         else:
             row = dict(zip(columns, cells, strict=False))
             yield Item(_from_cells(row), name, {(): line})
 
 
+def _one_per_subject(rows: Iterable[Item | Entry]) -> list[Item | Entry]:
+    """Join rows that each give one image of the same subject."""
+    joined: list[Item | Entry] = []
+    first: dict[tuple[str, str | None], Item] = {}
+    for row in rows:
+        if isinstance(row, Item) and _gives_one_image(row.value):
+            same = first.setdefault((row.value["id"], row.value.get("class_noun")), row)
+            if same is not row:
+                for key in ("images", "captions"):
+                    if key in row.value:
+                        same.value[key] = [*same.value.get(key, []), *row.value[key]]
+                continue
+        joined.append(row)
+    return joined
+
+
+def _gives_one_image(fields: dict[str, Any]) -> bool:
+    names = fields.get("images", [])
+    is_file = len(names) == 1 and PurePosixPath(names[0]).suffix.lower() in FORMAT_OF_SUFFIX
+    return is_file and "id" in fields
+
+
 def _rows(text: str) -> Iterator[tuple[int, list[str] | csv.Error]]:
     """Yield every row that is not empty, or what is wrong with it, with the line it begins in."""
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=_delimiter_of(text))
     while True:
         line = reader.line_num + 1
         try:
@@ -91,30 +158,62 @@ def _rows(text: str) -> Iterator[tuple[int, list[str] | csv.Error]]:
         except csv.Error as exc:
             yield line, exc
         else:
-            if cells:
+            if any(cell.strip() for cell in cells):
                 yield line, cells
 
 
+def _delimiter_of(text: str) -> str:
+    """What separates the columns: a spreadsheet may write ';' or tabs for commas."""
+    head = next((line for line in text.splitlines() if line.strip(" ,;\t")), "")
+    readable = (sign for sign in ",;\t" if _known_columns(head.split(sign)))
+    return next(readable, ",")
+
+
 def _check_columns(cells: list[str], where: str) -> list[str]:
-    columns = ["id" if cell.strip() == "subject_id" else cell.strip() for cell in cells]
-    if {"id", "images"} <= set(columns) <= set(_COLUMNS) and len(set(columns)) == len(columns):
+    if columns := _known_columns(cells):
         return columns
     others = ", ".join(name for name in _COLUMNS if name not in ("id", "images"))
     fix = f"name in the first line the columns id and images, and if wanted {others}"
-    raise SpecError.of(where, f"has the columns {', '.join(columns)}", fix)
+    what = f"has the columns {', '.join(cell.strip() for cell in cells)}"
+    raise SpecError.of(where, what, fix)
+
+
+def _known_columns(cells: list[str]) -> list[str] | None:
+    """The columns under their own names; None if they are not those of a list of subjects."""
+    names = [cell.strip().strip('"') for cell in cells]
+    while names and not names[-1]:
+        names.pop()
+    if "file_name" in names:  # a metadata file, which may have any others
+        return names
+    names = [_COLUMN_ALIASES.get(name, name) for name in names]
+    is_list = {"id", "images"} <= set(names) <= set(_COLUMNS) and len(set(names)) == len(names)
+    return names if is_list else None
 
 
 def _from_cells(row: dict[str, str]) -> dict[str, Any]:
     raw: dict[str, Any] = {key: cell.strip() for key, cell in row.items() if cell.strip()}
-    raw["images"] = [part.strip() for part in raw.get("images", "").split(";") if part.strip()]
+    if "file_name" in row:
+        return raw
+    raw["images"] = _images_in_cell(raw.get("images", ""))
     if "captions" in raw:
         raw["captions"] = [part.strip() for part in raw["captions"].split("|")]
     return raw
 
 
+def _images_in_cell(cell: str) -> list[str]:
+    """Paths separated by ';', or the list that a program wrote: ['a.png', 'b.png']."""
+    if cell.startswith("[") and cell.endswith("]"):
+        with suppress(SpecError):
+            values, _ = text_files.parse_yaml(cell, "")
+            if isinstance(values, list) and all(isinstance(value, str) for value in values):
+                return values
+    return [part.strip() for part in cell.split(";") if part.strip()]
+
+
 READERS: dict[str, Reader] = {
     ".jsonl": _read_jsonl,
     ".ndjson": _read_jsonl,
+    ".json": _read_json,
     ".csv": _read_csv,
     ".yaml": _read_yaml,
     ".yml": _read_yaml,

@@ -13,11 +13,11 @@ from typing import Any
 
 from dbray.errors import Problem, SpecError, StoreError, without_secrets
 from dbray.spec.paths import is_address, is_folder
-from dbray.spec.prompts import check_template
 from dbray.spec.subject import Subject, subject_fields
 from dbray.spec.text_files import Item, read_text
 from dbray.storage import store
-from dbray.subjects import folders, places
+from dbray.subjects import captions, folders, places
+from dbray.subjects.captions import caption_of, check_captions, is_metadata
 from dbray.subjects.entries import NO_IMAGES, Entry
 from dbray.subjects.files import READERS
 from dbray.subjects.places import Origin
@@ -66,7 +66,40 @@ def _read_file(source: str, name: str, local: Path | None, class_noun: str | Non
     else:
         text, base = store.read_uri(source).decode("utf-8-sig"), address.rpartition("/")[0]
     origin = Origin(base, class_noun, mark + query)
-    return [one if isinstance(one, Entry) else _entry(one, origin) for one in reader(text, name)]
+    items = list(reader(text, name))
+    if any(isinstance(one, Item) and is_metadata(one) for one in items):
+        return _entries_of_metadata(items, local, name, class_noun)
+    return [one if isinstance(one, Entry) else _entry(one, origin) for one in items]
+
+
+def _entries_of_metadata(
+    rows: Sequence[Item | Entry], file: Path | None, name: str, class_noun: str | None
+) -> list[Entry]:
+    """Make entries of a Hugging Face metadata file: its rows are images, a folder is a subject."""
+    if file is None:
+        fix = "copy it and its images to this machine, or write a manifest with ids"
+        raise SpecError.of(name, "is a metadata file, which is read on this machine only", fix)
+    folders_of: dict[Path, dict[str, str | None]] = {}
+    nouns: dict[Path, str] = {}
+    for row in rows:
+        if isinstance(row, Entry) or not is_metadata(row):
+            continue
+        path = file.parent / row.value["file_name"]
+        folders_of.setdefault(path.parent, {})[path.name] = caption_of(row.value)
+        if isinstance(noun := row.value.get("class_noun"), str):
+            nouns.setdefault(path.parent, noun)
+    broken = [row if isinstance(row, Entry) else _not_a_row(row) for row in rows
+              if isinstance(row, Entry) or not is_metadata(row)]  # fmt: skip
+    return broken + [
+        folders.entry_of_folder(folder, nouns.get(folder, class_noun), listed, only_listed=True)
+        for folder, listed in folders_of.items()
+    ]
+
+
+def _not_a_row(item: Item) -> Entry:
+    entry = Entry(item.where)
+    entry.error("names no image", "give it a file_name, as in the other rows, or remove it")
+    return entry
 
 
 def _refuse_scheme(source: str, name: str) -> None:
@@ -89,18 +122,40 @@ def _entry(item: Item, origin: Origin) -> Entry:
         entry.name = fields["id"]
     if fields.get("class_noun") is None and origin.class_noun is not None:
         fields["class_noun"] = origin.class_noun
-    given = fields.get("images")
+    given, found = fields.get("images"), []
     if isinstance(given, list | tuple):
-        entry.images = tuple(_find_images(entry, given, origin))
+        found = list(_find_images(entry, given, origin))
+        entry.images = tuple(address for _, address in found)
         if not given:
             entry.error(*NO_IMAGES)
+    _use_sidecars(entry, fields, found)
     entry.make_subject(dataclasses.replace(item, value=fields))
-    _check_captions(entry, fields.get("captions"))
+    check_captions(entry, fields.get("captions"))
     return entry
 
 
-def _find_images(entry: Entry, given: Iterable[Any], origin: Origin) -> Iterator[str]:
-    """Make paths absolute, and replace a folder by its images."""
+def _use_sidecars(
+    entry: Entry, fields: dict[str, Any], found: Sequence[tuple[Path | None, str]]
+) -> None:
+    """Give a subject without captions those beside its photographs, all on this machine."""
+    files = [path for path, _ in found if path is not None]
+    noun, identifier = fields.get("class_noun"), fields.get("identifier")
+    if fields.get("captions") is None and len(files) == len(found) and isinstance(noun, str):
+        listed: dict[str, str] = {}
+        for folder in {path.parent for path in files}:
+            listed |= captions.in_folder(folder, entry)
+        written = captions.beside(files, entry, listed)
+        named = identifier if isinstance(identifier, str) else None
+        fields["captions"] = captions.with_placeholders(written, noun, named, entry)
+
+
+def _find_images(
+    entry: Entry, given: Iterable[Any], origin: Origin
+) -> Iterator[tuple[Path | None, str]]:
+    """Yield absolute paths and URIs, with the images of a folder in its place.
+
+    Before each is its path on this machine, before links are followed; None for a URI.
+    """
     for path in given:
         if not is_address(path):
             continue  # the model's own check names it
@@ -109,26 +164,17 @@ def _find_images(entry: Entry, given: Iterable[Any], origin: Origin) -> Iterator
         except (ValueError, StoreError) as exc:
             entry.error(f"{path!r}: {exc}", "give a path, or an s3:// or gs:// address")
             continue
-        if "://" in located or not is_folder(located):
-            yield located
+        if "://" in located:
+            yield None, located
+        elif not is_folder(located):
+            named = places.named(path, origin)
+            if reason := places.why_missing(named):
+                entry.error(*reason)
+            else:
+                yield named, located
         elif (paths := folders.visible(Path(located), entry)) is None:
             continue
         elif found := list(folders.images_in(paths, entry)):
             yield from found
         else:
             entry.error(f"{located} holds no images", "put PNG, JPEG or WebP files into it")
-
-
-def _check_captions(entry: Entry, captions: Any) -> None:
-    if not isinstance(captions, list | tuple):
-        return
-    if entry.images and len(captions) != len(entry.images):
-        what = f"has {len(captions)} captions for {len(entry.images)} images"
-        entry.error(what, "give one caption per image, in the same order, or none")
-    for caption in captions:
-        if not isinstance(caption, str):
-            continue  # the model's own check names it
-        try:
-            check_template(caption, allowed=("{subject}", "{class}"), required="{subject}")
-        except ValueError as exc:
-            entry.error(f"captions: {exc}", "write {subject} where the subject is named")

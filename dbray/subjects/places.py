@@ -6,9 +6,12 @@ requests to an endpoint of its choice.
 
 from __future__ import annotations
 
+import os
+import unicodedata
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from dbray.spec.paths import anchor
 from dbray.storage import local
@@ -58,3 +61,30 @@ def _locate_remotely(path: str, origin: Origin) -> str:
     if "@" in urlsplit(place).netloc or mark + query not in ("", origin.options):
         raise ValueError("a remote list may not name credentials, nor options other than its own")
     return f"{origin.base}/{place}{origin.options}" if is_local(path) else path
+
+
+def named(path: str, origin: Origin) -> Path:
+    """The path of a file on this machine as the list names it, before links are followed."""
+    plain = unquote(urlsplit(path).path) if path.startswith("file://") else path
+    with suppress(RuntimeError):  # '~nobody/x'
+        return Path(origin.base) / Path(plain).expanduser()
+    return Path(plain)
+
+
+def why_missing(path: Path) -> tuple[str, str] | None:
+    """Why there is nothing at a path, and a fix; None if something is, or if it is just missing."""
+    if path.exists():
+        return None
+    real = os.path.realpath(path)
+    if path.is_symlink() and not os.path.lexists(real):
+        return f"{path} is a link to {real}, which does not exist", "mend the link, or remove it"
+    if "\\" in str(path):
+        return f"{path} has the separators of Windows", "write '/' in place of '\\'"
+    form = unicodedata.normalize("NFC", path.name)
+    with suppress(OSError):
+        for other in path.parent.iterdir():
+            same = unicodedata.normalize("NFC", other.name) == form
+            if same and other.name != path.name:
+                fix = "write the name as the file has it, as by copying it from a listing"
+                return f"{path} differs from the name of a file only in its Unicode form", fix
+    return None

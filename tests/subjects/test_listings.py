@@ -171,12 +171,9 @@ def test_names_that_a_manifest_cannot_hold_and_circular_links_are_named(photos):
     assert any("links run in a circle" in error.what for error in errors)
 
 
-def test_a_folder_of_images_is_not_a_folder_of_subjects(photos, tmp_path):
-    [error] = errors_of(validation.validate(str(photos / "rex"), class_noun="dog"))
-    assert "outside of any subject's folder" in error.what
-    (tmp_path / "void").mkdir()
-    [error] = errors_of(validation.validate(str(tmp_path / "void")))
-    assert "no sub-folders" in error.what
+def test_an_empty_folder_is_reported(tmp_path):
+    [error] = errors_of(validation.validate(str(tmp_path)))
+    assert "no sub-folders and no images" in error.what
 
 
 def test_dreambooth_layout_names_what_is_missing(photos):

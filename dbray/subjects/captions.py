@@ -1,0 +1,140 @@
+"""Captions that lie beside photographs: `0.txt` beside `0.png`, or a metadata.jsonl of the folder.
+
+Other trainers write captions in plain words ("a photo of sks dog asleep"); dbray's name the subject
+by {subject}, because its identifier is chosen later. Owns that translation.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dbray.errors import Problem, SpecError
+from dbray.spec.prompts import check_template
+from dbray.spec.text_files import Item, read_text
+from dbray.subjects.entries import Entry
+from dbray.subjects.files import READERS
+
+SIDECAR_SUFFIXES = (".txt", ".caption")
+METADATA_FILES = ("metadata.jsonl", "metadata.csv")
+"""The files of Hugging Face's "imagefolder" data sets."""
+CAPTION_KEYS = ("text", "caption", "prompt")
+PLAIN = "a {subject}"
+
+
+def beside(
+    photographs: Sequence[Path], entry: Entry, listed: Mapping[str, str | None]
+) -> list[str | None]:
+    """Each photograph's caption as somebody wrote it; None for those that have none.
+
+    A sidecar file overrules what is `listed`, by file name, in a metadata file.
+    """
+    return [_sidecar_of(path, entry) or listed.get(path.name) for path in photographs]
+
+
+def in_folder(folder: Path, entry: Entry) -> dict[str, str]:
+    """Captions by file name from a subject's folder's metadata file; problems are noted."""
+    found, problems = metadata_of(folder)
+    entry.add(problems)
+    return found
+
+
+def _sidecar_of(photograph: Path, entry: Entry) -> str | None:
+    for suffix in SIDECAR_SUFFIXES:
+        file = photograph.with_suffix(suffix)
+        if file.name != "class.txt" and file.is_file():
+            try:
+                return " ".join(read_text(file).split()) or None
+            except SpecError as exc:
+                entry.add(exc.problems)
+    return None
+
+
+def metadata_of(folder: Path) -> tuple[dict[str, str], list[Problem]]:
+    """Captions by file name, relative to a folder, from its metadata file if it has one."""
+    file = next((folder / name for name in METADATA_FILES if (folder / name).is_file()), None)
+    if file is None:
+        return {}, []
+    captions, problems = {}, []
+    try:
+        for row in READERS[file.suffix](read_text(file), str(file)):
+            if isinstance(row, Entry):
+                problems += row.problems
+            elif is_metadata(row) and (caption := caption_of(row.value)):
+                captions[row.value["file_name"]] = caption
+    except SpecError as exc:
+        problems += exc.problems
+    return captions, problems
+
+
+def below(listed: Mapping[str, str], name: str) -> dict[str, str]:
+    """What is listed of one sub-folder, relative to it."""
+    start = f"{name}/"
+    return {path[len(start) :]: text for path, text in listed.items() if path.startswith(start)}
+
+
+def is_metadata(item: Item) -> bool:
+    """Whether this is a row of a metadata file: of one image, not of one subject."""
+    fields = item.value
+    return (
+        isinstance(fields, dict)
+        and isinstance(fields.get("file_name"), str)
+        and "images" not in fields
+    )
+
+
+def caption_of(fields: dict[str, Any]) -> str | None:
+    """The caption in a row of a metadata file."""
+    texts = (fields.get(key) for key in CAPTION_KEYS)
+    return next((text.strip() for text in texts if isinstance(text, str) and text.strip()), None)
+
+
+def with_placeholders(
+    written: Sequence[str | None], noun: str, identifier: str | None, entry: Entry
+) -> tuple[str, ...] | None:
+    """Name the subject by {subject} in every caption; None where nobody wrote one.
+
+    What stands for it already is replaced: "sks dog" where the identifier is known, else "dog".
+    """
+    if not any(written):
+        return None
+    if missing := written.count(None):
+        what = f"{missing} of its {len(written)} images have no caption: {PLAIN!r} is used for them"
+        entry.warn(what, "write the missing captions, or remove the others")
+    captions = [_with_placeholder(text or PLAIN, noun, identifier) for text in written]
+    unnamed = [text for text in captions if "{subject}" not in text]
+    if unnamed:
+        what = f"{len(unnamed)} of its captions do not name the subject ({unnamed[0]:.60}): "
+        entry.warn(what + f"'{PLAIN}, ' is put before them", "write {subject} where it is named")
+    return tuple(text if "{subject}" in text else f"{PLAIN}, {text}" for text in captions)
+
+
+def _with_placeholder(caption: str, noun: str, identifier: str | None) -> str:
+    if "{subject}" in caption:
+        return caption
+    names = [noun] if identifier is None else [f"{identifier} {noun}", identifier, noun]
+    for name in names:
+        words = r"\s+".join(map(re.escape, name.split()))
+        form = re.compile(rf"(?<!\w){words}(?!\w)", re.IGNORECASE)
+        replaced, count = form.subn("{subject}", caption, count=1)
+        if count:
+            return replaced
+    return caption
+
+
+def check_captions(entry: Entry, captions: Any) -> None:
+    """Note captions that are not one per image, or do not name the subject."""
+    if not isinstance(captions, list | tuple):
+        return
+    if entry.images and len(captions) != len(entry.images):
+        what = f"has {len(captions)} captions for {len(entry.images)} images"
+        entry.error(what, "give one caption per image, in the same order, or none")
+    for caption in captions:
+        if not isinstance(caption, str):
+            continue  # the model's own check names it
+        try:
+            check_template(caption, allowed=("{subject}", "{class}"), required="{subject}")
+        except ValueError as exc:
+            entry.error(f"captions: {exc}", "write {subject} where the subject is named")
