@@ -20,7 +20,7 @@ from dbray.records.results import Outcome, Summary, read_summary
 from dbray.report import build_report
 from dbray.run.journal import Journal
 from dbray.run.options import RunOptions
-from dbray.run.phases import ClassImages, PreviewImages, Training
+from dbray.run.phases import ANNEXES, ClassImages, Training
 from dbray.run.recorder import Recorder
 from dbray.run.tally import RETRY_IN_PYTHON, State, Tally
 from dbray.run.watch import Silence, Watch
@@ -109,16 +109,16 @@ def _carry_out(plan: Plan, recorder: Recorder, options: RunOptions) -> JobResult
 def _run_phases(plan: Plan, recorder: Recorder, options: RunOptions, cluster: ExitStack) -> None:
     """Run the phases in order; Ray is joined only if one of them has work."""
     training = Training(plan, recorder, options.max_failures)
-    previews = PreviewImages(plan, recorder)
+    annexes = [phase(plan, recorder) for phase in ANNEXES]
     training.forget_checkpoints()
-    requests = [] if plan.to_train else previews.requests()
-    if not plan.to_train and not requests:
+    if not plan.to_train and not any(phase.requests for phase in annexes):
         return
     cluster.enter_context(connected(options.address, recorder.watch.note))
     training.count_lanes()
     ClassImages(plan, recorder).run()
     training.run()
-    previews.run(requests or previews.requests())
+    for phase in annexes:
+        phase.run()
 
 
 def _end(recorder: Recorder, state: State, error: str | None = None) -> JobResult:

@@ -5,9 +5,9 @@ Owns what a phase needs of the plan. The order of phases and the end of a run ar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 
 from dbray.cluster import hardware
 from dbray.errors import DbrayError, SpecError, TooManyFailures
@@ -92,15 +92,19 @@ class Training:
             )
 
 
-@dataclass(frozen=True)
+@dataclass
 class PreviewImages:
     """Makes the previews that published models lack."""
 
     plan: Plan
     recorder: Recorder
 
+    @cached_property
     def requests(self) -> list[PreviewRequest]:
-        """List the published subjects without previews, or with other previews than wanted."""
+        """The published subjects without previews, or with other previews than wanted.
+
+        Looked for once: before training where nothing is to be trained, else after it.
+        """
         if not self.plan.job.previews.prompts:
             return []
         with ThreadPoolExecutor(_LOOKUPS_AT_ONCE) as threads:
@@ -123,15 +127,15 @@ class PreviewImages:
         # The loss curves of 100,000 subjects would fill gigabytes.
         return PreviewRequest(record.model_copy(update={"loss": ()}), subject.images)
 
-    def run(self, requests: Sequence[PreviewRequest]) -> None:
+    def run(self) -> None:
         """Make previews; a model that cannot have them is reported, and stops nothing."""
-        if not requests:
+        if not self.requests:
             return
         with self.recorder.phase("previews"):
             failures = make_previews(
                 self.recorder.journal.store,
                 self.plan.base,
-                requests,
+                self.requests,
                 self.plan.job.previews,
                 _pool(self.plan),
                 self.recorder.progress,
@@ -141,6 +145,10 @@ class PreviewImages:
 
     def _report_missing(self, model_id: str, reason: str) -> None:
         self.recorder.watch.note(f"no previews of {model_id}: {reason}")
+
+
+ANNEXES = (PreviewImages,)
+"""The phases after training: each keeps something beside every published model."""
 
 
 def _pool(plan: Plan) -> SamplingPool:

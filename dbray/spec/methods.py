@@ -59,11 +59,6 @@ class Lora(MethodSettings):
         default=False, description="Learn magnitudes too (Liu et al. 2024, arXiv 2402.09353)."
     )
 
-    @property
-    def scale(self) -> float:
-        """What the product of the factors is multiplied by."""
-        return (self.alpha or self.rank) / self.rank
-
 
 class TextualInversion(MethodSettings):
     """The embeddings of the identifier's tokens alone (Gal et al. 2022, arXiv 2208.01618)."""
@@ -92,7 +87,4 @@ Method = Annotated[
     Full | Lora | TextualInversion | Pivotal, Discriminator("kind"), BeforeValidator(_spelt_out)
 ]
 
-_KINDS = tuple(
-    get_args(settings.model_fields["kind"].annotation)[0]
-    for settings in (Full, Lora, TextualInversion, Pivotal)
-)
+_KINDS = tuple(settings.model_fields["kind"].default for settings in get_args(get_args(Method)[0]))

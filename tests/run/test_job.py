@@ -125,7 +125,7 @@ def test_a_record_that_cannot_be_read_costs_its_previews_and_no_more(finished, t
     bob = Registry(store).find("bob")
     store.write_bytes(f"models/bob/{bob.revision}/model.json", b"{")
     passed_on = Recorder(Tally(plan, ""), Journal(store, ran.id), listener)
-    wanted = {one.record.id for one in PreviewImages(plan, passed_on).requests()}
+    wanted = {one.record.id for one in PreviewImages(plan, passed_on).requests}
     assert wanted == SUBJECTS.keys() - {"bob"}
     [note] = listener.notes
     assert note.startswith("no previews of bob: ")
