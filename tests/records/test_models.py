@@ -80,7 +80,7 @@ def test_an_ambiguous_start_names_the_candidates(registry):
     assert registry.find("rex@abcdef1") == twins[1]
 
 
-def test_what_is_missing_comes_with_near_names(registry):
+def test_a_missing_model_comes_with_similar_names(registry):
     registry.publish(record("rex-the-dog"), WEIGHTS)
     registry.publish(record("teapot"), WEIGHTS)
     for missing in ("rex-the-dg", "rex-the-dg@abcdef"):
@@ -139,7 +139,7 @@ def test_publishing_mends_a_damaged_model(registry, tmp_path, caplog):
     assert registry.find("rex") == model
 
 
-def test_records_and_weights_must_fit(registry):
+def test_records_and_weights_must_fit_each_other(registry):
     for model, weights, reason in (
         (record(), {}, "lists"),
         (record(), WEIGHTS | {"text_encoder.safetensors": b""}, "lists"),
@@ -180,7 +180,7 @@ def test_listing_gives_the_latest_of_each_and_skips_damage(registry, caplog):
     assert next(iter(registry.list())) == latest[0]
 
 
-def test_a_record_of_another_model_is_not_believed(registry):
+def test_a_record_of_another_model_is_refused(registry):
     mine, other = record("rex"), record("fido")
     data = other.model_dump_json().encode()
     registry.store.commit(f"models/rex/{mine.revision}", {"model.json": data})
@@ -264,7 +264,7 @@ def test_without_suggestions_the_ids_are_not_listed(local, monkeypatch):
     assert ("names", "models") not in requests
 
 
-def test_what_is_missing_names_the_place_as_people_know_it(local):
+def test_the_error_for_a_missing_model_names_the_storage(local):
     with pytest.raises(ModelNotFound, match=f"published in {local.store.uri}$"):
         local.find("rex")
 

@@ -1,4 +1,4 @@
-"""The summary of a job: what is told of a run that lives, and of one that is gone."""
+"""The summary of a job: its state while a run is alive, and after the run is gone."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_summaries_are_read_back_and_tolerate_other_versions(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b'{"counts": "many"}', b'{"state": "fini', b"[]", b"\xff"])
-def test_a_damaged_summary_is_told_and_hides_no_other(tmp_path, content):
+def test_a_damaged_summary_is_reported_and_hides_no_other(tmp_path, content):
     store = Store(str(tmp_path))
     store.write_json("jobs/a/summary.json", {"state": "finished"})
     store.write_bytes("jobs/b/summary.json", content)

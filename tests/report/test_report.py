@@ -324,7 +324,7 @@ def test_interrupted_job_without_summary_and_with_half_a_line(world):
     assert states == ["published", "failed", "waiting"]
 
 
-def test_a_job_that_broke_says_why(world):
+def test_the_report_of_a_broken_job_shows_its_error(world):
     world.add("rex")
     world.write(summary_of([], state="broken", error="no lane is left: out of memory"))
     page = world.build()
@@ -332,7 +332,7 @@ def test_a_job_that_broke_says_why(world):
     assert "no lane is left: out of memory" in page.text
 
 
-def test_a_damaged_summary_is_counted_anew(world):
+def test_without_a_readable_summary_the_results_are_counted(world):
     error = {"kind": "TrainError", "message": "no", "retryable": False}
     world.add("bad", row("bad", "failed", error=error))
     world.write()
@@ -348,7 +348,7 @@ def test_later_rows_of_a_subject_replace_earlier_ones(world):
     assert [one["status"] for one in world.build().index["subjects"]] == ["published"]
 
 
-def test_what_is_gone_is_shown_as_gone(world):
+def test_missing_photographs_previews_and_models_are_shown_as_missing(world):
     world.publish("rex")
     world.publish("bello")
     world.publish("fido")
@@ -469,7 +469,7 @@ def test_a_very_large_job_shows_the_first_of_each_kind_and_lists_the_rest(world,
     assert "are listed with their results" not in world.build().text
 
 
-def test_previews_that_nobody_asked_for_are_not_missed(world):
+def test_missing_previews_are_mentioned_only_where_the_job_wants_previews(world):
     world.publish("rex")
     world.write(summary_of(world.rows))
     world.store.remove(f"models/rex/{record('rex').revision}/previews")

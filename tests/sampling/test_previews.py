@@ -1,4 +1,4 @@
-"""Previews: what the published weights answer, the base beside them, and one broken model."""
+"""Previews: images of published weights, the base beside them, and broken models."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def record_of(base: bases.Base, name: str, noun: str, precision: str = "fp32") -
 
 
 def weights_of(base: bases.Base, seed: int) -> dict[str, torch.Tensor]:
-    """The base's weights, shaken: what training might have made of them."""
+    """The base's weights, shaken: as training might have left them."""
     [file] = (base.folder / "unet").glob("*.safetensors")
     generator = torch.Generator().manual_seed(seed)
     return {
@@ -153,7 +153,7 @@ def test_previews_equal_direct_sampling(base, sampled, photograph) -> None:
 
 
 @pytest.mark.ray
-def test_broken_models_are_named_and_stop_nobody(sampled) -> None:
+def test_broken_models_are_named_and_do_not_stop_others(sampled) -> None:
     registry, records, failures, progress = sampled
     reasons = dict(failures)
     assert sorted(reasons) == ["lost", "rot", "ugly"]
@@ -175,7 +175,7 @@ class CountingActor(PreviewActor):
 
 
 @pytest.mark.ray
-def test_the_base_answers_once_per_class_noun(base, ray_session, tmp_path, monkeypatch) -> None:
+def test_the_base_is_sampled_once_per_class_noun(base, ray_session, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("dbray.sampling.previews.PreviewActor", CountingActor)
     store = Store(str(tmp_path))
     registry = Registry(store)

@@ -28,7 +28,7 @@ def test_the_marker_is_read_once(store, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["local", "remote"])
-def test_a_folder_without_marker_is_told_from_a_damaged_one(store, kind):
+def test_a_folder_without_marker_is_not_a_damaged_one(store, kind):
     store = store if kind == "local" else Store("bucket", pafs._MockFileSystem())
     store.write_bytes("m/1/a", b"aaaa")
     with pytest.raises(FileMissing, match="m/1/_COMMITTED does not exist"):
