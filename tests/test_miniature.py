@@ -367,3 +367,10 @@ def test_training_needs_its_earlier_stage(tmp_path):
     (tmp_path / "cache").mkdir()
     with pytest.raises(FileNotFoundError, match="vae"):
         train.main(["encode", "--folder", str(tmp_path), "--processes", "1"])
+
+
+def test_the_text_encoder_has_the_names_that_transformers_4_reads():
+    from safetensors.torch import load_file
+
+    names = load_file(MINIATURE_FOLDER / "text_encoder" / "model.safetensors").keys()
+    assert all(name.startswith("text_model.") for name in names)

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from dbray.bases import Base, Compute, load_tokenizer
+from dbray.bases import Base, Compute, clip_layout, load_tokenizer
 from dbray.bases.condition import Condition
 from dbray.bases.families.family import Family
 from dbray.bases.resident import Resident
@@ -169,13 +170,34 @@ def _load_model(base: Base, part: str) -> Any:
     model_class = getattr(
         {"diffusers": diffusers, "transformers": transformers}[library], class_name
     )
+    options = {"use_safetensors": True, "local_files_only": True, "torch_dtype": torch.float32}
     try:
-        model = model_class.from_pretrained(
-            base.folder / part,
-            use_safetensors=True,
-            local_files_only=True,
-            torch_dtype=torch.float32,
+        model, info = model_class.from_pretrained(
+            base.folder / part, output_loading_info=True, **options
         )
+        filled = sorted(str(name) for name in info["missing_keys"])
+        if filled and library == "transformers":
+            model = _load_unprefixed(model_class, base, part, options)
     except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as exc:
         raise BaseError(f"base {base.name!r}: {part} cannot be loaded: {exc}") from exc
     return model.eval().requires_grad_(False)
+
+
+def _load_unprefixed(model_class: Any, base: Base, part: str, options: dict[str, Any]) -> Any:
+    """Load a text encoder in whose file every name has another prefix than transformers knows.
+
+    Raises:
+        ValueError: tensors are missing, which would be filled with random numbers.
+    """
+    tensors = {}
+    for file in base.layout.weight_files(part):
+        tensors |= load_file(file)
+    prefix = clip_layout.prefix_of(tensors)
+    own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    config = model_class.config_class.from_pretrained(base.folder / part, local_files_only=True)
+    model, info = model_class.from_pretrained(
+        None, config=config, state_dict=own, output_loading_info=True, **options
+    )
+    if missing := sorted(str(name) for name in info["missing_keys"]):
+        raise ValueError(f"it lacks {len(missing)} tensors, {missing[0]} first")
+    return model

@@ -89,7 +89,7 @@ class Layout:
 
     def shapes(self, part: str) -> dict[str, tuple[int, ...]]:
         """Shapes of a part's tensors, by the headers of its weight files. Raises BaseError."""
-        files = self._weight_files(part)
+        files = self.weight_files(part)
         return {name: shape for file in files for name, shape in _shapes(file).items()}
 
     def files(self) -> list[Path]:
@@ -107,7 +107,7 @@ class Layout:
             raise BaseError(f"{folder} has neither tokenizer.json nor vocab.json and merges.txt; "
                             "copy or download the base again")  # fmt: skip
 
-    def _weight_files(self, part: str) -> list[Path]:
+    def weight_files(self, part: str) -> list[Path]:
         """The files that hold a part's weights: one, or the shards that an index names."""
         library = self.family.models[part].partition(".")[0]
         whole = self.folder / part / _WEIGHTS[library]

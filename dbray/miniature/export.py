@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 
 from dbray.miniature import data, networks
 from dbray.miniature.autoencoder import load_autoencoder
@@ -61,6 +62,7 @@ def export(folder: Path, weights: Path) -> None:
     for name, model in (("vae", autoencoder), ("unet", unet), ("text_encoder", text_encoder)):
         model.half().save_pretrained(beside / name, safe_serialization=True)
     _declare_float32(beside / "text_encoder" / "config.json")
+    _name_as_transformers_4(beside / "text_encoder" / "model.safetensors")
     networks.build_scheduler().save_pretrained(beside / "scheduler")
     (beside / "model_index.json").write_text(json.dumps(INDEX, indent=2) + "\n")
     for name in KEPT:
@@ -87,6 +89,12 @@ def _declare_float32(config_path: Path) -> None:
     config = json.loads(config_path.read_text())
     config["dtype"] = "float32"
     config_path.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _name_as_transformers_4(file: Path) -> None:
+    """Put 'text_model.' before every name: transformers 4 needs it, and 5 reads it too."""
+    tensors = {f"text_model.{name}": tensor for name, tensor in load_file(file).items()}
+    save_file(tensors, file, metadata={"format": "pt"})
 
 
 def _swap(beside: Path, target: Path) -> None:

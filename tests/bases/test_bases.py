@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save, save_file
 
 from dbray import bases
-from dbray.bases import Compute
+from dbray.bases import Compute, clip_layout
 from dbray.bases import backbone as backbone_module
 from dbray.errors import BaseError
 from dbray.export.diffusers import export
@@ -27,7 +27,8 @@ def copied(tiny_base, tmp_path):
 
 
 def change(folder, part, **values):
-    file = folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
+    names = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}
+    file = folder / part / names.get(part, "config.json")
     file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
 
@@ -35,7 +36,7 @@ def change(folder, part, **values):
     ("part", "values", "reason"),
     [
         ("unet", {"addition_embed_type": "text_time"}, "text_time"),  # Stable Diffusion XL
-        ("unet", {"in_channels": 9}, "9 channels, its latents have 4"),  # inpainting
+        ("unet", {"in_channels": 9}, "in_channels of its UNet is 9"),  # inpainting
         ("unet", {"_class_name": "Kandinsky3UNet"}, "Kandinsky3UNet"),
         ("vae", {"_class_name": "AutoencoderTiny"}, "AutoencoderTiny"),
         ("text_encoder", {"model_type": "t5"}, "t5"),
@@ -280,3 +281,74 @@ def test_of_large_images_the_autoencoder_takes_few_at_once(tiny_base, monkeypatc
     torch.testing.assert_close(backbone.encode(pixels), (means, deviations))
     assert np.abs(backbone.decode(means).astype(int) - images).max() <= 1
     assert sizes == [2, 2, 1] * 2
+
+
+def rename(copied, change):
+    """Write the text encoder's tensors under other names; None leaves one out."""
+    file = copied / "text_encoder" / "model.safetensors"
+    named = {change(name): tensor for name, tensor in load_file(file).items()}
+    save_file({name: tensor for name, tensor in named.items() if name is not None}, file)
+
+
+@pytest.mark.parametrize("prefix", ["", "text_model.", "cond_stage_model.transformer.text_model."])
+def test_a_text_encoder_is_loaded_whatever_stands_before_all_names(copied, prefix):
+    wanted = bases.load(bases.resolve(str(copied))).models["text_encoder"].state_dict()
+    start = clip_layout.prefix_of(load_file(copied / "text_encoder" / "model.safetensors"))
+    rename(copied, lambda name: prefix + name.removeprefix(start))
+    found = bases.load(bases.resolve(str(copied))).models["text_encoder"].state_dict()
+    assert all(torch.equal(found[name], value) for name, value in wanted.items())
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda name: None if "layers.0.mlp.fc1.bias" in name else name, "lacks .*mlp.fc1.bias, 1"),
+        (lambda name: name.replace("self_attn", "attention"), "lacks tensors: .*self_attn.*8 in"),
+        (lambda name: name.replace("fc1", "fc3") if "bias" in name else name, "lacks .*fc1.bias"),
+    ],
+)
+def test_missing_tensors_of_a_text_encoder_are_found_from_headers(copied, change, reason):
+    rename(copied, change)
+    with pytest.raises(BaseError, match=reason):
+        bases.resolve(str(copied))
+
+
+def test_misshapen_and_unknown_tensors_of_a_text_encoder_are_found(copied):
+    file = copied / "text_encoder" / "model.safetensors"
+    tensors = load_file(file)
+    name = next(name for name in tensors if name.endswith("final_layer_norm.bias"))
+    save_file(tensors | {name: torch.zeros(3)}, file)
+    with pytest.raises(BaseError, match=r"misshapen tensors: final_layer_norm\.bias"):
+        bases.resolve(str(copied))
+    save_file(tensors | {f"{name}_more": torch.zeros(3)}, file)
+    with pytest.raises(BaseError, match=r"unknown tensors: .*_more"):
+        bases.resolve(str(copied))
+
+
+@pytest.mark.parametrize(
+    ("part", "values", "reason"),
+    [
+        ("unet", {"class_embed_type": "projection"}, "class_embed_type"),  # unCLIP
+        ("unet", {"time_cond_proj_dim": 256}, "time_cond_proj_dim"),  # LCM
+        ("unet", {"num_class_embeds": 10}, "num_class_embeds"),
+        ("unet", {"encoder_hid_dim": 32}, "encoder_hid_dim"),
+        ("unet", {"out_channels": 8}, "out_channels of its UNet is 8"),
+        ("unet", {"cross_attention_dim": 768}, "texts are 16 wide"),
+        ("text_encoder", {"use_attention_mask": True}, "attention mask"),
+        ("tokenizer", {"model_max_length": 10**30}, "set model_max_length to 16"),
+        ("tokenizer", {"model_max_length": None}, "set model_max_length to 16"),
+        ("tokenizer", {"model_max_length": 77}, "set model_max_length to 16"),
+    ],
+)
+def test_what_the_backbone_would_not_pass_on_is_refused(copied, part, values, reason):
+    change(copied, part, **values)
+    with pytest.raises(BaseError, match=reason):
+        bases.resolve(str(copied))
+
+
+def test_another_pipeline_class_is_refused_with_those_that_are_known(copied):
+    file = copied / "model_index.json"
+    index = json.loads(file.read_text()) | {"_class_name": "StableUnCLIPPipeline"}
+    file.write_text(json.dumps(index))
+    with pytest.raises(BaseError, match=r"'StableUnCLIPPipeline'.*StableDiffusionPipeline"):
+        bases.resolve(str(copied))

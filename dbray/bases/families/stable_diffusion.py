@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from dbray.bases import clip_layout
 from dbray.bases.families.family import Family, Tensors
 from dbray.errors import BaseError
 
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
     from dbray.spec.sections import Sampler
 
 PREDICTIONS = ("epsilon", "v_prediction")
+_OTHER_INPUTS = (
+    "addition_embed_type", "addition_time_embed_dim", "class_embed_type", "num_class_embeds",
+    "encoder_hid_dim", "encoder_hid_dim_type", "time_cond_proj_dim",
+    "projection_class_embeddings_input_dim",
+)  # fmt: skip
 
 
 class StableDiffusion(Family):
@@ -46,15 +52,41 @@ class StableDiffusion(Family):
         found = [unet.get("_class_name"), vae.get("_class_name"), text.get("model_type")]
         if found != ["UNet2DConditionModel", "AutoencoderKL", "clip_text_model"]:
             raise self.refused(f"its parts are {', '.join(map(str, found))}")
-        if unet.get("addition_embed_type") is not None:
-            raise self.refused(f"its UNet needs {unet['addition_embed_type']!r} beside the text")
-        if unet.get("in_channels") != vae.get("latent_channels"):
-            raise self.refused(f"its UNet takes {unet.get('in_channels')} channels, its latents "
-                               f"have {vae.get('latent_channels')}")  # fmt: skip
+        self._check_inputs(unet, vae, text)
+        self._check_tokenizer(layout.config("tokenizer"), text)
+        clip_layout.check("text_encoder", layout.shapes("text_encoder"), text)
         prediction = layout.config("scheduler").get("prediction_type", "epsilon")
         if prediction not in PREDICTIONS:
             raise BaseError(f"it predicts {prediction!r}, and dbray knows only "
                             f"{' and '.join(PREDICTIONS)}; choose another base")  # fmt: skip
+
+    def _check_inputs(
+        self, unet: Mapping[str, Any], vae: Mapping[str, Any], text: Mapping[str, Any]
+    ) -> None:
+        """Refuse what `predict` would not pass on, and parts that do not fit each other."""
+        for key in _OTHER_INPUTS:
+            if unet.get(key) is not None:
+                raise self.refused(f"its UNet needs more than latents and a text: {key} is "
+                                   f"{unet[key]!r}")  # fmt: skip
+        if text.get("use_attention_mask"):
+            raise self.refused("its text encoder needs an attention mask")
+        channels = vae.get("latent_channels")
+        for key in ("in_channels", "out_channels"):
+            if unet.get(key) != channels:
+                raise self.refused(f"{key} of its UNet is {unet.get(key)}, and its latents have "
+                                   f"{channels} channels")  # fmt: skip
+        widths = unet.get("cross_attention_dim")
+        if text.get("hidden_size") not in (widths if isinstance(widths, list) else [widths]):
+            raise self.refused(f"cross_attention_dim of its UNet is {widths}, and its texts are "
+                               f"{text.get('hidden_size')} wide")  # fmt: skip
+
+    def _check_tokenizer(self, tokenizer: Mapping[str, Any], text: Mapping[str, Any]) -> None:
+        """Without a limit, prompts would be padded to billions of tokens."""
+        length, most = tokenizer.get("model_max_length"), text.get("max_position_embeddings")
+        if not isinstance(length, int) or not isinstance(most, int) or not 2 < length <= most:
+            raise BaseError(f"model_max_length of its tokenizer is {length!r}, and its text "
+                            f"encoder reads {most} tokens; set model_max_length to {most} in "
+                            "tokenizer/tokenizer_config.json")  # fmt: skip
 
     def resolution(self, layout: Layout) -> int:
         """The UNet's sample size, in pixels."""
