@@ -214,7 +214,7 @@ def overhead(site: Site, name: str) -> float:
 
     record = site.registry.find(name)
     ask = Ask(record.id, record.revision, "t", PROMPT.replace("{subject}", "zx dog"), (7,), 60.0,
-              steps=STEPS)  # fmt: skip
+              sampling={"steps": STEPS})  # fmt: skip
     replica = Replica(ServeOptions(registry=str(site.storage), base=site.base.name, device="cpu"))
     runner = asyncio.Runner()
     local = seconds(lambda: runner.run(replica.generate(ask)))

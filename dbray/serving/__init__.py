@@ -1,7 +1,7 @@
-"""Serving: any published subject over HTTP, loaded when it is asked for, on Ray Serve.
+"""Serving: any published subject over HTTP, loaded when it is requested, on Ray Serve.
 
-    HTTP -> ingress (api, guard, service) -> replicas (replica, waiting, painter) -> base + weights
-                                                           cache: storage, disk, RAM, device
+    HTTP -> ingress (http/) -> replicas (replica/) -> base + weights
+                                                      cache: storage, disk, RAM, device
 
 `build` is the import path of a Serve configuration; `launch` serves on one machine. Importing this
 package loads neither torch nor Ray.

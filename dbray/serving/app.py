@@ -17,27 +17,29 @@ from dbray.serving.options import ServeOptions
 from dbray.serving.router import RendezvousRouter
 from dbray.storage.store import Store
 
-# Serve counts requests that are still being routed as queued, so a burst must fit; the limits that
-# answer callers are the ingress's and the replicas' own, which know how long things take.
+# Serve counts requests that are still being routed as queued, so a burst must fit; callers are
+# answered by the limits of the ingress and the replicas, which know how long things take.
 _BURST = 10_000
 _BUSY = BackpressureConfig(status_code=503, retry_after_s=2)
 
 
 def build(options: ServeOptions) -> serve.Application:
-    """Make the application that serves a registry."""
-    from dbray.serving.replica.replica import (
-        Replica,
-    )  # imports torch, which the ingress does without
+    """Make the application that serves a registry. Raises as `with_base`."""
+    return application(with_base(options))
 
-    options = with_base(options)
-    deployment: Any = serve.deployment  # its types know the decorator without arguments only
+
+def application(options: ServeOptions) -> serve.Application:
+    """Make the application, with a base that `with_base` has checked."""
+    from dbray.serving.replica.replica import Replica  # imports torch, unlike the ingress
+
+    deployment: Any = serve.deployment  # its types only know the decorator without arguments
     router: Any = RendezvousRouter
     model = deployment(
         Replica,
         name="Model",
         ray_actor_options=_resources(options),
         request_router_config=RequestRouterConfig(request_router_class=router),
-        # More than a replica lets wait, so that it is the one to refuse, by tenant.
+        # More than a replica queues, so that the replica refuses, and by tenant.
         max_ongoing_requests=8 * options.max_queued_images,
         max_queued_requests=_BURST,
         backpressure_config=_BUSY,
@@ -58,7 +60,8 @@ def build(options: ServeOptions) -> serve.Application:
         name="Ingress",
         num_replicas=options.num_ingress,
         ray_actor_options={"num_cpus": 0},
-        max_ongoing_requests=2 * options.max_requests,
+        # Unfinished bodies count here: they must not keep health checks out.
+        max_ongoing_requests=_BURST,
         max_queued_requests=_BURST,
         backpressure_config=_BUSY,
         graceful_shutdown_timeout_s=options.drain_seconds,
@@ -66,18 +69,18 @@ def build(options: ServeOptions) -> serve.Application:
 
 
 def with_base(options: ServeOptions) -> ServeOptions:
-    """Fill in the base: that of the registry's first model.
+    """Check the base; if none is given, take that of the registry's first model.
 
     Raises:
-        SpecError: when the registry has no model either.
-        BaseError: when the base is not there.
+        SpecError: no base is given, and the registry has no model.
+        BaseError: the base does not exist or is not usable.
     """
     if options.base is None:
         record = next(iter(Registry(Store(options.registry)).list()), None)
         if record is None:
             raise SpecError.of(
                 options.registry,
-                "holds no model, so the base is not known",
+                "has no model to take the base from",
                 "publish a model, or give a base",
             )
         options = options.model_copy(
@@ -91,7 +94,7 @@ def with_base(options: ServeOptions) -> ServeOptions:
 def _resources(options: ServeOptions) -> dict[str, Any]:
     num_gpus = ray.cluster_resources().get("GPU", 0) if options.device == "auto" else 0
     on_gpu = options.device == "cuda" or num_gpus >= 1
-    # torch reads this before it is asked for a number of threads.
+    # torch reads this as it is imported, before the number of threads can be set.
     environment = {"env_vars": {"OMP_NUM_THREADS": str(options.threads)}}
     if on_gpu:
         return {"num_gpus": 1, "num_cpus": 1, "runtime_env": environment}

@@ -1,4 +1,4 @@
-"""Serving on one machine: starts Ray and the application, waits for a signal, drains, ends."""
+"""Serving on one machine: starts Ray and the application, waits for a signal, drains, stops."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from ray import serve
 from ray.serve.exceptions import DeploymentUnavailableError
 
 from dbray.errors import SpecError
-from dbray.serving.app import build, with_base
+from dbray.serving.app import application, with_base
+from dbray.serving.http import edge
 from dbray.serving.http.tenants import is_loopback, read_keys
 from dbray.serving.options import ServeOptions
 
@@ -37,46 +38,45 @@ def launch(
     on_ready: Callable[[str], None] | None = None,
     **options: Any,
 ) -> None:
-    """Serve a registry until SIGTERM or SIGINT; then finish what was begun.
+    """Serve a registry until SIGTERM or SIGINT; then finish the requests in flight.
 
     Args:
         registry: folder or URI of the results of jobs.
         port: of HTTP.
         keys: key file; without one, access is open and only for this machine.
         host: address to listen on.
-        on_ready: is told the address once images can be asked for.
+        on_ready: called with the address once images can be requested.
         options: further fields of ServeOptions.
 
     Raises:
-        SpecError: open access on an address that others can reach, a wrong key file, or a port
-            where nothing can listen.
+        SpecError: open access on an address that other machines can reach, a wrong key file, no
+            base, or a port that is not free.
     """
     if keys is None and not is_loopback(host):
         raise SpecError.of(
             f"host {host}",
-            "others can reach it, and there are no keys",
+            "other machines can reach it, and there are no keys",
             "give --keys, or serve on 127.0.0.1",
         )
     if keys is not None:
         read_keys(keys)
     given = ServeOptions(registry=registry, keys=str(keys) if keys else None, **options)
-    given = with_base(given)
     stop = threading.Event()
     previous = {name: signal.signal(name, signal.default_int_handler) for name in _SIGNALS}
     try:
         start(given, port, host)
-        for name in _SIGNALS:  # not before: Ray puts handlers of its own in place
+        for name in _SIGNALS:  # not before: Ray installs its own handlers
             signal.signal(name, lambda *_: stop.set())
         if on_ready:
             on_ready(f"http://{host}:{port}")
-        # Not wait() without a time: on some platforms it blocks signals.
+        # Not wait() without a limit: on some platforms it blocks signals.
         while not stop.wait(_POLL_SECONDS):
             pass
         drain(given.drain_seconds)
     except KeyboardInterrupt:
         _log.warning("stopped before it was ready")
     finally:
-        if ray.is_initialized():  # else Serve would start it, to have something to shut down
+        if ray.is_initialized():  # else Serve would start Ray, only to shut it down
             serve.shutdown()
             ray.shutdown()
         for name, handler in previous.items():
@@ -84,7 +84,7 @@ def launch(
 
 
 def _check_port(host: str, port: int) -> None:
-    """Listen there for a moment: Ray would share the port with another server of its kind."""
+    """Listen there for a moment: Ray itself would share the port with another Ray Serve."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         socket.create_server((host, port), family=family, reuse_port=False).close()
@@ -98,10 +98,13 @@ def start(options: ServeOptions, port: int, host: str = "127.0.0.1") -> None:
     """Start Ray, unless it runs in this process, and the application on it.
 
     Raises:
-        SpecError: nothing can listen on the port.
+        SpecError: no base is known, or nothing can listen on the port.
+        BaseError: the base does not exist or is not usable.
     """
+    options = with_base(options)
     if not ray.is_initialized():
         _check_port(host, port)
+        edge.prepare()
         # Ray's workers are nice by default; here people wait for them.
         os.environ.setdefault("RAY_worker_niceness", "0")
         ray.init(
@@ -109,9 +112,11 @@ def start(options: ServeOptions, port: int, host: str = "127.0.0.1") -> None:
             num_cpus=max(8, options.num_replicas * options.threads + 1),
             logging_level=logging.WARNING,
             log_to_driver=False,
+            # Ray's ports and exporters of metrics listen where the node's address says.
+            _node_ip_address="127.0.0.1",
         )
     serve.start(http_options={"host": host, "port": port})
-    serve.run(build(options), name=APP, route_prefix="/")
+    serve.run(application(options), name=APP, route_prefix="/")
 
 
 def drain(seconds: float) -> int:
@@ -119,7 +124,7 @@ def drain(seconds: float) -> int:
     handle, ends = serve.get_app_handle(APP), time.monotonic() + seconds
 
     def ask_all() -> int:
-        """Tell every ingress, also one that started since; one that died has nothing in flight."""
+        """Drain every ingress, new ones too; one that died has nothing in flight."""
         try:
             asked = handle.broadcast("drain")
             counts = asked.results(timeout_s=seconds + 5, return_exceptions=True)
@@ -132,5 +137,5 @@ def drain(seconds: float) -> int:
         time.sleep(_POLL_SECONDS)
         left = ask_all()
     if left:
-        _log.warning("ending with requests in flight: %d", left)
+        _log.warning("stopping with requests in flight: %d", left)
     return left

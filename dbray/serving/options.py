@@ -1,12 +1,13 @@
-"""What serving can be told: the `args` of a Serve configuration, and of `launch`."""
+"""The options of serving: the `args` of a Serve configuration, and of `launch`."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from dbray.spec.base import Spec
+from dbray.spec.canon import SUBJECT_ID_PATTERN
 from dbray.spec.sections import Device
 
 GIB = 2**30
@@ -21,7 +22,7 @@ class ServeOptions(Spec):
     )
     base_revision: str | None = Field(None, description="Commit of a base from the hub.")
     keys: str | None = Field(
-        None, description="Key file; absent: open, but to requests from the same machine only."
+        None, description="Key file; absent: open access, for requests from the same machine only."
     )
     device: Device = Field("auto", description="auto: cuda where the cluster has a GPU now.")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="Compute precision.")
@@ -35,7 +36,7 @@ class ServeOptions(Spec):
     ram_gib: float = Field(
         4.0,
         gt=0,
-        description="Weights in RAM as published, per replica; and as much again (at least two "
+        description="Weights in RAM as published, per replica; up to as much again (at least two "
         "models) while others are loaded or used.",
     )
     device_gib: float = Field(
@@ -45,19 +46,36 @@ class ServeOptions(Spec):
 
     batch_images: int = Field(4, ge=1, le=256, description="Images sampled together.")
     max_queued_images: int = Field(
-        64, ge=1, description="Ahead of a request and its own, per replica; more gets 503."
+        64, ge=1, description="Queued with a request, per replica; more gets 503."
     )
     max_tenant_images: int = Field(32, ge=1, description="Per replica and tenant; more gets 429.")
     patience_seconds: float = Field(
-        2.0, ge=0, description="Longest wait for a swap while the resident subject is asked for."
+        2.0,
+        ge=0,
+        description="Longest wait for a swap while there are requests for the resident subject.",
     )
     deadline_seconds: float = Field(60.0, gt=0, description="A request fails after this time.")
     drain_seconds: float = Field(30.0, ge=0, description="Time for requests in flight at the end.")
     max_steps: int = Field(150, ge=1, le=1000, description="Most sampling steps of a request.")
     max_body_kib: int = Field(64, ge=1, description="Larger request bodies get 413.")
+    body_seconds: float = Field(10.0, gt=0, description="Time for a request body to arrive.")
     max_requests: int = Field(512, ge=1, description="In flight per ingress; more gets 503.")
+    tenant_share: float = Field(
+        0.5, gt=0, le=1, description="Part of max_requests for one tenant; more gets 429."
+    )
+    aliases: dict[Annotated[str, Field(pattern=SUBJECT_ID_PATTERN)], str] = Field(
+        default_factory=dict,
+        description="Names that requests may use for models, such as dall-e-3: rex.",
+    )
+    public_url: str | None = Field(
+        None,
+        pattern=r"^https?://[^/]+$",
+        description="Address that callers know, for image URLs; absent: the request's Host header.",
+    )
     fresh_seconds: float = Field(
-        0.0, ge=0, description="How old a look into the registry may be; 0: one per request."
+        0.0,
+        ge=0,
+        description="Age limit of what is known of the registry; 0: read for each request.",
     )
     sweep_seconds: float = Field(
         10.0, gt=0, description="How often replicas drop what was removed from the registry."

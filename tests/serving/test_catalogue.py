@@ -10,10 +10,11 @@ import pytest
 from kit.records import publish
 from kit.storage import count_requests
 
-from dbray.errors import StoreError
+from dbray.errors import ModelDamaged, ModelNotFound, StoreError
 from dbray.records import previews
 from dbray.records.models import Registry
 from dbray.serving.http.catalogue import Catalogue, Recent
+from dbray.serving.http.tenants import EVERYONE
 from dbray.storage.store import Store
 
 pytestmark = pytest.mark.timeout(60)
@@ -56,7 +57,9 @@ def test_a_record_is_read_once_and_a_new_revision_seen_at_once(tmp_path, reads):
         f"models/{new.id}/{new.revision}/model.json"
     ]
     Registry(Store(str(tmp_path))).remove("rex")
-    assert catalogue.find("rex") is catalogue.find(new.name) is None
+    for name in ("rex", new.name):
+        with pytest.raises(ModelNotFound):
+            catalogue.find(name)
 
 
 def test_a_revision_published_again_belongs_to_its_new_owner(tmp_path):
@@ -80,13 +83,51 @@ def test_an_older_revision_never_stands_in_for_one_that_cannot_be_read_now(tmp_p
 
 @pytest.mark.parametrize("file", ["model.json", "_COMMITTED"])
 @pytest.mark.parametrize("fresh_seconds", [0.0, 60.0])
-def test_a_damaged_revision_answers_as_one_that_does_not_exist(tmp_path, file, fresh_seconds):
-    old, new = publish(tmp_path, number=1), publish(tmp_path, number=2)
+def test_a_damaged_record_is_not_unknown(tmp_path, file, fresh_seconds):
+    old = publish(tmp_path, number=1, tenant="acme")
+    new = publish(tmp_path, number=2, tenant="acme")
     (folder_of(tmp_path, new) / file).write_bytes(b"{}")
     catalogue = Catalogue(str(tmp_path), fresh_seconds)
     assert catalogue.find("rex") == old
-    assert catalogue.find(new.name) is None
     assert catalogue.models() == [old]
+    for _ in range(2):
+        with pytest.raises(ModelDamaged):
+            catalogue.find(new.name)
+        assert catalogue.owner(new.name) == "acme"  # by the other revision
+
+
+def test_the_owner_of_a_damaged_record_may_be_unknown(tmp_path):
+    record = publish(tmp_path, tenant="acme")
+    (folder_of(tmp_path, record) / "model.json").write_bytes(b"{}")
+    catalogue = Catalogue(str(tmp_path), 0.0)
+    with pytest.raises(ModelDamaged):
+        catalogue.find("rex")
+    assert catalogue.owner("rex") == EVERYONE
+
+
+@pytest.mark.parametrize("vanish", [lambda folder: folder.rename(folder.with_name("away")),
+                                    lambda folder: (folder / "models").rename(folder / ".away")],
+                         ids=["the folder is gone", "the mount is empty"])  # fmt: skip
+def test_a_registry_that_vanished_is_not_one_without_models(tmp_path, vanish):
+    storage = tmp_path / "runs"
+    publish(storage)
+    catalogue = Catalogue(str(storage), 0.0)
+    vanish(storage)
+    for look in (lambda: catalogue.find("rex"), catalogue.models, catalogue.check,
+                 lambda: catalogue.remove("rex")):  # fmt: skip
+        with pytest.raises(StoreError, match="missing or not mounted"):
+            look()
+
+
+def test_a_new_registry_may_be_empty_and_an_old_one_emptied(tmp_path):
+    catalogue = Catalogue(str(tmp_path), 0.0)
+    assert catalogue.models() == []
+    publish(tmp_path)
+    catalogue.check()
+    catalogue.remove("rex")
+    catalogue.check()
+    with pytest.raises(ModelNotFound):
+        catalogue.find("rex")
 
 
 def test_a_revision_that_vanishes_under_the_look_is_skipped(tmp_path, monkeypatch):
@@ -110,7 +151,8 @@ def test_strangers_cannot_make_it_list_the_registry(tmp_path, monkeypatch):
     )
     catalogue = Catalogue(str(tmp_path), 0.0)
     for name in ("rec", "rec@abcdef", "rec@abcdef012345", "rex@abcdef"):
-        assert catalogue.find(name) is None
+        with pytest.raises(ModelNotFound):
+            catalogue.find(name)
     assert set(listed) == {"models/rec", "models/rex"}
 
 

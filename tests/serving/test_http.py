@@ -8,6 +8,8 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import re
+import socket
 import statistics
 import threading
 import time
@@ -21,6 +23,7 @@ from kit.serving import add_previews, free_port, publish
 
 from dbray.serving.http.catalogue import Catalogue
 from dbray.serving.http.ingress import guarded
+from dbray.serving.http.places import Bodies, Places
 from dbray.serving.http.predictions import Predictions
 from dbray.serving.http.service import Service
 from dbray.serving.http.tenants import Gate, new_key
@@ -163,17 +166,77 @@ def test_a_stream_that_is_refused_has_a_status(server):
     with pytest.raises(openai.NotFoundError):
         server.openai().images.generate(model="nobody", prompt="p", stream=True)
     with pytest.raises(openai.BadRequestError, match="size"):
-        server.openai().images.generate(model="rex", prompt="p", size="8x8", stream=True)
+        server.openai().images.generate(
+            model="rex", prompt="p", size="8x8", stream=True, extra_body={"strict_size": True}
+        )
 
 
-def test_formats_and_urls(server):
-    answer = server.openai().images.generate(
-        model="rex", prompt=PROMPT, output_format="webp", response_format="url",
-        extra_body={"num_inference_steps": 1},
+def test_a_url_is_an_address_of_this_server_and_ends_with_its_model(server):
+    publish(server.storage, server.base, "linked", 8, tenant="acme")
+    body = {"seed": 7, "num_inference_steps": 1}
+    client = server.openai()
+    image = client.images.generate(
+        model="linked", prompt=PROMPT, output_format="webp", response_format="url", extra_body=body
+    ).data[0]
+    assert image.url.startswith(f"{server.url}/v1/images/files/")
+    answer = httpx.get(image.url)  # without a key
+    assert answer.headers["content-type"] == "image/webp"
+    plain = client.images.generate(
+        model="linked", prompt=PROMPT, output_format="webp", extra_body=body
+    )
+    assert answer.content == base64.b64decode(plain.data[0].b64_json)
+    client.models.delete("linked")
+    assert httpx.get(image.url).json()["error"]["code"] == "image_not_found"
+
+
+def test_a_prediction_can_have_urls(server):
+    body = {"model": "rex", "prompt": PROMPT, "response_format": "url", "num_inference_steps": 1}
+    with server.http() as client:
+        client.put("/v1/predictions/linked", json=body)
+        while (now := client.get("/v1/predictions/linked").json())["status"] == "processing":
+            time.sleep(0.01)
+        assert client.get(now["output"]["data"][0]["url"]).content.startswith(b"\x89PNG")
+
+
+def test_a_size_that_the_base_cannot_draw_is_the_nearest_that_it_can(server):
+    with server.http() as client:
+
+        def post(**body):
+            usual = {"seed": 1, "num_inference_steps": 1, "model": "rex", "prompt": PROMPT}
+            return client.post("/v1/images/generations", json=usual | body)
+
+        answer = post(size="1792x1024")
+        assert answer.json()["size"] == "64x36"
+        warning = answer.headers["x-dbray-warning"]
+        assert warning == "drawn as 64x36: the base cannot draw 1792x1024"
+        exact = post(size="64x36")
+        assert exact.json()["data"] == answer.json()["data"]
+        assert "x-dbray-warning" not in exact.headers
+        assert post(size="1792x1024", strict_size=True).json()["error"]["param"] == "size"
+
+
+def test_fields_of_openai_s_that_do_nothing_here_are_named(server):
+    raw = server.openai().images.with_raw_response.generate(
+        model="rex", prompt=PROMPT, quality="hd", style="vivid", moderation="low", size="32x32",
+        background="transparent", user=None,
+        extra_body={"num_inference_steps": 1, "input_fidelity": "high", "seed": None, "n": None},
     )  # fmt: skip
-    head, _, data = answer.data[0].url.partition(",")
-    assert head == "data:image/webp;base64"
-    assert base64.b64decode(data).startswith(b"RIFF")
+    assert raw.parse().data
+    assert raw.headers["x-dbray-warning"] == (
+        "without effect here: quality, background, moderation, style, input_fidelity"
+    )
+
+
+def test_what_openai_offers_and_this_server_does_not(server):
+    client = server.openai(max_retries=0)
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.chat.completions.create(model="rex", messages=[{"role": "user", "content": "p"}])
+    assert caught.value.code == "not_offered"
+    with pytest.raises(openai.NotFoundError) as caught:  # larger than any body that is read
+        client.images.edit(model="rex", prompt="p", image=b"x" * 2**20)
+    assert caught.value.code == "not_offered"
+    with server.http() as http:
+        assert http.get("/nothing").json()["error"]["code"] == "not_found"
 
 
 def test_models(server):
@@ -366,6 +429,74 @@ def test_the_schema_describes_the_requests(server):
     with server.http(None) as client:
         schema = client.get("/openapi.json").json()
     body = schema["paths"]["/v1/images/generations"]["post"]["requestBody"]
-    fields = body["content"]["application/json"]["schema"]["properties"]
-    assert {"prompt", "seed", "num_inference_steps"} <= fields.keys()
+    assert body["content"]["application/json"]["schema"]["$ref"].endswith("/GenerationRequest")
+    fields = schema["components"]["schemas"]["GenerationRequest"]["properties"]
+    assert fields["num_inference_steps"]["anyOf"][0]["maximum"] == 150
+    assert {"type": "null"} in fields["size"]["anyOf"]
     assert "/v1/models/{model}:warm" in schema["paths"]
+
+
+def test_the_description_for_people_needs_nothing_from_elsewhere(server):
+    with server.http(None) as client:
+        page = client.get("/docs")
+    assert "POST /v1/images/generations" in page.text
+    assert "guidance_scale" in page.text
+    assert "<script" not in page.text
+    assert "//" not in re.sub(r"<code>.*?</code>", "", page.text).replace("https://h", "")
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+
+
+def test_methods(server):
+    with server.http() as client:
+        for path in ("/healthz", "/v1/models/rex", "/playground"):
+            head, get = client.head(path), client.get(path)
+            assert (head.status_code, head.content) == (200, b"")
+            assert head.headers["content-length"] == get.headers["content-length"]
+        for path, allowed in (
+            ("/v1/models/rex", "DELETE, GET, HEAD"),
+            ("/v1/predictions/p", "DELETE, GET, HEAD, PUT"),
+            ("/v1/images/generations", "POST"),
+        ):  # fmt: skip
+            answer = client.patch(path)
+            assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
+            assert answer.json()["error"]["code"] == "method_not_allowed"
+    with server.http(None) as client:
+        assert client.get("/v1/models").headers["www-authenticate"] == "Bearer"
+
+
+def unfinished(server, name="acme", count=1):
+    """Connections that announce a body and send only its start."""
+    head = (
+        f"POST /v1/images/generations HTTP/1.1\r\nhost: h\r\ncontent-length: 1000\r\n"
+        f"authorization: Bearer {server.keys[name]}\r\n\r\n{{"
+    )
+    opened = []
+    for _ in range(count):
+        opened.append(socket.create_connection(("127.0.0.1", server.port)))
+        opened[-1].sendall(head.encode())
+    return opened
+
+
+def test_unfinished_bodies_hold_up_nobody_and_end(server, monkeypatch):
+    monkeypatch.setattr(server.service, "places", Places(4, 0.5))
+    opened = unfinished(server, count=40)
+    body = {"model": "rex", "prompt": PROMPT, "num_inference_steps": 1}
+    for name in ("acme", "zeta"):
+        with server.http(name) as client:
+            assert client.get("/healthz").status_code == 200
+            assert client.post("/v1/images/generations", json=body).status_code == 200
+    monkeypatch.setattr(server.service, "bodies", Bodies(0.01, 10))
+    for connection in (*opened, *unfinished(server)):
+        if connection in opened:
+            connection.close()
+            continue
+        with connection, connection.makefile("rb") as answer:
+            text = answer.read().decode()  # until the server closes the connection
+            assert text.startswith("HTTP/1.1 408 ")
+            assert "body_timeout" in text
+
+
+def test_long_headers_are_refused(server):
+    with server.http() as client:
+        answer = client.get("/healthz", headers={"x-long": "x" * 40_000})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (431, "headers_too_large")

@@ -14,7 +14,7 @@ from dbray.method.generate import Sampling
 from dbray.serving import meters
 from dbray.serving.http import wire
 from dbray.serving.http.guard import Guard
-from dbray.serving.http.tenants import Bucket, Gate, is_loopback, new_key, read_keys
+from dbray.serving.http.tenants import Gate, RateLimit, is_loopback, new_key, read_keys
 from dbray.serving.messages import Ask, Refusal, Refused
 from dbray.serving.options import ServeOptions
 from dbray.serving.replica.fair_queue import FairQueue, Limits, Request
@@ -272,7 +272,7 @@ def test_keys_are_read_again_when_their_file_changes(tmp_path):
 
 def test_a_bucket_refills_to_its_brim_only():
     clock = Clock()
-    bucket = Bucket(1.0, clock)
+    bucket = RateLimit(1.0, clock)
     clock.now += 1e6
     assert bucket.take(60) == 0
     assert bucket.take(1) == pytest.approx(1.0)
@@ -296,7 +296,7 @@ def test_mistakes_in_a_key_file_are_named(tmp_path, change):
         read_keys(write_keys(tmp_path, **change)[1])
 
 
-def test_a_key_file_that_is_no_yaml_is_not_quoted(tmp_path):
+def test_a_key_file_that_is_not_yaml_is_not_quoted(tmp_path):
     file = tmp_path / "keys.yaml"
     file.write_text('keys: ["hunter2-secret')
     with pytest.raises(SpecError) as caught:
@@ -325,24 +325,49 @@ def test_a_key_file_that_is_no_yaml_is_not_quoted(tmp_path):
         (b'{"prompt": "p", "model": "rex@../x"}', "invalid_value", "model"),
         (b'{"prompt": "p", "model": "rex\\n"}', "invalid_value", "model"),
         (b'{"prompt": "p", "size": "big"}', "invalid_value", "size"),
+        (b'{"prompt": "p", "size": "0x32"}', "invalid_value", "size"),
+        (b'{"prompt": "p", "size": "100000x100000"}', "invalid_value", "size"),
+        (b'{"prompt": null}', "missing_required_parameter", "prompt"),
+        (b'{"prompt": "p", "secret_word": null, "n": 0}', "invalid_value", "n"),
         (b'{"prompt": ""}', "invalid_value", "prompt"),
         (json.dumps({"prompt": "p" * 5000}).encode(), "invalid_value", "prompt"),
         (b'{"prompt": "p", "scheduler": "os.system"}', "invalid_value", "scheduler"),
     ],
 )
 def test_malformed_bodies(body, code, param):
-    refusal = wire.parse_request(body)
-    assert isinstance(refusal, Refusal)
+    with pytest.raises(Refused) as caught:
+        wire.parse_request(body)
+    refusal = caught.value.refusal
     assert (refusal.status, refusal.code, refusal.param) == (400, code, param)
     for sent in ("etc/passwd", "os.system", "ppppp"):
         assert sent not in refusal.message
 
 
+def parsed(**fields):
+    return wire.parse_request(json.dumps({"prompt": "p"} | fields).encode())
+
+
 def test_sizes():
-    assert wire.parse_size("auto") is None
-    assert wire.parse_size("64x32") == (64, 32)
-    for size in ("100000x100000", "0x32", "2049x1"):
-        assert isinstance(wire.parse_size(size), Refusal)
+    assert parsed().width_height is None
+    assert parsed(size="64x32").width_height == (64, 32)
+
+
+def test_null_is_absent():
+    fields = wire.GenerationRequest.model_fields.keys() - {"prompt"}
+    assert parsed(**dict.fromkeys(fields)) == parsed()
+
+
+def test_fields_of_sampling_have_its_names():
+    wish = parsed(
+        scheduler="euler_ancestral", num_inference_steps=3, guidance_scale=2, negative_prompt="n"
+    )
+    assert Sampling(**wish.sampling) == Sampling("euler_ancestral", 3, 2, "n")
+    assert parsed().sampling == {}
+
+
+def test_only_what_does_not_happen_is_without_effect():
+    assert parsed(quality="standard", background="opaque", moderation="auto").without_effect == []
+    assert parsed(quality="high", style="natural").without_effect == ["quality", "style"]
 
 
 def test_ranks_move_only_what_must():
@@ -354,7 +379,7 @@ def test_ranks_move_only_what_must():
             assert ["r1", "r2"][rank(model, ["r1", "r2"])[0]] == home
 
 
-def guarded(is_open=True, max_requests=10, app=None):
+def guarded(is_open=True, app=None):
     async def echo(scope, receive, send):
         size, more = 0, True
         while more:
@@ -364,7 +389,7 @@ def guarded(is_open=True, max_requests=10, app=None):
         await send({"type": "http.response.body", "body": str(size).encode()})
 
     answered = []
-    guard = Guard(app or echo, 1000, max_requests, is_open, lambda *args: answered.append(args))
+    guard = Guard(app or echo, 1000, is_open, lambda *args: answered.append(args))
     client = httpx.AsyncClient(
         transport=httpx.ASGITransport(guard), base_url="http://127.0.0.1:8000"
     )
@@ -399,7 +424,7 @@ def test_pages_of_other_sites_may_not_use_open_access():
     assert ask(client, headers={"host": "images.example"}).status_code == 200
 
 
-def test_a_failure_says_nothing_of_what_was_asked(caplog):
+def test_a_failure_reveals_nothing_of_the_request(caplog):
     async def fail(scope, receive, send):
         raise ValueError("the prompt was: my " + "tercs"[::-1])
 
@@ -414,6 +439,8 @@ def test_a_failure_says_nothing_of_what_was_asked(caplog):
 
 def test_refusals_say_whether_to_try_again():
     assert Refusal(404, "c", "m").headers() == {"x-should-retry": "false"}
+    assert Refusal(401, "c", "m").headers()["www-authenticate"] == "Bearer"
+    assert Refusal(408, "c", "m", retry_after=1).headers()["connection"] == "close"
     assert Refusal(503, "c", "m", retry_after=0.2).headers() == {"retry-after": "1"}
     assert Refusal(429, "c", "m").body()["error"]["type"] == "rate_limit_error"
 

@@ -54,10 +54,11 @@ def replica(storage, tiny_base):
 
 def ask(storage, model="rex", seeds=(7,), steps=4, **fields):
     fields = {"tenant": "t", "prompt": "a photo of zx dog", "deadline_seconds": 60.0} | fields
+    fields |= {"seeds": tuple(seeds), "sampling": {"steps": steps}}
     if model == "base":
-        return Ask("", "", seeds=tuple(seeds), steps=steps, **fields)
+        return Ask("", "", **fields)
     record = Registry(Store(str(storage))).find(model)
-    return Ask(record.id, record.revision, seeds=tuple(seeds), steps=steps, **fields)
+    return Ask(record.id, record.revision, **fields)
 
 
 def images(answer):
@@ -261,10 +262,13 @@ def test_a_request_out_of_time_ends(replica, storage):
 
 
 def test_sizes_near_the_base_s_own(replica, storage):
-    [wide] = images(asyncio.run(replica.generate(ask(storage, width=48, height=24))))
+    [wide] = images(asyncio.run(replica.generate(ask(storage, size=(48, 24)))))
     assert wide.shape == (24, 48, 3)
-    for size in (8, 33, 2000):
-        refusal = asyncio.run(replica.generate(ask(storage, width=size, height=32)))
+    for width, drawn in ((8, 16), (33, 32), (2000, 64)):
+        [image] = images(asyncio.run(replica.generate(ask(storage, size=(width, 32)))))
+        assert image.shape[1] == drawn
+        strict = ask(storage, size=(width, 32), strict_size=True)
+        refusal = asyncio.run(replica.generate(strict))
         assert isinstance(refusal, Refusal)
         assert (refusal.status, refusal.param) == (400, "size")
         assert "32x32" in refusal.message
@@ -274,13 +278,12 @@ def test_a_model_s_own_size_is_drawn_whatever_the_base_s(replica, storage):
     for resolution in (40, 72):  # 72 is more than twice the base's 32
         [image] = images(asyncio.run(replica.generate(ask(storage, resolution=resolution))))
         assert image.shape == (resolution, resolution, 3)
-    size = {"width": 72, "height": 72}
-    assert images(asyncio.run(replica.generate(ask(storage, resolution=72, **size))))
-    [other] = images(
-        asyncio.run(replica.generate(ask(storage, resolution=72, width=32, height=40)))
-    )
+    own = ask(storage, resolution=72, size=(72, 72), strict_size=True)
+    assert images(asyncio.run(replica.generate(own)))
+    [other] = images(asyncio.run(replica.generate(ask(storage, resolution=72, size=(32, 40)))))
     assert other.shape == (40, 32, 3)
-    refusal = asyncio.run(replica.generate(ask(storage, resolution=40, **size)))
+    foreign = ask(storage, resolution=40, size=(72, 72), strict_size=True)
+    refusal = asyncio.run(replica.generate(foreign))
     assert (refusal.status, refusal.param) == (400, "size")
     assert "40x40" in refusal.message
 

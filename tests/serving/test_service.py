@@ -5,21 +5,32 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from pathlib import Path
 
 import httpx
 import pytest
 from kit.records import publish
 
 from dbray.errors import StoreError
-from dbray.serving.http import predictions, replicas
+from dbray.serving.http import predictions, replicas, shelf
 from dbray.serving.http.catalogue import Catalogue
 from dbray.serving.http.ingress import guarded
+from dbray.serving.http.places import Bodies, Places
 from dbray.serving.http.predictions import Predictions
 from dbray.serving.http.replicas import Replicas
 from dbray.serving.http.service import Service
 from dbray.serving.http.tenants import Gate, new_key
 from dbray.serving.http.wire import GenerationRequest
-from dbray.serving.messages import NOT_FOUND, OVERLOADED, TIMED_OUT, Answer, Ask, Begun, Refusal
+from dbray.serving.messages import (
+    NOT_FOUND,
+    OVERLOADED,
+    TIMED_OUT,
+    Answer,
+    Ask,
+    Begun,
+    Refusal,
+    Refused,
+)
 from dbray.serving.options import ServeOptions
 from dbray.spec.sections import Recipe
 from dbray.storage.store import Store
@@ -246,7 +257,7 @@ def test_the_resolution_of_the_training_goes_with_a_request(site):
     for model, expected in (("large", 1152), ("rex", None), ("base", None)):
         assert site.post(model=model).status_code == 200
         ask = site.models.asked[-1]
-        assert (ask.resolution, ask.width, ask.height) == (expected, None, None)
+        assert (ask.resolution, ask.size) == (expected, None)
 
 
 def test_models_are_filtered_by_the_server(site):
@@ -283,6 +294,110 @@ def test_slow_listings_hold_up_no_image(site, monkeypatch):
 
 def make_ask(subject="rex", tenant="t", deadline=60.0):
     return Ask(subject, "abc" if subject else "", tenant, "p", (1,), deadline)
+
+
+def test_an_alias_is_the_model_that_it_stands_for(site):
+    aliases = {"dall-e-3": "rex", "plain": "base"}
+    site.service.options = site.service.options.model_copy(update={"aliases": aliases})
+    assert site.post(model="dall-e-3").json()["model"] == site.rex.name
+    assert site.post(model="plain").json()["model"] == "base"
+    assert site.ask("GET", "/v1/models/dall-e-3").json()["id"] == "rex"
+    assert site.ask("POST", "/v1/models/dall-e-3:warm").json()["id"] == "rex"
+    assert site.ask("DELETE", "/v1/models/dall-e-3").status_code == 404
+
+
+def test_a_damaged_record_is_reported_to_its_owner_only(site):
+    codes = {"acme": (500, "model_unusable"), "zeta": (404, "model_not_found")}
+    for tenant, expected in codes.items():
+        record = publish(site.storage, model_id=f"of-{tenant}", number=1, tenant=tenant)
+        assert site.service.catalogue.find(record.id) == record
+        Path(site.storage, "models", record.id, record.revision, "_COMMITTED").write_bytes(b"{}")
+        answer = site.post(model=record.id)
+        assert (answer.status_code, answer.json()["error"]["code"]) == expected
+
+
+def test_a_registry_that_vanished_is_not_ready_and_unavailable(site):
+    async def ready():
+        return {}
+
+    site.models.ready = ready
+    assert site.ask("GET", "/readyz").status_code == 200
+    site.storage.rename(site.storage.with_name("away"))
+    for method, path in (("GET", "/readyz"), ("GET", "/v1/models"), ("GET", "/v1/models/rex")):
+        answer = site.ask(method, path)
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "5"), path
+        assert answer.json()["error"]["code"] == "storage_unavailable"
+    assert site.ask("GET", "/healthz").status_code == 200
+
+
+def test_a_tenant_has_its_share_of_the_places():
+    places = Places(4, 0.5)
+    for tenant in ("a", "a"):
+        places.take(tenant)
+    with pytest.raises(Refused) as caught:
+        places.take("a")
+    assert caught.value.refusal.status == 429
+    for tenant in ("b", "c"):
+        places.take(tenant)
+    with pytest.raises(Refused) as caught:
+        places.take("d")
+    assert caught.value.refusal.status == 503
+    places.leave("a")
+    places.take("d")
+
+
+def test_a_place_is_held_until_the_answer_is_sent(site):
+    site.models.gate = asyncio.Event()
+    site.service.places = Places(2, 0.5)
+
+    async def run():
+        async with site.client() as client:
+            first = asyncio.create_task(client.post("/v1/images/generations", json=BODY))
+            while not site.models.asked:
+                await asyncio.sleep(0)
+            second = await client.post("/v1/images/generations", json=BODY)
+            listing = await client.get("/v1/models")
+            healthy = await client.get("/healthz")
+            site.models.gate.set()
+            return [a.status_code for a in (second, listing, healthy, await first)]
+
+    assert asyncio.run(run()) == [429, 429, 200, 200]
+    assert site.post().status_code == 200
+
+
+def test_the_oldest_unfinished_body_makes_room_for_new_ones():
+    async def run():
+        bodies = Bodies(60.0, 2)
+        first = [asyncio.create_task(bodies.read("t", asyncio.Event().wait())) for _ in range(2)]
+        other = asyncio.create_task(bodies.read("u", asyncio.Event().wait()))
+        await asyncio.sleep(0)
+
+        async def whole():
+            await asyncio.sleep(0)
+            return b"{}"
+
+        assert await bodies.read("t", whole()) == b"{}"
+        with pytest.raises(Refused) as caught:
+            await first[0]
+        assert caught.value.refusal.status == 408
+        assert not first[1].done()
+        assert not other.done()
+        for task in (first[1], other):
+            task.cancel()
+
+    asyncio.run(run())
+
+
+def test_images_are_kept_for_an_hour_and_for_who_has_least(monkeypatch):
+    monkeypatch.setattr(shelf, "MAX_BYTES", 100)
+    now = [0.0]
+    kept = shelf.Shelf(lambda: now[0])
+    [small] = kept.put(make_ask(tenant="small"), [b"x" * 10])
+    large = kept.put(make_ask(tenant="large"), [b"y" * 40] * 3)
+    assert [len(kept.get(name) or b"") for name in (small, *large)] == [10, 0, 40, 40]
+    assert len(set(large)) == 3
+    now[0] += shelf.KEEP_SECONDS
+    assert kept.get(small) is None
 
 
 async def settled(store, name="p", tenant="t"):

@@ -1,11 +1,11 @@
-"""What the ingress knows of the registry: which models are there, and what they look like.
+"""What the ingress reads of the registry: which models exist, and their previews.
 
-Every request looks anew at names and markers (unless `fresh_seconds` allows an older look), so that
-a retrained subject is served by the next request after it was published; the records themselves
-never change, and are read once. Nothing of a model outlives its removal but its record, which is
-given to nobody then. Blocking; call it from a thread.
+Every request reads names and markers again (unless `fresh_seconds` allows an older answer), so that
+a retrained subject is served by the next request after it was published; records never change, and
+are read once. After a model's removal only its record stays in memory, and is not returned. All of
+it blocks: call it from a thread.
 
-Raises StoreError where storage does not answer: that says nothing of whether a model exists.
+Raises StoreError where storage cannot be read, which does not mean that a model does not exist.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from dbray.records import previews as layout
 from dbray.records.annexes import Annex
 from dbray.records.models import RECORD_FILE, ModelRecord, Registry
 from dbray.serving.failures import Failures
+from dbray.serving.http.tenants import EVERYONE
+from dbray.serving.presence import Presence
 from dbray.storage.committed import Committed
 from dbray.storage.store import Store
 
@@ -29,8 +31,8 @@ T = TypeVar("T")
 Clock = Callable[[], float]
 
 _MAX_FOUND = 10_000
-# A listing goes through all in order: of fewer than there are models it would find none in memory,
-# and the list itself has as many.
+# A listing reads all in order. With room for fewer records than there are models, each would be
+# dropped before it is read again.
 _MAX_RECORDS = 100_000
 _UNKNOWN_SECONDS = 1.0
 _LIST_SECONDS = 2.0
@@ -39,7 +41,8 @@ _LIST_SECONDS = 2.0
 class Recent(Generic[T]):
     """The last values by key, for a time since they were made. Thread-safe.
 
-    Who asks while one is made waits for it, however long it takes: slow storage is not asked again.
+    While a value is made, other callers wait for it, however long it takes: slow storage is not
+    read twice.
     """
 
     def __init__(self, count: int, seconds: float, clock: Clock = time.monotonic) -> None:
@@ -48,7 +51,7 @@ class Recent(Generic[T]):
         self._lock = threading.Lock()
 
     def get(self, key: str, make: Callable[[], T]) -> T:
-        """Return the value, made now if there is none that is fresh; failures are not kept."""
+        """Return the value, made now if there is no fresh one; failures are not kept."""
         with self._lock:
             at, value = self._values.get(key, (float("-inf"), None))
             if value is None or self._clock() - at >= self._seconds:
@@ -66,7 +69,7 @@ class Recent(Generic[T]):
     def _fulfil(self, key: str, made: Future[T], make: Callable[[], T]) -> None:
         try:
             value = make()
-        except BaseException as exc:  # noqa: BLE001 - raised to all who wait for it
+        except BaseException as exc:  # noqa: BLE001 - raised to all who wait
             with self._lock:
                 if self._is_last(key, made):
                     del self._values[key]
@@ -81,7 +84,7 @@ class Recent(Generic[T]):
         return self._values.get(key, (0.0, None))[1] is made
 
     def clear(self) -> None:
-        """Forget all."""
+        """Drop all."""
         with self._lock:
             self._values.clear()
 
@@ -92,11 +95,16 @@ class _Remembering(Registry):
     def __init__(self, store: Store, clock: Clock) -> None:
         super().__init__(store)
         self._records = Recent[ModelRecord](_MAX_RECORDS, float("inf"), clock)
+        self.owners: OrderedDict[str, str | None] = OrderedDict()
 
     def _record(self, name: str, folder: Committed) -> ModelRecord:
         read = super()._record
         key = f"{name} {folder.files[RECORD_FILE].sha256}"
-        return self._records.get(key, lambda: read(name, folder))
+        record = self._records.get(key, lambda: read(name, folder))
+        self.owners[record.id] = record.tenant
+        if len(self.owners) > _MAX_RECORDS:
+            self.owners.popitem(last=False)
+        return record
 
 
 class Catalogue:
@@ -104,30 +112,48 @@ class Catalogue:
 
     def __init__(self, registry: str, fresh_seconds: float, clock: Clock = time.monotonic) -> None:
         self._registry = _Remembering(Store(registry), clock)
+        self._presence = Presence(self._registry.store)
         self._fresh_seconds = fresh_seconds
         self._unknown = Failures(_UNKNOWN_SECONDS, clock)
         self._found = Recent[ModelRecord](_MAX_FOUND, fresh_seconds, clock)
         self._lists = Recent[list[ModelRecord]](1, _LIST_SECONDS, clock)
 
-    def find(self, model: str) -> ModelRecord | None:
-        """Find 'id' or 'id@revision'; None if there is no such model, or a damaged one."""
+    def find(self, model: str) -> ModelRecord:
+        """Find 'id' or 'id@revision'. Raises RegistryError or StoreError."""
+        if not self._fresh_seconds:
+            return self._look(model)
+        known = self._unknown.get(model)
+        if known:
+            raise known
         try:
-            if not self._fresh_seconds:
-                return self._look(model)
-            if self._unknown.get(model):
-                return None
             return self._found.get(model, lambda: self._look(model))
         except RegistryError as exc:
             self._unknown.remember(model, exc)
-            return None
+            raise
 
     def _look(self, model: str) -> ModelRecord:
-        # Without suggestions: they list the whole registry, as often as strangers like.
-        return self._registry.open(model, suggest=False).record
+        try:
+            # Without suggestions: they list the whole registry, as often as strangers like.
+            return self._registry.open(model, suggest=False).record
+        except RegistryError:
+            self.check()
+            raise
+
+    def owner(self, model: str) -> str | None:
+        """The tenant of a damaged model, if one of its records was read before; else EVERYONE."""
+        return self._registry.owners.get(model.partition("@")[0], EVERYONE)
+
+    def check(self) -> None:
+        """Raise StoreError if the registry as a whole has vanished."""
+        self._presence.check()
 
     def models(self) -> list[ModelRecord]:
         """The latest revision of every model, at most a few seconds old."""
-        return self._lists.get("", lambda: list(self._registry.list()))
+        return self._lists.get("", self._list)
+
+    def _list(self) -> list[ModelRecord]:
+        self.check()
+        return list(self._registry.list())
 
     def previews(self, record: ModelRecord) -> list[str]:
         """Names of a model's pictures; empty if it has none yet."""
@@ -150,6 +176,7 @@ class Catalogue:
 
     def remove(self, model: str) -> list[str]:
         """Take a model down, or one of its revisions; returns 'id@revision' of each."""
+        self.check()
         try:
             return self._registry.remove(model)
         finally:

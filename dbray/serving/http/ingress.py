@@ -3,60 +3,38 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
 from pathlib import Path
+from typing import Any, cast
 
-from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from dbray.serving.http.api import create_api
 from dbray.serving.http.catalogue import Catalogue
 from dbray.serving.http.guard import Guard
-from dbray.serving.http.predictions import Outcome
+from dbray.serving.http.predictions import Predictions
 from dbray.serving.http.replicas import Replicas
 from dbray.serving.http.service import Service
 from dbray.serving.http.tenants import Gate
-from dbray.serving.http.wire import GenerationRequest
-from dbray.serving.messages import Ask, Refusal
 from dbray.serving.meters import RequestMeters
 from dbray.serving.options import ServeOptions
 
 _log = logging.getLogger(__name__)
 
 OPEN_WARNING = (
-    "no keys are configured: access is open to this machine, with every right; give a key file "
-    "before anything forwards requests of others here"
+    "no keys are configured: every process of this machine has full access; give a key file before "
+    "a proxy forwards requests from others here"
 )
 
 
-class PredictionHandle:
-    """The prediction store behind a Ray Serve handle."""
+class _Remote:
+    """The methods of a deployment through its handle, as if it were here."""
 
     def __init__(self, handle: DeploymentHandle) -> None:
         self._handle = handle
 
-    async def put(
-        self, name: str, digest: str, ask: Ask, request: GenerationRequest
-    ) -> Outcome | Refusal:
-        """Begin a prediction."""
-        return await self._handle.put.remote(name, digest, ask, request)
-
-    async def known(self, tenant: str, name: str, digest: str) -> Outcome | Refusal | None:
-        """What was begun with the same request."""
-        return await self._handle.known.remote(tenant, name, digest)
-
-    async def get(self, tenant: str, name: str) -> Outcome | None:
-        """Look one up."""
-        return await self._handle.get.remote(tenant, name)
-
-    async def cancel(self, tenant: str, name: str) -> Outcome | None:
-        """Stop or forget one."""
-        return await self._handle.cancel.remote(tenant, name)
-
-    async def forget(self, keys: Collection[str]) -> None:
-        """Drop those of revisions that were taken down."""
-        await self._handle.forget.remote(list(keys))
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._handle, name).remote
 
 
 @serve.ingress()
@@ -76,7 +54,8 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> Guard:
         """Called by Ray Serve, once, in the replica."""
-        self._guard = guarded(self._service, PredictionHandle(self._predictions))
+        predictions = cast(Predictions, _Remote(self._predictions))
+        self._guard = guarded(self._service, predictions)
         return self._guard
 
     async def drain(self) -> int:
@@ -86,14 +65,11 @@ class Ingress:
         return running + (self._guard.num_requests if self._guard else 0)
 
 
-def guarded(service: Service, predictions: PredictionHandle) -> Guard:
+def guarded(service: Service, predictions: Predictions) -> Guard:
     """The whole application."""
-    options, api = service.options, create_api(service, predictions)
-    assert isinstance(api, FastAPI)
     return Guard(
-        api,
-        max_body_bytes=options.max_body_kib * 1024,
-        max_requests=options.max_requests,
+        create_api(service, predictions),
+        max_body_bytes=service.options.max_body_kib * 1024,
         is_open=service.gate.is_open,
         on_answer=RequestMeters().answered,
     )

@@ -1,9 +1,10 @@
 """Asynchronous requests: put under an id of the caller's choice, looked up later, cancelled.
 
-One replica keeps them all, in memory, for an hour, or until their images are more than `MAX_BYTES`
-over all tenants: then the oldest go of who has the most. Whoever finds one lost (404) puts it
-again, and with a seed gets the same images. Putting the same request twice is one request, unless
-the first failed in a way that may pass.
+One replica keeps them all in memory, for an hour. Beyond `MAX_BYTES` of images over all tenants,
+the oldest of the tenant with the most are dropped first. A caller whose prediction was dropped
+(404) puts it again, and with a seed gets the same images. Putting the same request twice is one
+request, unless the first failed in a way that may pass. The same replica keeps images that have
+URLs.
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ import logging
 import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from dbray.serving.http.replicas import as_models
+from ray.serve.handle import DeploymentHandle
+
+from dbray.serving.http.replicas import Replicas
+from dbray.serving.http.shelf import Shelf
 from dbray.serving.http.wire import GenerationRequest
 from dbray.serving.messages import BROKEN, Answer, Ask, Refusal
 
@@ -26,6 +30,7 @@ KEEP_SECONDS = 3600.0
 MAX_BYTES = 256 * 2**20
 MAX_PREDICTIONS = 10_000
 
+Clock = Callable[[], float]
 Status = Literal["processing", "succeeded", "failed", "canceled"]
 
 CONFLICT = Refusal(409, "id_in_use", "Another request was put under this id.")
@@ -33,8 +38,8 @@ FULL = Refusal(503, "overloaded", "Too many predictions are kept; try again late
 
 
 @dataclass
-class Outcome:
-    """What became of a prediction so far."""
+class PredictionState:
+    """A prediction as it stands."""
 
     status: Status
     created: int
@@ -45,33 +50,34 @@ class Outcome:
 
 @dataclass
 class _Kept:
-    outcome: Outcome
+    state: PredictionState
     digest: str
     ends: float
     task: asyncio.Task[None] | None = field(default=None)
 
     @property
     def is_over(self) -> bool:
-        return self.outcome.status != "processing"
+        return self.state.status != "processing"
 
     @property
     def size_bytes(self) -> int:
-        result = self.outcome.result
+        result = self.state.result
         return sum(map(len, result.images)) if isinstance(result, Answer) else 0
 
 
 class Predictions:
     """The predictions of all tenants, each seen by its own only."""
 
-    def __init__(self, models: object, clock: Callable[[], float] = time.monotonic) -> None:
-        self._models = as_models(models)
+    def __init__(self, models: Replicas | DeploymentHandle, clock: Clock = time.monotonic) -> None:
+        self._models = Replicas(models) if isinstance(models, DeploymentHandle) else models
+        self._shelf = Shelf(clock)
         self._clock = clock
         self._kept: OrderedDict[tuple[str, str], _Kept] = OrderedDict()
 
-    async def known(self, tenant: str, name: str, digest: str) -> Outcome | Refusal | None:
-        """What was begun with the same request; None if it is to be begun.
+    async def known(self, tenant: str, name: str, digest: str) -> PredictionState | Refusal | None:
+        """The prediction of the same request; None if it has to begin.
 
-        Also one that failed in passing is to be begun again.
+        It begins again after a failure that may pass.
         """
         self._make_room()
         kept = self._kept.get((tenant, name))
@@ -79,13 +85,13 @@ class Predictions:
             return None
         if kept.digest != digest:
             return CONFLICT
-        result = kept.outcome.result
-        has_passed = isinstance(result, Refusal) and result.retry_after is not None
-        return None if has_passed else kept.outcome
+        result = kept.state.result
+        may_retry = isinstance(result, Refusal) and result.retry_after is not None
+        return None if may_retry else kept.state
 
     async def put(
         self, name: str, digest: str, ask: Ask, request: GenerationRequest
-    ) -> Outcome | Refusal:
+    ) -> PredictionState | Refusal:
         """Begin a prediction, or return the one that was begun with the same request."""
         known = await self.known(ask.tenant, name, digest)
         if known is not None:
@@ -93,56 +99,67 @@ class Predictions:
         self._kept.pop((ask.tenant, name), None)
         if len(self._kept) >= MAX_PREDICTIONS:
             return FULL
-        outcome = Outcome("processing", int(time.time()), ask, request)
-        kept = _Kept(outcome, digest, self._clock() + KEEP_SECONDS)
+        state = PredictionState("processing", int(time.time()), ask, request)
+        kept = _Kept(state, digest, self._clock() + KEEP_SECONDS)
         self._kept[ask.tenant, name] = kept
         kept.task = asyncio.create_task(self._run(kept))
-        return outcome
+        return state
 
-    async def get(self, tenant: str, name: str) -> Outcome | None:
+    async def get(self, tenant: str, name: str) -> PredictionState | None:
         """Look one up."""
         self._make_room()
         kept = self._kept.get((tenant, name))
-        return kept.outcome if kept else None
+        return kept.state if kept else None
 
-    async def cancel(self, tenant: str, name: str) -> Outcome | None:
+    async def cancel(self, tenant: str, name: str) -> PredictionState | None:
         """Stop one that runs; one that has ended is forgotten."""
         kept = self._kept.get((tenant, name))
         if kept is None:
             return None
         if not kept.is_over and kept.task:
-            kept.outcome.status = "canceled"
+            kept.state.status = "canceled"
             kept.task.cancel()
         else:
             del self._kept[tenant, name]
-        return kept.outcome
+        return kept.state
+
+    async def shelve(self, ask: Ask, images: tuple[bytes, ...]) -> tuple[str, ...]:
+        """Keep images that have URLs; returns their names."""
+        return self._shelf.put(ask, images)
+
+    async def image(self, name: str) -> bytes | None:
+        """An image from the shelf."""
+        return self._shelf.get(name)
 
     async def num_running(self) -> int:
         """How many are not over."""
         return sum(not kept.is_over for kept in self._kept.values())
 
     async def forget(self, keys: Collection[str]) -> None:
-        """Drop the predictions of revisions that were taken down, with their images."""
+        """Drop the predictions and images of revisions that were taken down."""
+        self._shelf.forget(keys)
         for name, kept in list(self._kept.items()):
-            if kept.outcome.ask.key in keys:
+            if kept.state.ask.key in keys:
                 del self._kept[name]
                 if kept.task:
                     kept.task.cancel()
 
     async def _run(self, kept: _Kept) -> None:
-        outcome = kept.outcome
+        state = kept.state
         result: Answer | Refusal = BROKEN
         try:
-            result = await self._models.generate(outcome.ask)
-        except Exception as exc:  # noqa: BLE001 - it must not stay "processing"
+            result = await self._models.generate(state.ask)
+            if isinstance(result, Answer) and state.request.response_format == "url":
+                result = replace(result, names=self._shelf.put(state.ask, result.images))
+        except Exception as exc:  # noqa: BLE001 - it must not stay "processing" for ever
             _log.error("a prediction failed: %s", type(exc).__name__)
         finally:
-            if outcome.status == "processing":
-                outcome.result = result
-                outcome.status = "failed" if isinstance(result, Refusal) else "succeeded"
+            if state.status == "processing":
+                state.result = result
+                state.status = "failed" if isinstance(result, Refusal) else "succeeded"
 
     def _make_room(self) -> None:
-        """Forget what is too old and, while it is too much, the oldest of who has the most."""
+        """Forget what is too old, then the oldest of the tenant with the most."""
         for name, kept in list(self._kept.items()):
             if kept.is_over and self._clock() > kept.ends:
                 del self._kept[name]

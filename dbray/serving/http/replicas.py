@@ -18,6 +18,8 @@ from ray.serve.handle import DeploymentHandle
 
 from dbray.serving.messages import (
     BROKEN,
+    LOST,
+    NOT_READY,
     OVERLOADED,
     TIMED_OUT,
     Answer,
@@ -33,12 +35,10 @@ _TRIES = 3
 _READY_SECONDS = 5.0
 _FORGET_SECONDS = 60.0
 _GRACE_SECONDS = 5.0
-_LOST = Refusal(503, "replica_lost", "The replica died; try again.", retry_after=1)
-_NONE = Refusal(503, "not_ready", "No replica is ready yet; try again.", retry_after=2)
 
 
 class Replicas:
-    """Fulfils `service.Models` through a handle of the model deployment."""
+    """The model deployment, through its handle."""
 
     def __init__(self, handle: DeploymentHandle) -> None:
         self._handle = handle
@@ -76,9 +76,9 @@ class Replicas:
         return await _persist(lambda: handle.warm.remote(subject, revision), ends)
 
     async def forget(self, keys: Collection[str]) -> None:
-        """Drop revisions from all replicas, or leave it to their next sweep.
+        """Drop revisions from all replicas; one that does not answer drops them at its next sweep.
 
-        Those that start later never had them.
+        Replicas that start later never had them.
         """
         try:
             asked = self._handle.broadcast("forget", list(keys))
@@ -95,23 +95,18 @@ class Replicas:
     async def ready(self) -> dict[str, Any]:
         """What is loaded. Raises Refused while no replica can serve.
 
-        Asks the replicas that are there, so that a probe wakes none.
+        Asks only the replicas that run, so that a probe starts none.
         """
         try:
             asked = self._handle.broadcast("ready")
             answers = await asked.results_async(timeout_s=_READY_SECONDS, return_exceptions=True)
             return next(answer for answer in answers if isinstance(answer, dict))
         except (StopIteration, TimeoutError, DeploymentUnavailableError) as exc:
-            raise Refused(_NONE) from exc
+            raise Refused(NOT_READY) from exc
 
     def _for(self, subject: str) -> DeploymentHandle:
         """The base needs no loading, so any replica will do."""
         return self._handle.options(multiplexed_model_id=subject) if subject else self._handle
-
-
-def as_models(models: Any) -> Any:
-    """Wrap a handle; anything else fulfils `service.Models` already."""
-    return Replicas(models) if isinstance(models, DeploymentHandle) else models
 
 
 def _may_pass_on(ask: Ask, answer: object) -> bool:
@@ -125,8 +120,8 @@ async def _generate(handle: DeploymentHandle, ask: Ask, ends: float) -> Answer |
 
 
 async def _persist(call: Callable[[], Any], ends: float) -> Any:
-    """Await a call; call again when the replica died. Whoever stops waiting ends the work, too."""
-    refusal = _LOST
+    """Await a call; call again when the replica died. Cancelling this cancels the work too."""
+    refusal = LOST
     for _ in range(_TRIES):
         response = call()
         try:
@@ -138,7 +133,7 @@ async def _persist(call: Callable[[], Any], ends: float) -> Any:
         except Exception as exc:  # noqa: BLE001 - translated, every one
             response.cancel()
             refusal = _refusal_of(exc)
-            if refusal is not _LOST:
+            if refusal is not LOST:
                 break
     return refusal
 
@@ -157,7 +152,7 @@ async def _events(handle: DeploymentHandle, ask: Ask, ends: float) -> AsyncGener
             return
         except Exception as exc:  # noqa: BLE001 - translated, every one
             refusal = _refusal_of(exc)
-            if begun or refusal is not _LOST or attempt + 1 == _TRIES:
+            if begun or refusal is not LOST or attempt + 1 == _TRIES:
                 yield refusal
                 return
         finally:
@@ -167,7 +162,7 @@ async def _events(handle: DeploymentHandle, ask: Ask, ends: float) -> AsyncGener
 
 async def _next(events: Any, ends: float) -> Event | None:
     try:
-        # Around one event, not all: who takes the next may be another task.
+        # Around one event, not all: another task may take the next one.
         async with asyncio.timeout(_remaining(ends)):
             return await anext(events)
     except StopAsyncIteration:
@@ -175,17 +170,17 @@ async def _next(events: Any, ends: float) -> Event | None:
 
 
 def _remaining(ends: float) -> float:
-    """Time for an answer. Replicas keep the deadline themselves; this is for those that hang."""
+    """Time for an answer. Replicas enforce the deadline; this is for those that hang."""
     return max(0.0, ends - time.monotonic()) + _GRACE_SECONDS
 
 
 def _refusal_of(exc: Exception) -> Refusal:
     if isinstance(exc, RayActorError):
-        return _LOST
+        return LOST
     if isinstance(exc, BackPressureError):
         return OVERLOADED
     if isinstance(exc, DeploymentUnavailableError):
-        return _NONE
+        return NOT_READY
     if isinstance(exc, asyncio.TimeoutError):
         return TIMED_OUT
     cause = exc.cause if isinstance(exc, RayTaskError) else exc

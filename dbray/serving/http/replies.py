@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from dbray.records.models import ModelRecord
 from dbray.serving.http import wire
-from dbray.serving.http.predictions import Outcome
+from dbray.serving.http.predictions import PredictionState
 from dbray.serving.http.wire import GenerationRequest
 from dbray.serving.messages import (
     BASE,
@@ -22,17 +22,13 @@ from dbray.serving.messages import (
     Ask,
     Begun,
     Finished,
-    OutputFormat,
     Partial,
     Refusal,
     base_name,
 )
 
-_MEDIA_TYPES: dict[OutputFormat, str] = {
-    "png": "image/png",
-    "webp": "image/webp",
-    "jpeg": "image/jpeg",
-}
+IMAGES_PATH = "/v1/images/files"
+_PRIVATE = {"cache-control": "private, max-age=3600"}
 
 
 def dumped(
@@ -41,6 +37,12 @@ def dumped(
     """A body as JSON."""
     text = body.model_dump_json(exclude_none=True)
     return Response(text, status, dict(headers or {}), media_type="application/json")
+
+
+def refusal(refused: Refusal) -> Response:
+    """An error."""
+    headers = refused.headers()
+    return Response(refused.encoded(), refused.status, headers, media_type="application/json")
 
 
 def timing(begun: Begun) -> dict[str, str]:
@@ -52,12 +54,20 @@ def timing(begun: Begun) -> dict[str, str]:
     }
 
 
-def images(request: GenerationRequest, ask: Ask, answer: Answer) -> wire.ImagesResponse:
-    """The body of an answer."""
-    data = [
-        _image(request, seed, content)
-        for seed, content in zip(ask.seeds, answer.images, strict=True)
-    ]
+def images(
+    request: GenerationRequest, ask: Ask, answer: Answer, address: str = ""
+) -> wire.ImagesResponse:
+    """The body of an answer; `address` is that of this server."""
+    if request.response_format == "url":
+        data = [
+            wire.ImageData(url=f"{address}{IMAGES_PATH}/{name}", seed=seed)
+            for seed, name in zip(ask.seeds, answer.names, strict=True)
+        ]
+    else:
+        data = [
+            wire.ImageData(b64_json=base64.b64encode(content).decode(), seed=seed)
+            for seed, content in zip(ask.seeds, answer.images, strict=True)
+        ]
     return wire.ImagesResponse(
         created=int(time.time()),
         model=ask.key,
@@ -67,12 +77,16 @@ def images(request: GenerationRequest, ask: Ask, answer: Answer) -> wire.ImagesR
     )
 
 
-def _image(request: GenerationRequest, seed: int, content: bytes) -> wire.ImageData:
-    text = base64.b64encode(content).decode()
-    if request.response_format == "url":
-        media_type = _MEDIA_TYPES[request.output_format]
-        return wire.ImageData(url=f"data:{media_type};base64,{text}", seed=seed)
-    return wire.ImageData(b64_json=text, seed=seed)
+def image_file(name: str, content: bytes) -> Response:
+    """An image from the shelf."""
+    media_type = f"image/{name.rpartition('.')[2]}"
+    return Response(content, media_type=media_type, headers=_PRIVATE)
+
+
+def preview(name: str, content: bytes) -> Response:
+    """One file of a model's previews."""
+    media_type = "image/png" if name.endswith(".png") else "image/webp"
+    return Response(content, media_type=media_type, headers=_PRIVATE)
 
 
 def event(
@@ -136,14 +150,18 @@ def base_model(name: str | None) -> wire.ModelObject:
     return wire.ModelObject(id=BASE, created=0, owned_by="dbray", dbray=details)
 
 
-def prediction(name: str, outcome: Outcome) -> wire.Prediction:
+def prediction(name: str, state: PredictionState, address: str) -> wire.Prediction:
     """An asynchronous request as it stands."""
-    result = outcome.result
+    result = state.result
+    error = result.body()["error"] if isinstance(result, Refusal) else None
+    output = None
+    if isinstance(result, Answer):
+        output = images(state.request, state.ask, result, address)
     return wire.Prediction(
         id=name,
-        status=outcome.status,
-        model=outcome.ask.key,
-        created=outcome.created,
-        output=images(outcome.request, outcome.ask, result) if isinstance(result, Answer) else None,
-        error=result.body()["error"] if isinstance(result, Refusal) else None,
+        status=state.status,
+        model=state.ask.key,
+        created=state.created,
+        output=output,
+        error=wire.ErrorDetails.model_validate(error) if error else None,
     )

@@ -1,11 +1,11 @@
-"""Who may ask for what: bearer keys, tenants, scopes and rates.
+"""Who may request what: bearer keys, tenants, scopes and rates.
 
 A key file (YAML) holds digests, never keys:
 
     keys:
       - name: acme-web             # appears in logs in the key's place
         sha256: 9f86d081884c...    # of the key: printf %s "$KEY" | sha256sum
-        tenant: acme               # sees its own models and those of nobody; "*" sees all
+        tenant: acme               # sees its own models and those without an owner; "*" sees all
         scopes: [generate]         # generate, manage (takedown), watch (metrics)
     images_per_minute:
       acme: 120                    # of all keys of a tenant together; absent: no limit
@@ -73,12 +73,14 @@ ANYONE = Key(
     tenant=EVERYONE,
     scopes=frozenset(("generate", "manage", "watch")),
 )
-"""Who asks without a key where access is open."""
+"""The key of requests without one, where access is open."""
 
 _NO_KEY = Refusal(401, "missing_api_key", "Give a key: 'Authorization: Bearer <key>'.")
 _BAD_KEY = Refusal(401, "invalid_api_key", "The key is not valid.")
 _NOT_LOCAL = Refusal(
-    401, "missing_api_key", "This server has no keys, and so answers its own machine only."
+    401,
+    "missing_api_key",
+    "This server has no keys, so it answers requests from its own machine only.",
 )
 
 
@@ -95,12 +97,12 @@ def read_keys(file: Path) -> KeyFile:
     except ValidationError as exc:
         raise SpecError(problems_of(exc, str(file))) from exc
     if len({key.sha256 for key in key_file.keys}) < len(key_file.keys):
-        raise SpecError.of(str(file), "holds a key twice", "remove one of them")
+        raise SpecError.of(str(file), "the same key is in it twice", "remove one of them")
     return key_file
 
 
 def new_key() -> tuple[str, str]:
-    """Draw a key; returns it, to be given away once, and its digest, to be kept."""
+    """Draw a key; returns it, to hand over once, and its digest, to keep."""
     key = "dbray_" + secrets.token_urlsafe(32)
     return key, hashlib.sha256(key.encode()).hexdigest()
 
@@ -108,9 +110,9 @@ def new_key() -> tuple[str, str]:
 class Gate:
     """Finds the key of a request, and counts the images of tenants.
 
-    `file` None is open access: for this machine only. `rate_share` is the part of each rate that
-    this gate may give away, where several ingress replicas share the traffic. Raises SpecError for
-    a wrong key file; one that turns wrong later changes nothing.
+    Without a `file`, access is open: for this machine only. `rate_share` is the part of each rate
+    that this gate may grant, where several ingress replicas share the traffic. Raises SpecError for
+    a wrong key file; later versions of the file with mistakes are ignored.
     """
 
     def __init__(
@@ -123,12 +125,12 @@ class Gate:
         self._stamp = _stamp(file) if file else None
         self._key_file = read_keys(file) if file else None
         self._rate_share = rate_share
-        self._buckets: dict[tuple[str, float], Bucket] = {}
+        self._limits: dict[tuple[str, float], RateLimit] = {}
         self._clock = clock
 
     @property
     def is_open(self) -> bool:
-        """Whether no keys are asked for."""
+        """Whether no keys are needed."""
         return self._file is None
 
     def _refresh(self) -> None:
@@ -139,10 +141,10 @@ class Gate:
         try:
             self._key_file = read_keys(self._file)
         except SpecError as exc:  # not its text, which may quote the file
-            _log.error("key file not taken, mistakes: %d", len(exc.problems))
+            _log.error("the changed key file has mistakes and is ignored: %d", len(exc.problems))
 
     def admit(self, authorization: str | None, client_host: str | None, scope: Scope) -> Key:
-        """Return who asks. Raises Refused."""
+        """Return the key of a request. Raises Refused."""
         key = self._identify(authorization, client_host)
         if scope not in key.scopes:
             raise Refused(Refusal(403, "missing_scope", f"The key lacks the scope '{scope}'."))
@@ -159,7 +161,7 @@ class Gate:
             raise Refused(_NO_KEY)
         digest = hashlib.sha256(given.strip().encode("utf-8", "surrogateescape")).hexdigest()
         found = None
-        for key in self._key_file.keys:  # all of them, always: the time tells nothing
+        for key in self._key_file.keys:  # always all of them, so that the time reveals nothing
             if hmac.compare_digest(digest, key.sha256):
                 found = key
         if found is None:
@@ -168,8 +170,8 @@ class Gate:
 
     def charge(self, key: Key, num_images: int) -> None:
         """Count images against the rate of the key's tenant. Raises Refused when it is used up."""
-        bucket = self._bucket(key)
-        wait = bucket.take(num_images) if bucket else 0.0
+        limit = self._limit(key)
+        wait = limit.take(num_images) if limit else 0.0
         if wait > 0:
             raise Refused(Refusal(
                 429, "rate_limit_exceeded",
@@ -179,23 +181,23 @@ class Gate:
 
     def refund(self, key: Key, num_images: int) -> None:
         """Give back what was charged for images that were not made."""
-        bucket = self._bucket(key)
-        if bucket:
-            bucket.put(num_images)
+        limit = self._limit(key)
+        if limit:
+            limit.put(num_images)
 
     def _rate(self, key: Key) -> float | None:
         return self._key_file.images_per_minute.get(key.tenant) if self._key_file else None
 
-    def _bucket(self, key: Key) -> Bucket | None:
+    def _limit(self, key: Key) -> RateLimit | None:
         rate = self._rate(key)
         if rate is None:
             return None
         share = rate * self._rate_share / 60
-        return self._buckets.setdefault((key.tenant, rate), Bucket(share, self._clock))
+        return self._limits.setdefault((key.tenant, rate), RateLimit(share, self._clock))
 
 
-class Bucket:
-    """A token bucket that holds a minute's worth, but at least 10: one request's most."""
+class RateLimit:
+    """A token bucket that holds a minute's tokens, but at least 10: the most one request takes."""
 
     def __init__(self, per_second: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._per_second = per_second
@@ -220,7 +222,7 @@ class Bucket:
 
 
 def _stamp(file: Path) -> tuple[int, int] | None:
-    """What changes with a file's content; None while there is no such file."""
+    """A value that changes with a file's content; None while the file does not exist."""
     try:
         found = file.stat()
     except OSError:

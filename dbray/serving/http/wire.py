@@ -1,24 +1,35 @@
 """The JSON of the HTTP interface: OpenAI's Images API, and dbray's extensions to it.
 
-Owns the fields, their limits, and the translation of pydantic's findings to OpenAI's error body.
-Nothing of a request's content is ever put into an error: it would end up in somebody's log.
+Owns the fields, their limits, what they mean for sampling, and the translation of pydantic's
+findings to OpenAI's error body. Nothing of a request's content is ever put into an error: it would
+end up in somebody's log.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from dbray.serving.messages import BASE, OutputFormat, Refusal
+from dbray.serving.messages import BASE, OutputFormat, Refusal, Refused
 from dbray.spec.sections import MAX_SAMPLING_STEPS, Sampler
 
 MODEL_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}(@[0-9a-f]{6,12})?$"
+PREDICTION_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 MAX_PROMPT = 4000
-MAX_SIDE = 2048
+MAX_LIST = 1000
 
 ModelId = Annotated[str, Field(pattern=MODEL_PATTERN)]
 Prompt = Annotated[str, Field(max_length=MAX_PROMPT)]
+
+# OpenAI's own fields that change nothing here, and the values that describe what happens anyway.
+_WITHOUT_EFFECT: dict[str, tuple[str, ...]] = {
+    "quality": ("auto", "standard"),
+    "background": ("auto", "opaque"),
+    "moderation": ("auto",),
+    "style": (),
+    "input_fidelity": (),
+}
 
 
 class Wire(BaseModel):
@@ -27,19 +38,34 @@ class Wire(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
+def _allow_null(schema: dict[str, Any]) -> None:
+    """Say in the schema that null is the same as an absent field."""
+    for name, field in schema["properties"].items():
+        if name in schema["required"] or "anyOf" in field:
+            continue
+        described = {key: field.pop(key) for key in ("title", "description") if key in field}
+        schema["properties"][name] = {"anyOf": [field, {"type": "null"}], **described}
+
+
 class GenerationRequest(Wire):
-    """Body of POST /v1/images/generations. The fields from `seed` on are dbray's own."""
+    """Body of POST /v1/images/generations. Fields that OpenAI does not have are dbray's own."""
+
+    model_config = ConfigDict(json_schema_extra=_allow_null)
 
     prompt: Annotated[str, Field(min_length=1, max_length=MAX_PROMPT)] = Field(
         description="What to draw. {subject} becomes '[identifier] [class noun]'."
     )
-    model: ModelId = Field(BASE, description="A subject, subject@revision, or 'base'.")
+    model: ModelId = Field(BASE, description="A subject, subject@revision, an alias, or 'base'.")
     n: int = Field(1, ge=1, le=10, description="Images; image i is sampled from seed + i.")
     size: str = Field(
-        "auto", pattern=r"^(auto|[0-9]{1,6}x[0-9]{1,6})$", description="WIDTHxHEIGHT, or auto."
+        "auto",
+        pattern=r"^(auto|[1-9][0-9]{0,3}x[1-9][0-9]{0,3})$",
+        description="WIDTHxHEIGHT, or auto. What the base cannot draw becomes the nearest size "
+        "that it can, and the x-dbray-warning header says so.",
     )
+    strict_size: bool = Field(False, description="Refuse a size that the base cannot draw.")
     response_format: Literal["b64_json", "url"] = Field(
-        "b64_json", description="url gives a data: URL."
+        "b64_json", description="url gives addresses of this server that work for an hour."
     )
     output_format: OutputFormat = "png"
     output_compression: int = Field(90, ge=0, le=100, description="Quality of webp and jpeg.")
@@ -50,12 +76,54 @@ class GenerationRequest(Wire):
     guidance_scale: float | None = Field(None, ge=1, le=50)
     negative_prompt: Prompt = ""
     scheduler: Sampler | None = None
-    # OpenAI's own, with the only meaning they can have here.
-    quality: Literal["auto", "standard"] = "auto"
-    background: Literal["auto", "opaque"] = "auto"
-    moderation: Literal["auto", "low"] = "auto"
+    quality: Literal["auto", "standard", "hd", "low", "medium", "high"] = Field(
+        "auto", description="Without effect."
+    )
+    background: Literal["auto", "opaque", "transparent"] = Field(
+        "auto", description="Without effect: images are opaque."
+    )
+    moderation: Literal["auto", "low"] = Field("auto", description="Without effect.")
+    style: Literal["vivid", "natural"] | None = Field(None, description="Without effect.")
+    input_fidelity: Literal["low", "high"] | None = Field(None, description="Without effect.")
     user: Annotated[str, Field(max_length=256)] | None = None
     safety_identifier: Annotated[str, Field(max_length=256)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, body: Any) -> Any:
+        """OpenAI's clients send null for fields that their caller left out."""
+        if not isinstance(body, dict):
+            return body
+        return {name: value for name, value in body.items() if value is not None}
+
+    @property
+    def width_height(self) -> tuple[int, int] | None:
+        """The size asked for; None for 'auto'. What the base can draw is for the replica to say."""
+        if self.size == "auto":
+            return None
+        width, height = map(int, self.size.split("x"))
+        return width, height
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """What the request sets of `method.generate.Sampling`, by the names it has there."""
+        given = {
+            "sampler": self.scheduler,
+            "steps": self.num_inference_steps,
+            "guidance": self.guidance_scale,
+            "negative_prompt": self.negative_prompt or None,
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
+    @property
+    def without_effect(self) -> list[str]:
+        """Names of the fields that ask for something that does not happen."""
+        values = {name: getattr(self, name) for name in _WITHOUT_EFFECT}
+        return [
+            name
+            for name, value in values.items()
+            if value is not None and value not in _WITHOUT_EFFECT[name]
+        ]
 
 
 class ImageData(Wire):
@@ -67,7 +135,7 @@ class ImageData(Wire):
 
 
 class Usage(Wire):
-    """OpenAI's clients want one; images are not billed by token here."""
+    """Zeros: OpenAI's clients expect these fields, and images are not billed by token here."""
 
     input_tokens: int = 0
     output_tokens: int = 0
@@ -90,12 +158,12 @@ class ImagesResponse(Wire):
 class ModelDetails(Wire):
     """What dbray adds to OpenAI's model object."""
 
-    revision: str | None
-    class_noun: str | None
-    identifier: str | None
+    revision: str | None = None
+    class_noun: str | None = None
+    identifier: str | None = None
     base: str
-    trained_steps: int | None
-    resolution: int | None = Field(description="Side of its images; absent: the base's own.")
+    trained_steps: int | None = None
+    resolution: int | None = Field(None, description="Side of its images; absent: the base's own.")
     previews: list[str] = Field(description="Names under /v1/models/{id}/previews/.")
     preview_prompts: list[str] = []
 
@@ -118,8 +186,37 @@ class ModelList(Wire):
     has_more: bool = False
 
 
+class ErrorDetails(Wire):
+    """What went wrong, with OpenAI's fields."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str
+
+
+class ErrorBody(Wire):
+    """The body of every error."""
+
+    error: ErrorDetails
+
+
+class Health(Wire):
+    """Answer of GET /healthz."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Readiness(Wire):
+    """Answer of GET /readyz."""
+
+    model_config = ConfigDict(extra="allow")
+
+    status: Literal["ok"] = "ok"
+
+
 class Prediction(Wire):
-    """An asynchronous request and what became of it."""
+    """An asynchronous request and its state."""
 
     id: str
     object: Literal["prediction"] = "prediction"
@@ -127,7 +224,7 @@ class Prediction(Wire):
     model: str
     created: int
     output: ImagesResponse | None = None
-    error: dict[str, str | None] | None = None
+    error: ErrorDetails | None = None
 
 
 class Warmth(Wire):
@@ -147,12 +244,15 @@ class Deletion(Wire):
     deleted: Literal[True] = True
 
 
-def parse_request(body: bytes) -> GenerationRequest | Refusal:
-    """Read a body, whatever its content type says: curl -d calls everything a form."""
+def parse_request(body: bytes) -> GenerationRequest:
+    """Read a body, whatever its content type says: curl -d calls everything a form.
+
+    Raises Refused.
+    """
     try:
         return GenerationRequest.model_validate_json(body)
     except ValidationError as exc:
-        return refusal_of(exc)
+        raise Refused(refusal_of(exc)) from None
 
 
 def refusal_of(exc: ValidationError) -> Refusal:
@@ -164,7 +264,7 @@ def refusal_of(exc: ValidationError) -> Refusal:
         return Refusal(400, "invalid_body", "The body must be a JSON object.")
     field = str(finding["loc"][0])
     if finding["type"] == "extra_forbidden":
-        # The name is the caller's text: shown only as far as it can be a field's name.
+        # The name is the caller's text: shown only if it can be a field's name.
         shown = field if field.isidentifier() and len(field) <= 64 else "?"
         return Refusal(400, "unknown_parameter", f"Unknown parameter: '{shown}'.", shown)
     if finding["type"] == "missing":
@@ -172,15 +272,3 @@ def refusal_of(exc: ValidationError) -> Refusal:
             400, "missing_required_parameter", f"Missing required parameter: '{field}'.", field
         )
     return Refusal(400, "invalid_value", f"Invalid '{field}': {finding['msg']}.", field)
-
-
-def parse_size(size: str) -> tuple[int, int] | Refusal | None:
-    """Width and height; None for 'auto'. What the base can draw is for the replica to say."""
-    if size == "auto":
-        return None
-    width, height = (int(side) for side in size.split("x"))
-    if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE):
-        return Refusal(
-            400, "invalid_value", f"Invalid 'size': a side is 1 to {MAX_SIDE} pixels.", "size"
-        )
-    return width, height

@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -38,12 +39,14 @@ from dbray.serving.messages import (
 )
 from dbray.serving.meters import CacheMeters, DeviceMeters
 from dbray.serving.options import GIB, ServeOptions
+from dbray.serving.presence import Presence
 from dbray.serving.replica import weights
 from dbray.serving.replica.fair_queue import FairQueue, Limits, Request
 from dbray.serving.replica.loads import Loads
 from dbray.serving.replica.painter import UNKNOWN, Painter, Painting, Sketch
 from dbray.serving.replica.pictures import encode
 from dbray.serving.replica.scratch import Scratch
+from dbray.serving.replica.sizes import Sizes
 from dbray.spec.paths import MINIATURE
 from dbray.spec.sections import Previews
 from dbray.storage.store import Store
@@ -65,10 +68,13 @@ class Replica:
         self.options = options
         store = Store(options.registry)
         self._registry = Registry(store)
+        self._presence = Presence(store)
         self._device = _device(options.device)
         base = bases.resolve(options.base or MINIATURE, options.base_revision)
         self._backbone = bases.load(base, Compute(self._device, options.precision))
-        self._defaults = base.fill(Previews())
+        defaults = base.fill(Previews())
+        self._sampling = Sampling(defaults.sampler, defaults.steps, defaults.guidance)
+        self._sizes = Sizes.of(self._backbone.resolution, self._backbone.latent_shape()[1])
         self._scratch = Scratch(options.scratch)
         # Apart, so that slow storage delays neither loading nor sampling.
         self._readers = ThreadPoolExecutor(_NUM_READERS, "reader")
@@ -136,31 +142,22 @@ class Replica:
             fetching.cancel()
 
     def _request(self, ask: Ask, emit: Callable[[object], None]) -> Request:
-        default = self._defaults
-        sampling = Sampling(
-            ask.sampler or default.sampler,
-            ask.steps or default.steps,
-            default.guidance if ask.guidance is None else ask.guidance,
-            ask.negative_prompt,
-        )
+        sampling = replace(self._sampling, **ask.sampling)
         width, height = size = self._size(ask)
         area = width * height / self._backbone.resolution**2
         return Request(ask, sampling, size, emit, time.monotonic(), area)
 
     def _size(self, ask: Ask) -> tuple[int, int]:
-        """The size to draw: the model's own, or near the base's, in steps its layers can halve."""
-        native = self._backbone.resolution
-        own = ask.resolution or native
-        size = (ask.width or own, ask.height or own)
-        step = max(native // 8, native // self._backbone.latent_shape()[1])
-        is_near = all(not side % step and native // 2 <= side <= 2 * native for side in size)
-        if size != (own, own) and not is_near:
+        own = ask.resolution or self._backbone.resolution
+        if ask.size in (None, (own, own)):
+            return own, own
+        fitted = self._sizes.nearest(ask.size)
+        if ask.strict_size and fitted != ask.size:
             raise Refused(Refusal(
                 400, "invalid_value",
-                f"Invalid 'size': this model draws {own}x{own}; other sides are multiples of "
-                f"{step} from {native // 2} to {2 * native}.", "size",
+                f"Invalid 'size': this model draws {own}x{own}; other {self._sizes}.", "size",
             ))  # fmt: skip
-        return size
+        return fitted
 
     async def _fetch(self, request: Request) -> None:
         """Load the weights while the request waits its turn, and hold them until cancelled."""
@@ -224,10 +221,17 @@ class Replica:
 
     def _gone(self, keys: set[str]) -> set[str]:
         try:
-            return {key for key in keys if not self._registry.has(*key.split("@"))}
+            return {key for key in keys if self._is_removed(key)}
         except DbrayError as exc:
             _log.warning("cannot look into the registry: %s", type(exc).__name__)
             return set()
+
+    def _is_removed(self, key: str) -> bool:
+        """A model whose whole registry has vanished was not removed: raises StoreError then."""
+        if self._registry.has(*key.split("@")):
+            return False
+        self._presence.check()
+        return True
 
     async def ready(self) -> dict[str, Any]:
         """Return what is loaded. A replica exists only after one real step was taken."""

@@ -1,12 +1,14 @@
-"""The files of the page at /playground, and how they are sent. No build step."""
+"""The pages at /playground and /docs, and how their files are sent. No build step, no network."""
 
 from __future__ import annotations
 
 from importlib.resources import files
+from typing import Any
 
+import jinja2
 from fastapi import Response
 
-from dbray.serving.messages import Refusal, Refused
+from dbray.serving.messages import NOTHING_HERE, Refused
 
 _TYPES = {
     "index.html": "text/html; charset=utf-8",
@@ -15,7 +17,7 @@ _TYPES = {
     "api.js": "text/javascript; charset=utf-8",
     "icon.svg": "image/svg+xml",
 }
-# What users wrote is shown as text only; should that ever fail, this stops it from running.
+# Users' text is shown as text only; if that ever fails, this stops it from running.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self' blob: data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -25,7 +27,21 @@ _POLICY = (
 def response(name: str) -> Response:
     """One file of the page. Raises Refused for any other name."""
     if name not in _TYPES:
-        raise Refused(Refusal(404, "not_found", "There is nothing here."))
-    content = files("dbray.serving.http.playground").joinpath(name).read_bytes()
+        raise Refused(NOTHING_HERE)
+    return _sent(_read(name), _TYPES[name])
+
+
+def docs(schema: dict[str, Any]) -> Response:
+    """The OpenAPI schema as a page."""
+    page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    text = page.from_string(_read("docs.html").decode()).render(schema=schema)
+    return _sent(text.encode(), _TYPES["index.html"])
+
+
+def _read(name: str) -> bytes:
+    return files("dbray.serving.http.playground").joinpath(name).read_bytes()
+
+
+def _sent(content: bytes, media_type: str) -> Response:
     headers = {"content-security-policy": _POLICY, "cache-control": "no-cache"}
-    return Response(content, media_type=_TYPES[name], headers=headers)
+    return Response(content, media_type=media_type, headers=headers)

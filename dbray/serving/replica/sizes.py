@@ -1,0 +1,32 @@
+"""Which sizes a base can draw, and the nearest of them to any other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sides from `least` to `most`, in multiples of `step`, which the base's layers can halve."""
+
+    least: int
+    most: int
+    step: int
+
+    @classmethod
+    def of(cls, resolution: int, latent_side: int) -> Sizes:
+        """The sizes around a base's own resolution."""
+        step = max(resolution // 8, resolution // latent_side)
+        return cls(resolution // 2, 2 * resolution, step)
+
+    def nearest(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Keep the aspect ratio as far as possible: what is too large is scaled down as a whole."""
+        scale = min(1.0, self.most / max(size))
+        width, height = (self._side(side * scale) for side in size)
+        return width, height
+
+    def _side(self, side: float) -> int:
+        return min(self.most, max(self.least, round(side / self.step) * self.step))
+
+    def __str__(self) -> str:
+        return f"sides are multiples of {self.step} from {self.least} to {self.most}"
