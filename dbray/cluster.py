@@ -1,6 +1,6 @@
-"""The Ray cluster that a job runs on: joined, or started for as long as it is needed.
+"""The Ray cluster of a job: an existing one, or a local one that ends with the job.
 
-Owns what joining does to this process, and the translation of its errors.
+Owns the connection of this process to Ray, and the translation of connection errors.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ _ANSWER_SECONDS = 10.0
 
 
 def hardware() -> Hardware:
-    """What the connected cluster holds."""
+    """CPUs and GPUs of the connected cluster."""
     resources = ray.cluster_resources()
     return Hardware(int(resources.get("CPU", 0)), int(resources.get("GPU", 0)))
 
 
 @contextmanager
 def connected(address: str | None, note: Callable[[str], None]) -> Iterator[None]:
-    """Use the cluster that is connected, or that at `address`, or a local one.
+    """Use the cluster that is connected already, else the one at `address`, else a local one.
 
     Args:
         address: of a running cluster; None starts a local one, and stops it at the end.
-        note: is told which cluster is joined, and where its dashboard is.
+        note: called with the address of the cluster, and with that of its dashboard.
 
     Raises:
         SpecError: no cluster answers at the address, or no local one can be started.
@@ -46,9 +46,9 @@ def connected(address: str | None, note: Callable[[str], None]) -> Iterator[None
         return
     try:
         if address:
-            note(f"joining the Ray cluster at {address}")
-        with _signals_of_the_caller():
-            context = _join(address)
+            note(f"connecting to the Ray cluster at {address}")
+        with _caller_handles_sigterm():
+            context = _connect(address)
         if context.dashboard_url:
             note(f"Ray dashboard: http://{context.dashboard_url}")
         yield
@@ -56,11 +56,11 @@ def connected(address: str | None, note: Callable[[str], None]) -> Iterator[None
         ray.shutdown()
 
 
-def _join(address: str | None) -> Any:
+def _connect(address: str | None) -> Any:
     """Start Ray, or connect to it. Raises SpecError."""
     try:
         if address:
-            _knock(address)
+            _check_listening(address)
         return ray.init(
             # Without "local" Ray would join whatever cluster it finds on this machine.
             address=address or "local",
@@ -69,30 +69,35 @@ def _join(address: str | None) -> Any:
             logging_level=logging.ERROR,
         )
     except (ValueError, OSError, RuntimeError, RayError) as exc:
-        raise _unusable(address, exc) from exc
+        raise _connection_error(address, exc) from exc
 
 
-def _knock(address: str) -> None:
-    """See whether anybody listens: Ray itself tries for ten minutes. Raises OSError, ValueError."""
+def _check_listening(address: str) -> None:
+    """Open a connection and close it: Ray itself would retry for ten minutes.
+
+    Raises:
+        OSError: nothing listens there.
+        ValueError: the port is not a number of a port.
+    """
     parts = urlsplit(address if "://" in address else f"//{address}")
-    if parts.hostname and parts.port:  # what else there may be, Ray reads: "auto", "local"
+    if parts.hostname and parts.port:  # "auto" and "local" are left to Ray
         socket.create_connection((parts.hostname, parts.port), _ANSWER_SECONDS).close()
 
 
-def _unusable(address: str | None, exc: Exception) -> SpecError:
+def _connection_error(address: str | None, exc: Exception) -> SpecError:
     if address is None:
-        what = f"it cannot be started on this machine: {exc}"
+        what = f"cannot be started on this machine: {exc}"
         return SpecError.of("Ray", what, "free memory and disk; see /tmp/ray/session_latest/logs")
     return SpecError.of(
-        f"Ray address {address!r}", f"no cluster can be joined there: {exc}",
+        f"Ray address {address!r}", f"cannot connect to a cluster there: {exc}",
         "give --address or RAY_ADDRESS as <host of the head node>:6379 or, from outside the "
-        "cluster, ray://<host>:10001; without either, dbray starts Ray on this machine",
+        "cluster, ray://<host>:10001; without an address, dbray starts Ray on this machine",
     )  # fmt: skip
 
 
 @contextmanager
-def _signals_of_the_caller() -> Iterator[None]:
-    """Keep the caller's handler of SIGTERM: Ray puts its own there, which exits on the spot."""
+def _caller_handles_sigterm() -> Iterator[None]:
+    """Keep the caller's handler of SIGTERM: Ray installs its own, which exits at once."""
     handler = signal.getsignal(signal.SIGTERM)
     if not callable(handler) or threading.current_thread() is not threading.main_thread():
         yield
@@ -100,7 +105,7 @@ def _signals_of_the_caller() -> Iterator[None]:
     try:
         yield
     except SystemExit as exc:
-        if exc.code == signal.SIGTERM:  # it came meanwhile, and was the caller's
+        if exc.code == signal.SIGTERM:  # a signal that came in the meantime
             handler(signal.SIGTERM, None)
         raise
     finally:

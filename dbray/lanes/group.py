@@ -15,6 +15,8 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayActorError
+from ray.train import ControllerError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dbray.bases import Base
 from dbray.cluster import hardware
@@ -50,9 +52,9 @@ def open_lanes(
         on_lost: is told, from another thread, why a lane is lost; the others go on.
     """
     resources = job.resources
-    queue: Any = ray.remote(LeaseQueue).options(num_cpus=0).remote(
-        list(subjects), resources.max_attempts, resources.lease_seconds
-    )  # fmt: skip
+    queue: Any = ray.remote(LeaseQueue).options(
+        num_cpus=0, scheduling_strategy=_on_this_node()
+    ).remote(list(subjects), resources.max_attempts, resources.lease_seconds)  # fmt: skip
     use_gpu = hardware().uses_gpus(resources.device)
     names = [f"lane-{index}" for index in range(count)]
     specs = [LaneSpec(name, job, base, queue, scratch, use_gpu) for name in names]
@@ -65,6 +67,11 @@ def open_lanes(
         # However this ends: without the queue no lane goes on, also on a cluster that stays.
         lanes.over.set()
         ray.kill(queue)
+
+
+def _on_this_node() -> NodeAffinitySchedulingStrategy:
+    """Keep an actor on the driver's node: no other node's death may end the run."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 class Lanes:
@@ -136,27 +143,45 @@ class _LaneThread(threading.Thread):
         super().__init__(name=spec.name, daemon=True)
         self._spec = spec
         self._on_lost = on_lost
-        self._over = over
+        self.over = over
         self.error: LaneLost | None = None
+        self._ended_before = self._restarts = 0
 
     def run(self) -> None:
         """Hold the lane until it ends.
 
         Its failure budget is for deaths in a row: while subjects end in between, it starts anew.
         """
-        ended = -1
         with suppress(RayActorError):  # the queue is gone, and the job with it
-            while (now := self._num_ended()) > ended:
-                ended = now
-                try:
-                    run_lane(self._spec)
+            while (error := self._hold()) is not None:
+                if self.over.is_set():
                     return
-                except LaneLost as exc:
-                    if self._over.is_set():
-                        return
-                    logger.warning("lane lost lane=%s error=%s", self._spec.name, exc)
-                    self.error = exc
-            self._on_lost(f"lost {self.error}")
+                logger.warning("lane lost lane=%s error=%s", self._spec.name, error)
+                self.error = error
+                if not self._may_start_anew(error):
+                    self._on_lost(f"lost {error}")
+                    return
+
+    def _hold(self) -> LaneLost | None:
+        """Hold the lane once; returns why it was lost, with its subject free for others."""
+        self._ended_before = self._num_ended()
+        try:
+            run_lane(self._spec)
+        except LaneLost as exc:
+            if not self.over.is_set():
+                ray.get(self._spec.queue.release.remote(self._spec.name))
+            return exc
+        return None
+
+    def _may_start_anew(self, error: LaneLost) -> bool:
+        if self._num_ended() > self._ended_before:
+            self._restarts = 0
+            return True
+        # A node that dies while workers start on it is an error of Ray's controller, which does not
+        # count among the deaths of workers that Ray Train itself makes good.
+        self._restarts += 1
+        is_of_cluster = isinstance(error.__cause__, ControllerError)
+        return is_of_cluster and self._restarts <= self._spec.job.resources.max_lane_failures
 
     def _num_ended(self) -> int:
         return ray.get(self._spec.queue.num_ended.remote(self._spec.name))

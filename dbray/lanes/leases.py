@@ -119,8 +119,8 @@ class LeaseQueue:
         self._num_ended: Counter[str] = Counter()
         self._last_noun: dict[str, str] = {}
 
-    def enter(self, lane: str) -> None:
-        """A lane (re)starts: what it held before is lost work."""
+    def release(self, lane: str) -> None:
+        """The lane's workers died, or have just started: what they held is free for others."""
         self._expire(lambda lease: lease.lane == lane, f"the workers of {lane} died")
 
     def lease(self, lane: str) -> tuple[tuple[PlannedSubject, int] | None, bool]:

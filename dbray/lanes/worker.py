@@ -16,7 +16,7 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
-from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
+from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback, WorkerGroupError
 
 from dbray import bases
 from dbray.bases import Base, Compute
@@ -79,12 +79,28 @@ def run_lane(spec: LaneSpec) -> None:
             storage_filesystem=filesystem,
             storage_path=folder,
             failure_config=FailureConfig(max_failures=resources.max_lane_failures),
+            callbacks=[_ReleaseOnDeath(spec)],
         ),
     )
     try:
         trainer.fit()
     except Exception as exc:
         raise LaneLost(f"{spec.name}: {_reason(exc)}") from exc
+
+
+class _ReleaseOnDeath(UserCallback):
+    """Frees the lane's subject as soon as a worker of it is dead.
+
+    Ray starts new workers when there is room for them, which on a cluster that has lost a node may
+    be never. Runs in the controller, which Ray keeps on the driver's node.
+    """
+
+    def __init__(self, spec: LaneSpec) -> None:
+        self._queue, self._lane = spec.queue, spec.name
+
+    def after_exception(self, *_: Any, **__: Any) -> None:
+        """Called before new workers start."""
+        self._queue.release.remote(self._lane)
 
 
 def _reason(exc: Exception) -> str:
@@ -138,7 +154,7 @@ class _Worker:
         """Train subjects until none waits."""
         queue = self.spec.queue
         if self.leads:
-            ray.get(queue.enter.remote(self.spec.name))
+            ray.get(queue.release.remote(self.spec.name))
         while True:
             clock = Clock()
             with clock.phase("lease"):

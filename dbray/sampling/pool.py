@@ -36,7 +36,7 @@ from dbray.spec.sections import Device, Recipe
 logger = logging.getLogger(__name__)
 
 MAX_DEATHS = 3
-"""How often an actor is restarted, and a task retried, after its process died.
+"""How often an actor is restarted after its process died.
 
 Ray Data's own default is without limit: a task that always kills its process would never end.
 """
@@ -203,7 +203,9 @@ def _dataset(
             # none is idle at the end while another has a queue.
             compute=ActorPoolStrategy(size=pool.size(len(tasks)), max_tasks_in_flight_per_actor=2),
             max_restarts=MAX_DEATHS,
-            max_task_retries=MAX_DEATHS,
+            # Until its actor is restarted no more: Ray takes a quarter of a minute to notice that a
+            # node is dead, and each try at an actor on it fails at once.
+            max_task_retries=-1,
             **pool.remote_args(),
         )
 

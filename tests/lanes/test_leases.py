@@ -93,7 +93,7 @@ def test_a_lane_that_starts_again_gives_back_what_it_held(clock):
     queue = make_queue(clock, "a", "b")
     take(queue, "lane-0")
     take(queue, "lane-1")
-    queue.enter("lane-0")
+    queue.release("lane-0")
     assert take(queue, "lane-0") == ("a", 2)
     assert queue.snapshot(0).in_flight["lane-1"] == ("b", 0)
 
@@ -113,7 +113,7 @@ def test_a_stale_lane_may_complete_but_not_fail(clock):
 def test_a_subject_that_expired_and_was_published_is_not_done_again(clock):
     queue = make_queue(clock, "a", "b")
     take(queue, "lane-0")
-    queue.enter("lane-0")
+    queue.release("lane-0")
     queue.complete("a", {}, 8)
     assert take(queue, "lane-0") == ("b", 1)
     queue.complete("b", {}, 8)

@@ -177,7 +177,7 @@ def test_an_address_without_a_cluster_is_told(ray_session, address, reason):
         bound.bind(("127.0.0.1", 0))
         address = address.format(closed=f"127.0.0.1:{bound.getsockname()[1]}")
         with pytest.raises(SpecError, match=f"(?s){reason}.*fix: give --address") as caught:
-            cluster._join(address)
+            cluster._connect(address)
     assert address in str(caught.value)
 
 
