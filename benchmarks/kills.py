@@ -1,6 +1,7 @@
 """What does a kill cost? SIGKILL of driver, lane worker and prior actor, at random moments.
 
     python benchmarks/kills.py [--rounds 5] [--subjects 4] [--steps 90] [--seed 0] [--keep]
+    python benchmarks/kills.py --nodes 3 [--rounds 5] ...    # SIGKILL of worker nodes instead
 
 After each kill the job is run again until it has ended, and compared with an undisturbed run: every
 subject published exactly once, what was published before the kill untouched, all weights bitwise
@@ -20,6 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import nodes
 import psutil
 import yaml
 from measure import finish, print_table, write_subjects
@@ -135,9 +137,48 @@ def one_round(folder: Path, args: argparse.Namespace, victim: str, delay: float,
     }
 
 
+def kill_nodes(args: argparse.Namespace, rng: random.Random, folder: Path) -> None:
+    """Kill every worker node of a cluster while the job runs on it; once is all it may take."""
+    undisturbed = prepare(folder / "undisturbed", args)
+    whole = nodes.run(undisturbed, args.nodes)
+    wanted = weights(published(undisturbed))
+    if whole.exit_code != 0:
+        raise SystemExit(f"the undisturbed job ended with {whole.exit_code}")
+    rounds = []
+    for number in range(args.rounds):
+        job = prepare(folder / f"nodes-{number}", args)
+        found = nodes.run(job, args.nodes, nodes.draw(rng, args.nodes, whole.seconds))
+        after = weights(published(job))
+        rounds.append(
+            nodes.facts(found, job)
+            | {"each_published_once": len(after) == args.subjects, "bitwise_equal": after == wanted}
+        )
+        print(json.dumps(rounds[-1]), flush=True)
+        if found.exit_code != 0:
+            print((job.parent / "log.txt").read_text()[-4000:], file=sys.stderr)
+    good = [one for one in rounds if one["exit_code"] == 0 and one["bitwise_equal"]]
+    facts = {
+        "nodes": args.nodes,
+        "base": Path(args.base).name,
+        "subjects": args.subjects,
+        "steps": args.steps,
+        "seed": args.seed,
+        "undisturbed_seconds": round(whole.seconds, 1),
+        "kills": sum(len(one["kills_at_seconds"]) for one in rounds),
+        "rounds_after_which_all_was_right": len(good),
+        "longest_wait_seconds": max(one["longest_wait_seconds"] for one in rounds),
+        "rounds": rounds,
+    }
+    print_table({name: value for name, value in facts.items() if name != "rounds"})
+    finish("kills-nodes", facts, args.keep)
+    if len(good) < len(rounds):
+        raise SystemExit(1)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5, help="kills of each kind (default: 5)")
+    parser.add_argument("--nodes", type=int, help="kill the worker nodes of so many nodes")
     parser.add_argument("--base", default="miniature")
     parser.add_argument("--subjects", type=int, default=4)
     parser.add_argument("--steps", type=int, default=90)
@@ -145,6 +186,10 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help="keep the figures in results/")
     args = parser.parse_args()
     rng = random.Random(args.seed)
+    if args.nodes:
+        with tempfile.TemporaryDirectory() as name:
+            kill_nodes(args, rng, Path(name))
+        return
     rounds = []
     with tempfile.TemporaryDirectory() as name:
         undisturbed = prepare(Path(name) / "undisturbed", args)
