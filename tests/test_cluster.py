@@ -222,7 +222,6 @@ def test_the_image_installs_dependencies_before_code(tmp_path):
 @pytest.mark.parametrize(
     ("file", "command"),
     [
-        ("cluster/README.md", "ray job submit"),
         ("serve/README.md", "Without a running Ray"),
         ("serve/local.yaml", "ray start --head"),
     ],

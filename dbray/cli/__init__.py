@@ -117,20 +117,31 @@ def _add_job_commands(commands: Any) -> None:
     validate = _add(commands, "validate", "jobs:validate", "list every mistake; needs no GPU")
     plan = _add(commands, "plan", "jobs:plan", "say what would run and what it costs")
     run = _add(commands, "run", "jobs:run", "run a job, or continue it")
-    for command in (validate, plan, run):
+    submit = _add(commands, "submit", "submit:submit", "send a job to a running cluster")
+    for command in (validate, plan, run, submit):
         command.add_argument("job", help="job file (YAML)")
     for command in (validate, plan):
         command.add_argument("--json", action="store_true", help="print JSON")
-    run.add_argument("--retry-failed", action="store_true",
-                     help="also try subjects whose error would recur, after you fixed its "
-                     "cause")  # fmt: skip
-    run.add_argument("--max-failures", type=_number_from(0), metavar="N",
-                     help="stop when more than N subjects have failed")  # fmt: skip
+    for command in (run, submit):
+        command.add_argument("--retry-failed", action="store_true",
+                             help="also try subjects whose error would recur, after you fixed its "
+                             "cause")  # fmt: skip
+        command.add_argument("--max-failures", type=_number_from(0), metavar="N",
+                             help="stop when more than N subjects have failed")  # fmt: skip
     run.add_argument("--address", help="Ray cluster (default: $RAY_ADDRESS, or a local one)")
+
+    submit.add_argument("--no-wait", action="store_true", help="do not follow the job")
+    stop = _add(commands, "stop", "submit:stop", "stop a submitted job")
+    stop.add_argument("submission", help="id that 'dbray submit' printed")
+    for command in (submit, stop):
+        command.add_argument("--address", required=True,
+                             help="dashboard of the cluster, such as http://head:8265")  # fmt: skip
 
     status = _add(commands, "status", "status:status", "show the jobs of a storage")
     text = f"storage of the jobs (default: {_DEFAULT_REGISTRY}, or the demo's)"
     status.add_argument("storage", nargs="?", default=_default_registry(), help=text)
+    status.add_argument("--address", metavar="URL",
+                        help="list the jobs submitted to this cluster instead")  # fmt: skip
     status.add_argument("--watch", action="store_true", help="go on until no job runs")
     status.add_argument("--json", action="store_true", help="print JSON")
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dbray.cli.output import print_table
+from dbray.cli.submit import print_submissions
 from dbray.errors import SpecError, without_secrets
 from dbray.records.results import DAMAGED
 from dbray.spec.paths import anchor
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 def status(args: argparse.Namespace) -> int:
     """Show the jobs of a storage: counts, rates, time left, failures by cause."""
+    if args.address:
+        return print_submissions(args.address)
     from dbray.records.results import summaries
 
     store = Store(args.storage)

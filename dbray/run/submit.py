@@ -1,0 +1,172 @@
+"""Send a job to a cluster that runs already, through Ray's job server; follow, list and stop it.
+
+Owns what is packed and how Ray is asked. On the cluster, the job is an ordinary `dbray run`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import shlex
+import shutil
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import yaml
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+from dbray.errors import DbrayError, SpecError, first_line
+from dbray.planning.checks import Ready
+from dbray.spec.subject import Subject
+from dbray.spec.text_files import parse_yaml, read_text
+from dbray.subjects.validation import write_jsonl
+
+MAX_BYTES = 400 * 2**20
+"""Photographs that travel with a job. Ray keeps a package in its head's memory, 512 MiB at most."""
+_JOB, _MANIFEST, _PHOTOS = "job.yaml", "subjects.jsonl", "photos"
+_ID_PREFIX = "dbray-"
+_STOPPED_CODE = 130
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A job that was sent to a cluster."""
+
+    id: str
+    state: str
+    message: str
+
+
+def check_storage(storage: str, address: str) -> None:
+    """Raise SpecError for a local folder, unless the cluster is on this machine."""
+    if "://" not in storage and not _is_this_machine(address):
+        raise SpecError.of(
+            "storage",
+            f"{storage} is a folder of this machine, and the cluster at {address} is another",
+            "set 'storage' in the job file to one that all nodes reach, such as s3://bucket/runs "
+            "or, for a disk that all of them mount, file:///mnt/runs",
+        )
+
+
+def _is_this_machine(address: str) -> bool:
+    """Whether a port can be opened at the address: only one's own allow that."""
+    try:
+        found = socket.getaddrinfo(urlsplit(address).hostname, 0, type=socket.SOCK_STREAM)
+        for family, kind, protocol, _, place in found:
+            with socket.socket(family, kind, protocol) as listener:
+                listener.bind(place)
+    except OSError:
+        return False
+    return True
+
+
+def pack(job_file: Path, ready: Ready, folder: Path) -> None:
+    """Write the job, its manifest and its local photographs to an empty folder.
+
+    Raises:
+        SpecError: the photographs are more than travels with a job.
+    """
+    subjects = [checked.subject for checked in ready.subjects]
+    _check_size(subjects)
+    packed = [_with_photographs(subject, folder / _PHOTOS) for subject in subjects]
+    write_jsonl(packed, folder / _MANIFEST)
+    job, _ = parse_yaml(read_text(job_file), job_file)
+    job |= {"id": ready.job.id, "base": ready.job.base, "storage": ready.job.storage}
+    job["subjects"] = _MANIFEST
+    (folder / _JOB).write_text(yaml.safe_dump(job, allow_unicode=True), encoding="utf-8")
+
+
+def _check_size(subjects: Sequence[Subject]) -> None:
+    local = (Path(image) for one in subjects for image in one.images if "://" not in image)
+    size_bytes = sum(image.stat().st_size for image in local)
+    if size_bytes > MAX_BYTES:
+        raise SpecError.of(
+            "subjects",
+            f"the photographs on this machine take {size_bytes / 2**20:.0f} MiB, and at most "
+            f"{MAX_BYTES / 2**20:.0f} MiB can be sent with a job",
+            "copy them to storage that all nodes reach, and name them in a manifest by URI, such "
+            "as s3://bucket/photos/rex/0.jpg",
+        )
+
+
+def _with_photographs(subject: Subject, photos: Path) -> Subject:
+    """Copy a subject's local photographs; return the subject with the copies."""
+    images = []
+    for number, image in enumerate(subject.images):
+        if "://" not in image:
+            copy = photos / subject.id / f"{number}{Path(image).suffix}"
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(image, copy)
+            image = str(copy)
+        images.append(image)
+    return subject.model_copy(update={"images": tuple(images)})
+
+
+class JobServer:
+    """Ray's job server, which is at the dashboard's address."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._client: JobSubmissionClient = self._ask(lambda: JobSubmissionClient(address))
+
+    def submit(self, folder: Path, job_id: str, options: Sequence[str]) -> str:
+        """Start a packed job; returns the submission's id."""
+        return self._ask(
+            lambda: self._client.submit_job(
+                entrypoint=shlex.join(["dbray", "run", _JOB, *options]),
+                submission_id=f"{_ID_PREFIX}{job_id}-{secrets.token_hex(4)}",
+                runtime_env={"working_dir": str(folder)},
+            )
+        )
+
+    def follow(self, submission_id: str, write: Callable[[str], None]) -> int:
+        """Pass on the job's output until it has ended; returns its exit code."""
+
+        async def tail() -> None:
+            async for text in self._client.tail_job_logs(submission_id):
+                write(text)
+
+        self._ask(lambda: asyncio.run(tail()))
+        info = self._ask(lambda: self._client.get_job_info(submission_id))
+        if info.status == JobStatus.STOPPED:
+            return _STOPPED_CODE
+        return 0 if info.status == JobStatus.SUCCEEDED else info.driver_exit_code or 1
+
+    def submissions(self) -> list[Submission]:
+        """The jobs that dbray has sent to this cluster, oldest first."""
+        found = self._ask(self._client.list_jobs)
+        ours = [one for one in found if (one.submission_id or "").startswith(_ID_PREFIX)]
+        ours.sort(key=lambda one: one.start_time or 0)
+        return [
+            Submission(str(one.submission_id), one.status.value.lower(), one.message or "")
+            for one in ours
+        ]
+
+    def stop(self, submission_id: str) -> bool:
+        """Stop a job, as Ctrl-C does; returns whether it was still running."""
+        return self._ask(lambda: self._client.stop_job(submission_id))
+
+    def _ask(self, request: Callable[[], Any]) -> Any:
+        """Make a request.
+
+        Raises:
+            SpecError: no job server answers at the address.
+            DbrayError: it refuses the request.
+        """
+        try:
+            return request()
+        except (ConnectionError, ValueError) as exc:
+            raise SpecError.of(
+                f"--address {self._address}",
+                f"cannot connect to Ray's job server: {first_line(exc)}",
+                "give the address of the cluster's dashboard, such as http://head:8265",
+            ) from exc
+        except RuntimeError as exc:
+            raise DbrayError(
+                f"Ray's job server at {self._address} refused the request: {first_line(exc)}. If "
+                "the cluster asks for a token, set RAY_AUTH_TOKEN to it"
+            ) from exc

@@ -1,0 +1,123 @@
+"""Jobs that are sent to a running cluster: what is packed, what is refused, and one for real."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from kit.serving import free_port
+from kit.worlds import write_job
+
+from dbray.errors import SpecError
+from dbray.planning.checks import check_file
+from dbray.run import submit
+
+SUBJECTS = {"ace": "cat", "bob": "dog"}
+
+
+def test_a_packed_job_is_the_same_job_in_another_place(tiny_base, tmp_path):
+    job_file = write_job(tmp_path / "here", tiny_base, SUBJECTS)
+    ready, folder = check_file(job_file).ready(), tmp_path / "package"
+    folder.mkdir()
+    submit.pack(job_file, ready, folder)
+    (tmp_path / "here").rename(tmp_path / "gone")
+    packed = check_file(folder / "job.yaml").ready()
+    assert packed.job.model_copy(update={"subjects": ready.job.subjects}) == ready.job
+    digests = [[one.image_digests for one in job.subjects] for job in (packed, ready)]
+    assert digests[0] == digests[1]
+    images = [image for one in packed.subjects for image in one.subject.images]
+    assert all(Path(image).is_relative_to(folder) for image in images)
+
+
+def test_more_photographs_than_travel_are_refused_with_their_size(tiny_base, tmp_path, monkeypatch):
+    job_file = write_job(tmp_path / "here", tiny_base, SUBJECTS)
+    monkeypatch.setattr(submit, "MAX_BYTES", 1024)
+    with pytest.raises(SpecError, match=r"take \d+ MiB.*\n.*name them in a manifest by URI"):
+        submit.pack(job_file, check_file(job_file).ready(), tmp_path / "package")
+    assert not (tmp_path / "package").exists()
+
+
+@pytest.mark.parametrize(
+    ("storage", "address"),
+    [
+        ("/work/runs", "http://127.0.0.1:8265"),
+        ("/work/runs", "http://localhost:8265"),
+        ("s3://bucket/runs", "http://198.51.100.7:8265"),
+        ("file:///mnt/runs", "http://198.51.100.7:8265"),
+    ],
+)
+def test_storage_that_the_cluster_reaches_is_accepted(storage, address):
+    submit.check_storage(storage, address)
+
+
+def test_a_folder_of_this_machine_is_refused_for_a_cluster_elsewhere():
+    with pytest.raises(SpecError, match="all nodes reach, such as s3://bucket/runs"):
+        submit.check_storage("/work/runs", "http://198.51.100.7:8265")
+
+
+def test_an_address_without_a_job_server_is_an_error_of_the_input():
+    with pytest.raises(SpecError, match="address of the cluster's dashboard"):
+        submit.JobServer(f"http://127.0.0.1:{free_port()}")
+
+
+@pytest.fixture
+def head(tmp_path):
+    """A head with a job server that asks for a token; returns its URL and the environment."""
+    port, gcs_port = free_port(), free_port()
+    token = tmp_path / "token"
+    token.write_text("0123456789abcdef" * 4)
+    env = {
+        **os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }  # fmt: skip
+    env.pop("RAY_ADDRESS", None)
+    command = [
+        "ray", "start", "--head", "--block", "--num-cpus=2", f"--port={gcs_port}",
+        f"--dashboard-port={port}", "--object-store-memory=157286400",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if "Ray runtime started" in line:
+            break
+    yield f"http://127.0.0.1:{port}", env
+    process.terminate()
+    process.communicate()
+
+
+def dbray(env, *words, **kwargs):
+    # RAY_AUTH_MODE is for dbray to set.
+    env = {name: value for name, value in env.items() if name != "RAY_AUTH_MODE"}
+    command = [sys.executable, "-m", "dbray", *words]
+    return subprocess.run(command, env=env, capture_output=True, text=True, **kwargs)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(290)
+def test_a_job_is_submitted_followed_listed_and_stopped(head, tiny_base, tmp_path):
+    address, env = head
+    bare = {"recipe": {"steps": 8, "prior_weight": 0.0}, "previews": {"prompts": []}}
+    job_file = write_job(tmp_path / "job", tiny_base, SUBJECTS, **bare)
+    while True:  # the head takes no jobs before its agent runs
+        done = dbray(env, "submit", str(job_file), "--address", address)
+        if "No available agent" not in done.stderr:
+            break
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "published ace@" in done.stdout
+    assert "finished: 2 published" in done.stdout
+    assert len(list((tmp_path / "job" / "runs" / "models").glob("*/*/_COMMITTED"))) == 2
+
+    bare["recipe"]["steps"] = 10**6
+    endless = write_job(tmp_path / "endless", tiny_base, SUBJECTS, **bare)
+    begun = dbray(env, "submit", str(endless), "--address", address, "--no-wait")
+    [submission] = re.findall(r"submitted (\S+)", begun.stdout)
+    assert f"dbray stop {submission} --address {address}" in begun.stdout
+    assert "is stopping" in dbray(env, "stop", submission, "--address", address).stdout
+    states = {}
+    while states.get(submission) in (None, "running", "pending"):
+        listed = dbray(env, "status", "--address", address).stdout
+        states = dict(re.findall(r"(dbray-job-\w+) +(\w+)", listed))
+    assert sorted(states.values()) == ["stopped", "succeeded"]
