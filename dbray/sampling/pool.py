@@ -40,6 +40,9 @@ MAX_DEATHS = 3
 
 Ray Data's own default is without limit: a task that always kills its process would never end.
 """
+_TRIES = 30
+"""How often a task is retried. Deaths of its actor end it sooner, except where a node is dead: Ray
+notices that after a quarter of a minute, in which each try at an actor on it fails at once."""
 _LATENTS_PER_BATCH = 8 * 64 * 64
 """Latent positions sampled at once: 8 images of 512 px, or more smaller ones."""
 
@@ -203,9 +206,7 @@ def _dataset(
             # none is idle at the end while another has a queue.
             compute=ActorPoolStrategy(size=pool.size(len(tasks)), max_tasks_in_flight_per_actor=2),
             max_restarts=MAX_DEATHS,
-            # Until its actor is restarted no more: Ray takes a quarter of a minute to notice that a
-            # node is dead, and each try at an actor on it fails at once.
-            max_task_retries=-1,
+            max_task_retries=_TRIES,
             **pool.remote_args(),
         )
 
