@@ -101,9 +101,11 @@ def start(options: ServeOptions, port: int, host: str = "127.0.0.1") -> None:
         SpecError: no base is known, or nothing can listen on the port.
         BaseError: the base does not exist or is not usable.
     """
-    options = with_base(options)
-    if not ray.is_initialized():
+    is_ours = not ray.is_initialized()
+    if is_ours:
         _check_port(host, port)
+    options = with_base(options)
+    if is_ours:
         edge.prepare()
         # Ray's workers are nice by default; here people wait for them.
         os.environ.setdefault("RAY_worker_niceness", "0")
