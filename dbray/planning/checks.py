@@ -85,12 +85,14 @@ def _check(job: Job, source: Source | None, where: Callable[[str], str], folder:
             checked.problems.append(
                 Problem("error", where("base"), f"base: {exc}", "change 'base'")
             )
-    if source is not None:
-        found = validation.validate(source, folder=folder)
-        checked.problems += found.problems
-        checked.subjects = found.subjects
     if checked.base is not None:
         checked.job = resolve_job(job, checked.base)
+    if source is not None:
+        resolution = checked.job.recipe.resolution if checked.job else None
+        found = validation.validate(source, folder=folder, resolution=resolution)
+        checked.problems += found.problems
+        checked.subjects = found.subjects
+    if checked.base is not None and checked.job is not None:
         subjects = [one.subject for one in checked.subjects]
         checked.naming, problems = names.check_names(checked.job, checked.base, subjects)
         checked.problems += problems

@@ -162,6 +162,7 @@ def _plan_subject(
             "identifier": identifier,
             "recipe": job.recipe.identity(),
             "prior": prior.digest if prior else None,
+            **({"decodings": checked.decodings} if checked.decodings else {}),
         }
     )
     return PlannedSubject(

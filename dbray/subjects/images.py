@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from dbray.errors import SubjectError
 
@@ -45,6 +45,8 @@ _BEGINNINGS = tuple(
         ("JPEG XL", rb"\0\0\0\x0cJXL |\xff\x0a"),
     )
 )
+_ROUNDING = 2
+"""Levels of 255 by which two pictures may differ and count as equal."""
 BEGINNING_BYTES = 16
 """As many bytes identify the format of a file."""
 
@@ -60,17 +62,34 @@ class ImageCheck:
     height: int
     digest: str
     perceptual: int
+    decoding: int = 1
+    """2 where the first version of dbray gave other pixels: it is part of a fingerprint then."""
+    blank: str | None = None
+    """How the picture shows nothing; None if it shows something."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Decoded:
+    image: Image.Image
+    decoding: int
+    is_transparent: bool
+    """Every pixel of it."""
 
 
 def decode(data: bytes, name: str) -> Image.Image:
     """Decode a PNG, JPEG or WebP file to RGB as a person sees it.
 
-    EXIF orientation is applied, transparent pixels are laid on white, an animation gives its first
-    frame, 16 bits become 8, and no metadata (place, camera) is kept.
+    EXIF orientation is applied, colours are converted from an embedded profile to sRGB, transparent
+    pixels are laid on white, an animation gives its first frame, 16 bits become 8, and no metadata
+    (place, camera) is kept.
 
     Raises:
         SubjectError: f"{name}: reason". The caps are checked before any pixel is decoded.
     """
+    return _decode(data, name).image
+
+
+def _decode(data: bytes, name: str) -> _Decoded:
     if not data:
         raise SubjectError(f"{name}: is empty (0 bytes)")
     if len(data) > MAX_IMAGE_BYTES:
@@ -117,22 +136,71 @@ def format_of(beginning: bytes) -> str | None:
     return next((kind for kind, form in _BEGINNINGS if form.match(beginning)), None)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Upright 8-bit RGB on white, without metadata."""
+def _to_rgb(image: Image.Image) -> _Decoded:
+    """Upright 8-bit sRGB on white, without metadata."""
     _turn_upright(image)
     if image.mode.startswith("I"):
-        # Pillow would clip 16-bit grey at 255; the upper byte is the picture.
-        grey = np.asarray(image).astype(np.int64) >> 8
-        rgb = Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8)).convert("RGB")
-    elif image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        rgb = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        rgb.alpha_composite(rgba)
-        rgb = rgb.convert("RGB")
+        decoded = _from_16_bits(image)
     else:
-        rgb = image.convert("RGB")
-    rgb.info.clear()
-    return rgb
+        managed = _managed(image)
+        rgb, is_transparent = managed or image, False
+        if image.has_transparency_data:
+            alpha = image.convert("RGBA").getchannel("A")
+            is_transparent = alpha.getextrema()[1] == 0
+            rgb = _on_white(rgb, alpha)
+        decoded = _Decoded(rgb.convert("RGB"), 1 if managed is None else 2, is_transparent)
+    decoded.image.info.clear()
+    return decoded
+
+
+def _from_16_bits(image: Image.Image) -> _Decoded:
+    """Pillow would clip 16-bit grey at 255; the upper byte is the picture."""
+    values = np.asarray(image).astype(np.int64)
+    grey = np.clip(values >> 8, 0, 255).astype(np.uint8)
+    clear = values == image.info.get("transparency", -1)
+    grey[clear] = 255
+    decoding = 2 if clear.any() else 1
+    return _Decoded(Image.fromarray(grey).convert("RGB"), decoding, bool(clear.all()))
+
+
+def _on_white(image: Image.Image, alpha: Image.Image) -> Image.Image:
+    rgba = image.convert("RGBA")
+    rgba.putalpha(alpha)
+    white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+    white.alpha_composite(rgba)
+    return white
+
+
+def _managed(image: Image.Image) -> Image.Image | None:
+    """Convert colours from the embedded profile to sRGB; None without one, or if it is sRGB."""
+    profile_bytes = image.info.get("icc_profile")
+    if not profile_bytes:
+        return None
+    with suppress(Exception):  # a broken profile is no reason to refuse the picture
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(profile_bytes))
+        mode = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}[profile.profile.xcolor_space.strip()]  # pyright: ignore[reportAttributeAccessIssue]
+        if mode not in (image.mode, image.mode.removesuffix("A")) and image.mode != "P":
+            return None  # a profile of something else
+        transform = ImageCms.buildTransform(
+            profile, ImageCms.createProfile("sRGB"), mode, "RGB",
+            ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+        )  # fmt: skip
+        if mode == "CMYK" or _moves_colours(transform, mode):
+            return ImageCms.applyTransform(image.convert(mode), transform)
+    return None
+
+
+def _moves_colours(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:
+    """Whether any colour moves by more than rounding does, as of cameras' own profiles of sRGB."""
+    steps = np.linspace(0, 255, 9 if mode == "RGB" else 256).astype(np.uint8)
+    axes = np.meshgrid(*[steps] * (3 if mode == "RGB" else 1), indexing="ij")
+    colours = np.stack(axes, axis=-1).reshape(1, -1, len(axes))
+    sample = Image.fromarray(colours if mode == "RGB" else colours[..., 0])
+    moved = ImageCms.applyTransform(sample, transform)
+    assert moved is not None
+    difference = np.asarray(moved, dtype=int) - np.asarray(sample.convert("RGB"), dtype=int)
+    return int(np.abs(difference).max()) > _ROUNDING
 
 
 def _turn_upright(image: Image.Image) -> None:
@@ -143,13 +211,23 @@ def _turn_upright(image: Image.Image) -> None:
 
 def check(data: bytes, name: str) -> ImageCheck:
     """Decode an image fully and measure it. Raises SubjectError as `decode` does."""
-    image = decode(data, name)
+    decoded = _decode(data, name)
+    image = decoded.image
     return ImageCheck(
         width=image.width,
         height=image.height,
         digest=hashlib.sha256(data).hexdigest(),
         perceptual=_difference_hash(image),
+        decoding=decoded.decoding,
+        blank=_blank(decoded),
     )
+
+
+def _blank(decoded: _Decoded) -> str | None:
+    if decoded.is_transparent:
+        return "fully transparent"
+    spread = max(high - low for low, high in decoded.image.getextrema())  # pyright: ignore
+    return "blank, of one colour" if spread <= _ROUNDING else None
 
 
 def _difference_hash(image: Image.Image) -> int:

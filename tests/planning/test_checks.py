@@ -84,3 +84,10 @@ def test_a_job_that_may_run_keeps_its_warnings(tmp_path, tiny_base):
     assert [one.subject.id for one in ready.subjects] == ["rex", "tom"]
     assert ["only 2 images" in one.what for one in ready.warnings] == [True]
     assert ready.base.folder == tiny_base
+
+
+def test_small_photographs_are_held_against_the_resolution_of_training(tmp_path, tiny_base):
+    job = write_job(tmp_path, tiny_base, SUBJECTS, recipe={"resolution": 96})
+    warnings = check_file(job).problems
+    assert [warning.subject for warning in warnings] == ["rex", "tom"]
+    assert all("training sees 96 x 96" in warning.what for warning in warnings)

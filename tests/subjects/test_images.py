@@ -10,7 +10,8 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from kit.profiles import DISPLAY_P3, rgb_profile
+from PIL import Image, ImageCms
 
 from dbray.errors import SubjectError
 from dbray.subjects import images
@@ -281,3 +282,43 @@ def test_only_rgb_pixels_are_encoded(shape):
         images.encode_png(np.zeros(shape, dtype=np.uint8))
     with pytest.raises(ValueError, match="HWC"):
         images.encode_png(np.zeros((8, 8, 3), dtype=np.float32))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+@pytest.mark.parametrize("file_format", ["PNG", "WEBP"])
+def test_colours_of_a_phone_become_srgb(mode, file_format):
+    """The red of Display P3 is outside of sRGB; its (200, 80, 60) is a stronger red there."""
+    image = Image.new("RGB", (8, 8), (200, 80, 60)).convert(mode)
+    data = encoded(image, file_format, icc_profile=rgb_profile(DISPLAY_P3), lossless=True)
+    red, green, blue = images.decode(data, "a").getpixel((4, 4))
+    assert red > 208
+    assert green < 76
+    assert blue < 60
+    assert images.check(data, "a").decoding == 2
+
+
+def test_a_photograph_in_srgb_keeps_its_pixels_whatever_its_profile():
+    plain = encoded(photo())
+    own = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for profile in (own, b"not a profile", b""):
+        data = encoded(photo(), icc_profile=profile)
+        assert images.decode(data, "a").tobytes() == images.decode(plain, "a").tobytes()
+        assert images.check(data, "a").decoding == 1
+
+
+def test_a_transparent_grey_of_16_bits_is_laid_on_white():
+    values = np.full((4, 4), 20_000, dtype=np.uint16)
+    values[0, 0] = 5_000
+    data = encoded(Image.fromarray(values), transparency=5_000)
+    decoded = images.decode(data, "a")
+    assert decoded.getpixel((0, 0)) == WHITE
+    assert decoded.getpixel((1, 1)) == (78, 78, 78)
+    assert images.check(data, "a").decoding == 2
+
+
+def test_pictures_that_show_nothing_are_named():
+    assert images.check(encoded(photo()), "a").blank is None
+    assert images.check(encoded(Image.new("RGB", (9, 9), RED)), "a").blank == "blank, of one colour"
+    clear = photo().convert("RGBA")
+    clear.putalpha(0)
+    assert images.check(encoded(clear), "a").blank == "fully transparent"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from kit.profiles import DISPLAY_P3, rgb_profile
 from kit.worlds import errors_of
 from PIL import Image
 
@@ -269,3 +270,47 @@ def test_validation_imports_neither_torch_nor_ray(photos):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_photographs_smaller_than_the_training_resolution_give_one_line(photos):
+    assert validation.validate(str(photos), "dog", resolution=80).problems == ()
+    problems = validation.validate(str(photos), "dog", resolution=512).problems
+    assert [problem.subject for problem in problems] == ["rex", "teapot"]
+    assert "0.png has only 80 x 80 pixels, and so have 2 others" in problems[0].what
+    assert "training sees 512 x 512" in problems[0].what
+
+
+def test_a_strip_of_which_a_square_keeps_little_is_named(photos):
+    with Image.open(photos / "rex/0.png") as image:
+        image.resize((640, 80)).save(photos / "rex/0.png")
+    [warning] = validation.validate(str(photos), "dog").problems
+    assert "640 x 80 pixels, of which a square keeps 12%" in warning.what
+
+
+def test_look_alikes_give_one_line(photos):
+    for number in range(60):
+        with Image.open(photos / "rex/0.png") as image:
+            image.point(lambda value, n=number: max(value - n // 20, 0)).save(
+                photos / f"rex/frame-{number:02}.png"
+            )
+    [warning] = validation.validate(str(photos), "dog").problems
+    assert "0.png" in warning.what
+    assert "and 59 others look almost the same" in warning.what
+
+
+def test_pictures_that_show_nothing_are_reported_as_that(photos):
+    Image.new("RGB", (80, 80), "blue").save(photos / "rex/3.png")
+    Image.new("RGBA", (80, 80), (9, 9, 9, 0)).save(photos / "rex/4.png")
+    whats = [problem.what for problem in validation.validate(str(photos), "dog").problems]
+    assert whats == [
+        f"{photos / 'rex/3.png'} is blank, of one colour",
+        f"{photos / 'rex/4.png'} is fully transparent",
+    ]
+
+
+def test_photographs_that_decode_as_ever_carry_no_mark(photos):
+    assert [one.decodings for one in validation.validate(str(photos), "dog").subjects] == [(), ()]
+    with Image.open(photos / "rex/1.png") as image:
+        image.save(photos / "rex/1.png", icc_profile=rgb_profile(DISPLAY_P3))
+    rex, teapot = validation.validate(str(photos), "dog").subjects
+    assert (rex.decodings, teapot.decodings) == ((1, 2, 1), ())
