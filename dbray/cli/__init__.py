@@ -20,6 +20,7 @@ from typing import Any, get_args
 from dbray import __version__
 from dbray.cli.display import displays
 from dbray.errors import DbrayError, SpecError
+from dbray.export import FORMATS
 from dbray.processes import wait_passively
 from dbray.spec.sections import Sampler
 
@@ -153,16 +154,28 @@ def _add_job_commands(commands: Any) -> None:
 
 
 def _add_model_commands(commands: Any) -> None:
-    models = commands.add_parser("models", help="list, show, remove or export published models")
+    models = commands.add_parser(
+        "models", help="list, show, remove, export or import published models"
+    )
     actions = models.add_subparsers(title="actions", metavar="ACTION", required=True)
     listing = _add(actions, "list", "models:list_models", "list the published models")
     show = _add(actions, "show", "models:show", "show the record of a model")
     remove = _add(actions, "remove", "models:remove", "remove a model, leaving nothing behind")
-    export = _add(actions, "export", "models:export", "write a model as a diffusers folder")
+    export = _add(actions, "export", "models:export", "write a model for other programs")
+    import_ = _add(actions, "import", "models:import_", "publish a LoRA that another tool trained")
     for action in (show, remove, export):
         action.add_argument("model", help="id, or id@revision")
     remove.add_argument("--yes", action="store_true", help="do not ask")
-    export.add_argument("-o", "--output", required=True, help="folder to make")
+    export.add_argument("--format", choices=tuple(FORMATS), default="diffusers",
+                        help="default: diffusers")  # fmt: skip
+    export.add_argument("-o", "--output", required=True,
+                        help="folder to make (diffusers, lora), or file")  # fmt: skip
+    import_.add_argument("file", help="safetensors with the keys of kohya, diffusers or ComfyUI")
+    import_.add_argument("--subject", required=True, metavar="ID", help="id to publish it as")
+    import_.add_argument("--class", dest="class_noun", metavar="NOUN", required=True,
+                         help="class noun that prompts name")  # fmt: skip
+    import_.add_argument("--identifier", help="word(s) that it was trained with (default: none)")
+    import_.add_argument("--base", help="base that it was trained on (default: miniature)")
     for action in (listing, show):
         action.add_argument("--json", action="store_true", help="print JSON")
 
@@ -186,9 +199,9 @@ def _add_model_commands(commands: Any) -> None:
     for command in (export, generate):
         command.add_argument("--base", help="base to load: for the model 'base' (default: "
                              "miniature), and instead of the one in a model's record")  # fmt: skip
-    for command in (export, generate, serve):
+    for command in (export, import_, generate, serve):
         command.add_argument("--base-revision", metavar="COMMIT", help="of a hub id")
-    for command in (listing, show, remove, export, generate, serve):
+    for command in (listing, show, remove, export, import_, generate, serve):
         text = f"storage of the models (default: {_DEFAULT_REGISTRY}, or the demo's)"
         command.add_argument(
             "--registry", default=_default_registry(), metavar="STORAGE", help=text

@@ -1,4 +1,4 @@
-"""Commands about published models: models list|show|remove|export, generate, serve."""
+"""Commands about published models: models list|show|remove|export|import, generate, serve."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from dbray import bases
-from dbray.bases import Compute
 from dbray.cli.output import print_table
 from dbray.errors import BaseError, Problem, RegistryError, SpecError, without_secrets
 from dbray.records.models import ModelRecord, Registry
@@ -23,10 +22,12 @@ from dbray.spec.paths import MINIATURE, anchor_base
 from dbray.spec.problems import problems_of
 from dbray.spec.prompts import check_template, fill_prompt
 from dbray.spec.sections import Previews
+from dbray.spec.subject import Subject
 from dbray.storage.store import Store
 
 if TYPE_CHECKING:
     from dbray.bases import Backbone
+    from dbray.export.source import Source
     from dbray.method.generate import Sampling
 
 
@@ -91,19 +92,34 @@ def remove(args: argparse.Namespace) -> int:
 
 
 def export(args: argparse.Namespace) -> int:
-    """Write a model as a diffusers folder, which any diffusers program loads."""
-    output = Path(args.output)
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise RegistryError(f"{output} exists and is no empty folder; choose another -o")
-    from dbray.export.diffusers import export as write_folder
+    """Write a model in a format of other programs; print Python that loads it with diffusers."""
+    from dbray.export import check, format_of
 
-    record, backbone = _load(args)
-    with _writing(output):
-        half = record is None or record.recipe.publish_precision == "fp16"
-        write_folder(backbone, output, half)
-        if record is not None:
-            (output / "dbray.json").write_text(record.model_dump_json(indent=1), encoding="utf-8")
-    print(f"wrote {output}; load it with StableDiffusionPipeline.from_pretrained({str(output)!r})")
+    output = Path(args.output)
+    with _writing(output), _source(args) as source:
+        check(args.format, source, output)
+        line = format_of(args.format).export(source, output)
+    print(f"wrote {output}; load it with:\n{line}")
+    if source.has_tokens and args.format in ("kohya", "comfyui"):
+        print("its learnt embeddings are not in that file: write them with --format embedding too; "
+              f"in prompts write {source.token} for its identifier", file=sys.stderr)  # fmt: skip
+    return 0
+
+
+def import_(args: argparse.Namespace) -> int:
+    """Publish a LoRA that another tool trained."""
+    named = {"id": args.subject, "class_noun": args.class_noun, "identifier": args.identifier}
+    try:
+        subject = Subject.model_validate(named | {"images": ()})
+    except ValidationError as exc:
+        raise SpecError(problems_of(exc, "command line", model=Subject)) from exc
+    from dbray.export.imported import Naming, import_lora
+
+    base = bases.resolve(_anchored(args.base) or MINIATURE, args.base_revision)
+    naming = Naming(subject.id, subject.class_noun, subject.identifier or "")
+    model = import_lora(Path(args.file), base, naming)
+    Registry(Store(args.registry)).publish(model.record, model.files)
+    print(f"published {model.record.name}")
     return 0
 
 
@@ -114,7 +130,8 @@ def generate(args: argparse.Namespace) -> int:
     from dbray.method.generate import generate as sample
 
     chosen = _chosen(args)
-    record, backbone = _load(args)
+    with _source(args) as source:
+        record, backbone = source.record, source.backbone
     prompt = args.prompt
     if record:
         prompt = fill_prompt(prompt, record.class_noun, record.identifier)
@@ -184,24 +201,23 @@ def _writing(folder: Path) -> Iterator[None]:
         raise RegistryError(f"{what}; choose another -o") from exc
 
 
-def _load(args: argparse.Namespace) -> tuple[ModelRecord | None, Backbone]:
-    """Load a model onto its base, or the base alone."""
-    from dbray.method.methods import put
+@contextmanager
+def _source(args: argparse.Namespace) -> Iterator[Source]:
+    """Find a model and its base, or the base alone; its files are here as long as this is open."""
+    from dbray.export.source import Source
 
     if args.model == UNTOUCHED:
         base = bases.resolve(args.base or MINIATURE, args.base_revision)
-        return None, bases.load(base, Compute(_device()))
+        yield Source(base, device=_device())
+        return
     registry = _registry(args)
     record = registry.find(args.model)
     base = bases.resolve(args.base or record.base, args.base_revision or record.base_revision)
     if base.digest != record.base_digest:
         raise BaseError(f"{record.name} was trained on another {record.base!r} "
                         f"({record.base_digest[:12]}, here is {base.digest[:12]})")  # fmt: skip
-    recipe = record.recipe
-    backbone = bases.load(base, Compute(_device(), recipe.precision, recipe.resolution))
     with tempfile.TemporaryDirectory() as folder:
-        put(backbone, recipe.method, registry.weights(record, Path(folder)))
-    return record, backbone
+        yield Source(base, record, registry.weights(record, Path(folder)), _device())
 
 
 def _device() -> str:

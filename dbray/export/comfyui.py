@@ -9,12 +9,17 @@ writes for Flux, match nothing there.
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from safetensors.torch import save_file
 from torch import Tensor
 
 from dbray.errors import RegistryError
 from dbray.export.kohya import layer_tensors
+from dbray.export.source import Source
 from dbray.method.factors import Adapters
 
+SUFFIX = ".safetensors"
 PREFIXES = {
     "FluxTransformer2DModel": "transformer.",
     "Flux2Transformer2DModel": "transformer.",
@@ -25,6 +30,21 @@ PREFIXES = {
 """What stands before a path, by the class of the denoiser."""
 
 
+def why_not(source: Source) -> str | None:
+    """See Format."""
+    denoiser = source.denoiser_config().get("_class_name")
+    if denoiser not in PREFIXES:
+        return f"its keys are for transformers, and the base's denoiser is a {denoiser}"
+    return source.why_no_factors()
+
+
+def export(source: Source, output: Path) -> str:
+    """See Format."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    save_file(to_comfyui(source.adapter, source.denoiser_config()["_class_name"]), output)
+    return source.load_lora(output)
+
+
 def to_comfyui(adapter: Adapters, denoiser: str) -> dict[str, Tensor]:
     """Make the tensors of a file for a class of denoiser ('FluxTransformer2DModel').
 
@@ -32,7 +52,7 @@ def to_comfyui(adapter: Adapters, denoiser: str) -> dict[str, Tensor]:
         RegistryError: the class is not among PREFIXES.
     """
     if denoiser not in PREFIXES:
-        raise RegistryError(f"no ComfyUI keys are known for {denoiser}; use the format 'diffusers'")
+        raise RegistryError(f"no ComfyUI keys are known for {denoiser}; choose --format lora")
     tensors: dict[str, Tensor] = {}
     for layer, factors in adapter.items():
         part, _, path = layer.partition(".")

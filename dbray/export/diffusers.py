@@ -1,4 +1,10 @@
-"""The diffusers folder: a base with a model's weights in it, which any diffusers program loads."""
+"""The diffusers folder: a base with a model's weights in it, which any diffusers program loads.
+
+All models are written in float32, in which dbray samples: libraries differ in what they make of a
+folder of several types. The scheduler is the sampler of `dbray generate`, so that the pipeline
+draws the same image for the same seed. Where a base has a `steps_offset` of 0, or another setting
+that the pipeline replaces when it loads, it does not.
+"""
 
 from __future__ import annotations
 
@@ -8,26 +14,39 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from dbray.bases import Backbone
 from dbray.bases.layout import INDEX_FILE
+from dbray.export import card
+from dbray.export.source import Source
+from dbray.spec.sections import Previews
+
+SUFFIX = ""
+RECORD_FILE = "dbray.json"
 
 
-def export(backbone: Backbone, folder: Path, half: bool) -> None:
-    """Write the base's files, with the changed parts in their place, on request in float16.
+def why_not(source: Source) -> str | None:
+    """See Format: every model can have it."""
 
-    The index names only what is there: a base from the hub came without its safety checker.
 
-    Raises:
-        OSError: the folder cannot be written.
-    """
-    changed = backbone.resident.changed
-    ignored = shutil.ignore_patterns(*changed)
-    shutil.copytree(backbone.base.folder, folder, ignore=ignored, dirs_exist_ok=True)
-    for part in changed:
-        written: Any = copy.deepcopy(backbone.models[part])
-        (written.half() if half else written).save_pretrained(folder / part)
-    index = _index_of(folder, backbone.base.layout.index)
-    (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
+def export(source: Source, output: Path) -> str:
+    """See Format. The index names only what is there: a base may lack its safety checker."""
+    base, backbone = source.base, source.backbone
+    ignored = shutil.ignore_patterns(*backbone.models, "scheduler", "README.md")
+    shutil.copytree(base.folder, output, ignore=ignored, dirs_exist_ok=True)
+    for part, model in backbone.models.items():
+        written: Any = copy.deepcopy(model)  # tensors of a resident part share their memory
+        written.float().save_pretrained(output / part)
+    scheduler = backbone.scheduler(base.fill(Previews()).sampler)
+    scheduler.save_pretrained(output / "scheduler")
+    chosen = {"scheduler": ["diffusers", type(scheduler).__name__]}
+    index = _index_of(output, base.layout.index | chosen)
+    (output / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    line = (f"import diffusers; pipe = diffusers.{source.pipeline_class}.from_pretrained("
+            f"{str(output)!r})")  # fmt: skip
+    if source.record:
+        about = source.record.model_dump_json(indent=1)
+        (output / RECORD_FILE).write_text(about, encoding="utf-8")
+    card.write(source, output, line)
+    return line
 
 
 def _index_of(folder: Path, index: dict[str, Any]) -> dict[str, Any]:

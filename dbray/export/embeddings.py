@@ -7,13 +7,50 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
+from safetensors.torch import save_file
 from torch import Tensor
 
 from dbray.errors import RegistryError
+from dbray.export.source import Source
+from dbray.method import tokens
+
+SUFFIX = ".safetensors"
 
 _KEYS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
 _ONE = "emb_params"
+
+
+def why_not(source: Source) -> str | None:
+    """See Format."""
+    if not source.has_tokens:
+        return "it has no learnt embeddings"
+    unknown = set(source.base.family.text_encoders) - set(_KEYS)
+    return f"embedding files have no key for {min(unknown)!r}" if unknown else None
+
+
+def export(source: Source, output: Path) -> str:
+    """See Format."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    save_file(to_embedding(vectors_of(source)), output)
+    return f"{source.load_base()}; {load_line(source, output)}"
+
+
+def load_line(source: Source, file: Path) -> str:
+    """Python that loads a file into `pipe`."""
+    return f"pipe.load_textual_inversion({str(file)!r}, token={source.token!r})"
+
+
+def vectors_of(source: Source) -> dict[str, Tensor]:
+    """The learnt vectors of the identifier's tokens, in its order, for each text encoder."""
+    assert source.record is not None
+    learnt = tokens.read_file(source.files[tokens.FILE])
+    sequences = tokens.sequences(source.base, source.record.identifier)
+    return {
+        part: rows[[ids.index(token_id) for token_id in sequences[part]]]
+        for part, (ids, rows) in learnt.items()
+    }
 
 
 def to_embedding(vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -7,15 +7,34 @@ underscores. The alpha is the real one: diffusers' own exporter writes the rank 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from dbray.errors import RegistryError
+from dbray.export.source import Source
 from dbray.method.factors import Adapters, Factors
+
+SUFFIX = ".safetensors"
 
 _ONE_ENCODER = {"unet": "lora_unet", "text_encoder": "lora_te"}
 _TWO_ENCODERS = {"unet": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}
+
+
+def why_not(source: Source) -> str | None:
+    """See Format."""
+    if source.base.family.denoiser != "unet":
+        return "kohya's keys are for UNets"
+    return source.why_no_factors()
+
+
+def export(source: Source, output: Path) -> str:
+    """See Format."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    save_file(to_kohya(source.adapter, len(source.base.family.text_encoders)), output)
+    return source.load_lora(output)
 
 
 def to_kohya(adapter: Adapters, num_text_encoders: int) -> dict[str, Tensor]:

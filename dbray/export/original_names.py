@@ -59,6 +59,12 @@ _UNET_ENDS = {
     "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
     "add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2",
 }  # fmt: skip
+_AUTOENCODER = {
+    r"\.resnets\.": ".block.", r"(down|up)samplers\.0": r"\1sample",
+    "conv_shortcut": "nin_shortcut", "conv_norm_out": "norm_out",
+    r"mid_block\.attentions\.0": "mid.attn_1", r"\.group_norm": ".norm",
+    r"\.to_([qkv])$": r".\1", r"\.to_out\.0": ".proj_out",
+}  # fmt: skip
 _BLOCK = re.compile(
     r"(down_blocks\.\d+|up_blocks\.\d+|mid_block)\.(resnets|attentions|downsamplers|upsamplers)"
     r"\.(\d+)\.(.+)"
@@ -94,6 +100,25 @@ def unet_names(paths: Iterable[str]) -> dict[str, str]:
             elif kind == "upsamplers":
                 place += ".2" if block in with_attention else ".1"
             names[path] = f"{place}.{rest}"
+    return names
+
+
+def autoencoder_names(paths: Iterable[str]) -> dict[str, str]:
+    """Original name of each layer of an AutoencoderKL, by its path in diffusers; all are needed."""
+    paths = list(paths)
+    levels = {path.split(".")[2] for path in paths if path.startswith("encoder.down_blocks.")}
+
+    def level(match: re.Match[str]) -> str:
+        side, number = match.groups()  # the decoder's levels are counted from the finest
+        return f"{side}.{number if side == 'down' else len(levels) - 1 - int(number)}"
+
+    names = {}
+    for path in paths:
+        name = re.sub(r"\b(down|up)_blocks\.(\d+)", level, path)
+        name = re.sub(r"mid_block\.resnets\.(\d)", lambda m: f"mid.block_{int(m[1]) + 1}", name)
+        for pattern, original in _AUTOENCODER.items():
+            name = re.sub(pattern, original, name)
+        names[path] = name
     return names
 
 

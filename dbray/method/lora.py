@@ -13,6 +13,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
@@ -79,11 +80,7 @@ class Lora(WithTokens):
         """The factors of each layer, checked against its shape."""
         if set(contents) != {FILE}:
             raise BaseError(f"a LoRA is one file {FILE}, not {', '.join(sorted(contents))}")
-        data = contents[FILE].numpy().tobytes()
-        try:
-            adapter = from_published(load(data), _metadata(data))
-        except (SafetensorError, RegistryError, ValueError, KeyError, TypeError) as exc:
-            raise BaseError(f"{FILE} cannot be read: {exc!r}") from exc
+        adapter = _parse(contents[FILE].numpy().tobytes())
         owners = {
             canonical(f"{part}.{name.removesuffix('.weight')}"): (part, name)
             for part, layout in layouts.items()
@@ -160,6 +157,18 @@ class Merged:
             yield from (factors.down, factors.up)
             if factors.magnitude is not None:
                 yield factors.magnitude
+
+
+def read_file(file: Path) -> dict[str, Factors]:
+    """Read the factors of each layer from a published file. Raises BaseError."""
+    return _parse(file.read_bytes())
+
+
+def _parse(data: bytes) -> dict[str, Factors]:
+    try:
+        return from_published(load(data), _metadata(data))
+    except (SafetensorError, RegistryError, ValueError, KeyError, TypeError) as exc:
+        raise BaseError(f"{FILE} cannot be read: {exc!r}") from exc
 
 
 def _to(factors: Factors, device: torch.device) -> Factors:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -96,15 +97,23 @@ def begin(network: nn.Module, base: Base, identifier: str) -> dict[str, Tensor]:
         TrainError: the identifier has more tokens than can be learnt.
     """
     values = {}
-    tokenizers = dict(zip(base.family.text_encoders, base.family.tokenizers, strict=False))
+    found = sequences(base, identifier)
     for path, layer in layers(network).items():
-        tokenizer = load_tokenizer(base, tokenizers[path.partition(".")[0]])
-        ids = list(dict.fromkeys(tokenizer.encode(identifier, add_special_tokens=False)))
+        ids = list(dict.fromkeys(found[path.partition(".")[0]]))
         if len(ids) > MAX_TOKENS:
             raise TrainError(f"the identifier {identifier!r} has {len(ids)} tokens; at most "
                              f"{MAX_TOKENS} can be learnt: choose a shorter one")  # fmt: skip
         values[f"{path}.rows"] = layer.begin(ids)
     return values
+
+
+def sequences(base: Base, identifier: str) -> dict[str, list[int]]:
+    """Token ids of an identifier, by text encoder."""
+    tokenizers = dict(zip(base.family.text_encoders, base.family.tokenizers, strict=False))
+    return {
+        part: load_tokenizer(base, name).encode(identifier, add_special_tokens=False)
+        for part, name in tokenizers.items()
+    }
 
 
 def publish(network: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, bytes]:
@@ -165,21 +174,28 @@ def read(
     content: Tensor, layouts: Mapping[str, Layout], own_tables: frozenset[str] = frozenset()
 ) -> Rows:
     """Read the file of learnt rows. Raises BaseError where it does not fit the base."""
-    data = content.numpy().tobytes()
-    names = {}
-    try:
-        tensors = load(data)
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        ids = json.loads(header["__metadata__"][_IDS])
-        rows = {part: (tuple(map(int, ids[part])), tensor) for part, tensor in tensors.items()}
-    except (SafetensorError, ValueError, KeyError, TypeError) as exc:
-        raise BaseError(f"{FILE} cannot be read: {exc!r}") from exc
+    names, rows = {}, _parse(content.numpy().tobytes())
     for part, (ids, tensor) in rows.items():
         names[part] = _table_of(part, layouts)
         num_tokens, width = layouts[part][names[part]]
         if tensor.shape != (len(ids), width) or not all(0 <= one < num_tokens for one in ids):
             raise BaseError(f"{FILE}: the embeddings of {part} do not fit the base")
     return Rows(rows, names, own_tables)
+
+
+def read_file(file: Path) -> dict[str, tuple[tuple[int, ...], Tensor]]:
+    """Read the token ids and rows of each text encoder. Raises BaseError."""
+    return _parse(file.read_bytes())
+
+
+def _parse(data: bytes) -> dict[str, tuple[tuple[int, ...], Tensor]]:
+    try:
+        tensors = load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        ids = json.loads(header["__metadata__"][_IDS])
+        return {part: (tuple(map(int, ids[part])), tensor) for part, tensor in tensors.items()}
+    except (SafetensorError, ValueError, KeyError, TypeError) as exc:
+        raise BaseError(f"{FILE} cannot be read: {exc!r}") from exc
 
 
 def _table_of(part: str, layouts: Mapping[str, Layout]) -> str:

@@ -1,0 +1,34 @@
+"""A LoRA in diffusers' keys: the published file under the name that diffusers looks for."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from dbray.export import card
+from dbray.export.embeddings import load_line, to_embedding, vectors_of
+from dbray.export.source import Source
+from dbray.method.lora import FILE as PUBLISHED
+
+SUFFIX = ""
+FILE = "pytorch_lora_weights.safetensors"
+EMBEDDING = "learned_embeds.safetensors"
+
+
+def why_not(source: Source) -> str | None:
+    """See Format."""
+    return source.why_no_factors()
+
+
+def export(source: Source, output: Path) -> str:
+    """See Format; learnt embeddings lie beside the factors."""
+    output.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source.files[PUBLISHED], output / FILE)
+    line = source.load_lora(output / FILE)
+    if source.has_tokens:
+        save_file(to_embedding(vectors_of(source)), output / EMBEDDING)
+        line += f"; {load_line(source, output / EMBEDDING)}"
+    card.write(source, output, line, has_own_token=source.has_tokens)
+    return line

@@ -1,0 +1,84 @@
+"""The model that is exported: its base, its record and its files, loaded when a format needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from dbray import bases
+from dbray.bases import Backbone, Base, Compute
+from dbray.method import lora, tokens
+from dbray.method.factors import Adapters
+from dbray.method.methods import put
+from dbray.records.models import ModelRecord
+from dbray.spec.canon import UNTOUCHED
+
+
+@dataclass(frozen=True)
+class Source:
+    """A published model on this machine; without a record it is the untouched base."""
+
+    base: Base
+    record: ModelRecord | None = None
+    files: Mapping[str, Path] = field(default_factory=dict)
+    device: str = "cpu"
+
+    @property
+    def name(self) -> str:
+        """'id@revision', or 'base'."""
+        return self.record.name if self.record else UNTOUCHED
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        """The base with the model's weights in it."""
+        if self.record is None:
+            return bases.load(self.base, Compute(self.device))
+        recipe = self.record.recipe
+        compute = Compute(self.device, recipe.precision, recipe.resolution)
+        backbone = bases.load(self.base, compute)
+        put(backbone, recipe.method, self.files)
+        return backbone
+
+    @cached_property
+    def adapter(self) -> Adapters:
+        """The low-rank factors. Raises BaseError where they cannot be read."""
+        return lora.read_file(self.files[lora.FILE])
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether the embeddings of the identifier's tokens were learnt."""
+        return tokens.FILE in self.files
+
+    @property
+    def token(self) -> str:
+        """The word that stands for learnt embeddings in other programs' prompts."""
+        return f"<{self.record.id}>" if self.record else ""
+
+    @property
+    def pipeline_class(self) -> str:
+        """The class of diffusers' pipeline for the base."""
+        return self.base.layout.index["_class_name"]
+
+    def denoiser_config(self) -> dict[str, Any]:
+        """The configuration of the base's denoiser."""
+        return self.base.layout.config(self.base.family.denoiser)
+
+    def why_no_factors(self) -> str | None:
+        """Say why there is no LoRA to export; None if there is one."""
+        return None if lora.FILE in self.files else "it has no low-rank factors"
+
+    def load_base(self) -> str:
+        """A line of Python that loads the base as `pipe`, in float32."""
+        place = f"{self.base.name!r}, revision={self.base.revision!r}"
+        if self.base.revision is None:
+            place = repr(str(self.base.folder))
+        return (f"import diffusers, torch; pipe = diffusers.{self.pipeline_class}.from_pretrained("
+                f"{place}, torch_dtype=torch.float32)")  # fmt: skip
+
+    def load_lora(self, file: Path) -> str:
+        """A line of Python that loads the base, and a LoRA file onto it."""
+        where = f"{str(file.parent)!r}, weight_name={file.name!r}"
+        return f"{self.load_base()}; pipe.load_lora_weights({where})"
