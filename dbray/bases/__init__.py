@@ -255,6 +255,8 @@ def _digest(layout: Layout) -> str:
         state = file.stat()
         content = _digest_file(file, state.st_size, state.st_mtime_ns)
         total.update(f"{file.parent.name}/{file.name} {content}\n".encode())
+    for key in layout.family.index_keys:
+        total.update(f"{INDEX_FILE} {key} {layout.index.get(key)!r}\n".encode())
     return total.hexdigest()
 
 

@@ -107,7 +107,8 @@ class LoadedBackbone:
     def tokenize(self, prompts: Sequence[str]) -> Condition:
         """See Backbone."""
         tokens = self._family.tokenize(self._tokenizers, prompts)
-        return Condition(dict(tokens)).to(self.device)
+        beside = self._family.beside_text(self.models, len(prompts))
+        return Condition({**tokens, **beside}).to(self.device)
 
     @torch.no_grad()
     def condition(self, prompts: Sequence[str]) -> Condition:

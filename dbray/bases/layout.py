@@ -35,6 +35,7 @@ _WEIGHTS = {
     "transformers": "model.safetensors",
 }
 _VOCABULARIES = ({"tokenizer.json"}, {"vocab.json", "merges.txt"})
+_HUB = "models--"
 _SAVE_AGAIN = "write the folder again with save_pretrained, without a variant"
 
 
@@ -64,6 +65,12 @@ class Layout:
     def family(self) -> Family:
         """The family of the pipeline. Raises BaseError."""
         return family_of(self.index.get("_class_name"))
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the base that folders show: its own, and that of the hub's cache."""
+        cached = [one.name for one in self.folder.parents if one.name.startswith(_HUB)]
+        return [self.folder.name, *(name.removeprefix(_HUB) for name in cached)]
 
     def check(self) -> None:
         """Raise BaseError where the folder is not a complete base of a family that dbray knows."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dbray.bases import Backbone
+from dbray.bases.condition import Condition
 from dbray.spec.sections import Sampler
 
 OnStep = Callable[[int, Tensor], None]
@@ -80,7 +81,7 @@ def _guided(
     if sampling.guidance == 1:
         alone = backbone.condition(prompts)
         return lambda latents, t: backbone.denoise(latents, t.repeat(num), alone)
-    condition = backbone.condition([*prompts, *[sampling.negative_prompt] * num])
+    condition = _with_negative(backbone, prompts, sampling.negative_prompt)
 
     def guided(latents: Tensor, timestep: Tensor) -> Tensor:
         both = backbone.denoise(torch.cat([latents] * 2), timestep.repeat(2 * num), condition)
@@ -88,3 +89,13 @@ def _guided(
         return unconditional + sampling.guidance * (conditional - unconditional)
 
     return guided
+
+
+def _with_negative(backbone: Backbone, prompts: Sequence[str], negative: str) -> Condition:
+    """Condition of the prompts, and then as often of the negative prompt."""
+    num, base = len(prompts), backbone.base
+    condition = backbone.condition([*prompts, *[negative] * num])
+    if negative:
+        return condition
+    without = base.family.without_prompt(condition[num:].tensors, base.layout)
+    return Condition.cat([condition[:num], Condition(dict(without))])

@@ -20,6 +20,8 @@ from dbray.spec.sections import Recipe
 
 CPU = torch.device("cpu")
 IDENTIFIER = "zb"
+SIDE = 32
+"""Of the pictures, in pixels."""
 
 
 def recipe_of(method, **changes) -> Recipe:
@@ -37,7 +39,7 @@ class Trained:
         self.engine = make_engine(self.network, recipe, 0, CPU, method.rates(self.network, recipe))
         self.engine.assign(method.begin(self.network, base, IDENTIFIER))
         self.begun = {name: p.detach().clone() for name, p in self.network.named_parameters()}
-        pixels = np.random.default_rng(0).integers(0, 255, (4, 32, 32, 3), dtype=np.uint8)
+        pixels = np.random.default_rng(0).integers(0, 255, (4, SIDE, SIDE, 3), dtype=np.uint8)
         views, views_of_image = encode_subject(backbone, [[image] for image in pixels], recipe)
         data = TrainingData(
             "rex",
@@ -77,6 +79,7 @@ def contents_of(files: dict[str, bytes]) -> dict[str, torch.Tensor]:
 
 def prediction_of(backbone: bases.Backbone) -> torch.Tensor:
     """What the base as it now is predicts of two fixed rows."""
-    latents = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    shape = backbone.latent_shape((SIDE, SIDE))
+    latents = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
     condition = backbone.condition([f"a {IDENTIFIER} dog", "a dog"])
     return backbone.denoise(latents, torch.tensor([10, 500]), condition)

@@ -13,6 +13,7 @@ from dbray.errors import BaseError
 
 FAMILIES = {
     "StableDiffusionPipeline": "stable_diffusion",
+    "StableDiffusionXLPipeline": "sdxl",
 }
 """By the `_class_name` of a base's index, the file in this folder that holds its FAMILY."""
 

@@ -8,6 +8,7 @@ Shape suffixes: N images, B rows, C channels, H height, W width.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from dbray.bases.layout import Layout
     from dbray.bases.schedule import Schedule
     from dbray.spec.sections import Sampler
+
+_DISTILLED = re.compile(r"turbo|lightning|distill|(?<![a-z])(hyper|lcm)(?![a-z])")
 
 Tensors = Mapping[str, Any]
 """Tensors by name: the content of a Condition."""
@@ -39,6 +42,8 @@ class Family:
     denoiser: ClassVar[str]
     text_encoders: ClassVar[tuple[str, ...]]
     """Names of the models that read text, in the order in which they are published."""
+    index_keys: ClassVar[tuple[str, ...]] = ()
+    """Keys of a base's index that decide what it draws."""
 
     targets: ClassVar[Mapping[str, tuple[str, ...]]]
     """Groups of layers that low-rank factors may train: ends of their paths in the denoiser."""
@@ -75,6 +80,14 @@ class Family:
         """Turn what `tokenize` returned into what `predict` takes; with gradients."""
         raise NotImplementedError
 
+    def beside_text(self, models: Mapping[str, Any], num: int) -> Tensors:
+        """Return what else `predict` needs of the other models: N rows, added to the token ids."""
+        return {}
+
+    def without_prompt(self, condition: Tensors, layout: Layout) -> Tensors:
+        """Return the condition of no negative prompt, from that of an empty one."""
+        return condition
+
     def predict(
         self, denoiser: nn.Module, latents_BCHW: Tensor, timesteps_B: Tensor, condition: Tensors
     ) -> Tensor:
@@ -105,6 +118,16 @@ class Family:
         vae = models["vae"]
         scale, shift = latent_scale(vae.config)
         return vae.decode(latents_NCHW / scale + shift).sample
+
+    def check_name(self, layout: Layout) -> None:
+        """Raise BaseError where a base is distilled by its name: no configuration shows it."""
+        for name in layout.names:
+            if found := _DISTILLED.search(name.lower()):
+                raise BaseError(
+                    f"{name!r} is distilled to few steps, by its name ({found[0]!r}), and would "
+                    "lose them in training; choose the base that it was distilled from, or rename "
+                    "the folder if this is not so"
+                )
 
     def refused(self, reason: str) -> BaseError:
         """Make the error that a base is not of this family."""

@@ -21,11 +21,6 @@ if TYPE_CHECKING:
     from dbray.spec.sections import Sampler
 
 PREDICTIONS = ("epsilon", "v_prediction")
-_OTHER_INPUTS = (
-    "addition_embed_type", "addition_time_embed_dim", "class_embed_type", "num_class_embeds",
-    "encoder_hid_dim", "encoder_hid_dim_type", "time_cond_proj_dim",
-    "projection_class_embeddings_input_dim",
-)  # fmt: skip
 
 
 class StableDiffusion(Family):
@@ -45,48 +40,67 @@ class StableDiffusion(Family):
         "convolutions": ("conv1", "conv2"),
     }
     text_encoders = ("text_encoder",)
+    inputs = "latents and a text"
+    """Of the UNet, in words."""
+    other_inputs: tuple[str, ...] = (
+        "addition_embed_type",
+        "addition_time_embed_dim",
+        "projection_class_embeddings_input_dim",
+        "class_embed_type",
+        "num_class_embeds",
+        "encoder_hid_dim",
+        "encoder_hid_dim_type",
+        "time_cond_proj_dim",
+    )
+    """Keys of the UNet's configuration that ask for what it would not be given."""
 
     def check(self, layout: Layout) -> None:
-        """Refuse pipelines that need more than noisy latents and one text, and other targets."""
-        unet, vae, text = (layout.config(part) for part in self.models)
-        found = [unet.get("_class_name"), vae.get("_class_name"), text.get("model_type")]
-        if found != ["UNet2DConditionModel", "AutoencoderKL", "clip_text_model"]:
+        """Refuse pipelines that need more than noisy latents and text, and other targets."""
+        unet, vae = layout.config("unet"), layout.config("vae")
+        texts = [layout.config(part) for part in self.text_encoders]
+        kinds = [text.get("model_type") for text in texts]
+        found = [unet.get("_class_name"), vae.get("_class_name"), *kinds]
+        if found != ["UNet2DConditionModel", "AutoencoderKL", *["clip_text_model"] * len(kinds)]:
             raise self.refused(f"its parts are {', '.join(map(str, found))}")
-        self._check_inputs(unet, vae, text)
-        self._check_tokenizer(layout.config("tokenizer"), text)
-        clip_layout.check("text_encoder", layout.shapes("text_encoder"), text)
+        self._check_inputs(unet, vae, texts)
+        for part, tokenizer in zip(self.text_encoders, self.tokenizers, strict=True):
+            text = layout.config(part)
+            self._check_tokenizer(tokenizer, layout.config(tokenizer), text)
+            clip_layout.check(part, layout.shapes(part), text)
         prediction = layout.config("scheduler").get("prediction_type", "epsilon")
         if prediction not in PREDICTIONS:
             raise BaseError(f"it predicts {prediction!r}, and dbray knows only "
                             f"{' and '.join(PREDICTIONS)}; choose another base")  # fmt: skip
 
     def _check_inputs(
-        self, unet: Mapping[str, Any], vae: Mapping[str, Any], text: Mapping[str, Any]
+        self, unet: Mapping[str, Any], vae: Mapping[str, Any], texts: Sequence[Mapping[str, Any]]
     ) -> None:
         """Refuse what `predict` would not pass on, and parts that do not fit each other."""
-        for key in _OTHER_INPUTS:
+        for key in self.other_inputs:
             if unet.get(key) is not None:
-                raise self.refused(f"its UNet needs more than latents and a text: {key} is "
+                raise self.refused(f"its UNet needs more than {self.inputs}: {key} is "
                                    f"{unet[key]!r}")  # fmt: skip
-        if text.get("use_attention_mask"):
+        if any(text.get("use_attention_mask") for text in texts):
             raise self.refused("its text encoder needs an attention mask")
         channels = vae.get("latent_channels")
         for key in ("in_channels", "out_channels"):
             if unet.get(key) != channels:
                 raise self.refused(f"{key} of its UNet is {unet.get(key)}, and its latents have "
                                    f"{channels} channels")  # fmt: skip
-        widths = unet.get("cross_attention_dim")
-        if text.get("hidden_size") not in (widths if isinstance(widths, list) else [widths]):
+        widths, width = unet.get("cross_attention_dim"), sum(t.get("hidden_size", 0) for t in texts)
+        if width not in (widths if isinstance(widths, list) else [widths]):
             raise self.refused(f"cross_attention_dim of its UNet is {widths}, and its texts are "
-                               f"{text.get('hidden_size')} wide")  # fmt: skip
+                               f"{width} wide")  # fmt: skip
 
-    def _check_tokenizer(self, tokenizer: Mapping[str, Any], text: Mapping[str, Any]) -> None:
+    def _check_tokenizer(
+        self, part: str, tokenizer: Mapping[str, Any], text: Mapping[str, Any]
+    ) -> None:
         """Without a limit, prompts would be padded to billions of tokens."""
         length, most = tokenizer.get("model_max_length"), text.get("max_position_embeddings")
         if not isinstance(length, int) or not isinstance(most, int) or not 2 < length <= most:
-            raise BaseError(f"model_max_length of its tokenizer is {length!r}, and its text "
+            raise BaseError(f"model_max_length of its {part} is {length!r}, and its text "
                             f"encoder reads {most} tokens; set model_max_length to {most} in "
-                            "tokenizer/tokenizer_config.json")  # fmt: skip
+                            f"{part}/tokenizer_config.json")  # fmt: skip
 
     def resolution(self, layout: Layout) -> int:
         """The UNet's sample size, in pixels."""
@@ -130,16 +144,7 @@ class StableDiffusion(Family):
 
     def tokenize(self, tokenizers: Mapping[str, Any], prompts: Sequence[str]) -> Tensors:
         """Token ids, padded and cut to the tokenizer's length."""
-        tokenizer = tokenizers["tokenizer"]
-        return {
-            "token_ids": tokenizer(
-                list(prompts),
-                padding="max_length",
-                max_length=tokenizer.model_max_length,
-                truncation=True,
-                return_tensors="pt",
-            ).input_ids
-        }
+        return {"token_ids": token_ids(tokenizers["tokenizer"], prompts)}
 
     def embed(self, models: Mapping[str, Any], tokens: Tensors) -> Tensors:
         """The text encoder's last hidden states."""
@@ -150,6 +155,17 @@ class StableDiffusion(Family):
     ) -> Tensor:
         """The UNet's answer."""
         return denoiser(latents_BCHW, timesteps_B, condition["text"], return_dict=False)[0]
+
+
+def token_ids(tokenizer: Any, prompts: Sequence[str]) -> Tensor:
+    """Token ids of N prompts, padded and cut to the tokenizer's length."""
+    return tokenizer(
+        list(prompts),
+        padding="max_length",
+        max_length=tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="pt",
+    ).input_ids
 
 
 def num_blocks(config: Mapping[str, Any]) -> int:
