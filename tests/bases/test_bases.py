@@ -9,15 +9,14 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-from safetensors.torch import load_file, save, save_file
+from safetensors.torch import load_file, save_file
 
 from dbray import bases
 from dbray.bases import Compute, clip_layout
 from dbray.bases import backbone as backbone_module
 from dbray.errors import BaseError
 from dbray.export.diffusers import export
-from dbray.method.methods import put
-from dbray.spec.methods import Full
+from dbray.export.source import Source
 
 
 @pytest.fixture
@@ -216,20 +215,6 @@ def test_latents_are_not_clipped_where_the_base_says_nothing_of_it(copied, sampl
     assert found.pred_original_sample.min() > 2.9
 
 
-@pytest.mark.parametrize(("half", "dtype"), [(True, torch.float16), (False, torch.float32)])
-def test_an_exported_model_has_the_precision_asked_for(tiny_base, tmp_path, half, dtype):
-    backbone = bases.load(bases.resolve(str(tiny_base)))
-    changed = {name: value * 1.1 for name, value in backbone.models["unet"].state_dict().items()}
-    (tmp_path / "unet.safetensors").write_bytes(save(changed))
-    put(backbone, Full(), {"unet.safetensors": tmp_path / "unet.safetensors"})
-    export(backbone, tmp_path / "saved", half)
-    [file] = (tmp_path / "saved" / "unet").glob("*.safetensors")
-    saved = load_file(file)
-    assert {value.dtype for value in saved.values()} == {dtype}
-    for name, value in changed.items():
-        assert torch.equal(saved[name], value.to(dtype))
-
-
 def test_an_index_that_names_more_than_there_is_is_exported_without(copied, tmp_path):
     file = copied / "model_index.json"
     more = {
@@ -240,7 +225,7 @@ def test_an_index_that_names_more_than_there_is_is_exported_without(copied, tmp_
     file.write_text(json.dumps(json.loads(file.read_text()) | more))
     with pytest.raises(OSError, match=r"no file named|Can't load"):
         StableDiffusionPipeline.from_pretrained(copied, local_files_only=True)
-    export(bases.load(bases.resolve(str(copied))), tmp_path / "saved", half=True)
+    export(Source(bases.resolve(str(copied))), tmp_path / "saved")
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "saved", local_files_only=True)
     assert pipeline.safety_checker is None
     assert not pipeline.config["requires_safety_checker"]
