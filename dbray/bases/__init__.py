@@ -70,8 +70,9 @@ class Base:
         return self.family.resolution(self.layout)
 
     def fill(self, section: Section) -> Section:
-        """Fill what a job's section leaves open with the recommendations of the base's makers."""
-        recommended = self.defaults.get(type(section).__name__.lower(), {})
+        """Fill what a job's section leaves open: by the base's makers, else by its family."""
+        name = type(section).__name__.lower()
+        recommended = {**self.family.defaults.get(name, {}), **self.defaults.get(name, {})}
         chosen = section.model_dump(include=section.model_fields_set)
         return section.model_validate({**recommended, **chosen})
 
@@ -140,8 +141,12 @@ class Backbone(Protocol):
         """Decode scaled latents to uint8 images (N, H, W, 3)."""
         ...
 
-    def scheduler(self, name: Sampler) -> Any:
-        """Make a fresh sampler of the base's noise schedule."""
+    def scheduler(self, name: Sampler, steps: int, size: tuple[int, int] | None = None) -> Any:
+        """Make a fresh sampler of the base, prepared for these steps and an image of this size.
+
+        Raises:
+            BaseError: the base has no such sampler.
+        """
         ...
 
 

@@ -140,9 +140,11 @@ class LoadedBackbone:
             images.append(pixels.round().byte().permute(0, 2, 3, 1).cpu().numpy())
         return np.concatenate(images)
 
-    def scheduler(self, name: Sampler) -> Any:
+    def scheduler(self, name: Sampler, steps: int, size: tuple[int, int] | None = None) -> Any:
         """See Backbone."""
-        return self._family.scheduler(name, self._noise_config)
+        self._family.check_sampler(name)
+        scheduler = self._family.scheduler(name, self._noise_config)
+        return self._family.prepare(scheduler, steps, self.latent_shape(size))
 
 
 def _at_once(height: int, width: int) -> int:

@@ -139,9 +139,5 @@ def _copy(target: Tensor, source: Tensor) -> None:
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a module's state dict themselves, sorted by name."""
-    owners = {
-        **dict(module.named_parameters(remove_duplicate=False)),
-        **dict(module.named_buffers(remove_duplicate=False)),
-    }
-    return {name: owners[name] for name in sorted(module.state_dict())}
+    """The parameters of a module, sorted by name. Its buffers, as tables of positions, stay."""
+    return dict(sorted(module.named_parameters(remove_duplicate=False)))

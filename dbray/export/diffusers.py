@@ -35,7 +35,8 @@ def export(source: Source, output: Path) -> str:
     for part, model in backbone.models.items():
         written: Any = copy.deepcopy(model)  # tensors of a resident part share their memory
         written.float().save_pretrained(output / part)
-    scheduler = backbone.scheduler(base.fill(Previews()).sampler)
+    sampler = base.fill(Previews()).sampler
+    scheduler = base.family.scheduler(sampler, base.layout.config("scheduler"))
     scheduler.save_pretrained(output / "scheduler")
     chosen = {"scheduler": ["diffusers", type(scheduler).__name__]}
     index = _index_of(output, base.layout.index | chosen)

@@ -57,8 +57,7 @@ def generate(
     if len(prompts) != len(seeds):
         raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds")
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    scheduler = backbone.scheduler(sampling.sampler)
-    scheduler.set_timesteps(sampling.steps)
+    scheduler = backbone.scheduler(sampling.sampler, sampling.steps, size)
     shape = backbone.latent_shape(size)
     noise = [torch.randn(shape, generator=generator) for generator in generators]
     latents = torch.stack(noise) * float(scheduler.init_noise_sigma)
@@ -76,17 +75,18 @@ def generate(
 def _guided(
     backbone: Backbone, prompts: Sequence[str], sampling: Sampling
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """Denoise with classifier-free guidance (Ho and Salimans 2022), in one forward per step."""
-    num = len(prompts)
-    if sampling.guidance == 1:
-        alone = backbone.condition(prompts)
+    """Denoise with guidance as the family has it, in one forward per step."""
+    num, family, scale = len(prompts), backbone.base.family, sampling.guidance
+    if not family.needs_negative(scale):
+        tensors = family.with_guidance(backbone.condition(prompts).tensors, scale)
+        alone = Condition(dict(tensors))
         return lambda latents, t: backbone.denoise(latents, t.repeat(num), alone)
     condition = _with_negative(backbone, prompts, sampling.negative_prompt)
 
     def guided(latents: Tensor, timestep: Tensor) -> Tensor:
         both = backbone.denoise(torch.cat([latents] * 2), timestep.repeat(2 * num), condition)
-        conditional, unconditional = both.chunk(2)
-        return unconditional + sampling.guidance * (conditional - unconditional)
+        positive, negative = both.chunk(2)
+        return family.guide(positive, negative, scale)
 
     return guided
 
@@ -94,7 +94,8 @@ def _guided(
 def _with_negative(backbone: Backbone, prompts: Sequence[str], negative: str) -> Condition:
     """Condition of the prompts, and then as often of the negative prompt."""
     num, base = len(prompts), backbone.base
-    condition = backbone.condition([*prompts, *[negative] * num])
+    negative_prompt = negative or base.family.no_prompt
+    condition = backbone.condition([*prompts, *[negative_prompt] * num])
     if negative:
         return condition
     without = base.family.without_prompt(condition[num:].tensors, base.layout)

@@ -74,8 +74,8 @@ class LearntTokens(nn.Embedding):
 
 
 def inject(backbone: Backbone) -> None:
-    """Let every text encoder of a backbone learn tokens."""
-    for part in backbone.base.family.text_encoders:
+    """Let the text encoders of a backbone that may be trained learn tokens."""
+    for part in backbone.base.family.encoders_to_train:
         encoder: Any = backbone.models[part]
         encoder.set_input_embeddings(LearntTokens(encoder.get_input_embeddings()))
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -149,5 +148,5 @@ class Together:
 
 def trained_parts(base: Base, recipe: Recipe) -> tuple[str, ...]:
     """The denoiser, and on request the text encoders."""
-    encoders: Any = base.family.text_encoders if recipe.train_text_encoder else ()
+    encoders = base.family.encoders_to_train if recipe.train_text_encoder else ()
     return (base.family.denoiser, *encoders)

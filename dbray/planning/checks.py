@@ -7,7 +7,7 @@ wrong with it. Needs neither torch nor Ray, and reads no registry.
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -87,6 +87,7 @@ def _check(job: Job, source: Source | None, where: Callable[[str], str], folder:
             )
     if checked.base is not None:
         checked.job = resolve_job(job, checked.base)
+        checked.problems += _unfit(checked.job, checked.base, where)
     if source is not None:
         resolution = checked.job.recipe.resolution if checked.job else None
         found = validation.validate(source, folder=folder, resolution=resolution)
@@ -97,6 +98,18 @@ def _check(job: Job, source: Source | None, where: Callable[[str], str], folder:
         checked.naming, problems = names.check_names(checked.job, checked.base, subjects)
         checked.problems += problems
     return checked
+
+
+def _unfit(job: Job, base: Base, where: Callable[[str], str]) -> Iterator[Problem]:
+    """Find what the base's family does not have."""
+    for what, fix in base.family.unfit(base.layout, job.recipe):
+        yield Problem("error", where("recipe"), what, fix)
+    for name, section in (("prior", job.prior), ("previews", job.previews)):
+        try:
+            base.family.check_sampler(section.sampler)
+        except BaseError as exc:
+            fix = f"set {name}.sampler to one of those, or leave it out"
+            yield Problem("error", where(name), str(exc), fix)
 
 
 def _why_no_folder(storage: str) -> str | None:

@@ -18,7 +18,8 @@ from dbray.spec.prompts import check_template
 MAX_SAMPLING_STEPS = 999
 """A schedule has 1000 timesteps; leading spacing with offset 1 has room for one step less."""
 
-Sampler = Literal["ddpm", "euler_ancestral", "ddim", "dpm++"]
+Sampler = Literal["ddpm", "euler_ancestral", "ddim", "dpm++", "euler"]
+"""Of all families together; each has some of them."""
 Prediction = Literal["epsilon", "v_prediction"]
 """What a denoiser predicts: the noise, or v (Salimans and Ho 2022)."""
 Precision = Literal["fp32", "bf16"]
@@ -121,7 +122,11 @@ class Prior(Spec):
 
     count: int = Field(default=200, ge=1, le=10_000, description="Class images per class noun.")
     prompt: str = Field(default="a {class}", description='The paper\'s "a [class noun]".')
-    sampler: Sampler = Field(default="ddpm", description="The paper uses an ancestral sampler.")
+    sampler: Sampler = Field(
+        default="ddpm",
+        description="The paper uses an ancestral sampler. Bases trained by flow matching have "
+        "euler alone, which is their default.",
+    )
     steps: int = Field(
         default=50, ge=1, le=MAX_SAMPLING_STEPS, description="Sampling steps per image."
     )

@@ -208,8 +208,7 @@ def test_latents_are_not_clipped_where_the_base_says_nothing_of_it(copied, sampl
     schedule = {key: value for key, value in json.loads(file.read_text()).items()
                 if key != "clip_sample"}  # fmt: skip
     file.write_text(json.dumps(schedule | {"_class_name": "EulerDiscreteScheduler"}))
-    scheduler = bases.load(bases.resolve(str(copied))).scheduler(sampler)
-    scheduler.set_timesteps(10)
+    scheduler = bases.load(bases.resolve(str(copied))).scheduler(sampler, 10)
     latents = torch.full((1, 4, 2, 2), 3.0)
     found = scheduler.step(torch.zeros_like(latents), scheduler.timesteps[-1], latents)
     assert found.pred_original_sample.min() > 2.9

@@ -133,7 +133,7 @@ def test_rows_of_a_batch_do_not_depend_on_one_another(backbone):
 
 def drawn(pipeline, backbone, sampler="ddim", **options):
     """The pipeline's image, with dbray's sampler in it, as bytes."""
-    pipeline.scheduler = backbone.scheduler(sampler)
+    pipeline.scheduler = backbone.scheduler(sampler, 2)
     image = SDXL.draw(pipeline, PROMPT, guidance_scale=5.0, **options)
     return np.round(image * 255)
 

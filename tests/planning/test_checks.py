@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from kit.families import FAMILIES
 from kit.worlds import load_job, write_job, write_photos
 
 from dbray.errors import SpecError
@@ -91,3 +92,15 @@ def test_small_photographs_are_held_against_the_resolution_of_training(tmp_path,
     warnings = check_file(job).problems
     assert [warning.subject for warning in warnings] == ["rex", "tom"]
     assert all("training sees 96 x 96" in warning.what for warning in warnings)
+
+
+def test_what_the_family_of_a_base_does_not_have_is_reported(tmp_path):
+    base = FAMILIES["z_image"].build(tmp_path / "base")
+    recipe = {"min_snr_gamma": 5.0, "train_text_encoder": True, "method": "pivotal"}
+    job = load_job(tmp_path, base, SUBJECTS, recipe=recipe, prior={"sampler": "ddpm"})
+    found = {problem.where: problem for problem in check_job(job).problems}
+    assert found["job.prior"].what == "Z-Image has no sampler 'ddpm'; choose one of: euler"
+    assert found["job.prior"].fix == "set prior.sampler to one of those, or leave it out"
+    recipes = [problem.what for problem in check_job(job).problems if problem.where == "job.recipe"]
+    assert len(recipes) == 3
+    assert "job.previews" not in found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import threading
 import weakref
 from contextlib import aclosing
@@ -477,3 +478,12 @@ def test_the_module_s_tensors_are_gathered_and_put_back(tiny_base):
     assert all(torch.equal(models.state_dict()[name], value) for name, value in before.items())
     with pytest.raises(BaseError, match="no part 'vae'"):
         METHOD.read({"vae.safetensors": content}, resident.layouts)
+
+
+def test_a_sampler_that_the_base_does_not_have_is_refused(storage, tiny_base):
+    replica = make_replica(storage, tiny_base)
+    asked = dataclasses.replace(ask(storage, "rex"), sampling={"sampler": "euler"})
+    refused = asyncio.run(replica.generate(asked))
+    assert (refused.status, refused.param) == (400, "scheduler")
+    assert "choose one of: ddpm" in refused.message
+    replica.close()

@@ -14,6 +14,11 @@ from dbray.errors import BaseError
 FAMILIES = {
     "StableDiffusionPipeline": "stable_diffusion",
     "StableDiffusionXLPipeline": "sdxl",
+    "FluxPipeline": "flux",
+    "ZImagePipeline": "z_image",
+    "StableDiffusion3Pipeline": "stable_diffusion_3",
+    "Flux2KleinPipeline": "flux2_klein",
+    "QwenImagePipeline": "qwen_image",
 }
 """By the `_class_name` of a base's index, the file in this folder that holds its FAMILY."""
 

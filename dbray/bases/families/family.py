@@ -9,7 +9,7 @@ Shape suffixes: N images, B rows, C channels, H height, W width.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dbray.errors import BaseError
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from dbray.bases.layout import Layout
     from dbray.bases.schedule import Schedule
-    from dbray.spec.sections import Sampler
+    from dbray.spec.sections import Recipe, Sampler
 
 _DISTILLED = re.compile(r"turbo|lightning|distill|(?<![a-z])(hyper|lcm)(?![a-z])")
 
@@ -44,12 +44,26 @@ class Family:
     """Names of the models that read text, in the order in which they are published."""
     index_keys: ClassVar[tuple[str, ...]] = ()
     """Keys of a base's index that decide what it draws."""
+    trained_encoders: ClassVar[tuple[str, ...] | None] = None
+    """Those of them that may be trained; None: all."""
+    samplers: ClassVar[tuple[Sampler, ...]]
+    """Names of the samplers that its bases have."""
+    no_prompt: ClassVar[str] = ""
+    """The negative prompt where none is given."""
+    defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """What is recommended for all its bases, by section of a job, where they differ from it."""
 
     targets: ClassVar[Mapping[str, tuple[str, ...]]]
     """Groups of layers that low-rank factors may train: ends of their paths in the denoiser."""
     default_targets: ClassVar[tuple[str, ...]] = ("attention", "feed_forward")
     text_targets: ClassVar[tuple[str, ...]] = ("q_proj", "k_proj", "v_proj", "out_proj")
     """The same in the text encoders."""
+
+    @property
+    def encoders_to_train(self) -> tuple[str, ...]:
+        """Names of the text encoders that may be trained, in their order."""
+        allowed = self.trained_encoders
+        return self.text_encoders if allowed is None else allowed
 
     @property
     def folders(self) -> tuple[str, ...]:
@@ -64,6 +78,24 @@ class Family:
         """Side in pixels of the images that the base was trained on. Raises BaseError."""
         raise NotImplementedError
 
+    def unfit(self, layout: Layout, recipe: Recipe) -> Iterator[tuple[str, str]]:
+        """Yield what is wrong with a recipe for a base, and what to change."""
+        if self.encoders_to_train:
+            return
+        frozen = f"the text encoders of {self.name} cannot be trained"
+        if recipe.train_text_encoder:
+            yield f"train_text_encoder: {frozen}", "leave out train_text_encoder"
+        if recipe.identifier_rate is not None:
+            yield f"identifier_rate: {frozen}", "leave out identifier_rate"
+        if recipe.method.kind in ("textual_inversion", "pivotal"):
+            yield f"method {recipe.method.kind}: {frozen}", "set method to lora or full"
+
+    def check_sampler(self, name: Sampler) -> None:
+        """Raise BaseError where there is no such sampler."""
+        if name not in self.samplers:
+            raise BaseError(f"{self.name} has no sampler {name!r}; "
+                            f"choose one of: {', '.join(self.samplers)}")  # fmt: skip
+
     def schedule(self, config: Mapping[str, Any]) -> Schedule:
         """Make the schedule of training from the scheduler's configuration."""
         raise NotImplementedError
@@ -71,6 +103,23 @@ class Family:
     def scheduler(self, name: Sampler, config: Mapping[str, Any]) -> Any:
         """Make a fresh diffusers scheduler; schedulers keep state, so they are never shared."""
         raise NotImplementedError
+
+    def prepare(self, scheduler: Any, steps: int, shape: tuple[int, int, int]) -> Any:
+        """Prepare a scheduler for latents of the shape (C, H, W), as `generate` calls it."""
+        scheduler.set_timesteps(steps)
+        return scheduler
+
+    def needs_negative(self, scale: float) -> bool:
+        """Whether guidance of this scale takes the prediction for the negative prompt."""
+        return scale != 1
+
+    def guide(self, positive_BCHW: Tensor, negative_BCHW: Tensor, scale: float) -> Tensor:
+        """Mix two predictions: classifier-free guidance (Ho and Salimans 2022)."""
+        return negative_BCHW + scale * (positive_BCHW - negative_BCHW)
+
+    def with_guidance(self, condition: Tensors, scale: float) -> Tensors:
+        """Add the scale to a condition, where the denoiser takes it as an input."""
+        return condition
 
     def tokenize(self, tokenizers: Mapping[str, Any], prompts: Sequence[str]) -> Tensors:
         """Turn N prompts into token ids (and masks), each of shape (N, ...), on the CPU."""

@@ -53,6 +53,7 @@ class StableDiffusion(Family):
         "time_cond_proj_dim",
     )
     """Keys of the UNet's configuration that ask for what it would not be given."""
+    samplers = ("ddpm", "euler_ancestral", "ddim", "dpm++")
 
     def check(self, layout: Layout) -> None:
         """Refuse pipelines that need more than noisy latents and text, and other targets."""

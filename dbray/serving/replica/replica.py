@@ -21,7 +21,7 @@ import torch
 
 from dbray import bases
 from dbray.bases import Compute
-from dbray.errors import DbrayError, ModelNotFound
+from dbray.errors import BaseError, DbrayError, ModelNotFound
 from dbray.method.generate import Sampling
 from dbray.records.models import Registry
 from dbray.serving.messages import (
@@ -143,6 +143,10 @@ class Replica:
 
     def _request(self, ask: Ask, emit: Callable[[object], None]) -> Request:
         sampling = replace(self._sampling, **ask.sampling)
+        try:
+            self._backbone.base.family.check_sampler(sampling.sampler)
+        except BaseError as exc:
+            raise Refused(Refusal(400, "invalid_value", str(exc), "scheduler")) from exc
         width, height = size = self._size(ask)
         area = width * height / self._backbone.resolution**2
         return Request(ask, sampling, size, emit, time.monotonic(), area)

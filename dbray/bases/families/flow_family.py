@@ -1,0 +1,162 @@
+"""What the families have in common that are transformers trained by flow matching.
+
+Their samplers, their schedule, the shift of their noise levels by the size of an image, and the
+checks of their configurations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from dbray.bases.families.family import Family, Tensors
+from dbray.bases.families.packing import PATCH
+from dbray.errors import BaseError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from dbray.bases.layout import Layout
+    from dbray.bases.schedule import Schedule
+    from dbray.spec.sections import Recipe, Sampler
+
+_SCHEDULER = "FlowMatchEulerDiscreteScheduler"
+NATIVE_LATENTS = 128
+"""Side of the latents of the images that they were trained on; no configuration has it."""
+
+
+class FlowFamily(Family):
+    """The defaults are those of a transformer over patches of 2 x 2 latents."""
+
+    denoiser = "transformer"
+    samplers = ("euler",)
+    model_types: ClassVar[Mapping[str, tuple[str, ...]]]
+    """By text encoder, the `model_type` that its configuration may have."""
+    channels_per_latent = PATCH**2
+    """Input channels of the transformer for each channel of the latents."""
+
+    def check(self, layout: Layout) -> None:
+        """Refuse other parts, other schedulers, and transformers with more inputs."""
+        for part, allowed in self._classes().items():
+            config = layout.config(part)
+            found = config.get("_class_name") or config.get("model_type")
+            if found not in allowed:
+                raise self.refused(f"its {part} is {found}, not {' or '.join(allowed)}")
+        takes = layout.config(self.denoiser).get("in_channels")
+        has = self.latent_channels(layout.config("vae")) * self.channels_per_latent
+        if takes != has:
+            raise self.refused(f"its transformer takes {takes} channels, not the {has} of its "
+                               "latents")  # fmt: skip
+
+    def _classes(self) -> dict[str, tuple[str, ...]]:
+        """The classes that each part may have."""
+        diffusers = {
+            part: (name.partition(".")[2],)
+            for part, name in self.models.items()
+            if name.startswith("diffusers.")
+        }
+        return {**diffusers, **self.model_types, "scheduler": (_SCHEDULER,)}
+
+    def latent_channels(self, vae: Mapping[str, Any]) -> int:
+        """Channels of the latents, by the autoencoder's configuration."""
+        return vae.get("latent_channels", 0)
+
+    def factor(self, vae: Mapping[str, Any]) -> int:
+        """Pixels per latent along a side, by the autoencoder's configuration."""
+        return 2 ** (len(vae["block_out_channels"]) - 1)
+
+    def resolution(self, layout: Layout) -> int:
+        """See Family."""
+        return NATIVE_LATENTS * self.factor(layout.config("vae"))
+
+    def unfit(self, layout: Layout, recipe: Recipe) -> Iterator[tuple[str, str]]:
+        """See Family."""
+        yield from super().unfit(layout, recipe)
+        if recipe.min_snr_gamma is not None:
+            what = f"min_snr_gamma is not for {self.name}, which is trained by flow matching"
+            yield what, "leave out min_snr_gamma"
+        step = PATCH * self.factor(layout.config("vae"))
+        if recipe.resolution is not None and recipe.resolution % step:
+            what = f"resolution {recipe.resolution} is not a multiple of {step}"
+            yield what, f"set resolution to {max(step, recipe.resolution // step * step)}"
+
+    def schedule(self, config: Mapping[str, Any]) -> Schedule:
+        """Uniform over the table of the base's scheduler, without weights."""
+        from dbray.bases.flow import FlowSchedule
+
+        return FlowSchedule.of(config)
+
+    def scheduler(self, name: Sampler, config: Mapping[str, Any]) -> Any:
+        """The one sampler that there is."""
+        from diffusers import FlowMatchEulerDiscreteScheduler
+
+        return FlowMatchEulerDiscreteScheduler.from_config(dict(config))
+
+    def prepare(self, scheduler: Any, steps: int, shape: tuple[int, int, int]) -> Any:
+        """See Family."""
+        from dbray.bases.flow import FlowSampler
+
+        self.set_timesteps(scheduler, steps, shape)
+        return FlowSampler(scheduler)
+
+    def set_timesteps(self, scheduler: Any, steps: int, shape: tuple[int, int, int]) -> None:
+        """Even steps from 1 to 1 / steps, shifted towards noise the more, the larger the image."""
+        import numpy as np
+
+        mu = None
+        if scheduler.config["use_dynamic_shifting"]:
+            mu = self.shift(scheduler.config, self.num_tokens(shape), steps)
+        sigmas = np.linspace(1.0, 1 / steps, steps).tolist()
+        scheduler.set_timesteps(steps, sigmas=sigmas, mu=mu)
+
+    def num_tokens(self, shape: tuple[int, int, int]) -> int:
+        """Number of tokens of latents of this shape (C, H, W)."""
+        return shape[1] * shape[2] // PATCH**2
+
+    def shift(self, config: Mapping[str, Any], num_tokens: int, steps: int) -> float:
+        """mu: linear in the number of tokens, through two points of the configuration."""
+        low, high = config["base_image_seq_len"], config["max_image_seq_len"]
+        slope = (config["max_shift"] - config["base_shift"]) / (high - low)
+        return config["base_shift"] + slope * (num_tokens - low)
+
+    def latent_shape(
+        self, models: Mapping[str, Any], size: tuple[int, int]
+    ) -> tuple[int, int, int]:
+        """See Family. Raises BaseError where the sides do not fit the patches."""
+        config = models["vae"].config
+        factor = self.factor(config)
+        width, height = size
+        if width % (PATCH * factor) or height % (PATCH * factor):
+            raise BaseError(f"{width} x {height} pixels: the sides of images of {self.name} are "
+                            f"multiples of {PATCH * factor}; choose other sides")  # fmt: skip
+        return self.latent_channels(config), height // factor, width // factor
+
+
+def token_ids(tokenizer: Any, texts: Sequence[str], length: int) -> Tensors:
+    """Token ids of texts and the mask of those that are not padding, at a fixed length."""
+    found = tokenizer(
+        list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+    )
+    return {"ids": found.input_ids, "mask": found.attention_mask}
+
+
+def chat(tokenizer: Any, prompts: Sequence[str], thinking: bool) -> list[str]:
+    """Each prompt as the one message of a user, in the tokenizer's own template."""
+    return [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}],
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=thinking,
+        )
+        for prompt in prompts
+    ]
+
+
+def sigmas_of(timesteps_B: Tensor) -> Tensor:
+    """Noise levels of timesteps."""
+    from dbray.bases.flow import TIMESTEPS_PER_SIGMA
+
+    return timesteps_B / TIMESTEPS_PER_SIGMA
