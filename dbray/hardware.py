@@ -16,11 +16,18 @@ class Hardware:
 
     num_cpus: int
     num_gpus: int
+    memory_bytes: int | None = None
+    """Of one GPU or, without GPUs, of the machine; None if unknown."""
 
     @classmethod
     def local(cls) -> Hardware:
         """What this machine holds."""
-        return cls(os.cpu_count() or 1, torch.cuda.device_count())
+        num_gpus = torch.cuda.device_count()
+        if num_gpus:
+            memory = torch.cuda.get_device_properties(0).total_memory
+        else:
+            memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return cls(os.cpu_count() or 1, num_gpus, memory)
 
     def uses_gpus(self, device: Device) -> bool:
         """Whether work on this device asks for GPUs here."""

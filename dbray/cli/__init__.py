@@ -129,6 +129,8 @@ def _add_job_commands(commands: Any) -> None:
                              "cause")  # fmt: skip
         command.add_argument("--max-failures", type=_number_from(0), metavar="N",
                              help="stop when more than N subjects have failed")  # fmt: skip
+    run.add_argument("--skip-invalid", action="store_true",
+                     help="train the valid subjects; list the others in failed.jsonl")  # fmt: skip
     run.add_argument("--address", help="Ray cluster (default: $RAY_ADDRESS, or a local one)")
 
     submit.add_argument("--no-wait", action="store_true", help="do not follow the job")

@@ -9,14 +9,17 @@ import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dbray.cli.output import print_problems, print_table, shell_command
-from dbray.errors import SpecError
+from dbray.errors import Problem, SpecError
 from dbray.planning.checks import check_file
 from dbray.spec.job import Job
 from dbray.spec.subject import Subject
 from dbray.storage.store import Store
+
+if TYPE_CHECKING:
+    from dbray.run.options import RunOptions
 
 _MAX_NAMED = 8
 
@@ -38,14 +41,24 @@ def validate(args: argparse.Namespace) -> int:
 def plan(args: argparse.Namespace) -> int:
     """Show what would run, and what it costs."""
     from dbray.hardware import Hardware
+    from dbray.planning.changes import changes, renamed
     from dbray.planning.cost import estimate, latest_rates
+    from dbray.planning.ids import settle_id
     from dbray.planning.plan import make_plan
+    from dbray.planning.room import room_for, shortages
+    from dbray.records.models import Registry
 
     ready = check_file(Path(args.job)).ready()
     store = Store(ready.job.storage)
+    ready = settle_id(ready, store)
     made = make_plan(ready, store)
-    cost = estimate(made, Hardware.local(), latest_rates(store, made.base.digest, made.job))
-    warnings = [*made.warnings, *cost.warnings]
+    machine = Hardware.local()
+    cost = estimate(made, machine, latest_rates(store, made.base.digest, made.job))
+    room = room_for(store, machine)
+    needs = sum(cost.storage_bytes.values()), sum(cost.memory_bytes.values())
+    registry = Registry(store)
+    warnings = [*made.warnings, *cost.warnings, *shortages(*needs, room),
+                *_renamed(renamed(made, registry))]  # fmt: skip
     facts = {
         "job": made.job.id,
         "base": made.base.name,
@@ -60,6 +73,9 @@ def plan(args: argparse.Namespace) -> int:
         "recipe": made.job.recipe.model_dump(),
         "prior": made.job.prior.model_dump(),
         **asdict(cost),
+        "disk_free_bytes": room.disk_bytes,
+        "device_memory_bytes": room.memory_bytes,
+        "changes": changes(made, registry),
         "warnings": [asdict(warning) for warning in warnings],
     }
     if args.json:
@@ -77,6 +93,7 @@ def _print_plan(facts: dict[str, Any]) -> None:
         "base": f"{facts['base']} ({facts['base_digest'][:12]})",
         "to train": f"{len(facts['subjects_to_train'])} subjects of {len(nouns)} class nouns"
         f"{_first_names(facts['subjects_to_train'], facts['identifiers'])}",
+        "again": _changed(facts["changes"]),
         "kept": f"{len(facts['subjects_kept'])} subjects, published already",
         "failed": _would_fail_again(len(facts["subjects_failed"])),
         "class images": f"{facts['class_images_to_make']} to make, in "
@@ -84,11 +101,40 @@ def _print_plan(facts: dict[str, Any]) -> None:
         "(on this machine)",
         "training": f"{steps}, learning rate {recipe['learning_rate']:g}) "
         f"in {facts['lanes']} lanes (on this machine)",
-        "memory": f"{_sizes(facts['memory_bytes'])} per worker",
-        "disk": f"{_sizes(facts['storage_bytes'])} at most",
+        "memory": f"{_sizes(facts['memory_bytes'])} per worker"
+        f"{_of(facts['device_memory_bytes'])}",
+        "disk": f"{_sizes(facts['storage_bytes'])} at most{_of(facts['disk_free_bytes'])}",
         "time": _duration(facts["prior_seconds"], facts["train_seconds"]),
     }  # fmt: skip
     print_table((name, value) for name, value in rows.items() if value)
+
+
+def _changed(changes: dict[str, tuple[str, ...]]) -> str:
+    """Why published subjects would train again; subjects with the same reason share a line."""
+    subjects: dict[tuple[str, ...], list[str]] = {}
+    for subject_id, differences in changes.items():
+        subjects.setdefault(differences, []).append(subject_id)
+    lines = []
+    for differences, ids in list(subjects.items())[:_MAX_NAMED]:
+        named = ", ".join([*ids[:_MAX_NAMED], *(["others"] if len(ids) > _MAX_NAMED else [])])
+        lines.append(f"{named} would train again because of {', '.join(differences)}")
+    return "\n".join(lines)
+
+
+def _renamed(renamed: dict[str, str]) -> list[Problem]:
+    fix = "to keep the published model, give the subject its former id"
+    return [
+        Problem("warning", f"subject {new}",
+                f"has the photographs of the published model {old}; under its new id it is "
+                "trained again", fix, new)
+        for new, old in renamed.items()
+    ]  # fmt: skip
+
+
+def _of(available: int | None) -> str:
+    from dbray.planning.room import mebibytes
+
+    return "" if available is None else f"; this machine has {mebibytes(available)}"
 
 
 def _would_fail_again(num_failed: int) -> str:
@@ -98,7 +144,9 @@ def _would_fail_again(num_failed: int) -> str:
 
 
 def _sizes(bytes_by_kind: dict[str, int]) -> str:
-    sizes = [f"{size / 2**20:.3g} MiB {kind}" for kind, size in bytes_by_kind.items() if size]
+    from dbray.planning.room import mebibytes
+
+    sizes = [f"{mebibytes(size)} {kind}" for kind, size in bytes_by_kind.items() if size]
     return " + ".join(sizes) or "nothing"
 
 
@@ -122,31 +170,32 @@ def _duration(prior_seconds: float | None, train_seconds: float | None) -> str:
 
 def run(args: argparse.Namespace) -> int:
     """Run a job, or continue it."""
-    return run_file(Path(args.job), args.retry_failed, args.max_failures, args.address)
+    from dbray.run.options import RunOptions
+
+    flags = [] if args.max_failures is None else ["--max-failures", str(args.max_failures)]
+    flags += ["--address", args.address] if args.address else []
+    flags += ["--skip-invalid"] if args.skip_invalid else []
+    options = RunOptions(
+        args.retry_failed,
+        args.max_failures,
+        args.address or os.environ.get("RAY_ADDRESS"),
+        shell_command("run", args.job, *flags),
+        args.skip_invalid,
+    )
+    return run_file(Path(args.job), options)
 
 
-def run_file(
-    job_file: Path,
-    retry_failed: bool = False,
-    max_failures: int | None = None,
-    address: str | None = None,
-) -> int:
+def run_file(job_file: Path, options: RunOptions) -> int:
     """Run a job file; returns the exit code."""
     from dbray.cli.watch import watch
     from dbray.run.job import run_job
-    from dbray.run.options import RunOptions
 
-    limit = [] if max_failures is None else ["--max-failures", str(max_failures)]
-    cluster = ["--address", address] if address else []
-    command = shell_command("run", job_file, *limit, *cluster)
-    address = address or os.environ.get("RAY_ADDRESS")
-    options = RunOptions(retry_failed, max_failures, address, command=command)
     # `ray job stop` and schedulers send SIGTERM: end as after Ctrl-C, with the journal written.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     # So does a terminal that is closed, unless `nohup` has SIGHUP ignored.
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         signal.signal(signal.SIGHUP, signal.default_int_handler)
-    ready = check_file(job_file).ready()
+    ready = check_file(job_file).ready(options.skip_invalid)
     with watch() as progress:
         result = run_job(ready, options, progress)
     found = result.summary.counts

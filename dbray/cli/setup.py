@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 import yaml
@@ -10,6 +11,7 @@ import yaml
 from dbray.cli.jobs import run_file
 from dbray.cli.output import print_problems, shell_command, writing
 from dbray.errors import SpecError
+from dbray.run.options import RunOptions
 from dbray.spec.canon import is_commit
 from dbray.spec.paths import MINIATURE, anchor_base, is_folder
 from dbray.spec.subject import Subject
@@ -55,7 +57,9 @@ def demo(args: argparse.Namespace) -> int:
             encoding="utf-8",
         )
     print(f"Wrote {len(subjects)} drawn subjects to {folder}/photos and the job {job_file}.")
-    code = run_file(job_file, retry_failed=True)
+    address = os.environ.get("RAY_ADDRESS")
+    options = RunOptions(retry_failed=True, address=address, command=shell_command("run", job_file))
+    code = run_file(job_file, options)
     if code == 0:
         registry, model = str(folder / "runs"), subjects[0][0]
         prompt = "a photo of a {subject} on the beach"

@@ -17,9 +17,20 @@ from dbray.errors import BaseError, Problem, SpecError
 from dbray.planning import names
 from dbray.planning.names import Naming
 from dbray.spec.job import Job, anchored, draft_job
+from dbray.spec.subject import Subject
 from dbray.subjects import validation
 from dbray.subjects.listings import Source
 from dbray.subjects.validation import CheckedSubject
+
+
+@dataclass(frozen=True)
+class InvalidSubject:
+    """A subject that cannot be trained, and why."""
+
+    id: str
+    reason: str
+    subject: Subject | None
+    """None if it could not even be read."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +42,11 @@ class Ready:
     subjects: Sequence[CheckedSubject]
     naming: Naming
     warnings: Sequence[Problem]
+    invalid: Sequence[InvalidSubject] = ()
+    """Subjects that are skipped."""
+    file: Path | None = None
+    """The job file, as an absolute path; None for a job made in Python."""
+    has_default_id: bool = False
 
 
 @dataclass
@@ -40,7 +56,10 @@ class Checked:
     job: Job | None = None
     base: Base | None = None
     subjects: Sequence[CheckedSubject] = ()
+    invalid: Sequence[Subject] = ()
     naming: Naming | None = None
+    file: Path | None = None
+    has_default_id: bool = False
     problems: list[Problem] = field(default_factory=list)
 
     @property
@@ -48,11 +67,35 @@ class Checked:
         """What stops a job."""
         return [problem for problem in self.problems if problem.severity == "error"]
 
-    def ready(self) -> Ready:
-        """Return what a run needs. Raises SpecError, with all the problems, if it has errors."""
-        if self.errors or self.job is None or self.base is None or self.naming is None:
+    def ready(self, skip_invalid: bool = False) -> Ready:
+        """Return what a run needs.
+
+        Args:
+            skip_invalid: leave out subjects with errors, unless no subject is left.
+
+        Raises:
+            SpecError: with all the problems, if one of them stops the job.
+        """
+        skipped = self._skippable() if skip_invalid and self.subjects else {}
+        stops = any(error.subject not in skipped for error in self.errors)
+        if stops or self.job is None or self.base is None or self.naming is None:
             raise SpecError(self.problems)
-        return Ready(self.job, self.base, self.subjects, self.naming, self.problems)
+        return Ready(self.job, self.base, self.subjects, self.naming, self.problems,
+                     tuple(skipped.values()), self.file, self.has_default_id)  # fmt: skip
+
+    def _skippable(self) -> dict[str, InvalidSubject]:
+        """Subjects with errors, by id."""
+        known = {one.id: one for one in self.invalid}
+        usable = {one.subject.id for one in self.subjects}
+        reasons: dict[str, str] = {}
+        for error in self.errors:
+            if error.subject is not None:
+                reasons.setdefault(error.subject, f"{error.where}: {error.what}")
+        return {
+            name: InvalidSubject(name, reason, known.get(name))
+            for name, reason in reasons.items()
+            if name not in usable
+        }
 
 
 def check_file(file: Path) -> Checked:
@@ -62,7 +105,8 @@ def check_file(file: Path) -> Checked:
     except SpecError as exc:
         return Checked(problems=list(exc.problems))
     checked = _check(draft.job, draft.subjects, draft.where, file.resolve().parent)
-    return replace(checked, problems=[*draft.problems, *checked.problems])
+    return replace(checked, problems=[*draft.problems, *checked.problems], file=file.resolve(),
+                   has_default_id=not draft.has_own_id)  # fmt: skip
 
 
 def check_job(job: Job) -> Checked:
@@ -92,7 +136,7 @@ def _check(job: Job, source: Source | None, where: Callable[[str], str], folder:
         resolution = checked.job.recipe.resolution if checked.job else None
         found = validation.validate(source, folder=folder, resolution=resolution)
         checked.problems += found.problems
-        checked.subjects = found.subjects
+        checked.subjects, checked.invalid = found.subjects, found.invalid
     if checked.base is not None and checked.job is not None:
         subjects = [one.subject for one in checked.subjects]
         checked.naming, problems = names.check_names(checked.job, checked.base, subjects)

@@ -13,7 +13,8 @@ from functools import cached_property
 
 from dbray.bases import Base
 from dbray.errors import Problem
-from dbray.planning.checks import Ready
+from dbray.planning.checks import InvalidSubject, Ready
+from dbray.planning.ids import origin
 from dbray.planning.names import Latest, name_subjects, read_latest
 from dbray.records.models import REVISION_LENGTH, Registry
 from dbray.records.prior_sets import PriorPlan, is_made
@@ -60,6 +61,10 @@ class Plan:
     missing_priors: tuple[PriorPlan, ...]
     warnings: tuple[Problem, ...]
     """What is doubtful about the job; it runs nevertheless."""
+    invalid: tuple[InvalidSubject, ...] = ()
+    """Subjects that are skipped because they have errors."""
+    file: str | None = None
+    """Path of the job file, where it identifies the job."""
 
     @cached_property
     def to_train(self) -> tuple[PlannedSubject, ...]:
@@ -114,7 +119,8 @@ def make_plan(ready: Ready, store: Store, retry_failed: bool = False) -> Plan:
             one.subject.id for one, there in zip(planned, found, strict=True) if there
         )
         failed = {} if retry_failed else _failed_before(planned, published, store, job.id)
-        plan = Plan(job, base, planned, published, failed, (), warnings)
+        plan = Plan(job, base, planned, published, failed, (), warnings, tuple(ready.invalid),
+                    origin(ready.file))  # fmt: skip
         needed = [priors[noun] for noun in plan.class_nouns if noun in priors]
         made = threads.map(lambda prior: is_made(store, prior), needed)
         missing = tuple(prior for prior, there in zip(needed, made, strict=True) if not there)

@@ -14,6 +14,7 @@ import dbray
 from dbray.cluster import connected
 from dbray.errors import DbrayError, TooManyFailures
 from dbray.planning.checks import Checked, Ready, check_file, check_job
+from dbray.planning.ids import settle_id
 from dbray.planning.plan import Plan, make_plan
 from dbray.processes import wait_passively
 from dbray.records.results import Outcome, Summary, read_summary
@@ -61,12 +62,13 @@ def run_job(
         JobBusy: another run holds this job.
         StoreError: storage cannot be written; what was published stays.
     """
-    ready = job if isinstance(job, Ready) else _check(job).ready()
+    options, watch = options or RunOptions(), watch or Silence()
+    ready = job if isinstance(job, Ready) else _check(job).ready(options.skip_invalid)
     store = Store(ready.job.storage)
+    ready = settle_id(ready, store)
     journal = Journal(store, ready.job.id)
     with journal.hold():
         wait_passively(os.environ)
-        options, watch = options or RunOptions(), watch or Silence()
         plan = make_plan(ready, store, options.retry_failed)
         for warning in plan.warnings:
             watch.note(str(warning))
@@ -111,6 +113,7 @@ def _run_phases(plan: Plan, recorder: Recorder, options: RunOptions, cluster: Ex
     training = Training(plan, recorder, options.max_failures)
     annexes = [phase(plan, recorder) for phase in ANNEXES]
     training.forget_checkpoints()
+    training.check_disk()
     if not plan.to_train and not any(phase.requests for phase in annexes):
         return
     cluster.enter_context(connected(options.address, recorder.watch.note))

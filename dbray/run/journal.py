@@ -107,6 +107,7 @@ class Journal:
                 "job": _without_subjects(plan.job),
                 "started_at": utc_now(),
                 "dbray_version": version,
+                "file": plan.file,
                 "base": {"name": plan.base.name, "digest": plan.base.digest},
                 "subjects": [one.subject.model_dump(mode="json") for one in plan.subjects],
             },

@@ -15,6 +15,7 @@ from dbray.lanes.checkpoint import forget_checkpoints
 from dbray.lanes.group import open_lanes
 from dbray.planning.cost import num_lanes, too_small
 from dbray.planning.plan import Plan, PlannedSubject
+from dbray.planning.room import check_disk
 from dbray.records import previews as layout
 from dbray.records.models import Registry
 from dbray.run.recorder import Recorder
@@ -61,6 +62,10 @@ class Training:
             lanes = self.recorder.tally.lanes = num_lanes(self.plan, held)
             if not lanes:
                 raise SpecError([too_small(self.plan.job.resources, held)])
+
+    def check_disk(self) -> None:
+        """Raise StoreError if the disk cannot hold what will be published."""
+        check_disk(self.plan, self.recorder.journal.store)
 
     def run(self) -> None:
         """Train. Raises LaneLost, StoreError, TooManyFailures."""

@@ -86,9 +86,6 @@ class Recorder:
         outcomes = tuple(self.tally.outcomes.values())
         summary = self.tally.summary(state, error)
         if state != "running":
-            failed = {outcome.id for outcome in outcomes if outcome.status == "failed"}
-            self.journal.write_failed(
-                [one.subject for one in self.tally.plan.subjects if one.subject.id in failed]
-            )
+            self.journal.write_failed(self.tally.failed_subjects)
         self.journal.write(outcomes, summary)
         return summary

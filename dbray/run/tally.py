@@ -11,9 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
+from dbray.errors import SubjectError
 from dbray.lanes.leases import Snapshot
+from dbray.planning.checks import InvalidSubject
 from dbray.planning.plan import Plan, PlannedSubject
 from dbray.records.results import (
+    Failure,
     InFlight,
     Outcome,
     PhaseProgress,
@@ -25,6 +28,7 @@ from dbray.records.results import (
 )
 from dbray.sampling.priors import PriorReport
 from dbray.spec.canon import utc_now
+from dbray.spec.subject import Subject
 
 RETRY_IN_PYTHON = "run_job(job, RunOptions(retry_failed=True))"
 
@@ -67,7 +71,8 @@ class Tally:
 
     def __post_init__(self) -> None:
         kept = {one.subject.id: _without_attempt(one, "kept") for one in self.plan.kept}
-        self.outcomes = kept | dict(self.plan.failed)
+        invalid = {one.id: _invalid(one) for one in self.plan.invalid}
+        self.outcomes = kept | dict(self.plan.failed) | invalid
 
     def add(self, outcome: Outcome) -> None:
         """Count the end of a subject."""
@@ -89,6 +94,13 @@ class Tally:
             if one.is_published or (one.error and not one.error.retryable)
         }
         return {one.revision for one in self.plan.to_train if one.subject.id not in ended}
+
+    @property
+    def failed_subjects(self) -> list[Subject]:
+        """The subjects that failed, in this run or before, and those with errors."""
+        failed = {one.id for one in self.outcomes.values() if one.status == "failed"}
+        planned = [one.subject for one in self.plan.subjects if one.subject.id in failed]
+        return planned + [one.subject for one in self.plan.invalid if one.subject is not None]
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -117,7 +129,7 @@ class Tally:
             state=state,
             error=error,
             counts=counts(outcomes),
-            num_subjects=len(self.plan.subjects),
+            num_subjects=len(self.plan.subjects) + len(self.plan.invalid),
             started_at=self._started_at,
             updated_at=utc_now(),
             wall_seconds=round(wall, 2),
@@ -147,6 +159,12 @@ def _without_attempt(planned: PlannedSubject, status: Status) -> Outcome:
         revision=planned.revision,
         identifier=planned.identifier,
     )
+
+
+def _invalid(one: InvalidSubject) -> Outcome:
+    noun = one.subject.class_noun if one.subject else ""
+    error = Failure.of(SubjectError(one.reason))
+    return Outcome(id=one.id, class_noun=noun, status="failed", error=error)
 
 
 def _in_flight(snapshot: Snapshot) -> dict[str, InFlight]:

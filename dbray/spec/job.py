@@ -24,6 +24,8 @@ from dbray.spec.subject import Subject, make_subject
 from dbray.spec.text_files import Item, Lines, items_of, locate, parse_yaml, read_text
 
 SCHEMA_VERSION = "dbray/v1"
+FIRST_DEFAULT_ID = "job"
+"""The id of a job without file and id, and once of every job.yaml."""
 # What pyarrow.fs opens.
 _STORAGE_SCHEMES = ("file", "s3", "gs", "gcs", "hdfs", "viewfs", "abfs", "abfss")
 
@@ -45,7 +47,9 @@ class Job(Spec):
 
     schema_version: Literal["dbray/v1"] = Field(default=SCHEMA_VERSION, alias="schema")
     id: SubjectId = Field(
-        default="job", description="Name of the job; default: the job file's stem."
+        default="job",
+        description="Name of the job; default: the job file's name without its suffix, and for "
+        "job.yaml that of its folder.",
     )
     base: Address = Field(description="miniature, a diffusers folder, or a hub id.")
     base_revision: str | None = Field(
@@ -119,6 +123,7 @@ class Draft:
     problems: list[Problem]
     file: str
     lines: Lines
+    has_own_id: bool = True
 
     def where(self, key: str) -> str:
         """The file, and the line of a key."""
@@ -141,10 +146,10 @@ def draft_job(file: Path) -> Draft:
         )
     data = {str(key): value for key, value in data.items()}  # YAML may take one for a date
     name, problems = str(file), []
-    if "id" not in data:
-        own_id = slug(file.stem)
-        data["id"] = own_id or "job"
-        if not own_id:
+    has_own_id = "id" in data
+    if not has_own_id:
+        data["id"] = default_id(file) or FIRST_DEFAULT_ID
+        if not default_id(file):
             problems.append(Problem("error", name, "has a name that gives the job no id",
                                     "add 'id: ...', or rename the file"))  # fmt: skip
     listed = data.get("subjects")
@@ -155,7 +160,16 @@ def draft_job(file: Path) -> Draft:
     subjects = job.subjects if isinstance(job.subjects, str) else None
     if isinstance(listed, list):
         subjects = items_of(listed, name, lines, ("subjects",))
-    return Draft(job, subjects, [*problems, *mistakes], name, lines)
+    return Draft(job, subjects, [*problems, *mistakes], name, lines, has_own_id)
+
+
+def default_id(file: Path) -> str:
+    """The id of a job without one: of its file's name or, for job.yaml, of its folder's."""
+    if file.stem != FIRST_DEFAULT_ID:
+        return slug(file.stem)
+    folder = file.resolve().parent.name
+    # Ray unpacks a submitted job into a folder that is named anew each time.
+    return FIRST_DEFAULT_ID if folder.startswith("_ray_pkg_") else slug(folder) or FIRST_DEFAULT_ID
 
 
 def _without_mistakes(data: dict[Any, Any], file: str, lines: Lines) -> tuple[Job, list[Problem]]:

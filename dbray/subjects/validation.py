@@ -51,6 +51,8 @@ class Validation:
 
     subjects: tuple[CheckedSubject, ...]
     problems: tuple[Problem, ...]
+    invalid: tuple[Subject, ...] = ()
+    """Subjects with errors, as far as they could be read."""
 
 
 def read(
@@ -102,7 +104,7 @@ def validate(
     for entry in entries:
         _judge_images(entry, looks, resolution or MIN_SIDE_PIXELS)
     _name_shared_images(entries, looks)
-    subjects = []
+    subjects, invalid = [], []
     for entry in entries:
         problems.extend(entry.problems)
         if entry.subject is not None and all(p.severity == "warning" for p in entry.problems):
@@ -111,7 +113,9 @@ def validate(
             decodings = tuple(check.decoding for check in checks)
             later = decodings if any(one > 1 for one in decodings) else ()
             subjects.append(CheckedSubject(entry.subject, digests, later))
-    return Validation(tuple(subjects), tuple(problems))
+        elif entry.subject is not None:
+            invalid.append(entry.subject)
+    return Validation(tuple(subjects), tuple(problems), tuple(invalid))
 
 
 def write_jsonl(subjects: Iterable[Subject], target: str | Path | TextIO) -> None:
