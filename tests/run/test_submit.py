@@ -44,8 +44,8 @@ def test_more_photographs_than_travel_are_refused_with_their_size(tiny_base, tmp
 @pytest.mark.parametrize(
     ("storage", "address"),
     [
-        ("/work/runs", "http://127.0.0.1:8265"),
-        ("/work/runs", "http://localhost:8265"),
+        ("/data/runs", "http://127.0.0.1:8265"),
+        ("/data/runs", "http://localhost:8265"),
         ("s3://bucket/runs", "http://198.51.100.7:8265"),
         ("file:///mnt/runs", "http://198.51.100.7:8265"),
     ],
@@ -56,7 +56,7 @@ def test_storage_that_the_cluster_reaches_is_accepted(storage, address):
 
 def test_a_folder_of_this_machine_is_refused_for_a_cluster_elsewhere():
     with pytest.raises(SpecError, match="all nodes reach, such as s3://bucket/runs"):
-        submit.check_storage("/work/runs", "http://198.51.100.7:8265")
+        submit.check_storage("/data/runs", "http://198.51.100.7:8265")
 
 
 def test_an_address_without_a_job_server_is_an_error_of_the_input():
