@@ -116,7 +116,7 @@ def test_the_printed_line_draws_what_generate_draws(
 ):
     pipe = load(export(storage, model, name, path_for(name, tmp_path), capsys))
     if name != "diffusers":  # the other formats hold no sampler
-        pipe.scheduler = bases.load(bases.resolve(str(base_folder))).scheduler("ddim")
+        pipe.scheduler = bases.load(bases.resolve(str(base_folder))).scheduler("ddim", 1)
     own_token = name in ("lora", "embedding") and model in ("pivotal", "inversion")
     prompt = f"a <{model}> dog" if own_token else f"a {IDENTIFIER} dog"
     assert np.abs(generated[model] - generated["base"]).max() > 4
