@@ -6,11 +6,12 @@ Owns what a phase needs of the plan. The order of phases and the end of a run ar
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 
 from dbray.cluster import hardware
-from dbray.errors import DbrayError, SpecError, TooManyFailures
+from dbray.errors import BaseError, DbrayError, SpecError, TooManyFailures
 from dbray.lanes.checkpoint import forget_checkpoints
 from dbray.lanes.group import open_lanes
 from dbray.planning.cost import num_lanes, too_small
@@ -65,7 +66,8 @@ class Training:
 
     def check_disk(self) -> None:
         """Raise StoreError if the disk cannot hold what will be published."""
-        check_disk(self.plan, self.recorder.journal.store)
+        with suppress(BaseError):  # a base that vanished meanwhile is reported by the lanes
+            check_disk(self.plan, self.recorder.journal.store)
 
     def run(self) -> None:
         """Train. Raises LaneLost, StoreError, TooManyFailures."""
