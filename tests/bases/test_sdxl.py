@@ -365,6 +365,7 @@ def test_rows_can_be_stacked(backbone):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_job_publishes_adapters_with_previews(ray_session, folder, tmp_path):
     recipe = {"method": {"kind": "lora", "rank": 4}}

@@ -12,7 +12,7 @@ from dbray.records.models import Registry
 from dbray.run.job import run_job
 from dbray.storage.store import Store
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 def test_an_adapter_of_flux_is_trained_and_published_with_previews(ray_session, tmp_path):
