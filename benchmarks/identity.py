@@ -29,7 +29,7 @@ from PIL import Image
 
 from dbray import bases
 from dbray.bases import Backbone
-from dbray.method.generate import Sampling, generate
+from dbray.bases.generate import Sampling, generate
 from dbray.method.methods import put
 from dbray.miniature import world
 from dbray.miniature.autoencoder import to_images

@@ -26,7 +26,6 @@ from PIL import Image, ImageFilter
 from dbray.bases import MINIATURE_FOLDER
 from dbray.miniature.autoencoder import to_images
 from dbray.miniature.captions import PLACE_PHRASES
-from dbray.miniature.faces import ACCESSORIES
 from dbray.miniature.world import (
     CLASS_NOUNS,
     COLOURS,
@@ -36,6 +35,7 @@ from dbray.miniature.world import (
     random_scene,
     render,
 )
+from dbray.miniature.world.faces import ACCESSORIES
 
 LABELS: dict[str, tuple[str, ...]] = {
     "class": CLASS_NOUNS,

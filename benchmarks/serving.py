@@ -46,7 +46,7 @@ from safetensors.torch import load_file, save
 
 from dbray import bases
 from dbray.records.models import ModelRecord, Registry
-from dbray.serving.http.tenants import new_key
+from dbray.serving.http.access.tenants import new_key
 from dbray.serving.local import start
 from dbray.serving.options import GIB, ServeOptions
 from dbray.spec.sections import Prior, Recipe

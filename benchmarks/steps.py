@@ -21,11 +21,11 @@ from measure import finish, print_table
 
 from dbray import bases
 from dbray.bases import Compute
-from dbray.method.engine import make_engine
-from dbray.method.loop import Latents, TrainingData, finetune
 from dbray.method.methods import method_of
 from dbray.spec.paths import MINIATURE
 from dbray.spec.sections import Recipe
+from dbray.training.engine import make_engine
+from dbray.training.loop import Latents, TrainingData, finetune
 
 _WARM_STEPS = 20
 

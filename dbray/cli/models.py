@@ -27,8 +27,8 @@ from dbray.storage.store import Store
 
 if TYPE_CHECKING:
     from dbray.bases import Backbone
+    from dbray.bases.generate import Sampling
     from dbray.export.source import Source
-    from dbray.method.generate import Sampling
 
 
 def _registry(args: argparse.Namespace) -> Registry:
@@ -127,7 +127,7 @@ def generate(args: argparse.Namespace) -> int:
     """Sample images, each from its own seed, and write them as PNG."""
     from PIL import Image, PngImagePlugin
 
-    from dbray.method.generate import generate as sample
+    from dbray.bases.generate import generate as sample
 
     chosen = _chosen(args)
     with _source(args) as source:
@@ -185,7 +185,7 @@ def _problems_of_prompt(model: str, prompt: str) -> list[Problem]:
 
 def _sampling(chosen: dict[str, Any], negative: str, backbone: Backbone) -> Sampling:
     """The given flags, else what the base's makers recommend."""
-    from dbray.method.generate import Sampling
+    from dbray.bases.generate import Sampling
 
     wanted = backbone.base.fill(Previews.model_validate(chosen))
     return Sampling(wanted.sampler, wanted.steps, wanted.guidance, negative)

@@ -17,10 +17,10 @@ from torch import Tensor
 from torch import distributed as dist
 
 from dbray.errors import StoreError, TrainError
-from dbray.method.engine import Engine
-from dbray.method.loop import LossPoint, Progress, Share
 from dbray.storage.committed import Committed
 from dbray.storage.store import Store
+from dbray.training.engine import Engine
+from dbray.training.loop import LossPoint, Progress, Share
 
 logger = logging.getLogger(__name__)
 

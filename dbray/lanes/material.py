@@ -14,7 +14,6 @@ from PIL import Image
 from dbray.bases import Backbone
 from dbray.errors import SubjectError
 from dbray.lanes.beat import Beat
-from dbray.method.loop import Latents, TrainingData, encode_subject, instance_prompts
 from dbray.method.methods import method_of
 from dbray.planning.plan import PlannedSubject
 from dbray.records.prior_sets import load_images
@@ -22,6 +21,7 @@ from dbray.spec.job import Job
 from dbray.spec.prompts import fill_prompt
 from dbray.storage.store import Store, digest, read_uri
 from dbray.subjects import images
+from dbray.training.loop import Latents, TrainingData, encode_subject, instance_prompts
 
 NUM_WARM_PRIORS = 16
 """PriorSets whose latents a lane keeps: 200 images of 64 x 64 x 4 latents are 26 MB."""

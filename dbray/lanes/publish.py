@@ -7,12 +7,12 @@ from importlib import metadata
 
 from dbray.bases import Base
 from dbray.lanes.beat import Clock
-from dbray.method.loop import LossPoint
 from dbray.planning.plan import PlannedSubject
 from dbray.records.models import ModelRecord, Registry
 from dbray.spec.canon import utc_now
 from dbray.spec.job import Job
 from dbray.storage.store import Store
+from dbray.training.loop import LossPoint
 
 _VERSIONED = ("dbray", "torch", "diffusers", "transformers", "deepspeed", "ray")
 

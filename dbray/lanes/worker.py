@@ -25,14 +25,14 @@ from dbray.lanes.beat import Beat, Clock
 from dbray.lanes.checkpoint import Checkpoint
 from dbray.lanes.material import Material
 from dbray.lanes.publish import Publisher
-from dbray.method.device import device_is_lost, translated
-from dbray.method.engine import Engine, make_engine
-from dbray.method.loop import Progress, Share, TrainingData, finetune
 from dbray.method.methods import method_of
 from dbray.planning.plan import PlannedSubject
 from dbray.records.results import Failure
 from dbray.spec.job import Job
 from dbray.storage.store import Store
+from dbray.training.device import device_is_lost, translated
+from dbray.training.engine import Engine, make_engine
+from dbray.training.loop import Progress, Share, TrainingData, finetune
 
 logger = logging.getLogger(__name__)
 

@@ -1,1 +1,1 @@
-"""The mathematics: losses, the training loop, engines, and sampling. Knows no Ray."""
+"""The methods of fine-tuning, the layers that they add, and the files that they publish."""

@@ -25,12 +25,12 @@ from dbray.bases.resident import Changes, Layout, Resident
 from dbray.errors import BaseError, Diverged, RegistryError
 from dbray.method.adapter import Adapter, inject
 from dbray.method.factors import Factors, canonical, collect, from_published, to_published
-from dbray.method.losses import generator_of
 from dbray.method.low_rank import LowRank
 from dbray.method.with_tokens import WithTokens, trained_parts
 from dbray.spec.methods import Lora as LoraSettings
 from dbray.spec.methods import Pivotal
 from dbray.spec.sections import Recipe
+from dbray.training.losses import generator_of
 
 FILE = "lora.safetensors"
 PIVOTAL_RATE = 0.03

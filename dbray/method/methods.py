@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from dbray.bases import Backbone, Base
 from dbray.bases.condition import Condition
 from dbray.bases.resident import Layout, Weights
-from dbray.method.engine import Engine
-from dbray.method.training import Rate
 from dbray.spec.methods import MethodSettings
 from dbray.spec.sections import Recipe
+from dbray.training.engine import Engine
+from dbray.training.plain import Rate
 
 
 class Method(Protocol):

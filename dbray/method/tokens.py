@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from dbray.bases import Backbone, Base, load_tokenizer
 from dbray.bases.resident import Changes, Layout, Resident
 from dbray.errors import BaseError, Diverged, TrainError
-from dbray.method.training import Rate
+from dbray.training.plain import Rate
 
 FILE = "tokens.safetensors"
 MAX_TOKENS = 8

@@ -15,9 +15,9 @@ from dbray.bases import Backbone, Base
 from dbray.bases.condition import Condition
 from dbray.bases.resident import Changes, Layout, Resident, Weights
 from dbray.method import tokens
-from dbray.method.engine import Engine
-from dbray.method.training import Rate
 from dbray.spec.sections import Recipe
+from dbray.training.engine import Engine
+from dbray.training.plain import Rate
 
 
 class WithTokens:

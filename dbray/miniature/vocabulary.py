@@ -23,10 +23,10 @@ from dbray.miniature.captions import (
     STYLE_PREFIXES,
     STYLE_SUFFIXES,
 )
-from dbray.miniature.faces import ACCESSORIES, EXPRESSIONS
 from dbray.miniature.networks import TEXT_LENGTH
 from dbray.miniature.words import ABBREVIATIONS, ENGLISH
 from dbray.miniature.world import CLASS_NOUNS, COLOURS, PATTERNS
+from dbray.miniature.world.faces import ACCESSORIES, EXPRESSIONS
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"

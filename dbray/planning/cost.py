@@ -11,13 +11,13 @@ from typing import Any
 
 from dbray.errors import Problem, StoreError
 from dbray.hardware import Hardware
-from dbray.method.engine import memory_plan
 from dbray.method.methods import method_of
 from dbray.planning.plan import Plan
 from dbray.records.results import Rates, summaries
 from dbray.spec.job import Job
 from dbray.spec.sections import Resources
 from dbray.storage.store import Store
+from dbray.training.engine import memory_plan
 
 _PACE_FIELDS = {
     "recipe": ("batch_size", "resolution", "precision", "prior_weight", "train_text_encoder",

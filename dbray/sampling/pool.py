@@ -27,11 +27,11 @@ from ray.util.annotations import RayDeprecationWarning
 
 from dbray import bases, errors
 from dbray.bases import Backbone, Base, Compute
+from dbray.bases.generate import Sampling, generate
 from dbray.cluster import hardware
 from dbray.errors import DbrayError, LaneLost, OutOfMemory, first_line
-from dbray.method.device import device_is_lost
-from dbray.method.generate import Sampling, generate
 from dbray.spec.sections import Device, Recipe
+from dbray.training.device import device_is_lost
 
 logger = logging.getLogger(__name__)
 

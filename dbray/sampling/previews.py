@@ -20,9 +20,8 @@ import numpy as np
 
 from dbray import metrics
 from dbray.bases import Backbone, Base
+from dbray.bases.generate import Sampling
 from dbray.errors import DbrayError
-from dbray.method.generate import Sampling
-from dbray.method.losses import seed_of
 from dbray.method.methods import put
 from dbray.records import previews as layout
 from dbray.records.models import ModelRecord, Registry
@@ -32,6 +31,7 @@ from dbray.spec.prompts import fill_prompt
 from dbray.spec.sections import Previews, Recipe
 from dbray.storage.store import Store, read_uri
 from dbray.subjects.images import MAX_IMAGE_BYTES, decode, encode_png, encode_webp
+from dbray.training.losses import seed_of
 
 OnProgress = Callable[[int, int], None]
 

@@ -20,8 +20,7 @@ from typing import Any
 
 from dbray import metrics
 from dbray.bases import Base
-from dbray.method.generate import Sampling
-from dbray.method.losses import seed_of
+from dbray.bases.generate import Sampling
 from dbray.records.prior_sets import (
     DESCRIPTION,
     PriorPlan,
@@ -36,6 +35,7 @@ from dbray.sampling.pool import SamplingActor, SamplingPool, generate_in_batches
 from dbray.spec.sections import Prior
 from dbray.storage.store import COMMITTED, Store
 from dbray.subjects.images import encode_png
+from dbray.training.losses import seed_of
 
 OnProgress = Callable[[int, int], None]
 

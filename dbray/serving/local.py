@@ -19,8 +19,8 @@ from ray.serve.exceptions import DeploymentUnavailableError
 
 from dbray.errors import SpecError
 from dbray.serving.app import application, with_base
-from dbray.serving.http import edge
-from dbray.serving.http.tenants import is_loopback, read_keys
+from dbray.serving.http.access import edge
+from dbray.serving.http.access.tenants import is_loopback, read_keys
 from dbray.serving.options import ServeOptions
 
 _log = logging.getLogger(__name__)

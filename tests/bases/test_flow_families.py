@@ -12,12 +12,12 @@ from kit.families.flows import CASES
 from kit.training import IDENTIFIER, Trained, contents_of, recipe_of
 
 from dbray import bases
+from dbray.bases.generate import Sampling, generate
 from dbray.errors import BaseError
-from dbray.method import losses
-from dbray.method.generate import Sampling, generate
-from dbray.method.loop import Latents, Share, TrainingData, draw_batch
 from dbray.method.methods import method_of
 from dbray.spec.sections import Previews, Prior
+from dbray.training import losses
+from dbray.training.loop import Latents, Share, TrainingData, draw_batch
 
 PROMPTS = ["a photo of zb dog", "a cat on the beach wearing a red hat", ""]
 

@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from dbray import bases
 from dbray.bases import Compute
 from dbray.bases.condition import Condition
+from dbray.bases.generate import Sampling, generate
 from dbray.errors import BaseError
 from dbray.method import tokens
 from dbray.method.adapter import inject
-from dbray.method.generate import Sampling, generate
 from dbray.method.lora import FILE
 from dbray.method.low_rank import LowRank
 from dbray.method.methods import method_of
@@ -167,8 +167,8 @@ def test_without_a_negative_prompt_its_text_is_zeros_only_where_the_index_says_s
 def test_the_loss_of_a_step_is_that_of_a_plain_loop(base, pipeline):
     from diffusers import DDPMScheduler
 
-    from dbray.method.engine import make_engine
-    from dbray.method.loop import Latents, Share, TrainingData, draw_batch, finetune
+    from dbray.training.engine import make_engine
+    from dbray.training.loop import Latents, Share, TrainingData, draw_batch, finetune
 
     recipe = recipe_of("full", steps=1, prior_weight=0.7)
     backbone = bases.load(base)

@@ -6,8 +6,10 @@ import numpy as np
 import torch
 
 from dbray import bases
-from dbray.method.engine import make_engine
-from dbray.method.loop import (
+from dbray.method.methods import method_of
+from dbray.spec.sections import Recipe
+from dbray.training.engine import make_engine
+from dbray.training.loop import (
     Latents,
     Progress,
     TrainingData,
@@ -15,8 +17,6 @@ from dbray.method.loop import (
     finetune,
     instance_prompts,
 )
-from dbray.method.methods import method_of
-from dbray.spec.sections import Recipe
 
 CPU = torch.device("cpu")
 IDENTIFIER = "zb"

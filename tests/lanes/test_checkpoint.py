@@ -10,10 +10,10 @@ from torch import distributed as dist
 from torch import multiprocessing, nn
 
 from dbray.lanes.checkpoint import Checkpoint, forget_checkpoints
-from dbray.method.engine import make_engine
-from dbray.method.loop import LossPoint, Progress, Share
 from dbray.spec.sections import Recipe
 from dbray.storage.store import COMMITTED, Store
+from dbray.training.engine import make_engine
+from dbray.training.loop import LossPoint, Progress, Share
 
 CURVE = (LossPoint(1, 0.5, 0.3, 0.2), LossPoint(2, 0.4, 0.25, 0.15))
 

@@ -24,8 +24,6 @@ from dbray.cli import main
 from dbray.errors import JobBusy, LaneLost, SpecError, StoreError, TooManyFailures
 from dbray.hardware import Hardware
 from dbray.lanes.checkpoint import Checkpoint
-from dbray.method.engine import make_engine
-from dbray.method.loop import Progress, Share
 from dbray.method.methods import method_of
 from dbray.planning.checks import check_job
 from dbray.planning.plan import make_plan
@@ -47,6 +45,8 @@ from dbray.spec.job import Job
 from dbray.spec.subject import Subject
 from dbray.storage.store import Store
 from dbray.subjects import validation
+from dbray.training.engine import make_engine
+from dbray.training.loop import Progress, Share
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 

@@ -14,10 +14,9 @@ from PIL import Image
 from safetensors.torch import load_file, save
 
 from dbray import bases
+from dbray.bases.generate import Sampling, generate
 from dbray.errors import LaneLost
 from dbray.method.full import METHOD
-from dbray.method.generate import Sampling, generate
-from dbray.method.losses import seed_of
 from dbray.records import previews as layout
 from dbray.records.models import ModelRecord, Registry
 from dbray.sampling.pool import Result, SamplingPool
@@ -25,6 +24,7 @@ from dbray.sampling.previews import PreviewActor, PreviewRequest, make_previews,
 from dbray.spec.sections import Previews, Recipe
 from dbray.storage.store import Store
 from dbray.subjects.images import decode_png, encode_png
+from dbray.training.losses import seed_of
 
 PREVIEWS = Previews(
     prompts=("a photo of {subject} on the beach", "a {class}"),

@@ -15,9 +15,8 @@ import pytest
 import torch
 
 from dbray import bases
+from dbray.bases.generate import Sampling, generate
 from dbray.errors import BaseError, DigestMismatch, LaneLost, StoreError
-from dbray.method.generate import Sampling, generate
-from dbray.method.losses import seed_of
 from dbray.records.prior_sets import (
     PriorPlan,
     broken_files,
@@ -33,6 +32,7 @@ from dbray.spec.sections import Prior
 from dbray.storage.committed import Committed
 from dbray.storage.store import COMMITTED, Store
 from dbray.subjects.images import decode_png
+from dbray.training.losses import seed_of
 
 PRIOR = Prior(count=40, sampler="ddpm", steps=2, guidance=2.0, seed=3)
 NUM_PARTS = 3

@@ -13,8 +13,8 @@ from kit.storage import count_requests
 from dbray.errors import ModelDamaged, ModelNotFound, StoreError
 from dbray.records import previews
 from dbray.records.models import Registry
+from dbray.serving.http.access.tenants import EVERYONE
 from dbray.serving.http.catalogue import Catalogue, Recent
-from dbray.serving.http.tenants import EVERYONE
 from dbray.storage.store import Store
 
 pytestmark = pytest.mark.timeout(60)

@@ -19,7 +19,7 @@ from kit.serving import free_port, publish
 
 from dbray.errors import SpecError
 from dbray.serving import local
-from dbray.serving.http.tenants import new_key
+from dbray.serving.http.access.tenants import new_key
 from dbray.serving.options import ServeOptions
 
 pytestmark = [pytest.mark.timeout(280), pytest.mark.ray]

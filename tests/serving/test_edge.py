@@ -12,8 +12,8 @@ import pytest
 import uvicorn
 from kit.serving import free_port
 
-from dbray.serving.http import edge
-from dbray.serving.http.guard import MAX_HEADER_BYTES
+from dbray.serving.http.access import edge
+from dbray.serving.http.access.guard import MAX_HEADER_BYTES
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -21,12 +21,12 @@ import pytest
 import uvicorn
 from kit.serving import add_previews, free_port, publish
 
+from dbray.serving.http.access.places import Bodies, Places
+from dbray.serving.http.access.tenants import Gate, new_key
 from dbray.serving.http.catalogue import Catalogue
 from dbray.serving.http.ingress import guarded
-from dbray.serving.http.places import Bodies, Places
 from dbray.serving.http.predictions import Predictions
 from dbray.serving.http.service import Service
-from dbray.serving.http.tenants import Gate, new_key
 from dbray.serving.messages import Refusal
 from dbray.serving.options import ServeOptions
 from dbray.serving.replica.replica import Replica

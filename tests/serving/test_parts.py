@@ -9,12 +9,12 @@ import json
 import httpx
 import pytest
 
+from dbray.bases.generate import Sampling
 from dbray.errors import SpecError
-from dbray.method.generate import Sampling
 from dbray.serving import meters
 from dbray.serving.http import wire
-from dbray.serving.http.guard import Guard
-from dbray.serving.http.tenants import Gate, RateLimit, is_loopback, new_key, read_keys
+from dbray.serving.http.access.guard import Guard
+from dbray.serving.http.access.tenants import Gate, RateLimit, is_loopback, new_key, read_keys
 from dbray.serving.messages import Ask, Refusal, Refused
 from dbray.serving.options import ServeOptions
 from dbray.serving.replica.fair_queue import FairQueue, Limits, Request

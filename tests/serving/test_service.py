@@ -13,13 +13,13 @@ from kit.records import publish
 
 from dbray.errors import StoreError
 from dbray.serving.http import predictions, replicas, shelf
+from dbray.serving.http.access.places import Bodies, Places
+from dbray.serving.http.access.tenants import Gate, new_key
 from dbray.serving.http.catalogue import Catalogue
 from dbray.serving.http.ingress import guarded
-from dbray.serving.http.places import Bodies, Places
 from dbray.serving.http.predictions import Predictions
 from dbray.serving.http.replicas import Replicas
 from dbray.serving.http.service import Service
-from dbray.serving.http.tenants import Gate, new_key
 from dbray.serving.http.wire import GenerationRequest
 from dbray.serving.messages import (
     NOT_FOUND,

@@ -22,7 +22,7 @@ from dbray.records import previews as layout
 from dbray.records.annexes import Annex
 from dbray.records.models import RECORD_FILE, ModelRecord, Registry
 from dbray.serving.failures import Failures
-from dbray.serving.http.tenants import EVERYONE
+from dbray.serving.http.access.tenants import EVERYONE
 from dbray.serving.presence import Presence
 from dbray.storage.committed import Committed
 from dbray.storage.store import Store

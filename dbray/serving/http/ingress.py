@@ -9,13 +9,13 @@ from typing import Any, cast
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
+from dbray.serving.http.access.guard import Guard
+from dbray.serving.http.access.tenants import Gate
 from dbray.serving.http.api import create_api
 from dbray.serving.http.catalogue import Catalogue
-from dbray.serving.http.guard import Guard
 from dbray.serving.http.predictions import Predictions
 from dbray.serving.http.replicas import Replicas
 from dbray.serving.http.service import Service
-from dbray.serving.http.tenants import Gate
 from dbray.serving.meters import RequestMeters
 from dbray.serving.options import ServeOptions
 

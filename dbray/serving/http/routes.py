@@ -18,10 +18,10 @@ from fastapi.responses import PlainTextResponse, StreamingResponse
 
 from dbray.serving import meters
 from dbray.serving.http import playground, replies, wire
-from dbray.serving.http.guard import ON_END
+from dbray.serving.http.access.guard import ON_END
+from dbray.serving.http.access.tenants import Key, Scope
 from dbray.serving.http.predictions import Predictions, PredictionState
 from dbray.serving.http.service import Prepared, Service
-from dbray.serving.http.tenants import Key, Scope
 from dbray.serving.messages import BASE, NOT_FOUND, Begun, Event, Refusal, Refused, unless_refused
 
 _NO_PREDICTION = Refusal(404, "prediction_not_found", "There is no such prediction.", "name")

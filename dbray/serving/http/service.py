@@ -16,10 +16,10 @@ from typing import Any
 
 from dbray.errors import ModelDamaged, RegistryError, StoreError
 from dbray.records.models import ModelRecord
+from dbray.serving.http.access.places import Bodies, Places
+from dbray.serving.http.access.tenants import Gate, Key
 from dbray.serving.http.catalogue import Catalogue
-from dbray.serving.http.places import Bodies, Places
 from dbray.serving.http.replicas import Replicas
-from dbray.serving.http.tenants import Gate, Key
 from dbray.serving.http.wire import GenerationRequest
 from dbray.serving.messages import BASE, UNUSABLE, Ask, Begun, Refusal, Refused
 from dbray.serving.options import ServeOptions

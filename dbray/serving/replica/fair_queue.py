@@ -18,7 +18,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from dbray.method.generate import Sampling
+from dbray.bases.generate import Sampling
 from dbray.serving.messages import OVERLOADED, Ask, Refusal, Refused
 from dbray.serving.replica.cache import Hold
 

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from dbray.bases import Backbone
+from dbray.bases.generate import Sampling, generate
 from dbray.bases.resident import Resident
 from dbray.errors import DbrayError
-from dbray.method.generate import Sampling, generate
 from dbray.serving.messages import BASE, BROKEN, TIMED_OUT, Begun, Refusal
 from dbray.serving.meters import DeviceMeters
 from dbray.serving.replica.fair_queue import Batch, FairQueue, Request

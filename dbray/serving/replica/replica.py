@@ -21,8 +21,8 @@ import torch
 
 from dbray import bases
 from dbray.bases import Compute
+from dbray.bases.generate import Sampling
 from dbray.errors import BaseError, DbrayError, ModelNotFound
-from dbray.method.generate import Sampling
 from dbray.records.models import Registry
 from dbray.serving.messages import (
     BASE,

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dbray.miniature.creatures import Coat, Proportions
-from dbray.miniature.drawing import (
+from dbray.miniature.world.creatures import Coat, Proportions
+from dbray.miniature.world.drawing import (
     INK,
     PAPER,
     Figure,

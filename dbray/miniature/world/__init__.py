@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dbray.miniature.creatures import CREATURES, Coat, Proportions
-from dbray.miniature.drawing import Colour, Figure, Pen, Shape, ellipse, polygon, shade
-from dbray.miniature.faces import ACCESSORIES, EXPRESSIONS, accessory, face
-from dbray.miniature.objects import OBJECTS
-from dbray.miniature.places import PLACES, Scenery
-from dbray.miniature.styles import STYLES, apply_style
+from dbray.miniature.world.creatures import CREATURES, Coat, Proportions
+from dbray.miniature.world.drawing import Colour, Figure, Pen, Shape, ellipse, polygon, shade
+from dbray.miniature.world.faces import ACCESSORIES, EXPRESSIONS, accessory, face
+from dbray.miniature.world.objects import OBJECTS
+from dbray.miniature.world.places import PLACES, Scenery
+from dbray.miniature.world.styles import STYLES, apply_style
 
 SIZE = 64
 SUPERSAMPLING = 3

@@ -14,8 +14,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dbray.errors import TrainError
-from dbray.method.training import InPrecision, Rate, Training, copy_all, cpu_copy
 from dbray.spec.sections import Recipe
+from dbray.training.plain import InPrecision, Rate, Training, copy_all, cpu_copy
 
 
 class ZeroEngine(Training):

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageDraw
 
-from dbray.miniature.drawing import Colour, shade
+from dbray.miniature.world.drawing import Colour, shade
 
 
 class Scenery:

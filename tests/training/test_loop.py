@@ -10,8 +10,10 @@ import torch
 
 from dbray import bases
 from dbray.errors import Diverged
-from dbray.method.engine import make_engine
-from dbray.method.loop import (
+from dbray.method.methods import method_of
+from dbray.spec.sections import Recipe
+from dbray.training.engine import make_engine
+from dbray.training.loop import (
     Latents,
     Share,
     TrainingData,
@@ -20,8 +22,6 @@ from dbray.method.loop import (
     finetune,
     instance_prompts,
 )
-from dbray.method.methods import method_of
-from dbray.spec.sections import Recipe
 
 CPU = torch.device("cpu")
 

@@ -1,7 +1,7 @@
 """What dbray adds to Ray Serve's HTTP proxy: time and size limits of headers, and error bodies.
 
 The proxy calls `extend` as it starts, where RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names it
-("dbray.serving.http.edge:extend"). Everything else works without: see serve/README.md.
+("dbray.serving.http.access.edge:extend"). Everything else works without: see serve/README.md.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from dbray.serving.http.guard import MAX_HEADER_BYTES, refusal_messages
+from dbray.serving.http.access.guard import MAX_HEADER_BYTES, refusal_messages
 from dbray.serving.messages import (
     LOST,
     NOT_READY,
@@ -28,7 +28,7 @@ from dbray.serving.messages import (
 
 HEADER_SECONDS = 10.0
 ENVIRONMENT = {
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "dbray.serving.http.edge:extend",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "dbray.serving.http.access.edge:extend",
     # A dead proxy is noticed by this check, and replaced: the defaults take half a minute.
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "3",

@@ -17,10 +17,10 @@ import torch.distributed as dist
 from torch import nn
 
 from dbray.errors import LaneLost, OutOfMemory, TrainError
-from dbray.method.device import device_is_lost
-from dbray.method.engine import make_engine, memory_plan
-from dbray.method.training import TorchEngine
 from dbray.spec.sections import Recipe
+from dbray.training.device import device_is_lost
+from dbray.training.engine import make_engine, memory_plan
+from dbray.training.plain import TorchEngine
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dbray.miniature.drawing import (
+from dbray.miniature.world.drawing import (
     INK,
     PAPER,
     Anchors,

@@ -22,10 +22,10 @@ from dbray.bases import Backbone
 from dbray.bases.condition import Condition
 from dbray.bases.schedule import Schedule
 from dbray.errors import Diverged
-from dbray.method import losses
-from dbray.method.engine import Engine
 from dbray.spec.prompts import fill_prompt
 from dbray.spec.sections import Recipe
+from dbray.training import losses
+from dbray.training.engine import Engine
 
 T = TypeVar("T")
 

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dbray.serving.http.tenants import is_loopback
+from dbray.serving.http.access.tenants import is_loopback
 from dbray.serving.messages import BROKEN, Refusal, Refused
 
 _log = logging.getLogger(__name__)

@@ -19,8 +19,8 @@ from torch.optim import AdamW
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from dbray.errors import LaneLost, TrainError
-from dbray.method.device import translated
 from dbray.spec.sections import Recipe
+from dbray.training.device import translated
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ Owns expressions and accessories, placed by a figure's Anchors. They are large o
 
 from __future__ import annotations
 
-from dbray.miniature.drawing import (
+from dbray.miniature.world.drawing import (
     INK,
     PAPER,
     Anchors,

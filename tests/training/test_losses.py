@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dbray.bases.schedule import NoiseSchedule
-from dbray.method import losses
+from dbray.training import losses
 
 
 def make_schedule(prediction="epsilon", zero_terminal_snr=False):

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from dbray.errors import TrainError
-from dbray.method.device import translated
-from dbray.method.training import Rate, TorchEngine
-from dbray.method.zero import ZeroEngine
 from dbray.spec.sections import Recipe
+from dbray.training.device import translated
+from dbray.training.plain import Rate, TorchEngine
+from dbray.training.zero import ZeroEngine
 
 
 class Engine(Protocol):
