@@ -2,13 +2,16 @@
 
     python benchmarks/identity.py [--subjects 6] [--judge build/miniature/judge.pt] [--keep]
     python benchmarks/identity.py --recipe '{method: lora, learning_rate: 0.002}'
+    python benchmarks/identity.py --methods [-o docs/methods.png] [--keep]
 
 Runs the main job on drawn subjects by the base's recommended recipe, or with fields of another,
 and samples each published model in all places of the drawn world. `colour`, `class` and `place`
 are the shares of its images that show the subject's colour, its class noun and the place that was
 asked for. `drift` is how much more often than the base the model gives the subject's colour to
-others of its class. The judge (see `miniature.py`) was trained on renders alone. `-o` keeps a sheet
-to look at.
+others of its class. `bytes` and `seconds` are those of one subject: its weight files, and the time
+from lease to publication. The judge (see `miniature.py`) was trained on renders alone. `--methods`
+compares four methods on the same photographs. `-o` draws a sheet: a row per subject, with a
+photograph and images of each method.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ import numpy as np
 import torch
 from measure import finish, print_table, write_subjects
 from miniature import CPU, LABELS, Judge, train_judge
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from dbray import bases
 from dbray.bases import Backbone
@@ -35,6 +38,7 @@ from dbray.miniature import world
 from dbray.miniature.autoencoder import to_images
 from dbray.miniature.captions import PLACE_PHRASES
 from dbray.records.models import Registry
+from dbray.records.record import ModelRecord
 from dbray.spec.paths import MINIATURE
 from dbray.spec.prompts import fill_prompt
 from dbray.storage.store import Store
@@ -42,6 +46,16 @@ from dbray.storage.store import Store
 SAMPLING = Sampling(steps=25)
 PER_PLACE = 2
 PLACES = [place for place in world.PLACE_NAMES for _ in range(PER_PLACE)]
+SHARES = ("colour", "class", "place", "drift")
+SHOWN = 3
+"""Images of each method and subject on the sheet."""
+METHODS = {
+    "full": "{}",
+    "lora": "{method: {kind: lora, rank: 16}, learning_rate: 2.0e-3}",
+    "pivotal": "{method: {kind: pivotal, rank: 16}, learning_rate: 2.0e-3}",
+    "textual inversion": "{method: textual_inversion, identifier_rate: 0.03}",
+}
+"""Fields of the recipe of each method, as YAML."""
 
 
 def sample(backbone: Backbone, name: str) -> np.ndarray:
@@ -65,8 +79,8 @@ def share(answers: list[str], truth: str | list[str]) -> float:
     return statistics.mean(answer == right for answer, right in zip(answers, truths, strict=True))
 
 
-def measure(registry: Registry, judge: Judge, sheet: list[np.ndarray]) -> dict[str, Any]:
-    """Return the mean of each figure over the published models; add their images to the sheet."""
+def measure(registry: Registry, judge: Judge, images: list[np.ndarray]) -> dict[str, Any]:
+    """Return the mean of each figure over the published models; add the images of each."""
     base = bases.resolve(MINIATURE)
     backbone = bases.load(base)
     records = list(registry.list())
@@ -74,13 +88,14 @@ def measure(registry: Registry, judge: Judge, sheet: list[np.ndarray]) -> dict[s
         noun: seen(judge, sample(backbone, f"a {noun}"))["colour"]
         for noun in {record.class_noun for record in records}
     }
-    found: dict[str, list[float]] = {name: [] for name in ("colour", "class", "place", "drift")}
+    found: dict[str, list[float]] = {name: [] for name in (*SHARES, "bytes", "seconds")}
     for record in records:
-        noun, seed = record.class_noun, int(record.id.rpartition("-")[2])
+        noun, seed = record.class_noun, number_of(record)
         colour = world.subject_scenes(seed, noun)[0].identity.colour
         with tempfile.TemporaryDirectory() as folder:
-            weights = registry.weights(record, Path(folder))
-            put(backbone, record.recipe.method, weights)
+            files = registry.weights(record, Path(folder))
+            found["bytes"].append(sum(file.stat().st_size for file in files.values()))
+            put(backbone, record.recipe.method, files)
         after = seen(judge, sample(backbone, f"a {noun}"))["colour"]
         pixels = sample(backbone, fill_prompt("a {subject}", noun, record.identifier))
         answers = seen(judge, pixels)
@@ -88,14 +103,51 @@ def measure(registry: Registry, judge: Judge, sheet: list[np.ndarray]) -> dict[s
         found["class"].append(share(answers["class"], noun))
         found["place"].append(share(answers["place"], PLACES))
         found["drift"].append(share(after, colour) - share(before[noun], colour))
-        photographs = [np.asarray(image) for image in world.subject(seed, noun, 4)]
-        sheet.append(np.concatenate([*photographs, *pixels[::PER_PLACE]], axis=1))
+        found["seconds"].append(sum(record.timings.values()))
+        images.append(pixels)
     return {
-        "num_models": len(sheet),
+        "num_models": len(records),
         "images_per_model": len(PLACES),
         **{name: round(statistics.mean(shares), 3) for name, shares in found.items()},
         "colour_by_model": [round(value, 3) for value in found["colour"]],
     }
+
+
+def number_of(record: ModelRecord) -> int:
+    """Return the seed of a drawn subject, which its id ends with."""
+    return int(record.id.rpartition("-")[2])
+
+
+def train(folder: Path, recipe: str) -> Registry:
+    """Run one job on the photographs in the folder; return its registry."""
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml", dir=folder, delete=False) as job:
+        storage = Path(job.name).stem
+        job.write(
+            f"base: miniature\nsubjects: photos\nstorage: {storage}\n"
+            f"previews: {{prompts: []}}\nrecipe: {recipe}\n"
+        )
+    subprocess.run([sys.executable, "-m", "dbray", "run", job.name], check=True)
+    return Registry(Store(str(folder / storage)))
+
+
+def draw_sheet(records: list[ModelRecord], images: dict[str, list[np.ndarray]]) -> Image.Image:
+    """Draw a row per subject: a photograph, and images of each recipe in the same places."""
+    side, gap, title = 2 * world.SIZE, 8, 24
+    columns = 1 + SHOWN * len(images)
+    width = columns * side + gap * len(images)
+    sheet = Image.new("RGB", (width, title + side * len(records)), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
+    draw.text((2, 4), "photograph", fill="black", font=font)
+    for row, record in enumerate(records):
+        [photograph] = world.subject(number_of(record), record.class_noun, 1)
+        sheet.paste(photograph.resize((side, side)), (0, title + row * side))
+        for column, (name, of_recipe) in enumerate(images.items()):
+            left = side + gap + column * (SHOWN * side + gap)
+            draw.text((left + 2, 4), name, fill="black", font=font)
+            for index, pixels in enumerate(of_recipe[row][:: PER_PLACE * 4][:SHOWN]):
+                image = Image.fromarray(pixels).resize((side, side))
+                sheet.paste(image, (left + index * side, title + row * side))
+    return sheet
 
 
 def main() -> None:
@@ -104,26 +156,31 @@ def main() -> None:
     parser.add_argument("--class-nouns", type=int, default=3)
     parser.add_argument("--judge", type=Path, default=Path("build/miniature/judge.pt"))
     parser.add_argument("--recipe", default="{}", help="fields of the recipe, as YAML")
+    parser.add_argument("--methods", action="store_true", help="compare four methods")
     parser.add_argument("-o", "--output", type=Path, help="write a sheet of images here (PNG)")
     parser.add_argument("--keep", action="store_true", help="keep the figures in results/")
     args = parser.parse_args()
     torch.set_num_threads(1)
     judge = train_judge(args.judge)
-    with tempfile.TemporaryDirectory() as folder:
-        photographs = Path(folder, "photos")
-        write_subjects(photographs, args.subjects, args.class_nouns)
-        Path(folder, "identity.yaml").write_text(
-            f"base: miniature\nsubjects: photos\npreviews: {{prompts: []}}\nrecipe: {args.recipe}\n"
-        )
-        command = [sys.executable, "-m", "dbray", "run", f"{folder}/identity.yaml"]
-        subprocess.run(command, check=True)
-        sheet: list[np.ndarray] = []
-        facts = measure(Registry(Store(f"{folder}/runs")), judge, sheet)
+    recipes = METHODS if args.methods else {"recipe": args.recipe}
+    facts: dict[str, Any] = {}
+    images: dict[str, list[np.ndarray]] = {name: [] for name in recipes}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_subjects(folder / "photos", args.subjects, args.class_nouns)
+        for name, recipe in recipes.items():
+            registry = train(folder, recipe)
+            facts[name] = measure(registry, judge, images[name]) | {"recipe": recipe}
+            print(f"\n{name}")
+            print_table(facts[name])
+        records = list(registry.list())
     if args.output:
-        Image.fromarray(np.concatenate(sheet)).save(args.output)
-    facts["recipe"] = args.recipe
-    print_table(facts)
-    finish("identity", facts, args.keep)
+        sheet = draw_sheet(records, images)
+        sheet.quantize(256).save(args.output, optimize=True)
+    if args.methods:
+        finish("methods", facts, args.keep)
+    else:
+        finish("identity", facts["recipe"], args.keep)
 
 
 if __name__ == "__main__":
