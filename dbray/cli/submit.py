@@ -1,4 +1,4 @@
-"""Commands about jobs on a cluster that runs already: submit, stop, and the list of both."""
+"""Commands about jobs on a running cluster: submit, stop, and the list of submitted jobs."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import argparse
 import os
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dbray.cli.output import print_problems, print_table, shell_command
+from dbray.errors import StoreError
 from dbray.planning.checks import check_file
+from dbray.storage.store import Store
 
 if TYPE_CHECKING:
     from dbray.run.submit import JobServer
@@ -19,11 +22,14 @@ if TYPE_CHECKING:
 def submit(args: argparse.Namespace) -> int:
     """Send a job to a cluster, and follow it."""
     _send_token()
+    from dbray.planning.ids import settle_id
     from dbray.run.submit import check_storage, pack
 
     job_file = Path(args.job)
-    ready = check_file(job_file).ready()
+    ready = check_file(job_file).ready(args.skip_invalid)
     check_storage(ready.job.storage, args.address)
+    with suppress(StoreError):  # the cluster may reach storage that this machine does not
+        ready = settle_id(ready, Store(ready.job.storage))
     print_problems(ready.warnings)
     with tempfile.TemporaryDirectory(prefix="dbray-") as folder:
         pack(job_file, ready, Path(folder))
@@ -43,8 +49,9 @@ def submit(args: argparse.Namespace) -> int:
 
 def _options(args: argparse.Namespace) -> list[str]:
     """The options of `dbray run` on the cluster."""
-    limit = [] if args.max_failures is None else ["--max-failures", str(args.max_failures)]
-    return ["--retry-failed", *limit] if args.retry_failed else limit
+    options = [] if args.max_failures is None else ["--max-failures", str(args.max_failures)]
+    options += ["--retry-failed"] if args.retry_failed else []
+    return [*options, "--skip-invalid"] if args.skip_invalid else options
 
 
 def _write(text: str) -> None:
@@ -76,7 +83,7 @@ def print_submissions(address: str) -> int:
 
 
 def _send_token() -> None:
-    """Have Ray's client send the token that it finds: it does so in one mode only."""
+    """Make Ray's client send the token that it finds: it does so in one mode only."""
     default = Path("~/.ray/auth_token").expanduser()
     if default.exists() or os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}:
         os.environ.setdefault("RAY_AUTH_MODE", "token")

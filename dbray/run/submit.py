@@ -1,4 +1,4 @@
-"""Send a job to a cluster that runs already, through Ray's job server; follow, list and stop it.
+"""Send a job to a running cluster through Ray's job server; follow, list and stop it.
 
 Owns what is packed and how Ray is asked. On the cluster, the job is an ordinary `dbray run`.
 """
@@ -26,7 +26,7 @@ from dbray.spec.text_files import parse_yaml, read_text
 from dbray.subjects.validation import write_jsonl
 
 MAX_BYTES = 400 * 2**20
-"""Photographs that travel with a job. Ray keeps a package in its head's memory, 512 MiB at most."""
+"""Of the photographs sent with a job. Ray keeps a package in its head's memory, 512 MiB at most."""
 _JOB, _MANIFEST, _PHOTOS = "job.yaml", "subjects.jsonl", "photos"
 _ID_PREFIX = "dbray-"
 _STOPPED_CODE = 130
@@ -67,10 +67,14 @@ def _is_this_machine(address: str) -> bool:
 def pack(job_file: Path, ready: Ready, folder: Path) -> None:
     """Write the job, its manifest and its local photographs to an empty folder.
 
+    Skipped subjects are packed too, as far as they could be read: the run on the cluster skips them
+    again, and lists them in failed.jsonl.
+
     Raises:
-        SpecError: the photographs are more than travels with a job.
+        SpecError: the photographs are larger than what may be sent with a job.
     """
-    subjects = [checked.subject for checked in ready.subjects]
+    skipped = [one.subject for one in ready.invalid if one.subject is not None]
+    subjects = [*(checked.subject for checked in ready.subjects), *skipped]
     _check_size(subjects)
     packed = [_with_photographs(subject, folder / _PHOTOS) for subject in subjects]
     write_jsonl(packed, folder / _MANIFEST)
@@ -81,7 +85,7 @@ def pack(job_file: Path, ready: Ready, folder: Path) -> None:
 
 
 def _check_size(subjects: Sequence[Subject]) -> None:
-    local = (Path(image) for one in subjects for image in one.images if "://" not in image)
+    local = (Path(image) for one in subjects for image in one.images if _is_here(image))
     size_bytes = sum(image.stat().st_size for image in local)
     if size_bytes > MAX_BYTES:
         raise SpecError.of(
@@ -97,13 +101,17 @@ def _with_photographs(subject: Subject, photos: Path) -> Subject:
     """Copy a subject's local photographs; return the subject with the copies."""
     images = []
     for number, image in enumerate(subject.images):
-        if "://" not in image:
+        if _is_here(image):
             copy = photos / subject.id / f"{number}{Path(image).suffix}"
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(image, copy)
             image = str(copy)
         images.append(image)
     return subject.model_copy(update={"images": tuple(images)})
+
+
+def _is_here(image: str) -> bool:
+    return "://" not in image and Path(image).is_file()
 
 
 class JobServer:
@@ -124,7 +132,7 @@ class JobServer:
         )
 
     def follow(self, submission_id: str, write: Callable[[str], None]) -> int:
-        """Pass on the job's output until it has ended; returns its exit code."""
+        """Pass the job's output on until it ends; return its exit code."""
 
         async def tail() -> None:
             async for text in self._client.tail_job_logs(submission_id):

@@ -12,9 +12,13 @@ import pytest
 from kit.serving import free_port
 from kit.worlds import write_job
 
+from dbray.cli import main
 from dbray.errors import SpecError
 from dbray.planning.checks import check_file
+from dbray.planning.plan import make_plan
 from dbray.run import submit
+from dbray.run.journal import Journal
+from dbray.storage.store import Store
 
 SUBJECTS = {"ace": "cat", "bob": "dog"}
 
@@ -33,7 +37,61 @@ def test_a_packed_job_is_the_same_job_in_another_place(tiny_base, tmp_path):
     assert all(Path(image).is_relative_to(folder) for image in images)
 
 
-def test_more_photographs_than_travel_are_refused_with_their_size(tiny_base, tmp_path, monkeypatch):
+def test_skipped_subjects_are_packed_and_skipped_again(tiny_base, tmp_path):
+    job_file = write_job(tmp_path / "here", tiny_base, SUBJECTS)
+    (tmp_path / "here/photos/ace/0.png").write_text("not an image")
+    (tmp_path / "here/photos/bob/1.png").write_bytes(b"")
+    with pytest.raises(SpecError):
+        check_file(job_file).ready(skip_invalid=True)  # no subject is left
+    (tmp_path / "here/photos/bob/1.png").unlink()
+    ready, folder = check_file(job_file).ready(skip_invalid=True), tmp_path / "package"
+    folder.mkdir()
+    submit.pack(job_file, ready, folder)
+    packed = check_file(folder / "job.yaml").ready(skip_invalid=True)
+    for one in (ready, packed):
+        assert [checked.subject.id for checked in one.subjects] == ["bob"]
+        assert [invalid.id for invalid in one.invalid] == ["ace"]
+
+
+class Server:
+    """Stands in for the job server: keeps what it was sent."""
+
+    def submit(self, folder, job_id, options):
+        self.sent = job_id, options
+        return f"dbray-{job_id}"
+
+
+def submitted(monkeypatch, job_file, *flags):
+    """Run `dbray submit`; return its exit code, and what the job server got."""
+    server = Server()
+    monkeypatch.setattr(submit, "JobServer", lambda _: server)
+    address = ["--address", "http://127.0.0.1:8265", "--no-wait"]
+    return main(["submit", str(job_file), *address, *flags]), getattr(server, "sent", None)
+
+
+def test_submit_skips_invalid_subjects_only_if_asked(tiny_base, tmp_path, monkeypatch, capsys):
+    job_file = write_job(tmp_path / "pets", tiny_base, SUBJECTS)
+    (tmp_path / "pets/photos/ace/0.png").write_text("not an image")
+    assert submitted(monkeypatch, job_file) == (2, None)
+    code, sent = submitted(monkeypatch, job_file, "--skip-invalid", "--max-failures", "1")
+    assert (code, sent) == (0, ("pets", ["--max-failures", "1", "--skip-invalid"]))
+    assert "0.png" in capsys.readouterr().out
+
+
+def test_submit_refuses_the_id_of_another_jobs_record(tiny_base, tmp_path, monkeypatch, capsys):
+    storage = {"storage": str(tmp_path / "runs"), "id": "same"}
+    write_job(tmp_path / "a", tiny_base, {"rex": "dog"}, **storage)
+    job_file = write_job(tmp_path / "b", tiny_base, SUBJECTS, **storage)
+    ready = check_file(tmp_path / "a/job.yaml").ready()
+    store = Store(ready.job.storage)
+    Journal(store, "same").begin(make_plan(ready, store), "0")
+    assert submitted(monkeypatch, job_file) == (2, None)
+    assert "job 'same' in" in capsys.readouterr().err
+
+
+def test_more_photographs_than_may_be_sent_are_refused_with_their_size(
+    tiny_base, tmp_path, monkeypatch
+):
     job_file = write_job(tmp_path / "here", tiny_base, SUBJECTS)
     monkeypatch.setattr(submit, "MAX_BYTES", 1024)
     with pytest.raises(SpecError, match=r"take \d+ MiB.*\n.*name them in a manifest by URI"):
@@ -119,5 +177,5 @@ def test_a_job_is_submitted_followed_listed_and_stopped(head, tiny_base, tmp_pat
     states = {}
     while states.get(submission) in (None, "running", "pending"):
         listed = dbray(env, "status", "--address", address).stdout
-        states = dict(re.findall(r"(dbray-job-\w+) +(\w+)", listed))
+        states = dict(re.findall(r"(dbray-[\w-]+) +(\w+)", listed))
     assert sorted(states.values()) == ["stopped", "succeeded"]
