@@ -129,8 +129,9 @@ def _add_job_commands(commands: Any) -> None:
                              "cause")  # fmt: skip
         command.add_argument("--max-failures", type=_number_from(0), metavar="N",
                              help="stop when more than N subjects have failed")  # fmt: skip
-    run.add_argument("--skip-invalid", action="store_true",
-                     help="train the valid subjects; list the others in failed.jsonl")  # fmt: skip
+        command.add_argument("--skip-invalid", action="store_true",
+                             help="train the valid subjects; list the others in "
+                             "failed.jsonl")  # fmt: skip
     run.add_argument("--address", help="Ray cluster (default: $RAY_ADDRESS, or a local one)")
 
     submit.add_argument("--no-wait", action="store_true", help="do not follow the job")
@@ -181,7 +182,7 @@ def _add_model_commands(commands: Any) -> None:
     for action in (listing, show):
         action.add_argument("--json", action="store_true", help="print JSON")
 
-    generate = _add(commands, "generate", "models:generate", "sample images of a model")
+    generate = _add(commands, "generate", "generate:generate", "sample images of a model")
     generate.add_argument("model", help="id, id@revision, or 'base'")
     generate.add_argument("prompt", help='e.g. "a photo of a {subject} on the beach"')
     generate.add_argument("-n", type=_number_from(1), default=1,

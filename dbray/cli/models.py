@@ -1,4 +1,4 @@
-"""Commands about published models: models list|show|remove|export|import, generate, serve."""
+"""Commands about published models: models list|show|remove|export|import, serve."""
 
 from __future__ import annotations
 
@@ -14,25 +14,21 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from dbray import bases
-from dbray.cli.output import print_table
-from dbray.errors import BaseError, Problem, RegistryError, SpecError, without_secrets
+from dbray.cli.output import print_table, writing
+from dbray.errors import BaseError, RegistryError, SpecError, without_secrets
 from dbray.records.models import ModelRecord, Registry
 from dbray.spec.canon import UNTOUCHED
 from dbray.spec.paths import MINIATURE, anchor_base
 from dbray.spec.problems import problems_of
-from dbray.spec.prompts import check_template, fill_prompt
-from dbray.spec.sections import Previews
 from dbray.spec.subject import Subject
 from dbray.storage.store import Store
 
 if TYPE_CHECKING:
-    from dbray.bases import Backbone
-    from dbray.bases.generate import Sampling
     from dbray.export.source import Source
 
 
 def _registry(args: argparse.Namespace) -> Registry:
-    """The models to speak of. A folder that is not there is a mistake, and no empty registry."""
+    """The registry that a command names. A missing folder is an error, not an empty registry."""
     store = Store(args.registry)
     if store.is_missing:
         raise RegistryError(f"there is no folder {store.uri}; give the storage of a job with "
@@ -96,7 +92,7 @@ def export(args: argparse.Namespace) -> int:
     from dbray.export import check, format_of
 
     output = Path(args.output)
-    with _writing(output), _source(args) as source:
+    with writing(output), open_source(args) as source:
         check(args.format, source, output)
         line = format_of(args.format).export(source, output)
     print(f"wrote {output}; load it with:\n{line}")
@@ -123,87 +119,9 @@ def import_(args: argparse.Namespace) -> int:
     return 0
 
 
-def generate(args: argparse.Namespace) -> int:
-    """Sample images, each from its own seed, and write them as PNG."""
-    from PIL import Image, PngImagePlugin
-
-    from dbray.bases.generate import generate as sample
-
-    chosen = _chosen(args)
-    with _source(args) as source:
-        record, backbone = source.record, source.backbone
-    prompt = args.prompt
-    if record:
-        prompt = fill_prompt(prompt, record.class_noun, record.identifier)
-        if record.class_noun not in prompt:
-            print(f'note: the prompt names no "{record.class_noun}"; write {{subject}} where it '
-                  "should be", file=sys.stderr)  # fmt: skip
-    sampling = _sampling(chosen, args.negative, backbone)
-    seeds = [args.seed + index for index in range(args.n)]
-    output = Path(args.output)
-    with _writing(output):
-        output.mkdir(parents=True, exist_ok=True)
-    for seed in seeds:
-        [pixels] = sample(backbone, [prompt], [seed], sampling)
-        # Where people look for them: the parameters travel inside the picture.
-        about = PngImagePlugin.PngInfo()
-        about.add_text("parameters", json.dumps({"model": args.model, "prompt": prompt,
-                                                 "seed": seed, **vars(sampling)}))  # fmt: skip
-        file = output / f"{args.model.replace('@', '-')}-{seed}.png"
-        with _writing(output):
-            Image.fromarray(pixels).save(file, pnginfo=about)
-        print(file)
-    return 0
-
-
-def _chosen(args: argparse.Namespace) -> dict[str, Any]:
-    """The flags of sampling that were given. Raises SpecError with all that is wrong in them."""
-    flags = {name: getattr(args, name) for name in ("sampler", "steps", "guidance", "seed")}
-    chosen = {name: value for name, value in flags.items() if value is not None}
-    problems = _problems_of_prompt(args.model, args.prompt)
-    try:
-        Previews.model_validate(chosen)
-    except ValidationError as exc:
-        problems += problems_of(exc, "command line")
-    if problems:
-        raise SpecError(problems)
-    return chosen
-
-
-def _problems_of_prompt(model: str, prompt: str) -> list[Problem]:
-    """Braces that nothing would fill: they would be sampled as they stand."""
-    if model == UNTOUCHED and set(prompt) & set("{}"):
-        what = f"{prompt!r} has a placeholder, but the untouched base has no {{subject}}"
-        return [Problem("error", "prompt", what, "write a class noun, such as 'dog'")]
-    try:
-        check_template(prompt, allowed=("{subject}", "{class}"))
-    except ValueError as exc:
-        fix = "write {subject} where the subject should be, and no other braces"
-        return [Problem("error", "prompt", str(exc), fix)]
-    return []
-
-
-def _sampling(chosen: dict[str, Any], negative: str, backbone: Backbone) -> Sampling:
-    """The given flags, else what the base's makers recommend."""
-    from dbray.bases.generate import Sampling
-
-    wanted = backbone.base.fill(Previews.model_validate(chosen))
-    return Sampling(wanted.sampler, wanted.steps, wanted.guidance, negative)
-
-
 @contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """Translate what the disk has to say against the output."""
-    try:
-        yield
-    except OSError as exc:  # a copy of a tree gives a list of reasons, and no number
-        what = f"the folder {folder} cannot be written: {exc.strerror or exc}"
-        raise RegistryError(f"{what}; choose another -o") from exc
-
-
-@contextmanager
-def _source(args: argparse.Namespace) -> Iterator[Source]:
-    """Find a model and its base, or the base alone; its files are here as long as this is open."""
+def open_source(args: argparse.Namespace) -> Iterator[Source]:
+    """Find a model and its base, or the base alone; its files exist while the block runs."""
     from dbray.export.source import Source
 
     if args.model == UNTOUCHED:
@@ -235,7 +153,7 @@ def serve(args: argparse.Namespace) -> int:
         args.port,
         Path(args.keys) if args.keys else None,
         host=args.host,
-        on_ready=_tell_address,
+        on_ready=_print_address,
         base=_anchored(args.base),
         base_revision=args.base_revision,
     )
@@ -247,5 +165,5 @@ def _anchored(base: str | None) -> str | None:
     return anchor_base(base, Path.cwd()) if base else None
 
 
-def _tell_address(address: str) -> None:
+def _print_address(address: str) -> None:
     print(f"serving on {address}, playground at {address}/playground; stop with Ctrl-C", flush=True)

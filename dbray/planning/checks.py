@@ -7,7 +7,7 @@ wrong with it. Needs neither torch nor Ray, and reads no registry.
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from dbray import bases
 from dbray.bases import Base
 from dbray.errors import BaseError, Problem, SpecError
 from dbray.planning import names
+from dbray.planning.long_prompts import check_job_prompts
 from dbray.planning.names import Naming
 from dbray.spec.job import Job, anchored, draft_job
 from dbray.spec.subject import Subject
@@ -66,6 +67,14 @@ class Checked:
     def errors(self) -> list[Problem]:
         """What stops a job."""
         return [problem for problem in self.problems if problem.severity == "error"]
+
+    def leave_out(self, ids: Collection[str | None]) -> None:
+        """Move usable subjects to the invalid ones."""
+        out = [one.subject for one in self.subjects if one.subject.id in ids]
+        if out and self.naming is not None:
+            self.subjects = [one for one in self.subjects if one.subject.id not in ids]
+            self.invalid = [*self.invalid, *out]
+            self.naming = self.naming.without({subject.id for subject in out})
 
     def ready(self, skip_invalid: bool = False) -> Ready:
         """Return what a run needs.
@@ -141,6 +150,10 @@ def _check(job: Job, source: Source | None, where: Callable[[str], str], folder:
         subjects = [one.subject for one in checked.subjects]
         checked.naming, problems = names.check_names(checked.job, checked.base, subjects)
         checked.problems += problems
+        drawn = checked.naming.drawn if checked.naming else {}
+        long = check_job_prompts(checked.job, checked.base, subjects, drawn, where)
+        checked.leave_out({problem.subject for problem in long if problem.severity == "error"})
+        checked.problems += long
     return checked
 
 

@@ -7,7 +7,7 @@ Needs neither torch nor Ray, so that `dbray validate` can use it.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from dbray.bases import Base, load_tokenizer
 from dbray.errors import BaseError, Problem, SpecError
@@ -33,11 +33,18 @@ class Naming:
     """All tokens of the base that may name a subject."""
     texts: Sequence[str]
     """Class nouns, prompts and captions: no new identifier is a word of one of them."""
+    drawn: Mapping[str, str] = field(default_factory=dict)
+    """Identifiers as they would be if nothing were published yet, by subject id."""
 
     @property
     def candidates(self) -> list[str]:
         """The rare tokens for new identifiers."""
         return identifiers.unused(self.rare, self.texts)
+
+    def without(self, ids: Collection[str]) -> Naming:
+        """The same without some subjects."""
+        given = {name: one for name, one in self.given.items() if name not in ids}
+        return replace(self, ids=[name for name in self.ids if name not in ids], given=given)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +82,7 @@ def check_names(
         problems += findings + _shared_names(given, ())
         rare = identifiers.candidates(tokenizer, job.identifiers.rank_range, ())
         naming = Naming([one.id for one in subjects], given, rare, texts)
-        _draw_names(job, naming, {}, set())
+        naming = replace(naming, drawn=_draw_names(job, naming, {}, set()))
     except SpecError as exc:
         return None, [*problems, *exc.problems]
     except BaseError as exc:

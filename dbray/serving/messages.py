@@ -111,13 +111,18 @@ class Ask:
 
 @dataclass(frozen=True)
 class Begun:
-    """The first image is being sampled. `source` is the tier that had the weights."""
+    """The first image is being sampled. `source` is the tier that had the weights.
+
+    `read` has the number of characters that the base reads of each text that it does not read to
+    its end, by the field of the request.
+    """
 
     source: str
     load_ms: float
     queue_ms: float
     width: int
     height: int
+    read: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

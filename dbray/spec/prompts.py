@@ -15,6 +15,18 @@ def check_template(prompt: str, allowed: tuple[str, ...], required: str | None =
     return prompt
 
 
+def named_until(prompt: str, class_noun: str, identifier: str | None = None) -> int:
+    """Count the characters of the filled prompt up to the end of the subject's first name.
+
+    Where {subject} is missing, the first {class} counts; without both, 0.
+    """
+    for placeholder in ("{subject}", "{class}"):
+        before, found, _ = prompt.partition(placeholder)
+        if found:
+            return len(fill_prompt(before + found, class_noun, identifier))
+    return 0
+
+
 def fill_prompt(prompt: str, class_noun: str, identifier: str | None = None) -> str:
     """Fill {subject} with '[identifier] [class noun]' and {class} with the class noun.
 

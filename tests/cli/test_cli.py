@@ -319,8 +319,13 @@ def test_generate_writes_images_that_tell_how_they_were_made(registry, tmp_path,
     assert about["seed"] == 7
     assert about["prompt"].endswith(" dog")
     first = files[0].read_bytes()
+    files[0].write_text("mine")
+    capsys.readouterr()
     assert main(arguments) == 0
-    assert files[0].read_bytes() == first
+    again = [out / "rex-7-2.png", out / "rex-8-2.png"]
+    assert capsys.readouterr().out.splitlines() == [str(file) for file in again]
+    assert files[0].read_text() == "mine"
+    assert again[0].read_bytes() == first
 
 
 @pytest.mark.parametrize(
@@ -337,6 +342,29 @@ def test_generate_refuses_what_cannot_be_meant(registry, tmp_path, capsys, argum
     out = tmp_path / "out"
     assert main(["generate", *arguments, "--registry", registry, "-o", str(out)]) == 2
     assert reason in capsys.readouterr().err
+    assert not out.exists()
+
+
+LONG = " on the beach in the photo of the clock on the beach in the clock"
+
+
+@pytest.mark.parametrize("model", ["rex", "base"])
+def test_generate_warns_of_prompts_that_are_cut_off(registry, tiny_base, tmp_path, capsys, model):
+    name = {"rex": "{subject}", "base": "dog"}[model]
+    arguments = ["generate", model, f"a {name}{LONG}", "--negative", LONG, "--steps", "1",
+                 "--registry", registry, "--base", str(tiny_base), "-o", str(tmp_path)]  # fmt: skip
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "warning: prompt: the base does not read" in printed
+    assert "warning: --negative: the base does not read" in printed
+
+
+def test_generate_refuses_a_prompt_whose_subject_is_cut_off(registry, tmp_path, capsys):
+    out = tmp_path / "out"
+    prompt = LONG.strip() + " of a {subject}"
+    arguments = ["generate", "rex", prompt, "--registry", registry, "-o", str(out)]
+    assert main(arguments) == 2
+    assert "error: prompt: the base does not read" in capsys.readouterr().err
     assert not out.exists()
 
 

@@ -63,6 +63,6 @@ def test_output_below_a_file_is_refused(storage, tmp_path, capsys, command):
     (tmp_path / "file").write_text("mine")
     output = tmp_path / "file" / "x"
     assert main([*command, "-o", str(output), "--registry", storage]) == 2
-    told = capsys.readouterr().err
-    assert f"the folder {output} cannot be written" in told
-    assert "choose another -o" in told
+    printed = capsys.readouterr().err
+    assert f"{output}: cannot be written" in printed
+    assert "choose another -o" in printed

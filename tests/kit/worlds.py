@@ -24,7 +24,7 @@ def write_photos(folder: Path, subjects: dict[str, str], num_images: int = 3) ->
             Image.fromarray(pixels).save(folder / subject_id / f"{number}.png")
 
 
-def write_job(folder: Path, base: Path, subjects: dict[str, str], **changes) -> Path:
+def write_job(folder: Path, base: Path, subjects: dict[str, str], /, **changes) -> Path:
     """Write photographs and a job file that is quick on the tiny base; returns the job file.
 
     `changes` are merged into the job, section by section.
@@ -47,7 +47,7 @@ def write_job(folder: Path, base: Path, subjects: dict[str, str], **changes) -> 
     return file
 
 
-def load_job(folder: Path, base: Path, subjects: dict[str, str], **changes) -> Job:
+def load_job(folder: Path, base: Path, subjects: dict[str, str], /, **changes) -> Job:
     """Write a job and load it."""
     return Job.load(write_job(folder, base, subjects, **changes))
 

@@ -215,6 +215,26 @@ def test_a_size_that_the_base_cannot_draw_is_the_nearest_that_it_can(server):
         assert post(size="1792x1024", strict_size=True).json()["error"]["param"] == "size"
 
 
+def test_a_prompt_that_is_not_read_to_its_end_is_warned_of_without_its_words(server):
+    long = " on the beach in the photo of the clock on the beach in the clock"
+    with server.http() as client:
+
+        def warning(prompt, **body):
+            usual = {"seed": 1, "num_inference_steps": 1, "model": "rex", "prompt": prompt}
+            answer = client.post("/v1/images/generations", json=usual | body)
+            assert answer.status_code == 200
+            return answer.headers.get("x-dbray-warning", "")
+
+        cut = warning("a {subject}" + long)
+        assert "the base reads the first " in cut
+        assert "characters of prompt" in cut
+        assert "clock" not in cut
+        assert "subject is named" not in cut
+        assert "the subject is named in what is not read" in warning(long + " {subject}")
+        assert "characters of negative_prompt" in warning(PROMPT, negative_prompt=long)
+        assert "characters of prompt" in warning("a dog" + long, model="base")
+
+
 def test_fields_of_openai_s_that_do_nothing_here_are_named(server):
     raw = server.openai().images.with_raw_response.generate(
         model="rex", prompt=PROMPT, quality="hd", style="vivid", moderation="low", size="32x32",

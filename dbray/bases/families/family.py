@@ -39,6 +39,8 @@ class Family:
     """Parts with weights: folder name -> 'library.Class', the denoiser first."""
     tokenizers: ClassVar[Mapping[str, str]]
     """Folder name -> class of transformers, in the order of the text encoders."""
+    reader: ClassVar[str] = "tokenizer"
+    """The tokenizer of the text encoder that reads the longest texts."""
     denoiser: ClassVar[str]
     text_encoders: ClassVar[tuple[str, ...]]
     """Names of the models that read text, in the order in which they are published."""
@@ -124,6 +126,14 @@ class Family:
     def tokenize(self, tokenizers: Mapping[str, Any], prompts: Sequence[str]) -> Tensors:
         """Turn N prompts into token ids (and masks), each of shape (N, ...), on the CPU."""
         raise NotImplementedError
+
+    def max_tokens(self, reader: Any) -> int:
+        """Number of tokens of the longest text that is read, by the tokenizer `reader`."""
+        return reader.model_max_length
+
+    def framed(self, reader: Any, prompt: str) -> str:
+        """The text that is given to the tokenizer `reader` for a prompt."""
+        return prompt
 
     def embed(self, models: Mapping[str, Any], tokens: Tensors) -> Tensors:
         """Turn what `tokenize` returned into what `predict` takes; with gradients."""

@@ -34,6 +34,7 @@ class Flux(FlowFamily):
     }
     model_types = {"text_encoder": ("clip_text_model",), "text_encoder_2": ("t5",)}  # noqa: RUF012
     tokenizers = {"tokenizer": "CLIPTokenizer", "tokenizer_2": "T5TokenizerFast"}  # noqa: RUF012
+    reader = "tokenizer_2"
     text_encoders = ("text_encoder", "text_encoder_2")
     trained_encoders = ("text_encoder",)
     targets = {  # noqa: RUF012 - as above
@@ -71,6 +72,10 @@ class Flux(FlowFamily):
             "clip_ids": token_ids(clip, prompts, clip.model_max_length)["ids"],
             "t5_ids": token_ids(t5, prompts, _LENGTH)["ids"],
         }
+
+    def max_tokens(self, reader: Any) -> int:
+        """Those of T5; CLIP reads the beginning."""
+        return _LENGTH
 
     def embed(self, models: Mapping[str, Any], tokens: Tensors) -> Tensors:
         """T5's last hidden states, CLIP's pooled text, and the guidance scale of training."""

@@ -80,6 +80,14 @@ class Flux2Klein(FlowFamily):
         tokenizer = tokenizers["tokenizer"]
         return token_ids(tokenizer, chat(tokenizer, prompts, thinking=False), _LENGTH)
 
+    def max_tokens(self, reader: Any) -> int:
+        """Those of the chat."""
+        return _LENGTH
+
+    def framed(self, reader: Any, prompt: str) -> str:
+        """The chat."""
+        return chat(reader, [prompt], thinking=False)[0]
+
     def embed(self, models: Mapping[str, Any], tokens: Tensors) -> Tensors:
         """Three layers side by side. The transformer reads the padding too."""
         import torch

@@ -83,10 +83,18 @@ class QwenImage(FlowFamily):
     def tokenize(self, tokenizers: Mapping[str, Any], prompts: Sequence[str]) -> Tensors:
         """Token ids of the template, and which of them are not padding."""
         found = tokenizers["tokenizer"](
-            [f"{_BEFORE}{prompt}{_AFTER}" for prompt in prompts],
+            [self.framed(tokenizers["tokenizer"], prompt) for prompt in prompts],
             padding=True, max_length=_NUM_BEFORE + _READ, truncation=True, return_tensors="pt",
         )  # fmt: skip
         return {"ids": found.input_ids, "mask": found.attention_mask}
+
+    def max_tokens(self, reader: Any) -> int:
+        """Those that the transformer sees, and those before them."""
+        return _NUM_BEFORE + _LENGTH
+
+    def framed(self, reader: Any, prompt: str) -> str:
+        """The template."""
+        return f"{_BEFORE}{prompt}{_AFTER}"
 
     def embed(self, models: Mapping[str, Any], tokens: Tensors) -> Tensors:
         """The last hidden states of prompt and what follows it, zeros behind."""

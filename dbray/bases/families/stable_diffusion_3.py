@@ -43,6 +43,7 @@ class StableDiffusion3(FlowFamily):
         "tokenizer_2": "CLIPTokenizer",
         "tokenizer_3": "T5TokenizerFast",
     }
+    reader = "tokenizer_3"
     text_encoders = ("text_encoder", "text_encoder_2", "text_encoder_3")
     trained_encoders = ("text_encoder", "text_encoder_2")
     channels_per_latent = 1
@@ -103,6 +104,10 @@ class StableDiffusion3(FlowFamily):
             "clip_2_ids": token_ids(two, prompts, length)["ids"],
             "t5_ids": token_ids(t5, prompts, _T5_LENGTH)["ids"],
         }
+
+    def max_tokens(self, reader: Any) -> int:
+        """Those of T5; the CLIPs read the beginning."""
+        return _T5_LENGTH
 
     def embed(self, models: Mapping[str, Any], tokens: Tensors) -> Tensors:
         """The CLIPs side by side, widened by zeros to T5, whose tokens follow; both pooled."""

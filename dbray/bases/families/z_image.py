@@ -60,6 +60,14 @@ class ZImage(FlowFamily):
         tokenizer = tokenizers["tokenizer"]
         return token_ids(tokenizer, chat(tokenizer, prompts, thinking=True), _LENGTH)
 
+    def max_tokens(self, reader: Any) -> int:
+        """Those of the chat."""
+        return _LENGTH
+
+    def framed(self, reader: Any, prompt: str) -> str:
+        """The chat."""
+        return chat(reader, [prompt], thinking=True)[0]
+
     def embed(self, models: Mapping[str, Any], tokens: Tensors) -> Tensors:
         """The last hidden states but one."""
         mask = tokens["mask"].bool()

@@ -23,7 +23,7 @@ from dbray.serving.http.replicas import Replicas
 from dbray.serving.http.wire import GenerationRequest
 from dbray.serving.messages import BASE, UNUSABLE, Ask, Begun, Refusal, Refused
 from dbray.serving.options import ServeOptions
-from dbray.spec.prompts import fill_prompt
+from dbray.spec.prompts import fill_prompt, named_until
 
 # Unknown and foreign models are refused at the same time after the request: the next multiple of
 # this.
@@ -41,6 +41,8 @@ class Prepared:
     request: GenerationRequest
     ask: Ask
     warnings: tuple[str, ...]
+    named_until: int = 0
+    """Characters of the prompt up to the end of the subject's name, where {subject} stands."""
 
     def headers(self, begun: Begun | None = None) -> dict[str, str]:
         """Headers of the answer, where it began or before."""
@@ -50,8 +52,21 @@ class Prepared:
             warnings.append(
                 f"drawn as {begun.width}x{begun.height}: the base cannot draw {width}x{height}"
             )
+        warnings += self._unread(begun) if begun else []
         headers = {"x-dbray-model": self.ask.key}
         return headers | {"x-dbray-warning": "; ".join(warnings)} if warnings else headers
+
+    def _unread(self, begun: Begun) -> list[str]:
+        """Warnings of texts that are cut off; no text is quoted, since headers are logged."""
+        texts = {"prompt": self.ask.prompt,
+                 "negative_prompt": self.ask.sampling.get("negative_prompt", "")}  # fmt: skip
+        warnings = [
+            f"the base reads the first {num_read} of {len(texts[name])} characters of {name}"
+            for name, num_read in begun.read.items()
+        ]
+        if begun.read.get("prompt", self.named_until) < self.named_until:
+            warnings.append("the subject is named in what is not read")
+        return warnings
 
 
 class Service:
@@ -145,7 +160,8 @@ class Service:
             quality=request.output_compression,
             partial_images=request.partial_images if request.stream else 0,
         )
-        return Prepared(request, ask, _warnings(request, record))
+        named = named_until(request.prompt, record.class_noun, record.identifier) if record else 0
+        return Prepared(request, ask, _warnings(request, record), named)
 
     async def readiness(self) -> dict[str, Any]:
         """Return what is ready.

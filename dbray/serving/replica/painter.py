@@ -20,9 +20,10 @@ from torch import Tensor
 
 from dbray.bases import Backbone
 from dbray.bases.generate import Sampling, generate
+from dbray.bases.reading import Reader
 from dbray.bases.resident import Resident
 from dbray.errors import DbrayError
-from dbray.serving.messages import BASE, BROKEN, TIMED_OUT, Begun, Refusal
+from dbray.serving.messages import BASE, BROKEN, TIMED_OUT, Ask, Begun, Refusal
 from dbray.serving.meters import DeviceMeters
 from dbray.serving.replica.fair_queue import Batch, FairQueue, Request
 from dbray.serving.replica.weights import load_refusal
@@ -68,6 +69,7 @@ class Painter:
         self.resident = BASE
         self._backbone = backbone
         self._resident: Resident = backbone.resident
+        self._reader = Reader.of(backbone.base)
         self._queue = queue
         self._meters = meters
         self._on_beat = on_beat
@@ -196,7 +198,14 @@ class Painter:
             source = "resident"
         queue_seconds = max(0.0, now + swap_seconds - request.arrived - load_seconds)
         self._meters.queue_seconds.observe(queue_seconds)
-        request.emit(Begun(source, load_seconds * 1000, queue_seconds * 1000, *request.size))
+        request.emit(Begun(source, load_seconds * 1000, queue_seconds * 1000, *request.size,
+                           self._read(request.ask)))  # fmt: skip
+
+    def _read(self, ask: Ask) -> dict[str, int]:
+        """Characters read of each text that the base does not read to its end."""
+        texts = {"prompt": ask.prompt, "negative_prompt": ask.sampling.get("negative_prompt", "")}
+        cut = self._reader.cut(texts.values())
+        return {name: cut[text] for name, text in texts.items() if text in cut}
 
     def _watch(self, batch: Batch) -> Callable[[int, Tensor], None]:
         num_steps = batch[0][0].sampling.steps
