@@ -1,4 +1,4 @@
-# Everything that a person does here. Each target sets up .venv by itself.
+# The commands of a developer. Each target sets up .venv if needed.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,15 +10,15 @@ help:
 
 venv: $(VENV)/.ready ## make .venv and install the project into it
 
-# torch comes first, by its pin alone: pip takes the small build for CPUs where it is told of one
-# (PIP_INDEX_URL, PIP_FIND_LINKS), else PyPI's, which on Linux brings CUDA and several GB.
+# torch is installed first and only by its pin: pip takes a small CPU build where one is configured
+# (PIP_INDEX_URL, PIP_FIND_LINKS), else PyPI's build, which on Linux includes CUDA (several GB).
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check $$(grep '^torch==' constraints.txt)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,dev]'
 	touch $@
 
-demo: venv ## run the main job on the miniature; ends by naming the report to open
+demo: venv ## run the main job on the miniature, and print the path of its report
 	$(BIN)/dbray demo
 
 test: venv ## run the tests
@@ -33,7 +33,7 @@ check: venv ## format, lint, types and floors
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-format: venv ## put the code into shape
+format: venv ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 

@@ -7,9 +7,8 @@
 >>> result.state, result.summary.counts["published"]
 ('finished', 1)
 
-`dbray.run("job.yaml")` runs a job file. Everything that dbray refuses is raised as a `DbrayError`;
-mistakes in a job are a `SpecError`, which lists all of them. Importing this package is light: torch
-and Ray are loaded when a job runs.
+`dbray.run("job.yaml")` runs a job file. Every error of dbray is a `DbrayError`; a `SpecError` lists
+all mistakes in a job. Importing this package is fast: torch and Ray are loaded when a job runs.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from dbray.errors import DbrayError, SpecError
 
-# The package dbray.run has to be imported before the function `run` below takes its name here.
+# Import the package dbray.run before the function `run` below replaces that name in this module.
 from dbray.run.options import RunOptions
 from dbray.spec.job import Job
 from dbray.spec.sections import Identifiers, Previews, Prior, Recipe, Resources
@@ -51,9 +50,9 @@ def run(job: Job | str | os.PathLike[str], options: RunOptions | None = None) ->
     """Run a job, or the job file at a path, and wait for it. Running it again continues it.
 
     Raises:
-        SpecError: everything that is wrong with the job; nothing ran.
+        SpecError: the job has mistakes; nothing ran.
         JobBusy: another run holds this job.
-        DbrayError: the run broke off; what was published stays.
+        DbrayError: the run failed; published models stay.
     """
     from dbray.run.job import run_job
 

@@ -32,11 +32,11 @@ def hardware() -> Hardware:
 
 @contextmanager
 def connected(address: str | None, note: Callable[[str], None]) -> Iterator[None]:
-    """Use the cluster that is connected already, else the one at `address`, else a local one.
+    """Use the connected cluster, else the one at `address`, else a local one.
 
     Args:
         address: of a running cluster; None starts a local one, and stops it at the end.
-        note: called with the address of the cluster, and with that of its dashboard.
+        note: called with a message that contains the address of the cluster or of its dashboard.
 
     Raises:
         SpecError: no cluster answers at the address, or no local one can be started.
@@ -62,7 +62,7 @@ def _connect(address: str | None) -> Any:
         if address:
             _check_listening(address)
         return ray.init(
-            # Without "local" Ray would join whatever cluster it finds on this machine.
+            # Without "local" Ray would join any cluster that it finds on this machine.
             address=address or "local",
             object_store_memory=None if address else _OBJECT_STORE_BYTES,
             log_to_driver=False,
@@ -73,11 +73,11 @@ def _connect(address: str | None) -> Any:
 
 
 def _check_listening(address: str) -> None:
-    """Open a connection and close it: Ray itself would retry for ten minutes.
+    """Open a connection and close it: Ray would retry for ten minutes.
 
     Raises:
-        OSError: nothing listens there.
-        ValueError: the port is not a number of a port.
+        OSError: no process listens there.
+        ValueError: the port is invalid.
     """
     parts = urlsplit(address if "://" in address else f"//{address}")
     if parts.hostname and parts.port:  # "auto" and "local" are left to Ray
@@ -105,7 +105,7 @@ def _caller_handles_sigterm() -> Iterator[None]:
     try:
         yield
     except SystemExit as exc:
-        if exc.code == signal.SIGTERM:  # a signal that came in the meantime
+        if exc.code == signal.SIGTERM:  # a signal that arrived in this block
             handler(signal.SIGTERM, None)
         raise
     finally:

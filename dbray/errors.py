@@ -1,15 +1,15 @@
 """The tree of errors, and the problems that validation lists.
 
     DbrayError
-    ├── SpecError            what the user wrote is wrong; nothing ran        exit 2
+    ├── SpecError            the user's input has mistakes; nothing ran       exit 2
     ├── SubjectError         one subject's images or fields are unusable      *
     ├── BaseError            the base model cannot be found, read or trusted  exit 2
     ├── StoreError           storage cannot be read or written                exit 1
-    │   ├── FileMissing      a file is not there
-    │   └── DigestMismatch   a stored file is not what was published
+    │   ├── FileMissing      a file does not exist
+    │   └── DigestMismatch   a stored file differs from the published one
     ├── RegistryError        a registry request cannot be carried out         exit 2
     │   ├── ModelNotFound
-    │   └── ModelDamaged     it is published, but its record cannot be trusted
+    │   └── ModelDamaged     the model is published, but its record is damaged
     ├── TrainError           a subject's fine-tuning failed                   *
     │   ├── Diverged         the loss is not finite
     │   └── OutOfMemory
@@ -17,12 +17,12 @@
     ├── JobBusy              another run holds this job                       exit 1
     └── TooManyFailures      stopped at --max-failures                        exit 4
 
-* One subject's errors: a job that finishes without it exits with 3. Where they end a whole run, as
-an actor that cannot make class images, it exits with 1. StoreError and LaneLost may pass by
-themselves: they are tried again.
+* Errors of one subject: a job that finishes without it exits with 3. If they end a whole run, such
+as an actor that cannot make class images, it exits with 1. StoreError and LaneLost are often
+temporary, so they are retried.
 
-Errors cross processes by pickle, so they take positional arguments only. What they say ends in
-logs, results and reports, so errors and problems blank the secrets of the addresses they quote.
+Errors cross processes by pickle, so they take positional arguments only. Their messages are kept in
+logs, results and reports, so errors and problems blank the secrets in URIs.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _PUNCTUATION = "\"'`.,:;)]}>"
 
 
 class DbrayError(Exception):
-    """Anything that dbray reports to its user. `retryable` says whether trying again may help."""
+    """An error that dbray reports to its user. `retryable`: trying again may help."""
 
     retryable: ClassVar[bool] = False
     exit_code: ClassVar[int] = 1
@@ -48,7 +48,7 @@ class DbrayError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One finding of validation: what is wrong, where, and what to do about it."""
+    """One finding of validation: where, what is wrong, and how to fix it."""
 
     severity: Literal["error", "warning"]
     where: str
@@ -65,7 +65,7 @@ class Problem:
 
 
 class SpecError(DbrayError):
-    """What the user wrote is wrong. Carries every problem found, not only the first."""
+    """The user's input has mistakes. Carries every problem found, not only the first."""
 
     exit_code = 2
 
@@ -75,7 +75,7 @@ class SpecError(DbrayError):
 
     @classmethod
     def of(cls, where: str, what: str, fix: str) -> SpecError:
-        """Make one of the only mistake that is known."""
+        """Make an error with one problem."""
         return cls([Problem("error", where, what, fix)])
 
     def __str__(self) -> str:
@@ -93,17 +93,17 @@ class BaseError(DbrayError):
 
 
 class StoreError(DbrayError):
-    """Storage cannot be read or written. Remote storage often answers the second time."""
+    """Storage cannot be read or written. Remote storage often works at the second try."""
 
     retryable = True
 
 
 class FileMissing(StoreError):
-    """A file is not there. On shared storage it may appear later."""
+    """A file does not exist. On shared storage it may appear later."""
 
 
 class DigestMismatch(StoreError):
-    """A stored file is not what was published: truncated, overwritten or rotten."""
+    """A stored file differs from the published one: truncated, overwritten or corrupt."""
 
     retryable = False
 
@@ -119,7 +119,7 @@ class ModelNotFound(RegistryError):
 
 
 class ModelDamaged(RegistryError):
-    """A model is published, but its marker or record is damaged. Publishing it again mends it."""
+    """A model is published, but its marker or record is damaged. Publishing it again repairs it."""
 
 
 class TrainError(DbrayError):
@@ -131,7 +131,7 @@ class Diverged(TrainError):
 
 
 class OutOfMemory(TrainError):
-    """The device's memory does not hold this recipe."""
+    """This recipe needs more memory than the device has."""
 
 
 class LaneLost(DbrayError):
@@ -141,7 +141,7 @@ class LaneLost(DbrayError):
 
 
 class JobBusy(DbrayError):
-    """Another run holds this job, or a killed one seems to for a while: not the input's fault."""
+    """Another run holds this job, or a run that was killed a short time ago seems to hold it."""
 
 
 class TooManyFailures(DbrayError):
@@ -151,17 +151,17 @@ class TooManyFailures(DbrayError):
 
 
 def without_secrets(text: str) -> str:
-    """Blank out what may give access in every URI of a text: its credentials and its query."""
+    """Blank the credentials and the query of every URI in a text."""
     return _AFTER_SCHEME.sub(lambda found: _blanked(found[0]), text)
 
 
 def _blanked(rest: str) -> str:
-    """Blank what follows a scheme; the punctuation of the sentence round it stays."""
+    """Blank what follows a scheme; keep the punctuation of the sentence around it."""
     uri = rest.rstrip(_PUNCTUATION)
     address, mark, query = uri.partition("?")
     authority = address.partition("/")[0]
     _, colon, port = authority.partition(":")
-    # A '/' that a key holds and nobody quoted ends the authority before its '@'.
+    # An unquoted '/' in a key ends the authority before the '@'.
     is_cut = bool(colon) and not port.isdigit() and not authority.startswith("[")
     if "@" in authority or is_cut:
         _, sign, host = address.rpartition("@")
@@ -170,5 +170,5 @@ def _blanked(rest: str) -> str:
 
 
 def first_line(exc: BaseException) -> str:
-    """First line of a foreign error's text, which may fill pages; its repr if there is none."""
+    """Return the first line of a foreign error's text, or its repr if it has no text."""
     return next((line.strip() for line in str(exc).splitlines() if line.strip()), repr(exc))

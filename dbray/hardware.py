@@ -1,4 +1,4 @@
-"""What a cluster or a machine holds: CPUs and GPUs."""
+"""The CPUs and GPUs of a cluster or a machine."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from dbray.spec.sections import Device
 
 @dataclass(frozen=True)
 class Hardware:
-    """What the cluster holds."""
+    """The CPUs, GPUs and memory that a job can use."""
 
     num_cpus: int
     num_gpus: int
     memory_bytes: int | None = None
-    """Of one GPU or, without GPUs, of the machine; None if unknown."""
+    """Memory of one GPU or, without GPUs, of the machine; None if unknown."""
 
     @classmethod
     def local(cls) -> Hardware:
-        """What this machine holds."""
+        """The hardware of this machine."""
         num_gpus = torch.cuda.device_count()
         if num_gpus:
             memory = torch.cuda.get_device_properties(0).total_memory
@@ -30,5 +30,5 @@ class Hardware:
         return cls(os.cpu_count() or 1, num_gpus, memory)
 
     def uses_gpus(self, device: Device) -> bool:
-        """Whether work on this device asks for GPUs here."""
+        """Whether work on this device uses GPUs."""
         return device == "cuda" or (device == "auto" and self.num_gpus > 0)

@@ -1,6 +1,6 @@
 """Counters, gauges and histograms of a job, for the Ray dashboard and Prometheus.
 
-Owns the names. None has a label per subject: with 100,000 subjects that would bury the server.
+Owns the names. No metric has a label per subject: 100,000 subjects would overload the server.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def phase_seconds() -> Histogram:
 
 @cache
 def pending_subjects() -> Gauge:
-    """Subjects of the running job that nobody has taken yet."""
+    """Subjects of the running job that no lane has leased yet."""
     return Gauge("dbray_pending_subjects", "Subjects that wait for a lane.")
 
 

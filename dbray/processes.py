@@ -1,9 +1,9 @@
 """How the processes of dbray share a machine's cores.
 
-OpenMP's threads spin while they wait for each other. Beside other load that multiplies the time of
-small models: two spinning threads took nine times as long as one. Waiting passively costs next to
-nothing. Values that the user has set stay. Everything here has to come before torch is imported,
-or before the process that is to inherit it is started.
+OpenMP's threads spin while they wait for each other. Under other load this multiplies the time of
+small models: two spinning threads took nine times as long as one. Passive waiting costs almost
+nothing. Values that the user has set are kept. Call this before torch is imported, or before the
+process that inherits the environment is started.
 """
 
 from __future__ import annotations
@@ -12,5 +12,5 @@ from collections.abc import MutableMapping
 
 
 def wait_passively(environment: MutableMapping[str, str]) -> None:
-    """Have idle threads sleep, here and in the processes started from here."""
+    """Make idle threads sleep, in this process and in those that it starts."""
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -1,1 +1,1 @@
-"""What is at rest, at any URI: bytes, atomic commits, digests."""
+"""Storage at any URI: bytes, atomic commits, digests."""

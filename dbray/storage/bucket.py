@@ -1,8 +1,7 @@
 """Storage in an object store, or anything else that pyarrow.fs opens.
 
 Owns commits without renames: single puts are atomic, so the marker is put last. Has the same
-methods as dbray.storage.folder. Paths come in checked, and what pyarrow raises goes out as it is:
-dbray.storage.store sees to both.
+methods as dbray.storage.folder. Does not check paths or translate errors: dbray.storage.store does.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _MAX_TRIES = 8
 
 
 class Bucket:
-    """An object store: single puts are atomic, renames do not exist, so the marker goes last."""
+    """An object store: single puts are atomic and renames do not exist."""
 
     def __init__(self, uri: str, filesystem: pafs.FileSystem | None) -> None:
         self._uri = uri
@@ -38,7 +37,7 @@ class Bucket:
         return filesystem, _join(root, path)
 
     def place(self, path: str) -> str:
-        """Return a path for people, without credentials and options."""
+        """Return a path for messages, without credentials and options."""
         return _join(without_secrets(self._uri).partition("?")[0], path)
 
     def open(self, path: str) -> BinaryIO:
@@ -58,7 +57,7 @@ class Bucket:
             return copy(source, out)  # pyright: ignore[reportArgumentType]
 
     def exists(self, path: str) -> bool:
-        """Say whether an object, or any object below, is there."""
+        """Return whether an object, or any object below it, exists."""
         filesystem, key = self.arrow(path)
         return filesystem.get_file_info(key).type != pafs.FileType.NotFound
 
@@ -69,7 +68,7 @@ class Bucket:
         return [info.base_name for info in infos]
 
     def remove(self, path: str) -> None:
-        """Remove an object, or all below a prefix, its marker first."""
+        """Remove an object, or all objects below a prefix, the marker first."""
         filesystem, key = self.arrow(path)
         kind = filesystem.get_file_info(key).type
         if kind == pafs.FileType.File:
@@ -80,11 +79,11 @@ class Bucket:
             filesystem.delete_dir(key)
 
     def commit(self, folder: str, files: Mapping[str, bytes | Path]) -> None:
-        """Write the files, then the marker, and read all back; repeat if a rival wrote in between.
+        """Write the files, then the marker, and read them back; repeat if a rival wrote meanwhile.
 
         Leftovers of an interrupted commit are overwritten and never deleted: they may belong to a
-        writer that is still at work. Every writer reads back after its last write, so the very last
-        has seen what stays. Rivals wait for random times, or they could go on for ever.
+        writer that is still running. Every writer reads back after its last write, so the last
+        writer verifies the final state. Rivals wait for random times, or they could repeat forever.
         """
         for attempt in range(_MAX_TRIES):
             records = {name: self.write(f"{folder}/{name}", s) for name, s in files.items()}
@@ -95,7 +94,7 @@ class Bucket:
         raise StoreError(f"{self.place(folder)}: other writers keep overwriting it; run again")
 
     def _is_consistent(self, folder: str) -> bool:
-        """Say whether a folder is what its marker says, whoever wrote them."""
+        """Return whether the files of a folder match its marker, whichever writer wrote them."""
         with self.open(f"{folder}/{COMMITTED}") as file:
             text = file.read()
         try:
@@ -110,7 +109,7 @@ class Bucket:
 
 
 def connect(uri: str) -> tuple[pafs.FileSystem, str]:
-    """Return the filesystem of a URI and the path in it; one connection serves many URIs."""
+    """Return the filesystem of a URI and the path in it; URIs share connections."""
     try:
         parts = urlsplit(uri, allow_fragments=False)
     except ValueError as exc:  # 's3://[my-bucket]/a'
@@ -124,7 +123,7 @@ def connect(uri: str) -> tuple[pafs.FileSystem, str]:
 
 
 def open_object(filesystem: pafs.FileSystem, key: str) -> BinaryIO:
-    """Open an object for reading. Without a buffer, Arrow would ask for each 256 KiB by itself."""
+    """Open an object for reading. Without a buffer, Arrow sends one request per 256 KiB."""
     return filesystem.open_input_stream(  # pyright: ignore[reportReturnType]
         key, compression=None, buffer_size=_REQUEST_BYTES
     )

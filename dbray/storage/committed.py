@@ -1,7 +1,7 @@
-"""Committed folders, read: which files were published, and whether they still are what they were.
+"""Reading of committed folders: which files were published, and whether they are still the same.
 
-A committed folder holds the marker `_COMMITTED`, written last. What has no marker does not exist.
-`Store.commit` publishes one; this module reads it.
+A committed folder holds the marker `_COMMITTED`, written last. A folder without a marker does not
+exist. `Store.commit` publishes one; this module reads it.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from dbray.storage.store import Store, digest_file
 class Committed:
     """One committed folder. Its marker is read once, at the first use.
 
-    Every method raises FileMissing where the folder is not committed, DigestMismatch where its
-    marker or the file in question is damaged, and StoreError where storage fails.
+    Every method raises FileMissing if the folder is not committed, DigestMismatch if its marker or
+    the file is damaged, and StoreError if storage fails.
     """
 
     def __init__(self, store: Store, folder: str) -> None:
@@ -49,22 +49,22 @@ class Committed:
         return data
 
     def damaged(self) -> list[str]:
-        """Name the files that are missing or not what was written."""
+        """Return the names of the files that are missing or differ from the published ones."""
         return [
             n for n in sorted(self.files) if self._store.measure(self._path(n)) != self.files[n]
         ]
 
     def fetch(self, names: Iterable[str], destination: Path) -> dict[str, Path]:
-        """Bring verified files onto this machine.
+        """Return verified local files, by name.
 
-        A local store gives the paths in place and copies nothing. Otherwise files land in
-        `destination`; those that are already there and match are kept.
+        Files of a local store stay in place. Others are copied to `destination`; files there that
+        match are kept.
         """
         expected = {name: self._record(name) for name in names}
         return {name: self._fetch(name, one, destination) for name, one in expected.items()}
 
     def local_paths(self, names: Iterable[str]) -> dict[str, Path]:
-        """Return where files lie on this machine, unverified. StoreError if the store is remote."""
+        """Return the local paths of files, unverified. StoreError if the store is remote."""
         found = {name: self._store.local_path(self._path(name)) for name in names}
         here = {name: path for name, path in found.items() if path is not None}
         if len(here) < len(found):

@@ -1,8 +1,7 @@
 """Storage on a local disk: atomic replacement, and commits by one rename.
 
-Owns the staging of a commit and the clearing up after writers that died. Has the same methods as
-dbray.storage.bucket. Paths come in checked, and what the operating system raises goes out as it
-is: dbray.storage.store sees to both.
+Owns the staging of a commit and the removal of what dead writers left. Has the same methods as
+dbray.storage.bucket. Does not check paths or translate errors: dbray.storage.store does.
 """
 
 from __future__ import annotations
@@ -26,13 +25,13 @@ _STAGING = ".staging-"
 
 
 class Folder:
-    """A local disk: plain os calls, because only they promise what is left after a crash."""
+    """A local disk: plain os calls, because only they guarantee what is left after a crash."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def place(self, path: str) -> str:
-        """Return a path for people."""
+        """Return a path for messages."""
         return str(self.root / path)
 
     def inside(self, path: str, follow: bool = True) -> Path:
@@ -55,14 +54,14 @@ class Folder:
         return local.open_regular(self.inside(path))
 
     def write(self, path: str, source: bytes | Path) -> FileRecord:
-        """Write a file beside its place, then move it there."""
+        """Write a temporary file, then rename it."""
         target = self.inside(path, follow=False)
         local.make_folders(target.parent)
         with local.replacing(target) as out:
             return copy(source, out)
 
     def exists(self, path: str) -> bool:
-        """Say whether a file or folder is there."""
+        """Return whether a file or folder exists."""
         return self.inside(path).exists()
 
     def names(self, path: str) -> list[str]:
@@ -80,7 +79,7 @@ class Folder:
         local.delete(target)
 
     def commit(self, folder: str, files: Mapping[str, bytes | Path]) -> None:
-        """Write everything into a hidden folder beside it, then rename that into place."""
+        """Write everything into a hidden folder next to it, then rename that folder."""
         target = self.inside(folder, follow=False)
         local.make_folders(target.parent)
         _sweep(target.parent)
@@ -101,7 +100,7 @@ class Folder:
 
 @contextmanager
 def _staging_folder(target: Path) -> Iterator[Path]:
-    """Make a hidden folder beside `target`, locked while in use so that no sweep removes it."""
+    """Make a hidden folder next to `target`, locked while in use so that no sweep removes it."""
     staging, descriptor = _new_staging(target)
     try:
         yield staging
@@ -133,7 +132,7 @@ def _sweep(parent: Path) -> None:
 
 
 def _rename_into_place(staging: Path, target: Path) -> None:
-    """Publish a staged folder, unless somebody else did so first."""
+    """Publish a staged folder, unless another writer was faster."""
     descriptor, _ = open_and_lock(target.parent, wait=True)
     try:
         if (target / COMMITTED).exists():
@@ -146,7 +145,7 @@ def _rename_into_place(staging: Path, target: Path) -> None:
         try:
             staging.rename(target)
         except OSError:
-            # Two machines may get here together on a network disk without locks.
+            # On a network disk without locks, two machines may get here at the same time.
             if not (target / COMMITTED).exists():
                 raise
         local.sync_folder(target.parent)

@@ -1,7 +1,7 @@
 """Files and folders of this machine: opened safely, replaced atomically, synced.
 
-Owns the primitives that promise what is left after a crash or a power cut. What the operating
-system raises goes out as it is.
+Owns the primitives that guarantee what is left after a crash or a power cut. Does not translate the
+errors of the operating system.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def local_path(uri: str) -> Path | None:
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a regular file for reading; a pipe or device is refused instead of read for ever."""
+    """Open a regular file for reading. A pipe or a device, which may have no end, is an error."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISREG(mode):
@@ -59,7 +59,7 @@ def make_folders(folder: Path) -> None:
 
 @contextmanager
 def replacing(target: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file beside `target` that replaces it if the block succeeds."""
+    """Open a temporary file next to `target` that replaces it if the block succeeds."""
     temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}.tmp")
     try:
         with temporary.open("xb") as out:
@@ -74,7 +74,7 @@ def replacing(target: Path) -> Iterator[BinaryIO]:
 
 
 def delete(path: Path) -> None:
-    """Remove a file, link or tree; missing is fine."""
+    """Remove a file, link or tree if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -82,13 +82,13 @@ def delete(path: Path) -> None:
 
 
 def sync(file: BinaryIO) -> None:
-    """Write a file's bytes through to the disk."""
+    """Flush a file's bytes to the disk."""
     file.flush()
     os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:
-    """Write a folder's entries through to the disk."""
+    """Flush a folder's entries to the disk."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

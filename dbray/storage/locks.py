@@ -1,7 +1,7 @@
 """Advisory locks on files and folders of this machine.
 
-The only place that calls flock. A lock ends when its descriptor is closed or its process dies,
-however it dies. Knows nothing of what the locks protect.
+The only place that calls flock. A lock ends when its descriptor is closed or its process dies, even
+by SIGKILL. Does not know what the locks protect.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 LockState = Literal["held", "taken", "unsupported"]
-"""held: by this descriptor. taken: by somebody else. unsupported: the disk has no locks."""
+"""held: by this descriptor. taken: by another one. unsupported: the disk has no locks."""
 
 
 def lock(descriptor: int, wait: bool = False) -> LockState:

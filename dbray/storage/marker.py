@@ -1,6 +1,6 @@
 """The marker of a committed folder: the digest and size of every other file in it.
 
-Owns the marker's name and format, and how bytes are digested. Knows no kind of storage.
+Owns the marker's name and format, and how bytes are digested. Does not know where it is stored.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _CHUNK_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class FileRecord:
-    """What a marker says about one file."""
+    """One file in a marker."""
 
     sha256: str
     size_bytes: int
@@ -59,7 +59,7 @@ def make_marker(records: Mapping[str, FileRecord]) -> bytes:
 
 
 def parse_marker(text: bytes) -> dict[str, FileRecord]:
-    """Read what `make_marker` returned. Raises ValueError for anything else."""
+    """Parse the output of `make_marker`. Raises ValueError for anything else."""
     try:
         return {name: FileRecord(**record) for name, record in json.loads(text)["files"].items()}
     except (KeyError, TypeError, AttributeError) as exc:
@@ -67,7 +67,7 @@ def parse_marker(text: bytes) -> dict[str, FileRecord]:
 
 
 def mismatch(place: str, expected: FileRecord, found: FileRecord | None) -> DigestMismatch:
-    """Make the error for a file that is not what its marker says; `found` is None if missing."""
+    """Make the error for a file that differs from its marker; `found` is None if missing."""
     if found is None:
         return DigestMismatch(f"{place} was published but is missing")
     return DigestMismatch(

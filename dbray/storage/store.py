@@ -1,8 +1,8 @@
-"""Storage: one folder, on a local disk or at any URI that pyarrow.fs knows.
+"""Storage: one folder, on a local disk or at any URI that pyarrow.fs opens.
 
-Owns the safety of paths, and the messages for failures of storage. Does not know what is stored,
-nor how bytes are written: that is dbray.storage.folder and dbray.storage.bucket. A committed
-folder exists completely or not at all; dbray.storage.committed reads it.
+Owns the safety of paths, and the messages for failures of storage. Does not know what is stored, or
+how bytes are written: see dbray.storage.folder and dbray.storage.bucket. A committed folder exists
+completely or not at all; dbray.storage.committed reads it.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class Store:
     """A folder of results at a local path or URI.
 
     All paths below are relative to it, '/'-separated, and checked: none leads out of it. Every
-    failure is a StoreError that names the place and says what to do. With `filesystem`, `uri` is a
-    path within that pyarrow filesystem. Stores can be pickled; nothing is contacted before use.
+    failure is a StoreError that names the place and a fix. With `filesystem`, `uri` is a path
+    within that pyarrow filesystem. Stores can be pickled; storage is contacted at the first use.
     """
 
     def __init__(self, uri: str, filesystem: pafs.FileSystem | None = None) -> None:
@@ -60,16 +60,16 @@ class Store:
 
     @property
     def is_missing(self) -> bool:
-        """Whether it is a folder of this machine that does not exist; never asks remote storage."""
+        """Whether it is a local folder that does not exist; remote storage is not contacted."""
         return self.is_local and not os.path.isdir(self.uri)  # noqa: PTH112 - Path.is_dir raises for odd names
 
     def read_bytes(self, path: str) -> bytes:
-        """Read a whole file. Raises FileMissing where there is none."""
+        """Read a whole file. Raises FileMissing if there is none."""
         with self._translating("read", path), self._disk.open(path) as file:
             return file.read()
 
     def write_bytes(self, path: str, data: bytes) -> None:
-        """Write a file atomically: readers see the old one or the new one, never a part."""
+        """Write a file atomically: readers see the old file or the new one, never a part."""
         with self._translating("write", path):
             self._disk.write(path, data)
 
@@ -85,26 +85,26 @@ class Store:
         self.write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
 
     def exists(self, path: str) -> bool:
-        """Say whether a file or folder is there."""
+        """Return whether a file or folder exists."""
         with self._translating("look for", path):
             return self._disk.exists(path)
 
     def names(self, path: str = "") -> list[str]:
-        """List the entries directly under a folder, sorted; hidden ones are left out."""
+        """List the entries directly under a folder, sorted, without hidden ones."""
         with self._translating("list", path):
             entries = self._disk.names(path)
         return sorted(name for name in entries if not name.startswith("."))
 
     def remove(self, path: str) -> None:
-        """Remove a file or tree; missing is fine. A committed folder loses its marker first."""
+        """Remove a file or tree if it exists; a committed folder loses its marker first."""
         with self._translating("remove", path):
             self._disk.remove(path)
 
     def commit(self, folder: str, files: Mapping[str, bytes | Path]) -> None:
         """Publish files as one folder that appears completely or not at all.
 
-        If the folder is already committed, nothing happens: a folder's name says what is in it. An
-        uncommitted leftover is overwritten; a file of it that stays is not in the marker.
+        If the folder is already committed, this does nothing: a folder's name determines its files.
+        An uncommitted leftover is overwritten; files that stay in it are not in the marker.
         """
         for name in files:
             _check(name)
@@ -115,7 +115,7 @@ class Store:
                 self._disk.commit(folder, files)
 
     def seal(self, folder: str, names: Iterable[str]) -> None:
-        """Commit a folder whose files were written one by one: digest them, then the marker.
+        """Commit a folder whose files were written one by one: digest them, then write the marker.
 
         Raises:
             StoreError: one of the files is missing.
@@ -128,7 +128,7 @@ class Store:
         self.write_bytes(f"{folder}/{COMMITTED}", make_marker(there))
 
     def is_committed(self, folder: str) -> bool:
-        """Say whether a folder was published; its marker may be damaged."""
+        """Return whether a folder was published; its marker may be damaged."""
         return self.exists(f"{folder}/{COMMITTED}")
 
     def measure(self, path: str) -> FileRecord | None:
@@ -141,7 +141,7 @@ class Store:
                 return None
 
     def download(self, path: str, target: Path, expected: FileRecord) -> None:
-        """Copy a file onto this machine. DigestMismatch, and nothing is left, if it differs."""
+        """Copy a file to this machine. DigestMismatch, and no file, if its digest differs."""
         with self._translating("read", path), self._disk.open(path) as source:
             local.make_folders(target.parent)
             with local.replacing(target) as out:
@@ -150,17 +150,17 @@ class Store:
                     raise mismatch(self._disk.place(path), expected, found)
 
     def location(self, path: str) -> str:
-        """Return where a path lies, for people: its local path, or its URI without credentials."""
+        """Return a path for messages: the local path, or the URI without credentials."""
         with self._translating("find", path):
             return self._disk.place(path)
 
     def local_path(self, path: str) -> Path | None:
-        """Return where a path lies on this machine, or None if the store is remote."""
+        """Return the local path, or None if the store is remote."""
         with self._translating("find", path):
             return self._disk.inside(path) if isinstance(self._disk, Folder) else None
 
     def arrow(self, path: str) -> tuple[pafs.FileSystem, str]:
-        """Return a path as Arrow takes it: a filesystem, and the path within."""
+        """Return a path in Arrow's form: a filesystem, and the path in it."""
         with self._translating("find", path):
             return self._disk.arrow(path)
 
@@ -197,7 +197,7 @@ def _open_disk(uri: str, filesystem: pafs.FileSystem | None) -> Folder | Bucket:
 
 
 def _check(path: str, may_be_root: bool = False) -> None:
-    """Refuse what could lead out of the store, or mean different things on different storage."""
+    """Reject a path that leads out of the store or differs in meaning between kinds of storage."""
     if not path and may_be_root:
         return
     parts = path.split("/")
@@ -211,7 +211,7 @@ def _check(path: str, may_be_root: bool = False) -> None:
 
 @contextmanager
 def _translating(action: str, place: str) -> Iterator[None]:
-    """Translate what the operating system and pyarrow raise, once, into a StoreError."""
+    """Translate errors of the operating system and pyarrow into a StoreError."""
     try:
         yield
     except FileNotFoundError as exc:
