@@ -72,7 +72,7 @@ def demo(args: argparse.Namespace) -> int:
 def init(args: argparse.Namespace) -> int:
     """Write a manifest and a job file for a folder of photographs."""
     photos, job_file = Path(args.photos), Path(args.output)
-    manifest_file = _manifest_beside(job_file, args.force)
+    manifest_file = _manifest_path(job_file, args.force)
     if not is_folder(photos):
         fix = "give the folder that holds one sub-folder of photographs per subject"
         raise SpecError.of(args.photos, "is not a folder", fix)
@@ -94,7 +94,7 @@ def init(args: argparse.Namespace) -> int:
     return 0
 
 
-def _manifest_beside(job_file: Path, may_overwrite: bool) -> Path:
+def _manifest_path(job_file: Path, may_overwrite: bool) -> Path:
     """The manifest's path beside a job file. Raises SpecError if either cannot be written."""
     if is_folder(job_file):
         fix = "name a file in it, such as job.yaml"

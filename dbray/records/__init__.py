@@ -1,1 +1,1 @@
-"""What is at rest and means something: models, prior sets, results of jobs."""
+"""Stored records: models, prior sets, results of jobs."""

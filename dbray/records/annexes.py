@@ -1,9 +1,8 @@
-"""Annexes: committed folders beside the weights of a published model, such as its previews.
+"""Annexes: committed folders next to the weights of a published model, such as its previews.
 
-Owns how an annex is published, replaced and read. An annex may change while its model does not, it
-has a marker of its own, and it is removed with its model. Damage is logged and means that the annex
-is not there, so that it is made again. Does not know what the files mean: that is
-dbray.records.previews and its like.
+Owns how an annex is published, replaced and read. An annex has its own marker, can change while its
+model does not, and is removed with its model. A damaged annex is logged and counts as missing, so
+that it is made again. Does not know what the files mean: see dbray.records.previews.
 """
 
 from __future__ import annotations
@@ -24,10 +23,10 @@ class Annex:
 
     Args:
         store: where the model is published.
-        model: 'id@revision', in full.
-        name: name of the annex, and of its folder in that of the model.
+        model: full name, 'id@revision'.
+        name: name of the annex, and of its folder in the model's folder.
 
-    Every method raises StoreError when storage fails: there may be an annex then.
+    Every method raises StoreError if storage fails: the annex may exist then.
     """
 
     def __init__(self, store: Store, model: str, name: str) -> None:
@@ -36,7 +35,7 @@ class Annex:
         self._folder = f"{self._model_folder}/{name}"
 
     def publish(self, files: Mapping[str, bytes]) -> None:
-        """Publish the annex, in place of an earlier one that differs.
+        """Publish the annex; a different earlier one is replaced.
 
         Raises:
             ModelNotFound: the model is not published.
@@ -48,25 +47,25 @@ class Annex:
         self._store.commit(self._folder, files)
 
     def has(self, files: Mapping[str, bytes]) -> bool:
-        """Say whether these files are in the annex; only its marker is read."""
+        """Return whether the annex contains these files; only its marker is read."""
         found = self._files(self._committed())
         return bool(found) and all(
             name in found and found[name].sha256 == digest(data) for name, data in files.items()
         )
 
     def names(self) -> list[str]:
-        """List the files of the annex; empty if there is none."""
+        """Return the names of the files of the annex; empty if there is none."""
         return sorted(self._files(self._committed()))
 
     def read(self) -> dict[str, bytes] | None:
-        """Return every file by name; None if there is no annex, or any file is damaged."""
+        """Return every file by name; None if there is no annex or a file is damaged."""
         folder = self._committed()
         found = {name: self._read(folder, name) for name in self._files(folder)}
         whole = {name: data for name, data in found.items() if data is not None}
         return whole if whole and len(whole) == len(found) else None
 
     def file(self, name: str) -> bytes | None:
-        """Return one file; None if it is not in the annex, or damaged."""
+        """Return one file; None if it is not in the annex or is damaged."""
         folder = self._committed()
         return self._read(folder, name) if name in self._files(folder) else None
 
@@ -74,7 +73,7 @@ class Annex:
         return Committed(self._store, self._folder)
 
     def _files(self, folder: Committed) -> dict[str, FileRecord]:
-        """The files by the marker; empty if there is no marker, or a damaged one."""
+        """Return the files in the marker; empty if the marker is missing or damaged."""
         try:
             return folder.files
         except FileMissing:

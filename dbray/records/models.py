@@ -1,8 +1,8 @@
 """Published models: where they are, and how they are published, found, listed and removed.
 
-Owns the tree `models/<subject id>/<revision>/`, with the file model.json in each. There is
-no index: the tree is the truth, and finding one model is one look-up, however many there are. Does
-not know how a model was made or who serves it, nor what lies beside its weights: those are annexes.
+Owns the tree `models/<subject id>/<revision>/`, with the file model.json in each. There is no
+index: one look-up finds a model, whatever their number. Does not know how a model was made or
+served, or what other files its folder has: those are annexes.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ class Registry:
         self.store = store
 
     def publish(self, record: ModelRecord, weights: Mapping[str, bytes | Path]) -> None:
-        """Publish a model atomically. Doing it again is harmless; a damaged one is replaced.
+        """Publish a model atomically. Repeating it is harmless; a damaged model is replaced.
 
         Raises:
-            RegistryError: the record and the weights do not fit each other, or the id belongs to
-                another tenant.
+            RegistryError: the record and the weights do not match, or the id belongs to another
+                tenant.
             StoreError: nothing was published.
         """
         _check_record(record, weights)
@@ -72,18 +72,18 @@ class Registry:
 
     @property
     def is_there(self) -> bool:
-        """Whether storage holds a tree of models.
+        """Whether the store has a tree of models.
 
-        It does not before the first model is published, nor when the folder or its mount is gone.
+        False before the first model is published, and when the folder or its mount is missing.
         """
         return self.store.exists(_ROOT)
 
     def has(self, model_id: str, revision: str) -> bool:
-        """Say whether a revision is published: one look-up."""
+        """Return whether a revision is published: one look-up."""
         return self.store.is_committed(folder_of(f"{model_id}@{revision}"))
 
     def has_record(self, model_id: str, revision: str) -> bool:
-        """Say whether a revision is published with an undamaged record."""
+        """Return whether a revision is published with an undamaged record."""
         folder = Committed(self.store, folder_of(f"{model_id}@{revision}"))
         try:
             folder.read(RECORD_FILE)
@@ -99,14 +99,14 @@ class Registry:
         return self.open(model).record
 
     def open(self, model: str, suggest: bool = True) -> Revision:
-        """Find 'id' (its latest revision) or 'id@revision' (a unique start of it is enough).
+        """Find 'id' (its latest revision) or 'id@revision' (a unique prefix is enough).
 
-        With `suggest`, all ids are listed for those similar to one that is not found.
+        With `suggest`, the error for an unknown id suggests similar ids, which lists all models.
 
         Raises:
             ModelNotFound: it is not published.
-            ModelDamaged: it is published, but no revision that fits can be read.
-            RegistryError: `model` is not a name, or a start that fits several revisions.
+            ModelDamaged: it is published, but no matching revision can be read.
+            RegistryError: `model` is not a valid name, or its prefix matches several revisions.
         """
         model_id, prefix = _split(model)
         if prefix is None:
@@ -123,7 +123,7 @@ class Registry:
         """Return every readable revision of a model, oldest first; damaged ones are logged.
 
         Raises:
-            StoreError: storage failed. Not skipped: an older revision would pass for the latest.
+            StoreError: storage failed. Skipping a revision could make an older one the latest.
         """
         _check_id(model_id)
         found, _ = self._open_all(model_id)
@@ -146,9 +146,9 @@ class Registry:
         return Revision(record, folder).fetch_weights(destination)
 
     def remove(self, model: str) -> list[str]:
-        """Remove 'id' (all revisions) or 'id@revision'; return what was removed as 'id@revision'.
+        """Remove 'id' (all revisions) or 'id@revision'; return the removed ones as 'id@revision'.
 
-        Annexes, and what an interrupted publication left, are removed too.
+        Annexes and the files of an interrupted publication are removed too.
         """
         model_id, prefix = _split(model)
         published = self._published(model_id)
@@ -173,13 +173,15 @@ class Registry:
         return [name for name in names if self.store.is_committed(_folder(model_id, name))]
 
     def _complete(self, model_id: str, prefix: str, suggest: bool = True) -> str:
-        """Complete the start of a revision."""
+        """Complete the prefix of a revision."""
         published = self._published(model_id)
         if not published:
             raise self._not_found(model_id, suggest)
         fitting = [revision for revision in published if revision.startswith(prefix)]
         if len(fitting) > 1:
-            raise RegistryError(f"{model_id}@{prefix} fits {', '.join(fitting)}: write more of it")
+            raise RegistryError(
+                f"{model_id}@{prefix} matches {', '.join(fitting)}: write more of it"
+            )
         if not fitting:
             raise ModelNotFound(
                 f"{model_id} has no revision {prefix}; it has {', '.join(published)}"
@@ -187,7 +189,7 @@ class Registry:
         return fitting[0]
 
     def _open_all(self, model_id: str) -> tuple[list[Revision], ModelDamaged | None]:
-        """Every readable revision, oldest first; and the damage of one that is not, if any."""
+        """Return every readable revision, oldest first, and the error of one that is unreadable."""
         found, damage = [], None
         for revision in self._revision_names(model_id):
             try:
@@ -216,15 +218,15 @@ class Registry:
         return Revision(record, folder)
 
     def _record(self, name: str, folder: Committed) -> ModelRecord:
-        """Read a record; it never changes while its digest in the marker is the same."""
+        """Read a record; it is the same as long as its digest in the marker is the same."""
         data = folder.read(RECORD_FILE)
         try:
-            # A newer dbray may have written fields that this one does not know.
+            # A newer dbray may have written fields that this version does not know.
             record = ModelRecord.model_validate_json(data, extra="ignore")
         except ValidationError as exc:
             raise ModelDamaged(f"{name}: {RECORD_FILE} is unreadable: {exc}") from exc
         if record.name != name:
-            raise ModelDamaged(f"{name} holds the record of {record.name}")
+            raise ModelDamaged(f"{name} contains the record of {record.name}")
         if not record.has_its_revision:
             raise ModelDamaged(f"{name}: the revision is not the start of the fingerprint")
         return record
@@ -245,7 +247,7 @@ class Registry:
 
 
 def folder_of(model: str) -> str:
-    """Return where 'id@revision', in full, lies in a store. Raises RegistryError for bad names."""
+    """Return the folder of a full 'id@revision' in a store. Raises RegistryError for bad names."""
     model_id, _, revision = model.partition("@")
     _check_id(model_id)
     _check_revision(revision)
@@ -257,7 +259,7 @@ def _folder(model_id: str, revision: str) -> str:
 
 
 def _split(model: str) -> tuple[str, str | None]:
-    """Split 'id' or 'id@revision', both checked before any path is built from them."""
+    """Split 'id' or 'id@revision', and check both before any path is built from them."""
     model_id, at, prefix = model.partition("@")
     _check_id(model_id)
     if not at:

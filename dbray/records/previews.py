@@ -1,8 +1,8 @@
-"""The previews of a model at rest: which files there are, and what each shows.
+"""The stored previews of a model: which files there are, and what each shows.
 
-Owns the layout of the annex "previews": `N.png` is the model's image of prompt N, `base-N.png` that
-of the untouched base, `photo-N.webp` a small copy of photograph N, and `previews.json` describes
-how they were sampled. Knows neither how images are sampled nor who shows them.
+Owns the layout of the annex "previews": `N.png` is the model's image for prompt N, `base-N.png` the
+untouched base's, `photo-N.webp` a small copy of photograph N, and `previews.json` describes how
+they were sampled. Does not know how images are sampled or displayed.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ Files = dict[str, bytes]
 
 @dataclass(frozen=True)
 class Preview:
-    """One prompt: what the model and the base were asked, and the images of both where there are.
+    """One prompt: the prompts for the model and the base, and their images if they exist.
 
-    `seed` is text: it has 63 bits, more than a number in a browser.
+    `seed` is text: its 63 bits do not fit a number in a browser.
     """
 
     image: bytes | None
@@ -46,22 +46,22 @@ def annex(store: Store, model: str) -> Annex:
 
 
 def name_images(pngs: Iterable[bytes]) -> Files:
-    """Name the images of a model, given in the order of the prompts."""
+    """Name the images of a model, given in prompt order."""
     return {f"{number}.png": png for number, png in enumerate(pngs)}
 
 
 def name_base_images(pngs: Iterable[bytes]) -> Files:
-    """Name the images of the base, given in the order of the prompts."""
+    """Name the images of the base, given in prompt order."""
     return {f"base-{number}.png": png for number, png in enumerate(pngs)}
 
 
 def name_photographs(webps: Iterable[bytes]) -> Files:
-    """Name the small copies of the photographs, given in their order."""
+    """Name the small copies of the photographs, given in order."""
     return {f"{_PHOTOGRAPH}{number}.webp": webp for number, webp in enumerate(webps)}
 
 
 def describe(previews: Previews, class_noun: str, identifier: str, seeds: Sequence[int]) -> Files:
-    """Make the file that describes how previews were sampled; it differs where they would."""
+    """Make the description file: it differs if and only if the previews would differ."""
     value = {
         "prompts": [fill_prompt(p, class_noun, identifier) for p in previews.prompts],
         "base_prompts": [fill_prompt(p, class_noun) for p in previews.prompts],
@@ -75,7 +75,7 @@ def describe(previews: Previews, class_noun: str, identifier: str, seeds: Sequen
 
 
 def is_picture(name: str) -> bool:
-    """Say whether a file is an image."""
+    """Return whether a file is an image."""
     return name.endswith(_PICTURES)
 
 
@@ -85,10 +85,10 @@ def prompts_of(description: bytes) -> list[str]:
 
 
 def pictures_of(files: Mapping[str, bytes]) -> list[Preview]:
-    """Return the previews in the order of the prompts; none if they have no description.
+    """Return the previews in prompt order; an empty list without a description.
 
     Raises:
-        ValueError: the description is not one.
+        ValueError: the description is invalid.
     """
     if DESCRIPTION not in files:
         return []
@@ -103,7 +103,7 @@ def pictures_of(files: Mapping[str, bytes]) -> list[Preview]:
 
 
 def photographs_of(files: Mapping[str, bytes]) -> list[bytes]:
-    """Return the small copies of the photographs, in their order."""
+    """Return the small copies of the photographs, in order."""
     names = sorted((len(name), name) for name in files if name.startswith(_PHOTOGRAPH))
     return [files[name] for _, name in names]
 

@@ -1,9 +1,9 @@
-"""PriorSets at rest: their names, their files, and how they are read.
+"""Stored PriorSets: their names, their files, and how they are read.
 
-A PriorSet is the class images of one (base, class noun, Prior). It lies in `priors/<digest>/` as
-`prior.json` and parts of 16 images each, Parquet with the columns index, seed and png. The
-number of a part alone decides which images it holds, so that a part can be made again by itself.
-Knows neither how images are sampled (that is dbray.sampling.priors) nor what they are for.
+A PriorSet is the class images of one (base, class noun, Prior), stored in `priors/<digest>/` as
+`prior.json` and parts of 16 images each, Parquet with the columns index, seed and png. A part's
+number determines its images, so any part can be made again alone. Does not know how images are
+sampled (see dbray.sampling.priors) or what they are for.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _SCHEMA = pa.schema([("index", pa.int32()), ("seed", pa.int64()), ("png", pa.bin
 
 @dataclass(frozen=True)
 class PriorPlan:
-    """Everything that decides the images of a PriorSet."""
+    """Everything that determines the images of a PriorSet."""
 
     base_digest: str
     class_noun: str
@@ -42,7 +42,7 @@ class PriorPlan:
 
     @cached_property
     def digest(self) -> str:
-        """Hex SHA-256 of what decides the images: the name of the set."""
+        """Hex SHA-256 of what determines the images: the name of the set."""
         return digest_json(
             {
                 "base": self.base_digest,
@@ -88,16 +88,16 @@ def part_name(part: int) -> str:
 
 
 def encode_part(indices: Sequence[int], seeds: Sequence[int], pngs: Sequence[bytes]) -> bytes:
-    """Return the file of a part: the same bytes for the same images."""
+    """Return the file of a part: the same images give the same bytes."""
     table = pa.table([list(indices), list(seeds), list(pngs)], schema=_SCHEMA)
     out = io.BytesIO()
-    # PNG does not compress further. Checksums show whether a part without a marker yet is whole.
+    # PNG does not compress further. The checksums verify a part that has no marker yet.
     pq.write_table(table, out, compression="none", use_dictionary=False, write_page_checksum=True)
     return out.getvalue()
 
 
 def decode_part(data: bytes, name: str) -> pa.Table:
-    """Read the file of a part, page checksums included. Raises StoreError."""
+    """Read the file of a part and verify its page checksums. Raises StoreError."""
     try:
         table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
     except (OSError, pa.ArrowException) as exc:
@@ -108,22 +108,22 @@ def decode_part(data: bytes, name: str) -> pa.Table:
 
 
 def is_made(store: Store, plan: PriorPlan) -> bool:
-    """Say whether a PriorSet is published and undamaged."""
+    """Return whether a PriorSet is published and undamaged."""
     return broken_files(store, plan) == []
 
 
 def broken_files(store: Store, plan: PriorPlan) -> list[str] | None:
-    """Name the missing and damaged files of a published set; None if it is not published."""
+    """Return the names of missing and damaged files of a set; None if it is not published."""
     folder = Committed(store, plan.folder)
     try:
         known = folder.files
-    except (FileMissing, DigestMismatch):  # a damaged marker says nothing about the other files
+    except (FileMissing, DigestMismatch):  # without a marker no file can be verified
         return None
     return sorted({*folder.damaged(), *(set(plan.files) - known.keys())})
 
 
 def has_part(store: Store, plan: PriorPlan, part: int) -> bool:
-    """Say whether a part is there and undamaged, whether or not the set is published yet."""
+    """Return whether a part exists and is undamaged, also in an unpublished set."""
     broken = broken_files(store, plan)
     if broken is not None:
         return part_name(part) not in broken
@@ -131,7 +131,7 @@ def has_part(store: Store, plan: PriorPlan, part: int) -> bool:
 
 
 def missing_parts(store: Store, plan: PriorPlan) -> list[int]:
-    """Return the numbers of the parts that a set lacks which is not published yet."""
+    """Return the numbers of the missing parts of an unpublished set."""
     there = set(store.names(plan.folder))
     return [
         part
@@ -141,7 +141,7 @@ def missing_parts(store: Store, plan: PriorPlan) -> list[int]:
 
 
 def _is_whole(store: Store, plan: PriorPlan, part: int) -> bool:
-    """Whether a part of an interrupted set, which has no marker yet, can be kept."""
+    """Return whether a part of an interrupted set, which has no marker yet, can be kept."""
     path = f"{plan.folder}/{part_name(part)}"
     data = store.read_bytes(path)
     try:
@@ -155,7 +155,7 @@ def load_images(store: Store, digest: str) -> np.ndarray:
     """Read the class images of a PriorSet in order, uint8 (K, H, W, 3).
 
     Raises:
-        DigestMismatch: a file is not what was published.
+        DigestMismatch: a file differs from the published one.
         StoreError: the set is not published, or cannot be read.
     """
     folder = Committed(store, folder_of(digest))
@@ -168,7 +168,7 @@ def load_images(store: Store, digest: str) -> np.ndarray:
 
 
 def describe(plan: PriorPlan, base_name: str, versions: dict[str, str]) -> dict[str, Any]:
-    """Describe a set; without times, so that the same images have the same description."""
+    """Describe a set, without times: the same images have the same description."""
     return {
         "base": base_name,
         "base_digest": plan.base_digest,

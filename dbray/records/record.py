@@ -1,7 +1,7 @@
 """The record of a published model: what it is and how it was made.
 
-Owns the shape of model.json, and what can be asked of a revision that was found. Does not know
-where revisions are: that is dbray.records.models.
+Owns the format of model.json, and what can be read from a revision that was found. Does not know
+where revisions are stored: see dbray.records.models.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class ModelRecord(Spec):
     id: SubjectId = Field(description="The subject's id.")
     revision: str = Field(pattern=REVISION_PATTERN, description="Start of the fingerprint.")
     fingerprint: str = Field(
-        pattern=r"^[0-9a-f]{64}$", description="SHA-256 of all that shapes the weights."
+        pattern=r"^[0-9a-f]{64}$", description="SHA-256 of everything that determines the weights."
     )
     class_noun: str = Field(description="Coarse class of the subject.")
     identifier: str = Field(description="Rare token(s) bound to the subject.")
@@ -41,7 +41,7 @@ class ModelRecord(Spec):
     captions: tuple[str, ...] | None = Field(
         default=None, description="Prompts of the photographs."
     )
-    versions: dict[str, str] = Field(description="Versions of dbray and of what it stands on.")
+    versions: dict[str, str] = Field(description="Versions of dbray and its libraries.")
     timings: dict[str, float] = Field(description="Seconds by phase.")
     steps: int = Field(ge=0, description="Optimiser steps taken.")
     loss: tuple[tuple[int, float, float, float], ...] = Field(
@@ -66,7 +66,7 @@ class ModelRecord(Spec):
 
 @dataclass(frozen=True)
 class Revision:
-    """A published revision as it was found. Its marker is not read again."""
+    """A published revision that was found. Its marker is not read again."""
 
     record: ModelRecord
     folder: Committed
@@ -77,11 +77,11 @@ class Revision:
         return {name: self.folder.files[name].sha256 for name in self.record.files}
 
     def fetch_weights(self, destination: Path) -> dict[str, Path]:
-        """Return verified weight files on this machine; see `Committed.fetch`."""
+        """Return verified local weight files; see `Committed.fetch`."""
         return self.folder.fetch(self.record.files, destination)
 
     def local_weights(self) -> dict[str, Path]:
-        """Return the weight files in place, unverified; `digests` says what they must be.
+        """Return the weight files in place, unverified; `digests` has their expected digests.
 
         Raises:
             StoreError: the store is not on this machine.

@@ -1,8 +1,8 @@
-"""How a job is doing, or how it ended: results.jsonl by subject, summary.json in numbers.
+"""The state of a job: results.jsonl has a row per subject, summary.json the numbers.
 
-Owns their shape. The run of a job writes them; `dbray status`, the report, the next plan and the
+Owns their format. The run of a job writes them; `dbray status`, the report, the next plan and the
 next run read them. Unknown keys are ignored and missing ones have defaults, because an older or a
-newer dbray may have written them. What cannot be read at all is logged or marked as damaged.
+newer dbray may have written them. Unreadable data is logged or marked as damaged.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ SUMMARY_FILE = "summary.json"
 DAMAGED = "damaged"
 """State of a job whose summary cannot be read."""
 STALE_SECONDS = 120.0
-"""A run writes its summary far more often than this, even while it waits for a cluster. If it was
-silent for longer, it is gone."""
+"""A run writes its summary much more often than this, even while it waits for a cluster. A run that
+was silent for longer is dead."""
 _MAX_LISTED = 20
 
 Status = Literal["published", "kept", "failed", "unfinished"]
@@ -40,7 +40,7 @@ class _Part(BaseModel):
 
 
 class Failure(_Part):
-    """Why a subject failed: the error's class, its text, and whether a retry may help."""
+    """Why a subject failed: the class and the text of the error, and whether a retry may help."""
 
     kind: str
     message: str
@@ -59,18 +59,18 @@ class Outcome(_Part):
     class_noun: str
     status: Status
     revision: str = ""
-    """The revision that is published, or would have been."""
+    """The revision that is published, or that would have been published."""
     identifier: str = ""
     attempts: int = 0
     seconds: float = 0.0
     timings: dict[str, float] = {}
     steps: int = 0
-    """Steps of the attempt that published it, since its checkpoint if there was one."""
+    """Steps of the attempt that published it, counted from its checkpoint if there was one."""
     error: Failure | None = None
 
     @property
     def is_published(self) -> bool:
-        """Whether the registry has it."""
+        """Whether it is in the registry."""
         return self.status in ("published", "kept")
 
     def would_repeat(self, revision: str) -> bool:
@@ -83,7 +83,7 @@ class Outcome(_Part):
 
 
 class Cause(_Part):
-    """Failures of one kind; `subjects` names the first of them."""
+    """Failures of one kind; `subjects` has the first few ids."""
 
     kind: str
     count: int
@@ -106,16 +106,16 @@ class PhaseProgress(_Part):
     total: int
     """Images or subjects."""
     seconds: float
-    """Since it began."""
+    """Seconds since it began."""
 
     @property
     def seconds_left(self) -> float | None:
-        """Estimated from the rate so far; None where nothing is done yet."""
+        """Estimated from the rate so far; None if nothing is done yet."""
         return (self.total - self.done) * self.seconds / self.done if self.done else None
 
 
 class Rates(_Part):
-    """Seconds per optimiser step, and per subject beside its steps; class images per second."""
+    """Seconds per optimiser step, other seconds per subject, class images per second."""
 
     step_seconds: float
     overhead_seconds: float
@@ -123,13 +123,13 @@ class Rates(_Part):
 
 
 class Summary(_Part):
-    """A job in numbers. A field is None where the job has not reached what it measures."""
+    """A job in numbers. A field is None if the job has not measured it yet."""
 
     job_id: str = ""
     state: str = "interrupted"
     """running, finished, stopped, interrupted, broken or damaged."""
     error: str | None = None
-    """Why a run was stopped or broke; what is wrong with a damaged summary."""
+    """Why a run was stopped or failed; what is wrong with a damaged summary."""
     counts: dict[str, int] = {}
     num_subjects: int | None = None
     started_at: str | None = None
@@ -144,7 +144,7 @@ class Summary(_Part):
     """Of the subjects that this run published; steps before a checkpoint are not counted."""
     lanes: int | None = None
     phase: PhaseProgress | None = None
-    """The current phase when this was written."""
+    """The phase at the time of writing."""
     in_flight: dict[str, InFlight] = {}
     pending: int | None = None
     failures: tuple[Cause, ...] = ()
@@ -154,7 +154,7 @@ class Summary(_Part):
 
     @property
     def is_gone(self) -> bool:
-        """Whether its run is marked as running, but has been silent for too long."""
+        """Whether the run is marked as running, but has been silent for too long."""
         if self.state != "running":
             return False
         try:
@@ -164,12 +164,12 @@ class Summary(_Part):
 
     @property
     def present_state(self) -> str:
-        """The state as it is now: a run that is gone was interrupted, and could not write that."""
+        """The present state: a dead run was interrupted, but could not write that."""
         return "interrupted" if self.is_gone else self.state
 
     @property
     def eta_seconds(self) -> float | None:
-        """Seconds until all subjects have ended; None while the rate of training is not known."""
+        """Seconds until all subjects have ended; None while the rate of training is unknown."""
         if self.state != "running" or self.phase is None or self.phase.name != "training":
             return None
         return self.phase.seconds_left
@@ -199,7 +199,7 @@ def causes(outcomes: Iterable[Outcome]) -> tuple[Cause, ...]:
 
 
 def read_outcomes(store: Store, job_id: str) -> dict[str, Outcome]:
-    """Read the last row of every subject. A line that cannot be read is skipped and logged."""
+    """Read the last row of every subject. An unreadable line is skipped and logged."""
     path = f"jobs/{job_id}/{RESULTS_FILE}"
     if not store.exists(path):
         return {}
@@ -215,7 +215,7 @@ def read_outcomes(store: Store, job_id: str) -> dict[str, Outcome]:
 
 
 def read_summary(store: Store, job_id: str) -> Summary | None:
-    """Read the summary of a job; None if it has none. The state of a damaged one is DAMAGED."""
+    """Read the summary of a job; None if it has none. A damaged one has the state DAMAGED."""
     path = f"jobs/{job_id}/{SUMMARY_FILE}"
     if not store.exists(path):
         return None
@@ -223,8 +223,8 @@ def read_summary(store: Store, job_id: str) -> Summary | None:
         return Summary.model_validate_json(store.read_bytes(path))
     except ValidationError as exc:
         [first, *_] = exc.errors(include_url=False)
-        error = (f"{store.location(path)} is not what this dbray writes ({first['msg']}); run the "
-                 "job again, which writes it anew, or remove the file")  # fmt: skip
+        error = (f"{store.location(path)} is not a valid summary ({first['msg']}); run the job "
+                 "again, which rewrites it, or remove the file")  # fmt: skip
         logger.warning("summary unreadable error=%s", error)
         return Summary(job_id=job_id, state=DAMAGED, error=error)
 

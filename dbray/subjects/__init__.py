@@ -1,1 +1,1 @@
-"""Folders, manifests and lists, read into checked subjects; their images."""
+"""Reading of folders, manifests and lists into checked subjects; their images."""

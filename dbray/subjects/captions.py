@@ -1,7 +1,7 @@
-"""Captions that lie beside photographs: `0.txt` beside `0.png`, or a metadata.jsonl of the folder.
+"""Captions next to photographs: `0.txt` next to `0.png`, or a metadata.jsonl in the folder.
 
-Other trainers write captions in plain words ("a photo of sks dog asleep"); dbray's name the subject
-by {subject}, because its identifier is chosen later. Owns that translation.
+Other trainers write captions in plain words ("a photo of sks dog asleep"). In dbray's captions,
+{subject} names the subject, because its identifier is chosen later. Owns that translation.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ CAPTION_KEYS = ("text", "caption", "prompt")
 PLAIN = "a {subject}"
 
 
-def beside(
+def of_photographs(
     photographs: Sequence[Path], entry: Entry, listed: Mapping[str, str | None]
 ) -> list[str | None]:
-    """Each photograph's caption as somebody wrote it; None for those that have none.
+    """Return each photograph's original caption; None if it has none.
 
-    A sidecar file overrules what is `listed`, by file name, in a metadata file.
+    A sidecar file has priority over the caption `listed` by file name in a metadata file.
     """
     return [_sidecar_of(path, entry) or listed.get(path.name) for path in photographs]
 
 
 def in_folder(folder: Path, entry: Entry) -> dict[str, str]:
-    """Captions by file name from a subject's folder's metadata file; problems are noted."""
+    """Return captions by file name from the metadata file of a subject's folder; note problems."""
     found, problems = metadata_of(folder)
     entry.add(problems)
     return found
@@ -53,7 +53,7 @@ def _sidecar_of(photograph: Path, entry: Entry) -> str | None:
 
 
 def metadata_of(folder: Path) -> tuple[dict[str, str], list[Problem]]:
-    """Captions by file name, relative to a folder, from its metadata file if it has one."""
+    """Read captions by file name, relative to a folder, from its metadata file if it has one."""
     file = next((folder / name for name in METADATA_FILES if (folder / name).is_file()), None)
     if file is None:
         return {}, []
@@ -70,13 +70,13 @@ def metadata_of(folder: Path) -> tuple[dict[str, str], list[Problem]]:
 
 
 def below(listed: Mapping[str, str], name: str) -> dict[str, str]:
-    """What is listed of one sub-folder, relative to it."""
+    """Return what is listed for one sub-folder, relative to it."""
     start = f"{name}/"
     return {path[len(start) :]: text for path, text in listed.items() if path.startswith(start)}
 
 
 def is_metadata(item: Item) -> bool:
-    """Whether this is a row of a metadata file: of one image, not of one subject."""
+    """Return whether this is a row of a metadata file: for one image, not for one subject."""
     fields = item.value
     return (
         isinstance(fields, dict)
@@ -86,7 +86,7 @@ def is_metadata(item: Item) -> bool:
 
 
 def caption_of(fields: dict[str, Any]) -> str | None:
-    """The caption in a row of a metadata file."""
+    """Return the caption in a row of a metadata file."""
     texts = (fields.get(key) for key in CAPTION_KEYS)
     return next((text.strip() for text in texts if isinstance(text, str) and text.strip()), None)
 
@@ -94,9 +94,9 @@ def caption_of(fields: dict[str, Any]) -> str | None:
 def with_placeholders(
     written: Sequence[str | None], noun: str, identifier: str | None, entry: Entry
 ) -> tuple[str, ...] | None:
-    """Name the subject by {subject} in every caption; None where nobody wrote one.
+    """Write {subject} into every caption; None if there are no captions.
 
-    What stands for it already is replaced: "sks dog" where the identifier is known, else "dog".
+    It replaces the subject's name: "sks dog" if the identifier is known, else "dog".
     """
     if not any(written):
         return None
@@ -125,7 +125,7 @@ def _with_placeholder(caption: str, noun: str, identifier: str | None) -> str:
 
 
 def check_captions(entry: Entry, captions: Any) -> None:
-    """Note captions that are not one per image, or do not name the subject."""
+    """Note captions that do not name the subject, or whose number is not that of the images."""
     if not isinstance(captions, list | tuple):
         return
     if entry.images and len(captions) != len(entry.images):
@@ -133,7 +133,7 @@ def check_captions(entry: Entry, captions: Any) -> None:
         entry.error(what, "give one caption per image, in the same order, or none")
     for caption in captions:
         if not isinstance(caption, str):
-            continue  # the model's own check names it
+            continue  # Subject's validator reports it
         try:
             check_template(caption, allowed=("{subject}", "{class}"), required="{subject}")
         except ValueError as exc:

@@ -22,22 +22,22 @@ class Entry:
     images: tuple[str, ...] = ()
     problems: list[Problem] = field(default_factory=list)
     to_rename: str = "give one of them another id, or remove it"
-    """What to do if the id is another subject's too."""
+    """The fix if another subject has the same id."""
 
     def error(self, what: str, fix: str) -> None:
-        """Note what makes the subject unusable."""
+        """Note an error, which makes the subject unusable."""
         self.problems.append(Problem("error", self.where, what, fix, self.name))
 
     def warn(self, what: str, fix: str) -> None:
-        """Note what the user should look at."""
+        """Note a warning."""
         self.problems.append(Problem("warning", self.where, what, fix, self.name))
 
     def add(self, problems: Iterable[Problem]) -> None:
-        """Note problems that were found elsewhere, as the subject's."""
+        """Add problems that were found elsewhere to the subject's."""
         self.problems += [replace(problem, subject=self.name) for problem in problems]
 
     def make_subject(self, item: Item) -> None:
-        """Make the subject of an item, or note every mistake in it."""
+        """Make the subject from an item, or note every mistake in it."""
         try:
             subject = make_subject(item)
         except SpecError as exc:

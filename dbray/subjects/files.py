@@ -1,7 +1,7 @@
-"""Lists of subjects in files: JSONL, JSON, YAML and CSV, taken apart into items.
+"""Lists of subjects in files: JSONL, JSON, YAML and CSV, split into items.
 
-A file is read to its end whatever is wrong in it: a line that cannot be taken apart becomes an
-entry with that problem. Knows no fields, except the columns of CSV.
+A file is read to its end despite errors: a line that cannot be parsed becomes an entry with that
+problem. Does not know the fields, except the columns of CSV.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _COLUMN_ALIASES = {"subject_id": "id", "image": "images", "caption": "captions"}
 
 
 def _refused(name: str, line: int, what: str, fix: str, subject: str | None = None) -> Entry:
-    """Make the entry of a line that cannot be taken apart."""
+    """Make the entry of a line that cannot be parsed."""
     entry = Entry(f"{name}:{line}", subject)
     entry.error(what, fix)
     return entry
@@ -48,7 +48,7 @@ def _read_jsonl(text: str, name: str) -> Iterator[Item | Entry]:
             bad.append((number, str(exc)))
             continue
         if bad and not isinstance(value, dict):
-            continue  # a line of the same broken thing, and JSON by accident
+            continue  # part of the same broken value, and valid JSON by chance
         yield from _bad_lines(name, bad)
         bad = []
         yield Item(value, name, {(): number})
@@ -56,7 +56,7 @@ def _read_jsonl(text: str, name: str) -> Iterator[Item | Entry]:
 
 
 def _bad_lines(name: str, bad: list[tuple[int, str]]) -> Iterator[Entry]:
-    """Report lines that follow each other as one: they usually have one cause."""
+    """Report consecutive lines as one: they usually have one cause."""
     if bad:
         (first, reason), (last, _) = bad[0], bad[-1]
         others = f", like those up to line {last}" if last > first else ""
@@ -147,7 +147,7 @@ def _gives_one_image(fields: dict[str, Any]) -> bool:
 
 
 def _rows(text: str) -> Iterator[tuple[int, list[str] | csv.Error]]:
-    """Yield every row that is not empty, or what is wrong with it, with the line it begins in."""
+    """Yield every row that is not empty, or its error, with the line it begins in."""
     reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=_delimiter_of(text))
     while True:
         line = reader.line_num + 1
@@ -163,7 +163,7 @@ def _rows(text: str) -> Iterator[tuple[int, list[str] | csv.Error]]:
 
 
 def _delimiter_of(text: str) -> str:
-    """What separates the columns: a spreadsheet may write ';' or tabs for commas."""
+    """Find the separator of the columns: spreadsheets may write ';' or tabs."""
     head = next((line for line in text.splitlines() if line.strip(" ,;\t")), "")
     readable = (sign for sign in ",;\t" if _known_columns(head.split(sign)))
     return next(readable, ",")
@@ -179,11 +179,11 @@ def _check_columns(cells: list[str], where: str) -> list[str]:
 
 
 def _known_columns(cells: list[str]) -> list[str] | None:
-    """The columns under their own names; None if they are not those of a list of subjects."""
+    """Return the canonical names of the columns; None if this is not a list of subjects."""
     names = [cell.strip().strip('"') for cell in cells]
     while names and not names[-1]:
         names.pop()
-    if "file_name" in names:  # a metadata file, which may have any others
+    if "file_name" in names:  # a metadata file, which may have other columns
         return names
     names = [_COLUMN_ALIASES.get(name, name) for name in names]
     is_list = {"id", "images"} <= set(names) <= set(_COLUMNS) and len(set(names)) == len(names)
@@ -201,7 +201,7 @@ def _from_cells(row: dict[str, str]) -> dict[str, Any]:
 
 
 def _images_in_cell(cell: str) -> list[str]:
-    """Paths separated by ';', or the list that a program wrote: ['a.png', 'b.png']."""
+    """Split paths separated by ';', or the list that a program wrote: ['a.png', 'b.png']."""
     if cell.startswith("[") and cell.endswith("]"):
         with suppress(SpecError):
             values, _ = text_files.parse_yaml(cell, "")

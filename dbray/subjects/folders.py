@@ -2,8 +2,8 @@
 
 Understands the layouts of github.com/google/dreambooth and of kohya's trainers.
 
-Owns what is passed over in a folder, and what is reported of it. Opens a file only where its name
-does not say whether it is an image.
+Owns which files of a folder are skipped, and which problems are reported. Opens a file only if its
+name does not show whether it is an image.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CLASS_FILE = "class.txt"
 CLASSES_FILE = "prompts_and_classes.txt"
 
 _RENAME = "rename the folder (ids come from folder names), or write a manifest with ids"
-# What systems and network drives put into folders, besides names that begin with a dot.
+# Files that operating systems and network drives create, besides names that begin with a dot.
 _JUNK = {
     "__MACOSX",
     "@eaDir",
@@ -71,7 +71,7 @@ def scan(folder: Path, class_noun: str | None = None) -> tuple[list[Entry], list
 def _misplaced(
     folder: Path, loose: list[str], subfolders: list[Path], full: list[Path]
 ) -> Iterator[Problem]:
-    """Report images that are in no subject's folder."""
+    """Report images outside of any subject's folder."""
     nested = [path for path in subfolders if any(map(_holds_pictures, _folders_in(path)))]
     if loose:
         what = f"has {len(loose)} images outside of any subject's folder ({loose[0]}, ...)"
@@ -86,7 +86,7 @@ def _misplaced(
 
 
 def _repeats(subfolders: Iterable[Path]) -> Iterator[Problem]:
-    """Report that kohya's repeats have no meaning here."""
+    """Report that kohya's repeats have no effect."""
     names = [path.name for path in subfolders if _kohya_name(path)]
     if names:
         what = f"the repeats in {len(names)} folder names ({names[0]!r}, ...) have no effect"
@@ -95,7 +95,7 @@ def _repeats(subfolders: Iterable[Path]) -> Iterator[Problem]:
 
 
 def _same_names(subfolders: Iterable[Path]) -> Iterator[Problem]:
-    """Report folders whose names look the same: they are two subjects, with two ids."""
+    """Report folders whose names look the same: they are two subjects with two ids."""
     first: dict[str, Path] = {}
     for path in subfolders:
         earlier = first.setdefault(unicodedata.normalize("NFC", path.name), path)
@@ -111,13 +111,13 @@ def entry_of_folder(
     listed: Mapping[str, str | None] | None = None,
     only_listed: bool = False,
 ) -> Entry:
-    """Make an entry of a folder of photographs of one subject.
+    """Make an entry from a folder of photographs of one subject.
 
     Args:
         folder: its name gives the id, unless it is one of kohya's.
-        class_noun: used where the folder gives none.
+        class_noun: used if the folder has none.
         listed: captions by file name, from a metadata file elsewhere.
-        only_listed: whether other files are left out.
+        only_listed: leave other files out.
     """
     entry = Entry(str(folder), slug(folder.name) or None, to_rename=_RENAME)
     paths = visible(folder, entry)
@@ -138,7 +138,9 @@ def entry_of_folder(
         entry.error(f"gives the id {entry.name!r}, which names the untouched base", _RENAME)
     elif noun is not None:
         rows = {} if only_listed else captions.in_folder(folder, entry)
-        written = captions.beside([path for path, _ in found], entry, {**(listed or {}), **rows})
+        written = captions.of_photographs(
+            [path for path, _ in found], entry, {**(listed or {}), **rows}
+        )
         fields = {"id": entry.name, "class_noun": noun, "images": entry.images}
         fields["identifier"] = identifier
         fields["captions"] = captions.with_placeholders(written, noun, identifier, entry)
@@ -148,16 +150,16 @@ def entry_of_folder(
 
 
 def _kohya_name(folder: Path) -> re.Match[str] | None:
-    """Match a folder's name in kohya's form; None if the folder names its class itself."""
+    """Match a folder's name in kohya's form; None if the folder has a class file."""
     return None if (folder / CLASS_FILE).exists() else _KOHYA_NAME.fullmatch(folder.name)
 
 
 def _names_in(
     folder: Path, paths: Iterable[Path], default: str | None, entry: Entry
 ) -> tuple[str | None, str | None]:
-    """The identifier and class noun that a folder gives, else the default noun.
+    """Return the identifier and class noun of a folder, else the default noun.
 
-    Without a class noun, an error is noted.
+    An error is noted if there is no class noun.
     """
     if kohya := _kohya_name(folder):
         entry.name = slug(f"{kohya['identifier']} {kohya['noun']}") or None
@@ -203,7 +205,7 @@ def _read_classes(file: Path) -> tuple[dict[str, str], list[Problem]]:
 
 
 def _visible_in(folder: Path) -> list[Path]:
-    """What is in a folder, by name, without what systems put there. Raises OSError."""
+    """List a folder by name, without files that systems create. Raises OSError."""
     names = (path.name for path in folder.iterdir())
     return [folder / name for name in sorted(names)
             if not name.startswith(".") and name not in _JUNK]  # fmt: skip
@@ -216,7 +218,7 @@ def _folders_in(folder: Path) -> list[Path]:
 
 
 def visible(folder: Path, entry: Entry) -> list[Path] | None:
-    """What is in a subject's folder; None, with an error noted, if it cannot be listed."""
+    """List a subject's folder; None, with an error noted, if it cannot be listed."""
     try:
         return _visible_in(folder)
     except OSError as exc:
@@ -225,9 +227,9 @@ def visible(folder: Path, entry: Entry) -> list[Path] | None:
 
 
 def images_in(paths: Iterable[Path], entry: Entry) -> Iterator[tuple[Path, str]]:
-    """Yield the images among some paths, each with the path of the file that a link leads to.
+    """Yield the images among some paths, each with the path of the file that a link points to.
 
-    What looks like an image but is not read is noted.
+    Image files that are not read are noted.
     """
     for path in paths:
         if is_folder(path):
@@ -242,10 +244,12 @@ def images_in(paths: Iterable[Path], entry: Entry) -> Iterator[tuple[Path, str]]
 
 
 def _resolve(path: Path, entry: Entry) -> str | None:
-    """The file behind a path, if it exists and its name can be written in a manifest."""
+    """Return the file behind a path, if it exists and its name can be written in a manifest."""
     real = os.path.realpath(path)
     if not is_address(real):
-        entry.error(f"{real!r} is a name that a manifest cannot hold", "rename it, in plain UTF-8")
+        entry.error(
+            f"{real!r} is a name that a manifest cannot contain", "rename it, in plain UTF-8"
+        )
     elif reason := places.why_missing(path):
         entry.error(*reason)
     else:
@@ -254,12 +258,12 @@ def _resolve(path: Path, entry: Entry) -> str | None:
 
 
 def _is_picture(path: Path) -> bool:
-    """Whether this is a file that will be decoded."""
+    """Return whether this is a file that will be decoded."""
     return not is_folder(path) and _format_of(path) in images.FORMATS
 
 
 def _format_of(path: Path) -> str | None:
-    """The format of a file by its name, else by how it begins."""
+    """Return the format of a file by its name, else by its first bytes."""
     if known := images.FORMAT_OF_SUFFIX.get(path.suffix.lower()):
         return known
     with suppress(OSError, StoreError), open_regular(path) as file:

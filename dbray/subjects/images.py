@@ -1,7 +1,7 @@
-"""Photographs in, pixels out: decoding of untrusted files, checks, crops, encoding.
+"""Photographs to pixels: decoding of untrusted files, checks, crops, encoding.
 
-Owns the list of formats and the caps on bytes and pixels; every byte from outside is decoded here.
-Knows neither where bytes come from nor what the pixels are for. Pillow and numpy only.
+Owns the list of formats and the caps on bytes and pixels; all untrusted bytes are decoded here.
+Does not know where bytes come from or what the pixels are for. Pillow and numpy only.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dbray.errors import SubjectError
 MAX_IMAGE_BYTES = 64 * 1024 * 1024
 MAX_IMAGE_PIXELS = 64 * 1024 * 1024
 
-# Only these decoders are ever offered the bytes: most holes of image libraries are in rare formats.
+# Only these decoders see the bytes: most vulnerabilities of image libraries are in rare formats.
 FORMATS = ("PNG", "JPEG", "WEBP")
 FORMAT_OF_SUFFIX = {
     ".png": "PNG",
@@ -29,7 +29,7 @@ FORMAT_OF_SUFFIX = {
     ".jfif": "JPEG",
     ".webp": "WEBP",
 }
-# How files begin: of the formats that are read, and of those that people send by mistake.
+# The first bytes of files: of the formats that are read, and of those that users send by mistake.
 _BEGINNINGS = tuple(
     (kind, re.compile(beginning, re.DOTALL))
     for kind, beginning in (
@@ -46,14 +46,14 @@ _BEGINNINGS = tuple(
     )
 )
 _ROUNDING = 2
-"""Levels of 255 by which two pictures may differ and count as equal."""
+"""Levels of 255 by which two equal pictures may differ."""
 BEGINNING_BYTES = 16
-"""As many bytes identify the format of a file."""
+"""This many bytes identify the format of a file."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageCheck:
-    """What is known of an image that decodes: its size in pixels when upright, and its two digests.
+    """Facts about an image that decodes: its size in pixels when upright, and its two digests.
 
     `digest` is the hex SHA-256 of the file, `perceptual` a 64-bit difference hash of the picture.
     """
@@ -63,9 +63,9 @@ class ImageCheck:
     digest: str
     perceptual: int
     decoding: int = 1
-    """2 where the first version of dbray gave other pixels: it is part of a fingerprint then."""
+    """2 if the first version of dbray gave other pixels: then it is part of the fingerprint."""
     blank: str | None = None
-    """How the picture shows nothing; None if it shows something."""
+    """Why the picture shows nothing; None if it shows something."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,15 +73,15 @@ class _Decoded:
     image: Image.Image
     decoding: int
     is_transparent: bool
-    """Every pixel of it."""
+    """Extremes over every pixel."""
 
 
 def decode(data: bytes, name: str) -> Image.Image:
-    """Decode a PNG, JPEG or WebP file to RGB as a person sees it.
+    """Decode a PNG, JPEG or WebP file to upright RGB.
 
     EXIF orientation is applied, colours are converted from an embedded profile to sRGB, transparent
-    pixels are laid on white, an animation gives its first frame, 16 bits become 8, and no metadata
-    (place, camera) is kept.
+    pixels are drawn on white, an animation gives its first frame, 16 bits become 8, and metadata
+    (place, camera) is dropped.
 
     Raises:
         SubjectError: f"{name}: reason". The caps are checked before any pixel is decoded.
@@ -103,7 +103,7 @@ def _decode(data: bytes, name: str) -> _Decoded:
         try:
             image.load()
             return _to_rgb(image)
-        except Exception as exc:  # whatever a decoder raises on hostile bytes
+        except Exception as exc:  # a decoder can raise anything on hostile bytes
             raise SubjectError(f"{name}: is damaged or incomplete ({exc})") from exc
 
 
@@ -117,12 +117,12 @@ def _open(data: bytes, name: str) -> Image.Image:
         raise SubjectError(
             f"{name}: claims to have more than {MAX_IMAGE_PIXELS >> 20} million pixels"
         ) from exc
-    except Exception as exc:  # whatever a decoder raises on hostile bytes
+    except Exception as exc:  # a decoder can raise anything on hostile bytes
         raise SubjectError(f"{name}: is damaged or incomplete ({exc})") from exc
 
 
 def _what_instead(data: bytes) -> str:
-    """Say what the bytes are that no decoder accepts."""
+    """Describe the bytes that no decoder accepts."""
     kind = format_of(data)
     if kind in FORMATS:
         return "is damaged or incomplete (its header cannot be read)"
@@ -132,12 +132,12 @@ def _what_instead(data: bytes) -> str:
 
 
 def format_of(beginning: bytes) -> str | None:
-    """Name the format of a file by its first bytes, whether or not dbray reads it."""
+    """Return the format of a file by its first bytes, also for formats that dbray does not read."""
     return next((kind for kind, form in _BEGINNINGS if form.match(beginning)), None)
 
 
 def _to_rgb(image: Image.Image) -> _Decoded:
-    """Upright 8-bit sRGB on white, without metadata."""
+    """Convert to upright 8-bit sRGB on white, without metadata."""
     _turn_upright(image)
     if image.mode.startswith("I"):
         decoded = _from_16_bits(image)
@@ -154,7 +154,7 @@ def _to_rgb(image: Image.Image) -> _Decoded:
 
 
 def _from_16_bits(image: Image.Image) -> _Decoded:
-    """Pillow would clip 16-bit grey at 255; the upper byte is the picture."""
+    """Keep the upper byte: Pillow would clip 16-bit grey at 255."""
     values = np.asarray(image).astype(np.int64)
     grey = np.clip(values >> 8, 0, 255).astype(np.uint8)
     clear = values == image.info.get("transparency", -1)
@@ -176,7 +176,7 @@ def _managed(image: Image.Image) -> Image.Image | None:
     profile_bytes = image.info.get("icc_profile")
     if not profile_bytes:
         return None
-    with suppress(Exception):  # a broken profile is no reason to refuse the picture
+    with suppress(Exception):  # a broken profile does not make the picture unusable
         profile = ImageCms.ImageCmsProfile(io.BytesIO(profile_bytes))
         mode = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}[profile.profile.xcolor_space.strip()]  # pyright: ignore[reportAttributeAccessIssue]
         if mode not in (image.mode, image.mode.removesuffix("A")) and image.mode != "P":
@@ -192,7 +192,7 @@ def _managed(image: Image.Image) -> Image.Image | None:
 
 
 def _moves_colours(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:
-    """Whether any colour moves by more than rounding does, as of cameras' own profiles of sRGB."""
+    """Return whether any colour moves by more than rounding; cameras' sRGB profiles move none."""
     steps = np.linspace(0, 255, 9 if mode == "RGB" else 256).astype(np.uint8)
     axes = np.meshgrid(*[steps] * (3 if mode == "RGB" else 1), indexing="ij")
     colours = np.stack(axes, axis=-1).reshape(1, -1, len(axes))
@@ -204,7 +204,7 @@ def _moves_colours(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:
 
 
 def _turn_upright(image: Image.Image) -> None:
-    """Apply the EXIF orientation. A broken EXIF block is no reason to refuse the picture."""
+    """Apply the EXIF orientation. A broken EXIF block is ignored."""
     with suppress(Exception):  # in place, so that an error in what follows the turn keeps the turn
         ImageOps.exif_transpose(image, in_place=True)
 
@@ -231,10 +231,10 @@ def _blank(decoded: _Decoded) -> str | None:
 
 
 def _difference_hash(image: Image.Image) -> int:
-    """64 bits: is each of 8 x 8 patches brighter than its right neighbour?
+    """Return 64 bits: is each of 8 x 8 patches brighter than its right neighbour?
 
-    Survives scaling, recompression and small edits of colour; two photographs of one thing differ
-    in about half of the bits.
+    Scaling, recompression and small edits of colour keep it; two photographs of one thing differ in
+    about half of the bits.
     """
     grey = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.LANCZOS), dtype=np.int16)
     bits = np.packbits((grey[:, :-1] > grey[:, 1:]).reshape(-1))
@@ -247,10 +247,10 @@ def perceptual_distance(a: int, b: int) -> int:
 
 
 def views(image: Image.Image, resolution: int, crop: str) -> list[np.ndarray]:
-    """Cut the squares that training may see, as uint8 HWC of resolution x resolution.
+    """Cut the square crops used in training, as uint8 HWC of resolution x resolution.
 
-    'centre' gives one; 'random' gives up to three along the longer side (start, centre, end), one
-    of which is drawn per step.
+    'centre' gives one; 'random' gives up to three along the longer side (start, centre, end), of
+    which training draws one per step.
     """
     side = min(image.size)
     slack = max(image.size) - side
@@ -263,7 +263,7 @@ def views(image: Image.Image, resolution: int, crop: str) -> list[np.ndarray]:
     squares = []
     for offset in offsets:
         left, top = (offset, 0) if image.width >= image.height else (0, offset)
-        # Cut before scaling: the other way round a thin strip would grow to gigabytes.
+        # Crop before scaling: otherwise a thin strip would grow to gigabytes.
         square = image.crop((left, top, left + side, top + side)).convert("RGB")
         square = square.resize((resolution, resolution), Image.Resampling.LANCZOS)
         squares.append(np.array(square, dtype=np.uint8))

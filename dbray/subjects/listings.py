@@ -1,7 +1,7 @@
-"""What users give as a list of subjects: a manifest, a folder, or the subjects themselves.
+"""Lists of subjects: a manifest, a folder, or the subjects themselves.
 
-Owns which reader takes which source, and how a listed item becomes an entry. Lists are read to
-their end whatever is wrong in them. Opens no image: dbray.subjects.validation looks at those.
+Owns which reader reads which source, and how a listed item becomes an entry. Lists are read to
+their end despite errors. Does not open images: dbray.subjects.validation does.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Source = str | Sequence[Subject] | Sequence[Item]
 
 
 def parse(source: Source, class_noun: str | None, folder: str) -> tuple[list[Entry], list[Problem]]:
-    """Read what `source` lists; return its entries, and the problems of the list itself."""
+    """Read `source`; return its entries, and the problems of the list itself."""
     if not isinstance(source, str):
         origin = Origin(folder, class_noun)
         return [_entry(item, origin) for item in _items(source)], []
@@ -75,7 +75,7 @@ def _read_file(source: str, name: str, local: Path | None, class_noun: str | Non
 def _entries_of_metadata(
     rows: Sequence[Item | Entry], file: Path | None, name: str, class_noun: str | None
 ) -> list[Entry]:
-    """Make entries of a Hugging Face metadata file: its rows are images, a folder is a subject."""
+    """Make entries from a Hugging Face metadata file: rows are images, folders are subjects."""
     if file is None:
         fix = "copy it and its images to this machine, or write a manifest with ids"
         raise SpecError.of(name, "is a metadata file, which is read on this machine only", fix)
@@ -98,7 +98,7 @@ def _entries_of_metadata(
 
 def _not_a_row(item: Item) -> Entry:
     entry = Entry(item.where)
-    entry.error("names no image", "give it a file_name, as in the other rows, or remove it")
+    entry.error("does not name an image", "give it a file_name, as in the other rows, or remove it")
     return entry
 
 
@@ -111,7 +111,7 @@ def _refuse_scheme(source: str, name: str) -> None:
 
 
 def _entry(item: Item, origin: Origin) -> Entry:
-    """Make an entry of one item; a mistake in one field does not hide those in others."""
+    """Make an entry from one item; a mistake in one field does not hide those in others."""
     entry = Entry(item.where)
     try:
         fields = subject_fields(item)
@@ -137,14 +137,14 @@ def _entry(item: Item, origin: Origin) -> Entry:
 def _use_sidecars(
     entry: Entry, fields: dict[str, Any], found: Sequence[tuple[Path | None, str]]
 ) -> None:
-    """Give a subject without captions those beside its photographs, all on this machine."""
+    """Use the sidecar captions of a subject without captions; all photographs must be local."""
     files = [path for path, _ in found if path is not None]
     noun, identifier = fields.get("class_noun"), fields.get("identifier")
     if fields.get("captions") is None and len(files) == len(found) and isinstance(noun, str):
         listed: dict[str, str] = {}
         for folder in {path.parent for path in files}:
             listed |= captions.in_folder(folder, entry)
-        written = captions.beside(files, entry, listed)
+        written = captions.of_photographs(files, entry, listed)
         named = identifier if isinstance(identifier, str) else None
         fields["captions"] = captions.with_placeholders(written, noun, named, entry)
 
@@ -152,13 +152,13 @@ def _use_sidecars(
 def _find_images(
     entry: Entry, given: Iterable[Any], origin: Origin
 ) -> Iterator[tuple[Path | None, str]]:
-    """Yield absolute paths and URIs, with the images of a folder in its place.
+    """Yield absolute paths and URIs; the images of a folder replace the folder.
 
-    Before each is its path on this machine, before links are followed; None for a URI.
+    Each comes with its local path before links are followed; None for a URI.
     """
     for path in given:
         if not is_address(path):
-            continue  # the model's own check names it
+            continue  # Subject's validator reports it
         try:
             located = places.locate(path, origin)
         except (ValueError, StoreError) as exc:

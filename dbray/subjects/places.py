@@ -1,7 +1,7 @@
-"""What a path in a list means: what it starts from, and what a list may name at all.
+"""Paths in a list: what they are relative to, and which ones a list may use.
 
-A remote list is somebody else's: it may not make this machine open its own files, nor send signed
-requests to an endpoint of its choice.
+A remote list is untrusted: it may not make this machine open local files or send signed requests
+to other endpoints.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SCHEMES = ("file", "s3", "gs")
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """The list being read: what its relative paths start from, and the default class noun.
+    """The list being read: the base of its relative paths, and the default class noun.
 
     `options` is the query of a remote list's address, from its '?' on; its relative paths share it.
     """
@@ -32,7 +32,7 @@ class Origin:
 
 
 def is_local(path: str) -> bool:
-    """Whether this is a path on this machine."""
+    """Return whether this is a local path."""
     return "://" not in path or path.startswith("file://")
 
 
@@ -44,7 +44,7 @@ def local_path(path: str, folder: str) -> Path:
 def locate(path: str, origin: Origin) -> str:
     """Return an absolute local path or a URI. Raises ValueError or StoreError for a forbidden one.
 
-    http is left out because fetching what strangers name reaches into private networks.
+    http is forbidden: a list from a stranger could fetch addresses in private networks.
     """
     if "://" in path and path.partition("://")[0] not in SCHEMES:
         raise ValueError(f"images are read from {', '.join(SCHEMES)} only")
@@ -54,7 +54,7 @@ def locate(path: str, origin: Origin) -> str:
 
 
 def _locate_remotely(path: str, origin: Origin) -> str:
-    """Return the URI of what a remote list names. Raises ValueError if it may not name that."""
+    """Return the URI of a path in a remote list. Raises ValueError if it may not use that path."""
     if is_local(path) and (path.startswith(("/", "~", "file://")) or ".." in path.split("/")):
         raise ValueError("a remote list may not name files of this machine or leave its folder")
     place, mark, query = path.partition("?")
@@ -64,7 +64,7 @@ def _locate_remotely(path: str, origin: Origin) -> str:
 
 
 def named(path: str, origin: Origin) -> Path:
-    """The path of a file on this machine as the list names it, before links are followed."""
+    """Return the local path as the list has it, before links are followed."""
     plain = unquote(urlsplit(path).path) if path.startswith("file://") else path
     with suppress(RuntimeError):  # '~nobody/x'
         return Path(origin.base) / Path(plain).expanduser()
@@ -72,19 +72,19 @@ def named(path: str, origin: Origin) -> Path:
 
 
 def why_missing(path: Path) -> tuple[str, str] | None:
-    """Why there is nothing at a path, and a fix; None if something is, or if it is just missing."""
+    """Explain why nothing exists at a path, with a fix; None if it exists or is just missing."""
     if path.exists():
         return None
     real = os.path.realpath(path)
     if path.is_symlink() and not os.path.lexists(real):
-        return f"{path} is a link to {real}, which does not exist", "mend the link, or remove it"
+        return f"{path} is a link to {real}, which does not exist", "repair the link, or remove it"
     if "\\" in str(path):
-        return f"{path} has the separators of Windows", "write '/' in place of '\\'"
+        return f"{path} has Windows separators", "write '/' in place of '\\'"
     form = unicodedata.normalize("NFC", path.name)
     with suppress(OSError):
         for other in path.parent.iterdir():
             same = unicodedata.normalize("NFC", other.name) == form
             if same and other.name != path.name:
-                fix = "write the name as the file has it, as by copying it from a listing"
+                fix = "copy the name from a listing of the folder"
                 return f"{path} differs from the name of a file only in its Unicode form", fix
     return None

@@ -184,7 +184,7 @@ def test_a_record_of_another_model_is_refused(registry):
     mine, other = record("rex"), record("fido")
     data = other.model_dump_json().encode()
     registry.store.commit(f"models/rex/{mine.revision}", {"model.json": data})
-    with pytest.raises(ModelDamaged, match="holds the record of fido"):
+    with pytest.raises(ModelDamaged, match="contains the record of fido"):
         registry.find(mine.name)
     registry.store.commit("models/rex/0123456789ab", {"model.json": b'{"id": 3}'})
     with pytest.raises(ModelDamaged, match="unreadable"):

@@ -109,5 +109,5 @@ def test_faults_of_a_metadata_file_are_named(rex):
     _, problems = validation.read(str(file))
     whats = [problem.what for problem in problems]
     assert sum("9.png does not exist" in what for what in whats) == 1
-    assert sum("names no image" in what for what in whats) == 1
+    assert sum("does not name an image" in what for what in whats) == 1
     assert sum("not valid JSON" in what for what in whats) == 1

@@ -104,7 +104,7 @@ def test_the_separators_of_windows_are_named_with_a_fix_that_works(folder):
     row = "rex,dog,photos\\rex\\0.png;photos\\rex\\1.png"
     _, errors = read(folder, "all.csv", f"id,class_noun,images\n{row}")
     assert len(errors) == 2
-    assert "separators of Windows" in errors[0].what
+    assert "Windows separators" in errors[0].what
     assert errors[0].fix == "write '/' in place of '\\'"
     fixed = row.replace("\\", "/")
     assert read(folder, "all.csv", f"id,class_noun,images\n{fixed}")[1] == []
