@@ -1,6 +1,6 @@
-"""Carry out a job: plan it, run the phases in order, and write down how it ended.
+"""Carry out a job: plan it, run the phases in order, and record how it ended.
 
-Whatever ends a run, what is published stays, and running the same job again continues it.
+However a run ends, published models stay, and running the same job again continues it.
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ def run_job(
     """Check, plan and carry out a job, or the job file at a path; running it again continues it.
 
     Raises:
-        SpecError: everything that is wrong with the job, its base and its subjects; nothing ran and
-            no Ray was started.
+        SpecError: the job, its base or its subjects have mistakes; nothing ran and Ray was not
+            started.
         JobBusy: another run holds this job.
-        StoreError: storage cannot be written; what was published stays.
+        StoreError: storage cannot be written; published models stay.
     """
     options, watch = options or RunOptions(), watch or Silence()
     ready = job if isinstance(job, Ready) else _check(job).ready(options.skip_invalid)
@@ -86,8 +86,8 @@ def _tally(plan: Plan, store: Store, options: RunOptions) -> Tally:
 
 
 def _carry_out(plan: Plan, recorder: Recorder, options: RunOptions) -> JobResult:
-    """Do what the plan says; whatever happens, write down how it ended."""
-    # Left last, after the end is written: Ray's shutdown may end this process.
+    """Carry out the plan; whatever happens, record how it ended."""
+    # Leave Ray last, after the end is recorded: its shutdown may end this process.
     with ExitStack() as cluster:
         try:
             recorder.journal.begin(plan, dbray.__version__)
@@ -109,7 +109,7 @@ def _carry_out(plan: Plan, recorder: Recorder, options: RunOptions) -> JobResult
 
 
 def _run_phases(plan: Plan, recorder: Recorder, options: RunOptions, cluster: ExitStack) -> None:
-    """Run the phases in order; Ray is joined only if one of them has work."""
+    """Run the phases in order; connect to Ray only if one of them has work."""
     training = Training(plan, recorder, options.max_failures)
     annexes = [phase(plan, recorder) for phase in ANNEXES]
     training.forget_checkpoints()
@@ -125,7 +125,7 @@ def _run_phases(plan: Plan, recorder: Recorder, options: RunOptions, cluster: Ex
 
 
 def _end(recorder: Recorder, state: State, error: str | None = None) -> JobResult:
-    """Write down how the run ended."""
+    """Record how the run ended."""
     recorder.tally.mark_unfinished()
     summary = recorder.write(state, error)
     store, job_id = recorder.journal.store, recorder.tally.plan.job.id

@@ -1,4 +1,4 @@
-"""How to run a job, beside what the job itself says."""
+"""Options of a run that are not part of the job."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How to run a job, beside what the job itself says."""
+    """Options of a run that are not part of the job."""
 
     retry_failed: bool = False
-    """Also try again subjects whose error would repeat itself."""
+    """Also retry subjects whose error would repeat."""
     max_failures: int | None = None
     """Stop when more subjects than this have failed."""
     address: str | None = None

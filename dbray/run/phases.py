@@ -1,6 +1,6 @@
-"""The phases of a run: class images, training, previews. Each does what the plan lacks.
+"""The phases of a run: class images, training, previews. Each makes what the plan lacks.
 
-Owns what a phase needs of the plan. The order of phases and the end of a run are job.py's.
+Owns what a phase needs from the plan. dbray.run.job owns the order of phases and the end of a run.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _LOOKUPS_AT_ONCE = 16
 
 @dataclass(frozen=True)
 class ClassImages:
-    """Makes the class images that storage lacks."""
+    """Makes the missing class images."""
 
     plan: Plan
     recorder: Recorder
@@ -50,14 +50,14 @@ class ClassImages:
 
 @dataclass(frozen=True)
 class Training:
-    """Trains and publishes the subjects that remain."""
+    """Trains and publishes the remaining subjects."""
 
     plan: Plan
     recorder: Recorder
     max_failures: int | None = None
 
     def count_lanes(self) -> None:
-        """Count the lanes that the cluster holds. Raises SpecError if it holds none."""
+        """Count the lanes that fit on the cluster. Raises SpecError if none fits."""
         if self.plan.to_train:
             held = hardware()
             lanes = self.recorder.tally.lanes = num_lanes(self.plan, held)
@@ -65,8 +65,8 @@ class Training:
                 raise SpecError([too_small(self.plan.job.resources, held)])
 
     def check_disk(self) -> None:
-        """Raise StoreError if the disk cannot hold what will be published."""
-        with suppress(BaseError):  # a base that vanished meanwhile is reported by the lanes
+        """Raise StoreError if the published models will not fit on the disk."""
+        with suppress(BaseError):  # the lanes report a base that has vanished
             check_disk(self.plan, self.recorder.journal.store)
 
     def run(self) -> None:
@@ -86,7 +86,7 @@ class Training:
         self.forget_checkpoints()
 
     def forget_checkpoints(self) -> None:
-        """Remove all checkpoints that no run will continue from: they are large."""
+        """Remove the checkpoints that no run will continue from: they are large."""
         resumable = self.recorder.tally.resumable
         forget_checkpoints(self.recorder.journal.store, self.plan.job.id, resumable)
 
@@ -101,16 +101,16 @@ class Training:
 
 @dataclass
 class PreviewImages:
-    """Makes the previews that published models lack."""
+    """Makes the missing previews of published models."""
 
     plan: Plan
     recorder: Recorder
 
     @cached_property
     def requests(self) -> list[PreviewRequest]:
-        """The published subjects without previews, or with other previews than wanted.
+        """The published subjects without previews, or with previews of other settings.
 
-        Looked for once: before training where nothing is to be trained, else after it.
+        Looked up once: before training if there is nothing to train, else after it.
         """
         if not self.plan.job.previews.prompts:
             return []
@@ -135,7 +135,7 @@ class PreviewImages:
         return PreviewRequest(record.model_copy(update={"loss": ()}), subject.images)
 
     def run(self) -> None:
-        """Make previews; a model that cannot have them is reported, and stops nothing."""
+        """Make previews; a model that cannot have them is reported, and the others continue."""
         if not self.requests:
             return
         with self.recorder.phase("previews"):
@@ -155,7 +155,7 @@ class PreviewImages:
 
 
 ANNEXES = (PreviewImages,)
-"""The phases after training: each keeps something beside every published model."""
+"""The phases after training: each stores an annex of every published model."""
 
 
 def _pool(plan: Plan) -> SamplingPool:

@@ -1,6 +1,6 @@
-"""Where a run reports to: its tally, the journal on storage, the watch, and the metrics.
+"""The recorder of a run: its tally, the journal on storage, the watch, and the metrics.
 
-Phases report here; what each receiver does with it is its own concern.
+Phases report here. Does not know what each receiver does with a report.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _HEARTBEAT_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Recorder:
-    """Passes on what happens in a run."""
+    """Passes the events of a run to all receivers."""
 
     tally: Tally
     journal: Journal
@@ -34,7 +34,7 @@ class Recorder:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Time a phase; `progress` within it is that phase's."""
+        """Time a phase; `progress` within it belongs to that phase."""
         with self.tally.phase(name):
             yield
 
@@ -73,11 +73,11 @@ class Recorder:
         while not over.wait(_HEARTBEAT_SECONDS):
             try:
                 self.write_if_due()
-            except DbrayError as exc:  # the main thread meets the same error, and raises it
+            except DbrayError as exc:  # the main thread gets the same error, and raises it
                 logger.warning("journal not written error=%s", exc)
 
     def write_if_due(self) -> None:
-        """Write the journal, unless the last time was a moment ago."""
+        """Write the journal, unless it was written a moment ago."""
         if self.journal.is_due:
             self.write("running")
 

@@ -1,6 +1,6 @@
 """Send a job to a running cluster through Ray's job server; follow, list and stop it.
 
-Owns what is packed and how Ray is asked. On the cluster, the job is an ordinary `dbray run`.
+Owns what is packed and the requests to Ray. On the cluster, the job is an ordinary `dbray run`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from dbray.spec.text_files import parse_yaml, read_text
 from dbray.subjects.validation import write_jsonl
 
 MAX_BYTES = 400 * 2**20
-"""Of the photographs sent with a job. Ray keeps a package in its head's memory, 512 MiB at most."""
+"""Limit for the photographs sent with a job. Ray keeps a package, of at most 512 MiB, in the head's
+memory."""
 _JOB, _MANIFEST, _PHOTOS = "job.yaml", "subjects.jsonl", "photos"
 _ID_PREFIX = "dbray-"
 _STOPPED_CODE = 130
@@ -46,14 +47,14 @@ def check_storage(storage: str, address: str) -> None:
     if "://" not in storage and not _is_this_machine(address):
         raise SpecError.of(
             "storage",
-            f"{storage} is a folder of this machine, and the cluster at {address} is another",
+            f"{storage} is on this machine, but the cluster at {address} is not",
             "set 'storage' in the job file to one that all nodes reach, such as s3://bucket/runs "
             "or, for a disk that all of them mount, file:///mnt/runs",
         )
 
 
 def _is_this_machine(address: str) -> bool:
-    """Whether a port can be opened at the address: only one's own allow that."""
+    """Return whether a port can be opened at the address: only local addresses allow that."""
     try:
         found = socket.getaddrinfo(urlsplit(address).hostname, 0, type=socket.SOCK_STREAM)
         for family, kind, protocol, _, place in found:
@@ -71,7 +72,7 @@ def pack(job_file: Path, ready: Ready, folder: Path) -> None:
     again, and lists them in failed.jsonl.
 
     Raises:
-        SpecError: the photographs are larger than what may be sent with a job.
+        SpecError: the photographs are too large to send with a job.
     """
     skipped = [one.subject for one in ready.invalid if one.subject is not None]
     subjects = [*(checked.subject for checked in ready.subjects), *skipped]
@@ -92,7 +93,7 @@ def _check_size(subjects: Sequence[Subject]) -> None:
             "subjects",
             f"the photographs on this machine take {size_bytes / 2**20:.0f} MiB, and at most "
             f"{MAX_BYTES / 2**20:.0f} MiB can be sent with a job",
-            "copy them to storage that all nodes reach, and name them in a manifest by URI, such "
+            "copy them to storage that all nodes reach, and list them in a manifest by URI, such "
             "as s3://bucket/photos/rex/0.jpg",
         )
 
@@ -115,15 +116,15 @@ def _is_here(image: str) -> bool:
 
 
 class JobServer:
-    """Ray's job server, which is at the dashboard's address."""
+    """Ray's job server, at the address of the dashboard."""
 
     def __init__(self, address: str) -> None:
         self._address = address
-        self._client: JobSubmissionClient = self._ask(lambda: JobSubmissionClient(address))
+        self._client: JobSubmissionClient = self._request(lambda: JobSubmissionClient(address))
 
     def submit(self, folder: Path, job_id: str, options: Sequence[str]) -> str:
         """Start a packed job; returns the submission's id."""
-        return self._ask(
+        return self._request(
             lambda: self._client.submit_job(
                 entrypoint=shlex.join(["dbray", "run", _JOB, *options]),
                 submission_id=f"{_ID_PREFIX}{job_id}-{secrets.token_hex(4)}",
@@ -138,15 +139,15 @@ class JobServer:
             async for text in self._client.tail_job_logs(submission_id):
                 write(text)
 
-        self._ask(lambda: asyncio.run(tail()))
-        info = self._ask(lambda: self._client.get_job_info(submission_id))
+        self._request(lambda: asyncio.run(tail()))
+        info = self._request(lambda: self._client.get_job_info(submission_id))
         if info.status == JobStatus.STOPPED:
             return _STOPPED_CODE
         return 0 if info.status == JobStatus.SUCCEEDED else info.driver_exit_code or 1
 
     def submissions(self) -> list[Submission]:
-        """The jobs that dbray has sent to this cluster, oldest first."""
-        found = self._ask(self._client.list_jobs)
+        """Return the jobs that dbray has sent to this cluster, oldest first."""
+        found = self._request(self._client.list_jobs)
         ours = [one for one in found if (one.submission_id or "").startswith(_ID_PREFIX)]
         ours.sort(key=lambda one: one.start_time or 0)
         return [
@@ -156,14 +157,14 @@ class JobServer:
 
     def stop(self, submission_id: str) -> bool:
         """Stop a job, as Ctrl-C does; returns whether it was still running."""
-        return self._ask(lambda: self._client.stop_job(submission_id))
+        return self._request(lambda: self._client.stop_job(submission_id))
 
-    def _ask(self, request: Callable[[], Any]) -> Any:
+    def _request(self, request: Callable[[], Any]) -> Any:
         """Make a request.
 
         Raises:
             SpecError: no job server answers at the address.
-            DbrayError: it refuses the request.
+            DbrayError: it rejects the request.
         """
         try:
             return request()
@@ -175,6 +176,6 @@ class JobServer:
             ) from exc
         except RuntimeError as exc:
             raise DbrayError(
-                f"Ray's job server at {self._address} refused the request: {first_line(exc)}. If "
-                "the cluster asks for a token, set RAY_AUTH_TOKEN to it"
+                f"Ray's job server at {self._address} rejected the request: {first_line(exc)}. If "
+                "the cluster requires a token, set RAY_AUTH_TOKEN to it"
             ) from exc

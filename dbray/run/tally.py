@@ -1,6 +1,6 @@
-"""The tally of a run: how subjects ended, how long phases took, and the summary of it all.
+"""The tally of a run: how subjects ended, how long phases took, and the summary.
 
-Counts what it is given. Knows neither storage nor Ray nor who is shown the summary.
+Counts what it is given. Does not know storage, Ray or the readers of the summary.
 """
 
 from __future__ import annotations
@@ -52,18 +52,18 @@ class _Phase:
 
 @dataclass
 class Tally:
-    """What a run has counted so far."""
+    """The counts of a run so far."""
 
     plan: Plan
     retry_command: str
     rates: Rates | None = None
-    """Those of the run before, until this run has its own."""
+    """Rates of the previous run, until this run has its own."""
     lanes: int = 0
     priors: PriorReport | None = None
     snapshot: Snapshot | None = None
     outcomes: dict[str, Outcome] = field(init=False)
     failed: set[str] = field(default_factory=set)
-    """Ids of the subjects that failed in this run; those of earlier runs are left out."""
+    """Ids of the subjects that failed in this run, without those of earlier runs."""
     _phase: _Phase | None = None
     _phase_seconds: dict[str, float] = field(default_factory=dict)
     _started: float = field(default_factory=time.monotonic)
@@ -75,7 +75,7 @@ class Tally:
         self.outcomes = kept | dict(self.plan.failed) | invalid
 
     def add(self, outcome: Outcome) -> None:
-        """Count the end of a subject."""
+        """Count a subject that ended."""
         self.outcomes[outcome.id] = outcome
         (self.failed.add if outcome.error else self.failed.discard)(outcome.id)
 
@@ -119,7 +119,7 @@ class Tally:
         return self._phase.name
 
     def summary(self, state: State, error: str | None = None) -> Summary:
-        """Sum up the run at this moment."""
+        """Summarise the run at this moment."""
         outcomes = tuple(self.outcomes.values())
         published = [outcome for outcome in outcomes if outcome.status == "published"]
         wall = time.monotonic() - self._started
@@ -151,7 +151,7 @@ class Tally:
 
 
 def _without_attempt(planned: PlannedSubject, status: Status) -> Outcome:
-    """The outcome of a subject that this run did not train."""
+    """Make the outcome of a subject that this run did not train."""
     return Outcome(
         id=planned.subject.id,
         class_noun=planned.subject.class_noun,
@@ -175,7 +175,7 @@ def _in_flight(snapshot: Snapshot) -> dict[str, InFlight]:
 
 
 def _rates(published: Sequence[Outcome], priors: PriorReport | None) -> Rates | None:
-    """What the next plan's estimate is based on; None if nothing was trained."""
+    """The rates for the next plan's estimate; None if nothing was trained."""
     steps = sum(outcome.steps for outcome in published)
     if not steps:
         return None

@@ -1,4 +1,4 @@
-"""Who follows a run: the command line draws what it receives, tests record it."""
+"""Receivers of a run's progress: the command line displays it, tests record it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Bulk sampling on Ray Data: a pool of actors, each with a warm backbone, that carry out tasks.
 
-Owns the size of the pool, the resources of an actor, what happens when one dies, and how its errors
-reach the driver. Does not know what is sampled: that is dbray.sampling.priors and previews.
+Owns the size of the pool, the resources of an actor, what happens when an actor dies, and how its
+errors reach the driver. Does not know what is sampled: see dbray.sampling.priors and previews.
 
 Tasks and results cross processes as plain Arrow columns (JSON text and bytes).
 """
@@ -38,11 +38,11 @@ logger = logging.getLogger(__name__)
 MAX_DEATHS = 3
 """How often an actor is restarted after its process died.
 
-Ray Data's own default is without limit: a task that always kills its process would never end.
+Ray Data's default has no limit: a task that always kills its process would never end.
 """
 _TRIES = 30
-"""How often a task is retried. Deaths of its actor end it sooner, except where a node is dead: Ray
-notices that after a quarter of a minute, in which each try at an actor on it fails at once."""
+"""How often a task is retried. Deaths of its actor end it sooner, except if a node is dead: Ray
+notices that only after 15 seconds, and until then each try at an actor there fails at once."""
 _LATENTS_PER_BATCH = 8 * 64 * 64
 """Latent positions sampled at once: 8 images of 512 px, or more smaller ones."""
 
@@ -59,9 +59,9 @@ _RESULT = pa.schema(
 
 @dataclass(frozen=True)
 class SamplingPool:
-    """How many actors sample, the CPU threads of each, and their device.
+    """The number of sampling actors, the CPU threads of each, and their device.
 
-    `num_actors` absent: one per GPU of the cluster or, without GPUs, one per free CPU.
+    `num_actors` None: one per GPU of the cluster or, without GPUs, one per free CPU.
     """
 
     num_actors: int | None = None
@@ -78,7 +78,7 @@ class SamplingPool:
         return max(1, min(self.num_actors or room, num_tasks))
 
     def remote_args(self) -> dict[str, Any]:
-        """Return the resources that each actor asks Ray for."""
+        """Return the resources that each actor requests from Ray."""
         if hardware().uses_gpus(self.device):
             return {"num_gpus": 1, "num_cpus": 0}
         return {"num_cpus": self.threads}
@@ -86,7 +86,7 @@ class SamplingPool:
 
 @dataclass(frozen=True)
 class Result:
-    """How task number `index` ended: with files by name, or with an error."""
+    """The outcome of task number `index`: files by name, or an error."""
 
     index: int
     files: dict[str, bytes] = field(default_factory=dict)
@@ -94,7 +94,7 @@ class Result:
 
 
 class SamplingActor:
-    """Holds a warm backbone; subclasses define in `make` what one task does with it."""
+    """Has a warm backbone; subclasses define one task in `make`."""
 
     def __init__(self, base: Base, threads: int) -> None:
         torch.set_num_threads(threads)
@@ -103,18 +103,18 @@ class SamplingActor:
         self._warm: tuple[Compute, Backbone] | None = None
 
     def backbone(self, recipe: Recipe | None = None) -> Backbone:
-        """Return the backbone in a recipe's precision and resolution, with any weights in it."""
+        """Return the backbone in a recipe's precision and resolution, with arbitrary weights."""
         compute = Compute(self._device)
         if recipe:
             compute = Compute(self._device, recipe.precision, recipe.resolution)
         if self._warm is None or self._warm[0] != compute:
-            self._warm = None  # free the old one first: two may not fit
+            self._warm = None  # free the old one first: two may not fit in memory
             self._warm = compute, bases.load(self._base_here, compute)
         return self._warm[1]
 
     @cached_property
     def _base_here(self) -> Base:
-        """Found at the first task, not at construction: a failure is then a task's result."""
+        """Find the base at the first task, not at construction: a failure is then its result."""
         return bases.here(self.base)
 
     def make(self, task: dict[str, Any]) -> dict[str, bytes]:
@@ -124,8 +124,8 @@ class SamplingActor:
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Carry out a batch of one task. Never raises: an error is a result too.
 
-        Where the device is lost, the process exits, because it would fail every later task: Ray
-        starts another actor and retries the task.
+        If the device is lost, the process exits, because every later task would fail: Ray starts
+        another actor and retries the task.
         """
         [row] = batch.to_pylist()
         files: dict[str, bytes] = {}
@@ -133,7 +133,7 @@ class SamplingActor:
         try:
             files = self.make(json.loads(row["task"]))
         except torch.OutOfMemoryError as exc:
-            error, reason = OutOfMemory.__name__, f"the device cannot hold the batch: {exc}"
+            error, reason = OutOfMemory.__name__, f"the batch does not fit on the device: {exc}"
         except DbrayError as exc:
             error, reason = type(exc).__name__, str(exc)
         except Exception as exc:
@@ -158,7 +158,7 @@ def sample(
         actor_args: arguments of its constructor.
         tasks: one JSON object each. A task may be carried out twice, so its effects must be
             idempotent; it yields one result.
-        pool: how many actors. They are started anew, and end with the iteration.
+        pool: number of actors. They are started for this call, and end with the iteration.
 
     Raises:
         LaneLost: the actors died more often than they are restarted.
@@ -167,7 +167,7 @@ def sample(
         return
     dataset = _dataset(actor, actor_args, tasks, pool)
     try:
-        # With prefetching, a result would be held back until the next one is there.
+        # With prefetching, Ray would hold a result back until the next one is ready.
         for batch in dataset.iter_batches(
             batch_size=None, batch_format="pyarrow", prefetch_batches=0
         ):
@@ -187,7 +187,7 @@ def _dataset(
     tasks: Sequence[Mapping[str, Any]],
     pool: SamplingPool,
 ) -> Dataset:
-    # Ray Data logs its executors on every run; a death that matters is raised anyway.
+    # Ray Data logs its executors on every run; deaths that matter are raised anyway.
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     rows = [{"index": index, "task": json.dumps(task)} for index, task in enumerate(tasks)]
     # One block per task, so that tasks are scheduled, and lost, one by one.
@@ -195,15 +195,15 @@ def _dataset(
     dataset.context.enable_progress_bars = False
     dataset.context.print_on_execution_start = False
     with warnings.catch_warnings():
-        # Ray 2.60 deprecates max_restarts, but offers nothing in its place.
+        # Ray 2.60 deprecates max_restarts, but has no replacement.
         warnings.simplefilter("ignore", RayDeprecationWarning)
         return dataset.map_batches(
             actor,
             fn_constructor_args=actor_args,
             batch_size=1,
             batch_format="pyarrow",
-            # One task runs in each actor and one waits: no actor is idle between two tasks, and
-            # none is idle at the end while another has a queue.
+            # Each actor runs one task and queues another, so that no actor is idle between tasks or
+            # while another has a queue at the end.
             compute=ActorPoolStrategy(size=pool.size(len(tasks)), max_tasks_in_flight_per_actor=2),
             max_restarts=MAX_DEATHS,
             max_task_retries=_TRIES,
@@ -223,9 +223,9 @@ def _read_result(row: dict[str, Any]) -> Result:
 def generate_in_batches(
     backbone: Backbone, prompts: Sequence[str], seeds: Sequence[int], sampling: Sampling
 ) -> np.ndarray:
-    """Sample as `generate` does, in batches that a device can hold.
+    """Sample as `generate` does, in batches that fit on a device.
 
-    The split depends on the resolution alone, so that it is the same everywhere.
+    The batches depend only on the resolution, so that they are the same everywhere.
     """
     _, height, width = backbone.latent_shape()
     size = max(1, _LATENTS_PER_BATCH // (height * width))

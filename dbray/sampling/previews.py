@@ -1,8 +1,7 @@
-"""Previews: images of a published model for the preview prompts, and those of the base beside them.
+"""Previews: images of a published model for the preview prompts, and images of the base.
 
-Samples from the weights as they were published, on Ray Data, so that a preview shows what serving
-will give. The untouched base is sampled once per class noun, for all subjects. Knows neither
-training nor reports.
+Samples from the published weights, on Ray Data, so that a preview shows what serving will give. The
+untouched base is sampled once per class noun, for all subjects. Does not know training or reports.
 """
 
 from __future__ import annotations
@@ -37,12 +36,12 @@ OnProgress = Callable[[int, int], None]
 
 THUMBNAIL_PIXELS = 192
 _PUBLISHED_AT_ONCE = 16
-"""On an object store, publishing one takes seconds: a request for each file."""
+"""On an object store, publishing one takes seconds: a request per file."""
 
 
 @dataclass(frozen=True)
 class PreviewRequest:
-    """A published model, and the paths or URIs of the photographs to show beside its previews."""
+    """A published model, and the paths or URIs of the photographs to show with its previews."""
 
     record: ModelRecord
     photographs: Sequence[str]
@@ -54,7 +53,7 @@ def seeds_of(previews: Previews) -> list[int]:
 
 
 class PreviewActor(SamplingActor):
-    """Samples the previews of one model, or of the untouched base, at a time."""
+    """Samples the previews of one model at a time, or of the untouched base."""
 
     def __init__(self, base: Base, threads: int, store: Store, previews: Previews) -> None:
         super().__init__(base, threads)
@@ -62,7 +61,7 @@ class PreviewActor(SamplingActor):
         self._previews = previews
 
     def make(self, task: dict[str, Any]) -> Files:
-        """Sample for the model that the task names or, if it names none, for the base."""
+        """Sample for the model in the task, or for the base if there is none."""
         if task["model"] is None:
             backbone = self.backbone(Recipe.model_validate(task["recipe"]))
             backbone.resident.put(None)
@@ -88,7 +87,7 @@ class PreviewActor(SamplingActor):
 
 
 def _thumbnail(uri: str) -> bytes:
-    """Make a small copy of a photograph: a report cannot carry megabytes per subject."""
+    """Make a small copy of a photograph: full-size ones would make a report too large."""
     pixels = np.asarray(decode(read_uri(uri, MAX_IMAGE_BYTES), uri))
     return encode_webp(pixels, size=THUMBNAIL_PIXELS)
 
@@ -125,7 +124,7 @@ def make_previews(
                 for result in results:
                     pairing.take(result)
             pairing.settle()
-        except DbrayError as exc:  # the pool is gone: this is why the others have no previews
+        except DbrayError as exc:  # the pool is dead; the rest get this reason
             pairing.give_up(str(exc))
     return pairing.failures
 
@@ -140,7 +139,7 @@ def _base_key(request: PreviewRequest) -> _BaseKey:
 
 
 class _Pairing:
-    """Joins the previews of models and of the base, in whatever order they arrive.
+    """Joins the previews of models and of the base, which arrive in any order.
 
     The tasks for the base come first, one per key, then those for the models.
     """

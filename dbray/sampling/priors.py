@@ -1,9 +1,9 @@
 """Class images: the only writer of PriorSets.
 
 Samples "a [class noun]" from the frozen base, on Ray Data, only where images are missing. The
-actors write whole parts, atomically and always the same ones, so a kill at any moment costs at most
+actors write whole parts atomically, and always the same parts, so a kill at any moment only loses
 the parts being made. Two jobs may make one set at the same time: the first file of each part stays,
-because other hardware may give other bits. Knows neither subjects nor training.
+because other hardware may give other bits. Does not know subjects or training.
 
 Source: Ruiz et al. 2022 (arXiv 2208.12242), section 3.3, class-specific prior preservation.
 """
@@ -46,7 +46,7 @@ _VERSIONED = ("dbray", "torch", "diffusers", "transformers")
 
 @dataclass(frozen=True)
 class PriorReport:
-    """How many class images were made, and how fast. `digests` names every set asked for."""
+    """How many class images were made, and how fast. `digests` names every requested set."""
 
     num_images: int
     seconds: float
@@ -66,20 +66,20 @@ class PartActor(SamplingActor):
         self._store = store
 
     def make(self, task: dict[str, Any]) -> dict[str, bytes]:
-        """Sample a part and write it, unless another job does so first."""
+        """Sample a part and write it, unless another job was faster."""
         prior, part = Prior.model_validate(task["prior"]), task["part"]
         plan = PriorPlan(self.base.digest, task["class_noun"], prior)
         if has_part(self._store, plan, part):
             return {}
         data = self._sample(plan, part)
-        # Check again: sampling takes long, and another job may have published the set meanwhile.
+        # Check again: sampling takes long, and another job may have published the set since.
         if not has_part(self._store, plan, part):
             self._store.write_bytes(f"{plan.folder}/{part_name(part)}", data)
         metrics.prior_images().inc(len(plan.indices(part)))
         return {}
 
     def _sample(self, plan: PriorPlan, part: int) -> bytes:
-        """Make the file of a part. The images depend on its number, not on who makes it."""
+        """Make the file of a part. The images depend on its number, not on the actor."""
         prior, indices = plan.prior, plan.indices(part)
         seeds = [seed_of(prior.seed, plan.class_noun, index) for index in indices]
         sampling = Sampling(prior.sampler, prior.steps, prior.guidance)
@@ -101,7 +101,7 @@ def make_priors(
 
     Args:
         store: where the sets are kept.
-        base: the base; every plan holds its digest.
+        base: the base; every plan has its digest.
         plans: the sets; two equal plans are one set.
         pool: the sampling actors.
         on_progress: called with the number of images made and the number to make, at the start
@@ -110,12 +110,12 @@ def make_priors(
     Raises:
         StoreError: storage cannot be written.
         BaseError: the base cannot be loaded.
-        LaneLost: the actors keep dying. What was made is kept for the next run.
+        LaneLost: the actors keep dying. Finished parts are kept for the next run.
     """
     started = time.monotonic()
     unique = {plan.digest: plan for plan in plans}
     if any(plan.base_digest != base.digest for plan in unique.values()):
-        raise ValueError(f"a plan is for another base than {base.name!r}")
+        raise ValueError(f"a plan is for a base other than {base.name!r}")
     with ThreadPoolExecutor(_CHECKS_AT_ONCE) as threads:
         missing = list(threads.map(lambda plan: _open(store, plan), unique.values()))
     open_sets = {plan: parts for plan, parts in zip(unique.values(), missing, strict=True)
@@ -131,7 +131,7 @@ def _open(store: Store, plan: PriorPlan) -> list[int] | None:
         return missing_parts(store, plan)
     if not broken:
         return None
-    # The marker would not fit the new parts, so the set must not look finished meanwhile.
+    # The marker would not match the new parts, so the set must not look finished until then.
     store.remove(f"{plan.folder}/{COMMITTED}")
     return [part for part in range(plan.num_parts) if part_name(part) in broken]
 
@@ -145,7 +145,7 @@ def _make_parts(
 ) -> int:
     """Sample the missing parts of all sets in one run. Returns the number of images.
 
-    Parts that failed with a retryable error, such as storage that was briefly away, are retried.
+    Parts that failed with a retryable error, such as a short outage of storage, are retried.
     """
     ledger = _Ledger(store, base, open_sets, on_progress or (lambda _done, _total: None))
     work = [(plan, part) for plan, parts in open_sets.items() for part in parts]
@@ -166,7 +166,7 @@ def _make_parts(
 
 
 class _Ledger:
-    """Counts what is made, and publishes each set when its last part is."""
+    """Counts finished parts, and publishes each set after its last part."""
 
     def __init__(
         self,

@@ -1,1 +1,1 @@
-"""What users write: a job and its sections, and what is wrong with them."""
+"""User input: a job and its sections, and the problems found in them."""

@@ -1,4 +1,4 @@
-"""The base of all values that cross a file, HTTP or process edge."""
+"""The base class of all values that cross a file, HTTP or process edge."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dbray.spec.problems import problems_of
 
 
 class _Reporting(type(BaseModel)):
-    """Constructors called from Python report mistakes as SpecError, as a job file's are."""
+    """Makes constructors called from Python raise SpecError, as for a job file."""
 
     def __call__(cls, *args: Any, **fields: Any) -> Any:
         try:
@@ -25,32 +25,32 @@ class _Reporting(type(BaseModel)):
 class Spec(BaseModel, metaclass=_Reporting):
     """A frozen value with known fields only."""
 
-    # Infinity passes every lower bound, and makes models that nobody can read.
+    # Infinity passes every lower bound, and makes models that cannot be read.
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     first_fields: ClassVar[frozenset[str]] = frozenset()
-    """Fields that `identity` always holds: those of the first version that was published with."""
+    """Fields that `identity` always includes: those of the first version that published models."""
 
     @model_validator(mode="before")
     @classmethod
-    def _truth_is_not_a_number(cls, fields: Any) -> Any:
-        """Make a truth value a text where a number belongs: Python would take true for 1."""
+    def _reject_booleans_as_numbers(cls, fields: Any) -> Any:
+        """Make a boolean a text in a numeric field: Python would take true for 1."""
         if not isinstance(fields, dict):
             return fields
-        return {key: _without_truth(value) if cls._holds_numbers(key) else value
+        return {key: _without_booleans(value) if cls._is_numeric(key) else value
                 for key, value in fields.items()}  # fmt: skip
 
     @classmethod
-    def _holds_numbers(cls, key: Any) -> bool:
+    def _is_numeric(cls, key: Any) -> bool:
         field = cls.model_fields.get(key)
         kinds = _plain_types(field.annotation) if field else set()
         return bool not in kinds and bool(kinds & {int, float})
 
     def identity(self) -> Any:
-        """Canonical form, for fingerprints: equal for values that mean the same.
+        """Return the canonical form for fingerprints: equal for values that mean the same.
 
-        Holds the `first_fields` always, and a later field only where it differs from its default.
-        So a field that dbray learns later changes no fingerprint of what is published already.
+        It always has the `first_fields`, and a later field only if it differs from its default: a
+        new field of dbray does not change the fingerprints of published models.
         """
         held = {}
         for name, found in type(self).model_fields.items():
@@ -61,14 +61,14 @@ class Spec(BaseModel, metaclass=_Reporting):
         return held
 
 
-def _without_truth(value: Any) -> Any:
+def _without_booleans(value: Any) -> Any:
     if isinstance(value, list | tuple):
-        return [_without_truth(one) for one in value]
+        return [_without_booleans(one) for one in value]
     return str(value).lower() if isinstance(value, bool) else value
 
 
 def _plain_types(annotation: Any) -> set[Any]:
-    """The types that an annotation is made of: of `tuple[int, int] | None`, int and None."""
+    """Return the types in an annotation: for `tuple[int, int] | None`, int and None."""
     parts = get_args(annotation)
     if parts:
         return set().union(*map(_plain_types, parts))

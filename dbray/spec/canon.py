@@ -1,6 +1,6 @@
-"""Values in their one written form: ids, times, digests.
+"""The canonical text form of ids, times and digests.
 
-Everything that becomes a file's name, a line of a record or part of a fingerprint is written here.
+Everything that becomes a file name, a line of a record or part of a fingerprint is written here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pydantic import Field
 
 SUBJECT_ID_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 UNTOUCHED = "base"
-"""The name of the untouched base wherever a model is asked for. Hence no subject has this id."""
+"""The name of the untouched base in place of a model's id. Hence no subject may have this id."""
 
 SubjectId = Annotated[str, Field(pattern=SUBJECT_ID_PATTERN)]
 
@@ -28,21 +28,21 @@ def slug(text: str) -> str:
 
 
 def is_commit(revision: str) -> bool:
-    """Whether this names a commit in full, and so always the same files."""
+    """Return whether this is a full commit hash, which always gives the same files."""
     return re.fullmatch(r"[0-9a-f]{40}", revision) is not None
 
 
 def utc_now() -> str:
-    """The present time as every file of dbray has it: ISO 8601, UTC, in seconds."""
+    """Return the present time in the form of all dbray files: ISO 8601, UTC, in seconds."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def parse_utc(text: str) -> float:
-    """Read what `utc_now` wrote. Returns seconds since the epoch."""
+    """Parse the output of `utc_now`. Returns seconds since the epoch."""
     return datetime.fromisoformat(text).timestamp()
 
 
 def digest_json(value: Any) -> str:
-    """Hex SHA-256 of the canonical JSON (sorted keys, no spaces) of a value."""
+    """Return the hex SHA-256 of the canonical JSON (sorted keys, no spaces) of a value."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()

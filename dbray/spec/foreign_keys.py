@@ -1,6 +1,6 @@
-"""What dbray calls the settings of other trainers: diffusers' DreamBooth scripts and kohya's.
+"""dbray's names for the settings of other trainers: diffusers' DreamBooth scripts and kohya's.
 
-Only for the fix that goes with an unknown key: none of these is accepted.
+Only for the fix of an unknown key: none of these is accepted.
 """
 
 from __future__ import annotations
@@ -45,20 +45,20 @@ OURS = {
     "checkpointing_steps": "resources.checkpoint_every",
     "save_every_n_steps": "resources.checkpoint_every",
 }
-"""Their key: the section and key that stand for it in a job file."""
+"""Their key: the section and key that replace it in a job file."""
 
 WITHOUT_KEY = {
     "instance_prompt": "give each subject its class_noun; dbray finds the identifier",
     "with_prior_preservation": "prior preservation is on unless recipe.prior_weight is 0",
-    "class_data_dir": "dbray makes the class images itself",
-    "reg_data_dir": "dbray makes the class images itself",
+    "class_data_dir": "dbray makes the class images",
+    "reg_data_dir": "dbray makes the class images",
     "lr_scheduler": "the learning rate is constant",
     "lr_warmup_steps": "the learning rate is constant",
-    "caption_extension": "captions are read from .txt and .caption files beside the photographs",
+    "caption_extension": "captions are read from .txt and .caption files next to the photographs",
 }
 """Their key: what dbray does instead."""
 
 
 def canonical(key: str) -> str:
-    """A key as these tables have it: `--max-train-steps` is max_train_steps."""
+    """Return a key in the form of these tables: `--max-train-steps` is max_train_steps."""
     return key.strip().lstrip("-").replace("-", "_").lower()

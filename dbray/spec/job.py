@@ -1,7 +1,7 @@
 """The Job, and the file that users write it in.
 
-Owns what a job file may say at its top, what its relative paths start from, and how far a file with
-mistakes is read. What stands in its sections is dbray.spec.sections's.
+Owns the top level of a job file, what its relative paths are relative to, and how much of a file
+with mistakes is read. Its sections are in dbray.spec.sections.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from dbray.spec.text_files import Item, Lines, items_of, locate, parse_yaml, rea
 
 SCHEMA_VERSION = "dbray/v1"
 FIRST_DEFAULT_ID = "job"
-"""The id of a job without file and id, and once of every job.yaml."""
-# What pyarrow.fs opens.
+"""The id of a job without file and id, and the default of older versions for every job.yaml."""
+# The schemes that pyarrow.fs opens.
 _STORAGE_SCHEMES = ("file", "s3", "gs", "gcs", "hdfs", "viewfs", "abfs", "abfss")
 
 
@@ -35,7 +35,7 @@ def _branch_of(subjects: Any) -> str:
     return ADDRESS_BRANCH if is_address else LIST_BRANCH
 
 
-# With a discriminator, a mistake in a subject is not also told as "should be a string".
+# With a discriminator, a mistake in a subject is not also reported as "should be a string".
 Subjects = Annotated[
     Annotated[Address, Tag(ADDRESS_BRANCH)] | Annotated[tuple[Subject, ...], Tag(LIST_BRANCH)],
     Discriminator(_branch_of),
@@ -43,7 +43,7 @@ Subjects = Annotated[
 
 
 class Job(Spec):
-    """What the user asked for: subjects + base + recipe + prior + previews + storage."""
+    """A user's request: subjects + base + recipe + prior + previews + storage."""
 
     schema_version: Literal["dbray/v1"] = Field(default=SCHEMA_VERSION, alias="schema")
     id: SubjectId = Field(
@@ -90,7 +90,9 @@ class Job(Spec):
     def _known_storage(cls, storage: str) -> str:
         scheme, separator, _ = storage.partition("://")
         if separator and scheme not in _STORAGE_SCHEMES:
-            raise ValueError(f"{scheme}:// is no storage; give a folder, s3://, gs://, ...")
+            raise ValueError(
+                f"{scheme}:// is not supported as storage; give a folder, s3://, gs://, ..."
+            )
         return storage
 
     @classmethod
@@ -112,10 +114,10 @@ class Job(Spec):
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A job file as far as it goes, so that the rest can be checked beside its mistakes.
+    """The readable part of a job file, so that the rest can be checked despite its mistakes.
 
-    `job` is without its subjects and without what is wrong in it (its base is "" if that is).
-    `subjects` are an address, or what the file lists, not checked yet; None if they are neither.
+    `job` lacks its subjects and all invalid values (its base is "" if that is invalid).
+    `subjects` is an address, or the file's list, unchecked; None if it is neither.
     """
 
     job: Job
@@ -126,7 +128,7 @@ class Draft:
     has_own_id: bool = True
 
     def where(self, key: str) -> str:
-        """The file, and the line of a key."""
+        """Return the file, and the line of a key."""
         return locate(self.file, self.lines, (key,))
 
 
@@ -134,7 +136,7 @@ def draft_job(file: Path) -> Draft:
     """Read a job file. Paths in it become absolute, except those of the subjects it lists.
 
     Raises:
-        SpecError: it cannot be read, is no YAML, or no mapping.
+        SpecError: it cannot be read, or is not YAML or not a mapping.
     """
     text = read_text(file, if_missing="check the path, or make one with 'dbray init'")
     data, lines = parse_yaml(text, file)
@@ -144,7 +146,7 @@ def draft_job(file: Path) -> Draft:
             "is not a mapping of keys to values",
             "write 'base: ...', 'subjects: ...' and so on",
         )
-    data = {str(key): value for key, value in data.items()}  # YAML may take one for a date
+    data = {str(key): value for key, value in data.items()}  # YAML may parse one as a date
     name, problems = str(file), []
     has_own_id = "id" in data
     if not has_own_id:
@@ -164,16 +166,16 @@ def draft_job(file: Path) -> Draft:
 
 
 def default_id(file: Path) -> str:
-    """The id of a job without one: of its file's name or, for job.yaml, of its folder's."""
+    """Return the default id of a job: its file's name or, for job.yaml, its folder's."""
     if file.stem != FIRST_DEFAULT_ID:
         return slug(file.stem)
     folder = file.resolve().parent.name
-    # Ray unpacks a submitted job into a folder that is named anew each time.
+    # Ray unpacks a submitted job into a folder that has a new name each time.
     return FIRST_DEFAULT_ID if folder.startswith("_ray_pkg_") else slug(folder) or FIRST_DEFAULT_ID
 
 
 def _without_mistakes(data: dict[Any, Any], file: str, lines: Lines) -> tuple[Job, list[Problem]]:
-    """Make a job of what is right; return it and what is wrong."""
+    """Make a job from the valid values; return it and the problems."""
     try:
         return Job.model_validate(data), []
     except ValidationError as exc:
@@ -185,7 +187,7 @@ def _without_mistakes(data: dict[Any, Any], file: str, lines: Lines) -> tuple[Jo
 
 
 def anchored(job: Job, folder: Path) -> Job:
-    """Make the paths of a job absolute, but for those of the subjects that it lists itself."""
+    """Make the paths of a job absolute, except those of the subjects that it lists itself."""
     paths = {"storage": anchor(job.storage, folder), "base": anchor_base(job.base, folder)}
     if isinstance(job.subjects, str):
         paths["subjects"] = anchor(job.subjects, folder)
@@ -193,7 +195,7 @@ def anchored(job: Job, folder: Path) -> Job:
 
 
 def _read_inline(items: Iterable[Item], folder: Path) -> tuple[tuple[Subject, ...], list[Problem]]:
-    """Make the subjects that a job file lists; return them and what is wrong."""
+    """Make the subjects that a job file lists; return them and the problems."""
     subjects, problems = [], []
     for item in items:
         try:

@@ -1,6 +1,6 @@
-"""How users say where something is: local paths, URIs, and names of bases.
+"""Where things are: local paths, URIs, and names of bases, as users write them.
 
-Owns what relative paths become. Opens nothing: whether something is there is for its reader to say.
+Owns how relative paths become absolute. Opens nothing: the reader of a path reports a missing one.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator
 
 MINIATURE = "miniature"
-"""The base that comes with dbray."""
+"""The base that is part of dbray."""
 
 
 def is_address(value: Any) -> bool:
-    """Whether a value can be a path or URI, whether or not anything is there."""
+    """Return whether a value can be a path or URI; it need not exist."""
     return (
         isinstance(value, str)
         and bool(value.strip())
@@ -27,7 +27,7 @@ def is_address(value: Any) -> bool:
 
 def _check_address(address: str) -> str:
     if not is_address(address):
-        raise ValueError("not a path or address: it is empty, or holds control characters")
+        raise ValueError("not a path or address: it is empty, or has control characters")
     return address
 
 
@@ -40,22 +40,22 @@ Address = Annotated[str, BeforeValidator(_text_of_path), AfterValidator(_check_a
 
 
 def anchor(path: str, folder: Path) -> str:
-    """Make a local path absolute, relative to `folder`; URIs pass unchanged."""
+    """Make a local path absolute, relative to `folder`; URIs stay unchanged."""
     if "://" in path:
         return path
     local = Path(path)
-    with suppress(RuntimeError):  # '~nobody/x' stays as it is, and its reader reports it missing
+    with suppress(RuntimeError):  # '~nobody/x' stays unchanged, and its reader reports it
         local = local.expanduser()
     return os.path.realpath(folder / local)
 
 
 def anchor_base(base: str, folder: Path) -> str:
-    """Make a base that is a folder absolute; the miniature's name and hub ids pass unchanged."""
+    """Make the path of a base absolute; the miniature's name and hub ids stay unchanged."""
     anchored = anchor(base, folder)
     is_path = base.startswith((".", "~")) or (base != "" and is_folder(anchored))
     return anchored if is_path and base != MINIATURE else base
 
 
 def is_folder(path: str | Path) -> bool:
-    """Whether a folder is there. Unlike Path.is_dir, it raises for no path."""
+    """Return whether a folder exists. Unlike Path.is_dir, it never raises."""
     return os.path.isdir(path)  # noqa: PTH112

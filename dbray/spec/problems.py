@@ -1,6 +1,6 @@
-"""What pydantic found wrong, translated into problems that users can act on.
+"""Translation of pydantic's errors into problems that users can act on.
 
-Owns the words for each kind of mistake and the hints at keys that were meant.
+Owns the text for each kind of mistake and the suggestions for unknown keys.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from dbray.errors import Problem, without_secrets
 from dbray.spec import foreign_keys
 from dbray.spec.text_files import Lines, Place, locate
 
-# What a union calls its branches: parts of where pydantic finds an error, but keys of no file.
+# Names of a union's branches: parts of the location in pydantic's errors, but not keys of a file.
 ADDRESS_BRANCH, LIST_BRANCH = "an address", "a list of subjects"
 
 _ID_FORM = "use lower-case letters, digits, '.', '_' and '-', at most 63, letter or digit first"
-# By pydantic's word for what was expected: what a key should hold, and how that is written.
+# By pydantic's error type: what the value should be, and how to write it.
 _FORMS = {
     "string_type": ("text", "put quotes around it"),
     "tuple_type": ("a list", "write it as [a, b]"),
@@ -42,7 +42,7 @@ def problems_of(
 ) -> list[Problem]:
     """Translate pydantic's errors: one Problem each, with the line where it is known.
 
-    With the `model` that refused, a fix names the known key nearest to an unknown one.
+    With the `model` that was validated, a fix names the known key nearest to an unknown one.
     """
     problems = []
     for error in exc.errors(include_url=False):
@@ -57,7 +57,7 @@ def problems_of(
 
 
 def _fields_at(model: type[BaseModel] | None, place: Place) -> dict[str, FieldInfo]:
-    """The fields of the mapping at a place, by the names that users write."""
+    """Return the fields of the mapping at a place, by the names that users write."""
     for part in place:
         found = _fields_of(model).get(str(part))
         model = found and _section(found)
@@ -70,13 +70,13 @@ def _fields_of(model: type[BaseModel] | None) -> dict[str, FieldInfo]:
 
 
 def _section(found: FieldInfo) -> type[BaseModel] | None:
-    """The model of a field that holds keys of its own."""
+    """Return the model of a field that has keys of its own."""
     kind = found.annotation
     return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 
 def _explain(error: Any, key: str | int, fields: dict[str, FieldInfo]) -> tuple[str, str]:
-    """Say what one error of pydantic means, and how to fix it."""
+    """Explain one error of pydantic, and how to fix it."""
     kind, value = error["type"], error.get("input")
     if kind == "extra_forbidden":
         return "unknown key", _nearest(str(key), fields)
@@ -94,15 +94,15 @@ def _explain(error: Any, key: str | int, fields: dict[str, FieldInfo]) -> tuple[
 
 
 def _shown(value: Any) -> str:
-    """The beginning of a value, cut only after its secrets are blanked."""
+    """Return the beginning of a value; its secrets are blanked before it is cut."""
     return without_secrets(repr(value))[:80]
 
 
 def _explain_pattern(pattern: str, value: Any) -> tuple[str, str]:
     if "._-" in pattern:
         return f"{_shown(value)} is not a valid id", _ID_FORM
-    # The value may be a secret key given in place of its digest, so it is not shown.
-    return "does not have the right form", f"give what matches {pattern}"
+    # The value may be a secret key in place of its digest, so it is not shown.
+    return "does not have the right form", f"give a value that matches {pattern}"
 
 
 def _explain_form(kind: str, value: Any, description: str | None) -> tuple[str, str]:
@@ -115,7 +115,7 @@ def _explain_form(kind: str, value: Any, description: str | None) -> tuple[str, 
 
 
 def _translated(place: Place, sections: dict[str, FieldInfo]) -> str | None:
-    """Say what a job file has for another trainer's key; None if it is no such key."""
+    """Return the fix for another trainer's key; None for all other keys."""
     key = str(place[-1])
     theirs = foreign_keys.canonical(key)
     if "recipe" not in sections:
@@ -132,7 +132,7 @@ def _translated(place: Place, sections: dict[str, FieldInfo]) -> str | None:
 
 
 def _nearest(key: str, fields: dict[str, FieldInfo]) -> str:
-    """Say which key an unknown one may have been meant to be."""
+    """Suggest the key that was meant by an unknown one."""
     for name, found in fields.items():
         if key in _fields_of(_section(found)):
             return f"move it under '{name}'"

@@ -1,6 +1,6 @@
-"""The Subject, and how it is made of what a user listed.
+"""The Subject, and how it is made from a listed item.
 
-Its images are paths or URIs; whether they exist and decode is checked by dbray.subjects.
+Its images are paths or URIs; dbray.subjects checks that they exist and decode.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def _in_list(value: Any) -> Any:
 
 
 class Subject(Spec):
-    """What to personalise for: a few photographs of one thing, and its class noun."""
+    """What a model is personalised for: a few photographs of one thing, and its class noun."""
 
     id: SubjectId = Field(description="Unique name; becomes the published model's id.")
     class_noun: str = Field(min_length=1, max_length=64, description='Coarse class, e.g. "dog".')
@@ -34,7 +34,7 @@ class Subject(Spec):
     )
     identifier: str | None = Field(
         default=None,
-        description="Rare token(s) to bind; found by dbray when absent.",
+        description="Rare token(s) to bind; chosen by dbray if absent.",
         max_length=64,
     )
     captions: tuple[str, ...] | None = Field(
@@ -60,7 +60,7 @@ class Subject(Spec):
 
 
 def subject_fields(item: Item) -> dict[str, Any]:
-    """The fields of a listed subject, under their own names and in their full form.
+    """Return the fields of a listed subject, under their canonical names and in full form.
 
     Raises:
         SpecError: the item is not a mapping.
@@ -77,7 +77,7 @@ def subject_fields(item: Item) -> dict[str, Any]:
 
 
 def make_subject(item: Item) -> Subject:
-    """Make the subject that an item describes. Raises SpecError with every mistake in it."""
+    """Make the subject from an item. Raises SpecError with every mistake in it."""
     fields = subject_fields(item)
     try:
         return Subject.model_validate(fields)

@@ -1,6 +1,6 @@
 """Text files that users write: how they are read, and the line of every key and item.
 
-Owns YAML. Knows no fields: what the values should be is checked by those who asked for the file.
+Owns YAML. Does not know the fields: the callers check the values.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ Lines = Mapping[Place, int]
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One value of a list as it was written, not checked yet.
+    """One value of a list as it was written, unchecked.
 
-    `lines` are those of its keys, as seen from the item; its own is that of ().
+    `lines` has the lines of its keys, relative to the item; the item's own line is that of ().
     """
 
     value: Any
@@ -33,14 +33,14 @@ class Item:
 
     @property
     def where(self) -> str:
-        """The file, and the line if it is known."""
+        """Return the file, and the line if it is known."""
         return locate(self.file, self.lines)
 
 
 def read_text(file: Path, if_missing: str = "check the path") -> str:
     """Read a UTF-8 text file, with or without a BOM. Raises SpecError that names it."""
     try:
-        return file.read_text(encoding="utf-8-sig")  # Notepad begins every file with a BOM
+        return file.read_text(encoding="utf-8-sig")  # Windows editors may add a BOM
     except FileNotFoundError as exc:
         raise SpecError.of(str(file), "does not exist", if_missing) from exc
     except (OSError, UnicodeDecodeError) as exc:
@@ -78,11 +78,11 @@ def parse_yaml(text: str, file: str | Path) -> tuple[Any, dict[Place, int]]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which values are what was written.
+    """YAML in which values keep their written form.
 
-    Of YAML 1.1 it leaves out the octal 0200, the sexagesimal 12:30, dates, and yes, no, on and off
-    as truth values: all of them stay text, and so does what looks like a number in another base.
-    Aliases are refused: a few hundred bytes of them could stand for gigabytes.
+    It leaves out YAML 1.1's octal 0200, sexagesimal 12:30, dates, and yes, no, on and off as truth
+    values: they stay text, and so do numbers in other bases. Aliases are an error: a few hundred
+    bytes of them can expand to gigabytes.
     """
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:

@@ -94,7 +94,7 @@ def test_more_photographs_than_may_be_sent_are_refused_with_their_size(
 ):
     job_file = write_job(tmp_path / "here", tiny_base, SUBJECTS)
     monkeypatch.setattr(submit, "MAX_BYTES", 1024)
-    with pytest.raises(SpecError, match=r"take \d+ MiB.*\n.*name them in a manifest by URI"):
+    with pytest.raises(SpecError, match=r"take \d+ MiB.*\n.*list them in a manifest by URI"):
         submit.pack(job_file, check_file(job_file).ready(), tmp_path / "package")
     assert not (tmp_path / "package").exists()
 
@@ -124,7 +124,7 @@ def test_an_address_without_a_job_server_is_an_error_of_the_input():
 
 @pytest.fixture
 def head(tmp_path):
-    """A head with a job server that asks for a token; returns its URL and the environment."""
+    """A head with a job server that requires a token; returns its URL and the environment."""
     port, gcs_port = free_port(), free_port()
     token = tmp_path / "token"
     token.write_text("0123456789abcdef" * 4)
