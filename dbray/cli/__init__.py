@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         output.flush()
         if output.loss:
             print(f"error: {output.loss}", file=sys.stderr)
-            # Of a job the results are on storage; of other commands the output is the result.
+            # A job's results are on storage; the output of other commands is their only result.
             code = code if args.run in _JOB_COMMANDS else code or 1
         return code
 
@@ -67,7 +67,7 @@ def _execute(args: argparse.Namespace) -> int:
 
 
 def _quieten_libraries() -> None:
-    """Silence banners and progress bars of libraries."""
+    """Silence the banners and progress bars of libraries."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -75,7 +75,7 @@ def _quieten_libraries() -> None:
 
 
 def _accept_any_name() -> None:
-    """Print names that a stream cannot encode, such as files' that are not UTF-8, with escapes."""
+    """Escape text that a stream cannot encode, such as file names that are not UTF-8."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -112,11 +112,13 @@ def _add_job_commands(commands: Any) -> None:
     init.add_argument("--class", dest="class_noun", metavar="NOUN",
                       help="class noun of subjects whose folder has no class.txt")  # fmt: skip
     init.add_argument("--base", default="miniature", help="miniature, a diffusers folder or hub id")
-    init.add_argument("--base-revision", metavar="COMMIT", help="of a hub id; required for one")
+    init.add_argument(
+        "--base-revision", metavar="COMMIT", help="commit of a hub id; required for hub ids"
+    )
     init.add_argument("--force", action="store_true", help="overwrite existing files")
 
     validate = _add(commands, "validate", "jobs:validate", "list every mistake; needs no GPU")
-    plan = _add(commands, "plan", "jobs:plan", "say what would run and what it costs")
+    plan = _add(commands, "plan", "jobs:plan", "show what would run and what it costs")
     run = _add(commands, "run", "jobs:run", "run a job, or continue it")
     submit = _add(commands, "submit", "submit:submit", "send a job to a running cluster")
     for command in (validate, plan, run, submit):
@@ -125,7 +127,7 @@ def _add_job_commands(commands: Any) -> None:
         command.add_argument("--json", action="store_true", help="print JSON")
     for command in (run, submit):
         command.add_argument("--retry-failed", action="store_true",
-                             help="also try subjects whose error would recur, after you fixed its "
+                             help="also retry subjects that would fail again, after you fixed the "
                              "cause")  # fmt: skip
         command.add_argument("--max-failures", type=_number_from(0), metavar="N",
                              help="stop when more than N subjects have failed")  # fmt: skip
@@ -146,10 +148,10 @@ def _add_job_commands(commands: Any) -> None:
     status.add_argument("storage", nargs="?", default=_default_registry(), help=text)
     status.add_argument("--address", metavar="URL",
                         help="list the jobs submitted to this cluster instead")  # fmt: skip
-    status.add_argument("--watch", action="store_true", help="go on until no job runs")
+    status.add_argument("--watch", action="store_true", help="repeat until no job runs")
     status.add_argument("--json", action="store_true", help="print JSON")
 
-    report = _add(commands, "report", "status:report", "write the report of a job anew")
+    report = _add(commands, "report", "status:report", "rewrite the report of a job")
     report.add_argument("job_folder", help="<storage>/jobs/<job id>, a folder or URI")
 
     schema = _add(commands, "schema", "jobs:schema", "print the JSON Schema of a job file")
@@ -163,12 +165,12 @@ def _add_model_commands(commands: Any) -> None:
     actions = models.add_subparsers(title="actions", metavar="ACTION", required=True)
     listing = _add(actions, "list", "models:list_models", "list the published models")
     show = _add(actions, "show", "models:show", "show the record of a model")
-    remove = _add(actions, "remove", "models:remove", "remove a model, leaving nothing behind")
+    remove = _add(actions, "remove", "models:remove", "remove a model and all its files")
     export = _add(actions, "export", "models:export", "write a model for other programs")
     import_ = _add(actions, "import", "models:import_", "publish a LoRA that another tool trained")
     for action in (show, remove, export):
         action.add_argument("model", help="id, or id@revision")
-    remove.add_argument("--yes", action="store_true", help="do not ask")
+    remove.add_argument("--yes", action="store_true", help="do not ask for confirmation")
     export.add_argument("--format", choices=tuple(FORMATS), default="diffusers",
                         help="default: diffusers")  # fmt: skip
     export.add_argument("-o", "--output", required=True,
@@ -176,7 +178,7 @@ def _add_model_commands(commands: Any) -> None:
     import_.add_argument("file", help="safetensors with the keys of kohya, diffusers or ComfyUI")
     import_.add_argument("--subject", required=True, metavar="ID", help="id to publish it as")
     import_.add_argument("--class", dest="class_noun", metavar="NOUN", required=True,
-                         help="class noun that prompts name")  # fmt: skip
+                         help="class noun to use in prompts")  # fmt: skip
     import_.add_argument("--identifier", help="word(s) that it was trained with (default: none)")
     import_.add_argument("--base", help="base that it was trained on (default: miniature)")
     for action in (listing, show):
@@ -203,7 +205,7 @@ def _add_model_commands(commands: Any) -> None:
         command.add_argument("--base", help="base to load: for the model 'base' (default: "
                              "miniature), and instead of the one in a model's record")  # fmt: skip
     for command in (export, import_, generate, serve):
-        command.add_argument("--base-revision", metavar="COMMIT", help="of a hub id")
+        command.add_argument("--base-revision", metavar="COMMIT", help="commit of a hub id")
     for command in (listing, show, remove, export, import_, generate, serve):
         text = f"storage of the models (default: {_DEFAULT_REGISTRY}, or the demo's)"
         command.add_argument(
@@ -212,7 +214,7 @@ def _add_model_commands(commands: Any) -> None:
 
 
 def _number_from(least: int) -> Callable[[str], int]:
-    """Make a type of whole numbers that are not below `least`."""
+    """Make a type of whole numbers of at least `least`."""
 
     def number(text: str) -> int:
         if int(text) < least:
@@ -223,6 +225,6 @@ def _number_from(least: int) -> Callable[[str], int]:
 
 
 def _default_registry() -> str:
-    """The storage that `init` names or, where there is none, that of the demo."""
+    """Return the storage in the files of `init`; if it does not exist, the demo's."""
     exists = [name for name in (_DEFAULT_REGISTRY, _DEMO_REGISTRY) if Path(name).is_dir()]
     return exists[0] if exists else _DEFAULT_REGISTRY

@@ -1,7 +1,7 @@
-"""Standard output and error that cannot end a command.
+"""Standard output and error that never end a command.
 
-A reader may leave (`| head`), a disk may be full, a terminal may be closed: what a command does
-goes on, and only its text is lost.
+A reader may leave (`| head`), a disk may be full, a terminal may be closed: the command continues,
+and only its text is lost.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, TextIO, cast
 
 
 class Display:
-    """A text stream that drops its text once the stream below it fails."""
+    """A text stream that drops its text after the stream below it fails."""
 
     def __init__(self, stream: TextIO | None) -> None:
         self.failure: OSError | None = None
@@ -34,7 +34,7 @@ class Display:
         return len(text)
 
     def flush(self) -> None:
-        """Flush, if the stream still takes text."""
+        """Flush, if the stream still accepts text."""
         if self.failure is None:
             try:
                 self._stream.flush()
@@ -46,21 +46,21 @@ class Display:
 
     @property
     def loss(self) -> str | None:
-        """Why text was lost; None if none was, or if its reader left."""
+        """Why text was lost; None if none was, or if the reader left."""
         if self.failure is None or self.failure.errno == errno.EPIPE:
             return None
         return f"the output cannot be written: {self.failure.strerror}"
 
     def _fail(self, exc: OSError) -> None:
         self.failure = exc
-        # What is still buffered goes nowhere, also when the interpreter flushes at exit.
+        # Discard what is still buffered, also when the interpreter flushes at exit.
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 
 
 @contextmanager
 def displays() -> Iterator[Display]:
-    """Print to displays; gives that of standard output."""
+    """Print through displays; yields that of standard output."""
     before = sys.stdout, sys.stderr
     output, errors = Display(sys.stdout), Display(sys.stderr)
     sys.stdout, sys.stderr = cast("TextIO", output), cast("TextIO", errors)

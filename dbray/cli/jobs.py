@@ -94,7 +94,7 @@ def _print_plan(facts: dict[str, Any]) -> None:
         "to train": f"{len(facts['subjects_to_train'])} subjects of {len(nouns)} class nouns"
         f"{_first_names(facts['subjects_to_train'], facts['identifiers'])}",
         "again": _changed(facts["changes"]),
-        "kept": f"{len(facts['subjects_kept'])} subjects, published already",
+        "kept": f"{len(facts['subjects_kept'])} subjects, already published",
         "failed": _would_fail_again(len(facts["subjects_failed"])),
         "class images": f"{facts['class_images_to_make']} to make, in "
         f"{len(facts['prior_sets_to_make'])} sets, by {facts['prior_actors']} actors "
@@ -110,7 +110,7 @@ def _print_plan(facts: dict[str, Any]) -> None:
 
 
 def _changed(changes: dict[str, tuple[str, ...]]) -> str:
-    """Why published subjects would train again; subjects with the same reason share a line."""
+    """Explain why published subjects would train again, one line per reason."""
     subjects: dict[tuple[str, ...], list[str]] = {}
     for subject_id, differences in changes.items():
         subjects.setdefault(differences, []).append(subject_id)
@@ -138,8 +138,8 @@ def _of(available: int | None) -> str:
 
 
 def _would_fail_again(num_failed: int) -> str:
-    """Subjects that are left out because they would fail again."""
-    hint = "which would fail again; 'dbray run --retry-failed' tries them"
+    """Count the subjects that are skipped because they would fail again."""
+    hint = "which would fail again; 'dbray run --retry-failed' retries them"
     return f"{num_failed} subjects, {hint}" if num_failed else ""
 
 
@@ -151,7 +151,7 @@ def _sizes(bytes_by_kind: dict[str, int]) -> str:
 
 
 def _first_names(ids: list[str], identifiers: dict[str, str]) -> str:
-    """The first subjects, with their identifiers."""
+    """Return the first subjects, with their identifiers."""
     if not ids:
         return ""
     shown = [f"{one} = {identifiers[one]!r}" for one in ids[:_MAX_NAMED]]
@@ -190,9 +190,9 @@ def run_file(job_file: Path, options: RunOptions) -> int:
     from dbray.cli.watch import watch
     from dbray.run.job import run_job
 
-    # `ray job stop` and schedulers send SIGTERM: end as after Ctrl-C, with the journal written.
+    # `ray job stop` and schedulers send SIGTERM: handle it like Ctrl-C, with the journal written.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    # So does a terminal that is closed, unless `nohup` has SIGHUP ignored.
+    # A closing terminal sends SIGHUP, which `nohup` ignores.
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         signal.signal(signal.SIGHUP, signal.default_int_handler)
     ready = check_file(job_file).ready(options.skip_invalid)

@@ -1,4 +1,4 @@
-"""What commands print with: problems, tables, and commands as a shell takes them."""
+"""Output of commands: problems, tables, and quoted shell commands."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _WIDTH_OF_A_FILE = 10_000
 
 
 def shell_command(*words: str | Path) -> str:
-    """A dbray command to paste into this shell.
+    """Return a dbray command to paste into this shell.
 
-    `make demo` runs dbray from an environment that is not active, so its name alone may not do.
+    `make demo` runs dbray from an environment that is not active, so the full path may be needed.
     """
     program = "dbray" if shutil.which("dbray") else Path(sys.executable).with_name("dbray")
     return shlex.join(map(str, (program, *words)))
@@ -29,7 +29,7 @@ def shell_command(*words: str | Path) -> str:
 
 @contextmanager
 def writing(place: Path) -> Iterator[None]:
-    """Raise SpecError if the disk refuses a file: another -o is needed."""
+    """Raise SpecError if a file cannot be written: another -o is needed."""
     try:
         yield
     except (OSError, StoreError) as exc:
@@ -48,7 +48,7 @@ def print_table(rows: Iterable[Sequence[str]], headings: Sequence[str] = ()) -> 
     """Print rows in columns; a terminal wraps long cells, a file or pipe gets a line per row."""
     table = Table(*headings, box=None, pad_edge=False, show_header=bool(headings))
     for row in rows:
-        # What users wrote is not markup.
+        # User input is not markup.
         table.add_row(*(Text(cell, overflow="fold") for cell in row))
     width = None if sys.stdout.isatty() else _WIDTH_OF_A_FILE
     Console(width=width, highlight=False, soft_wrap=False).print(table)

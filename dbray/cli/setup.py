@@ -22,9 +22,9 @@ _JOB_TEMPLATE = """\
 schema: dbray/v1
 base: {base}  # miniature, a diffusers folder, or a hub id with base_revision: <commit>{revision}
 subjects: {manifest}  # one line per subject: id, class_noun, images
-storage: runs  # a folder, or s3://..., gs://...; models, class images and reports go there
+storage: runs  # a folder, or s3://..., gs://...; for models, class images and reports
 
-# What is left out follows the recommendations of the base, else the paper. For example:
+# Other settings follow the recommendations of the base, else the paper. For example:
 # recipe:
 #   steps: 800
 #   learning_rate: 5.0e-6
@@ -33,7 +33,7 @@ storage: runs  # a folder, or s3://..., gs://...; models, class images and repor
 #   count: 200  # class images per class noun, made once and shared by all its subjects
 # resources:
 #   gpus_per_subject: 1
-#   checkpoint_every: 200  # steps; worth it where a subject takes more than a few minutes
+#   checkpoint_every: 200  # steps; useful if a subject takes more than a few minutes
 """
 
 
@@ -63,7 +63,7 @@ def demo(args: argparse.Namespace) -> int:
     if code == 0:
         registry, model = str(folder / "runs"), subjects[0][0]
         prompt = "a photo of a {subject} on the beach"
-        print("\nNow prompt one of them:")
+        print("\nPrompt one of the models:")
         print(" ", shell_command("generate", model, prompt, "-n", "4", "--registry", registry))
         print(" ", shell_command("serve", "--registry", registry))
     return code
@@ -74,7 +74,7 @@ def init(args: argparse.Namespace) -> int:
     photos, job_file = Path(args.photos), Path(args.output)
     manifest_file = _manifest_path(job_file, args.force)
     if not is_folder(photos):
-        fix = "give the folder that holds one sub-folder of photographs per subject"
+        fix = "give the folder that has one sub-folder of photographs per subject"
         raise SpecError.of(args.photos, "is not a folder", fix)
     base, revision = _base_to_write(args.base, args.base_revision)
     subjects, problems = validation.scan(photos.resolve(), args.class_noun)
@@ -95,7 +95,7 @@ def init(args: argparse.Namespace) -> int:
 
 
 def _manifest_path(job_file: Path, may_overwrite: bool) -> Path:
-    """The manifest's path beside a job file. Raises SpecError if either cannot be written."""
+    """Return the path of a job file's manifest. Raises SpecError if either cannot be written."""
     if is_folder(job_file):
         fix = "name a file in it, such as job.yaml"
         raise SpecError.of(str(job_file), "is a folder", fix)
@@ -111,7 +111,7 @@ def _manifest_path(job_file: Path, may_overwrite: bool) -> Path:
 
 
 def _base_to_write(base: str, revision: str | None) -> tuple[str, str | None]:
-    """The base and revision to write: a folder as an absolute path. Raises SpecError."""
+    """Return the base and revision to write: a folder as an absolute path. Raises SpecError."""
     base = anchor_base(base, Path.cwd())
     if base == MINIATURE or is_folder(base):
         return base, None
@@ -123,5 +123,5 @@ def _base_to_write(base: str, revision: str | None) -> tuple[str, str | None]:
 
 
 def _scalar(text: str) -> str:
-    """A text as YAML, quoted if it needs to be."""
+    """Return a text as YAML, quoted if necessary."""
     return yaml.safe_dump(text, width=2**20, allow_unicode=True).splitlines()[0]

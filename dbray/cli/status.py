@@ -29,7 +29,7 @@ def status(args: argparse.Namespace) -> int:
 
     store = Store(args.storage)
     if store.is_missing:
-        fix = "give the storage of a job, such as 'runs' beside its job file"
+        fix = "give the storage of a job, such as 'runs' next to its job file"
         raise SpecError.of(args.storage, "is not a folder", fix)
     while True:
         jobs = dict(summaries(store))
@@ -60,7 +60,7 @@ _HEADINGS = ("job", "state", "published", "failed", "subjects/hour", "now")
 
 
 def _print_jobs(jobs: dict[str, Summary]) -> None:
-    """A table with a line per job, then what each has to report."""
+    """Print a table with a row per job, then the details of each."""
     print_table((_row(job_id, found) for job_id, found in jobs.items()), _HEADINGS)
     for job_id, found in jobs.items():
         for line in _details(found):
@@ -81,7 +81,7 @@ def _row(job_id: str, summary: Summary) -> tuple[str, ...]:
 
 
 def _details(summary: Summary) -> Iterator[str]:
-    """What a row has no room for: errors, lanes, failures, and a process that is gone."""
+    """Yield details that do not fit in a row: errors, lanes, failures, and a dead process."""
     if summary.error:
         yield summary.error
     if summary.present_state == DAMAGED:
@@ -91,7 +91,7 @@ def _details(summary: Summary) -> Iterator[str]:
     for cause in summary.failures:
         yield f"{cause.count} x {cause.kind}: {cause.example}"
     if summary.is_gone:
-        yield (f"silent since {summary.updated_at}, so its process is gone; run the job again to "
+        yield (f"silent since {summary.updated_at}, so its process is dead; run the job again to "
                "continue it")  # fmt: skip
 
 
@@ -102,7 +102,7 @@ def _how_far(phase: PhaseProgress) -> str:
 
 
 def report(args: argparse.Namespace) -> int:
-    """Write the report of a job anew."""
+    """Rewrite the report of a job."""
     from dbray.report import build_report
 
     given = args.job_folder

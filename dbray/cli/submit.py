@@ -42,13 +42,13 @@ def submit(args: argparse.Namespace) -> int:
     try:
         return server.follow(submission_id, _write)
     except KeyboardInterrupt:
-        print("\nno longer following; the job goes on")
+        print("\nno longer following; the job continues")
         _print_hints(submission_id, args.address)
         return 130
 
 
 def _options(args: argparse.Namespace) -> list[str]:
-    """The options of `dbray run` on the cluster."""
+    """Return the options of `dbray run` on the cluster."""
     options = [] if args.max_failures is None else ["--max-failures", str(args.max_failures)]
     options += ["--retry-failed"] if args.retry_failed else []
     return [*options, "--skip-invalid"] if args.skip_invalid else options
@@ -67,7 +67,7 @@ def _print_hints(submission_id: str, address: str) -> None:
 def stop(args: argparse.Namespace) -> int:
     """Stop a job that was sent to a cluster."""
     was_running = _server(args.address).stop(args.submission)
-    print(f"{args.submission} {'is stopping' if was_running else 'has ended already'}")
+    print(f"{args.submission} {'is stopping' if was_running else 'has already ended'}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Progress for people: bars on a terminal, plain lines elsewhere."""
+"""Display of progress: bars on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ class Terminal:
         self._progress.update(self._tasks[phase], completed=done, total=total, detail=detail)
 
     def ended(self, outcome: Outcome) -> None:
-        """Name a subject that failed; the bar counts the others."""
+        """Print a subject that failed; the bar counts the others."""
         if outcome.error is not None:
             self.note(describe(outcome))
 
 
 class Lines:
-    """Prints a line for what ends, and one every ten seconds; for logs."""
+    """Prints a line per subject that ends, and one every ten seconds; for logs."""
 
     def __init__(self) -> None:
         self._last = 0.0
@@ -70,18 +70,18 @@ class Lines:
         print(text, flush=True)
 
     def progress(self, phase: str, done: int, total: int, detail: str = "") -> None:
-        """Print a line, if the last one is a while ago or the phase is done."""
+        """Print a line, if the last one is old enough or the phase is done."""
         if done == total or time.monotonic() - self._last > _LINE_SECONDS:
             self._last = time.monotonic()
             print(f"{phase}: {done}/{total} {detail}".rstrip(), flush=True)
 
     def ended(self, outcome: Outcome) -> None:
-        """Print what became of a subject."""
+        """Print the outcome of a subject."""
         print(describe(outcome), flush=True)
 
 
 def describe(outcome: Outcome) -> str:
-    """Say in one line what became of a subject."""
+    """Describe the outcome of a subject in one line."""
     if outcome.error is not None:
         return f"failed    {outcome.id}: {outcome.error.kind}: {outcome.error.message}"
     return (
@@ -91,5 +91,5 @@ def describe(outcome: Outcome) -> str:
 
 
 def watch() -> Terminal | Lines:
-    """Bars where a person looks, else lines."""
+    """Return bars on a terminal, else lines."""
     return Terminal() if sys.stdout.isatty() else Lines()

@@ -1,7 +1,7 @@
-"""An adapter: the layers with slots of one module, and what becomes of a slot.
+"""An adapter: the layers with slots in one module, and operations on a slot.
 
-Owns which layers are replaced, a slot's life (reset, load, state, merge) and its keys and shapes,
-which are PEFT's. Knows neither families of models, files, nor optimisers.
+Owns which layers are replaced, how a slot is reset, loaded, saved and merged, and its keys and
+shapes, which are PEFT's. Does not know families of models, files or optimisers.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ class Adapter:
         return self._merged
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """Yield the factors of all slots: what an optimiser updates."""
+        """Yield the factors of all slots: the parameters of an optimiser."""
         for layer in self.layers.values():
             yield from (layer.down, layer.up)
             if layer.magnitude is not None:
                 yield layer.magnitude
 
     def assign(self, rows_B: Tensor | None) -> None:
-        """Set the slot of each row of the batches to come.
+        """Set the slot of each row of the next batches.
 
         None gives each slot an equal, contiguous share of the rows, in slot order: the fastest
-        way, which training uses. A tensor of slot numbers serves any mixture of rows.
+        way, used in training. A tensor of slot numbers allows any mixture of rows.
         """
         self._routing.rows_B = rows_B
 
@@ -57,9 +57,9 @@ class Adapter:
     def reset(self, slot: int, generator: torch.Generator) -> None:
         """Initialise a slot: `down` uniform from the generator, `up` zero (PEFT's default).
 
-        Only the generator, the rank and the targets decide the content, never other slots.
+        The content depends only on the generator, the rank and the targets, never on other slots.
         """
-        self.unmerge()  # DoRA's magnitudes begin as the norms of the base weights
+        self.unmerge()  # DoRA's magnitudes start as the norms of the base weights
         for layer in self.layers.values():
             layer.reset(slot, generator)
             layer.scale[slot] = self.form.alpha / self.form.rank
@@ -67,8 +67,8 @@ class Adapter:
     def state(self, slot: int, tensors: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Copy a slot's factors to the CPU, under PEFT's keys and in PEFT's shapes.
 
-        `tensors` are stacked factors by parameter name ('<path>.down', ...) that stand in for the
-        layers' own: a moving average, or what the ranks of ZeRO gathered.
+        `tensors` are stacked factors by parameter name ('<path>.down', ...) that replace the
+        layers' own: a moving average, or factors gathered from the ranks of ZeRO.
         """
         state: dict[str, Tensor] = {}
         for path, layer in self.layers.items():
@@ -84,13 +84,13 @@ class Adapter:
     def load(
         self, slot: int, tensors: Mapping[str, Tensor], scales: Mapping[str, float] | None = None
     ) -> None:
-        """Put a state into a slot. A rank below the adapter's own is padded with zeros.
+        """Load a state into a slot. A rank below the adapter's is padded with zeros.
 
-        `scales` are the alpha / rank of each layer of the tensors, by path; None stands for the
+        `scales` are the alpha / rank of each layer of the tensors, by path; None means the
         adapter's own.
 
         Raises:
-            TrainError: when a key or shape does not fit this adapter; the slot is unchanged then.
+            TrainError: a key or shape does not fit this adapter; the slot is unchanged then.
         """
         factors = {path: _factors(path, layer, tensors) for path, layer in self.layers.items()}
         if unknown := set(tensors) - {
@@ -106,7 +106,7 @@ class Adapter:
             layer.scale[slot] = self.form.alpha / self.form.rank if scales is None else scales[path]
 
     def merge(self, slot: int) -> None:
-        """Merge a slot into the resident weights: a forward pass then costs what the base's does.
+        """Merge a slot into the resident weights: a forward pass then costs the same as the base's.
 
         The merged weights are computed from a copy of the base weights, taken by the first merge.
         """
@@ -130,15 +130,15 @@ class Adapter:
 def inject(
     module: nn.Module, targets: Iterable[str], form: LowRank, expected: int | None = None
 ) -> Adapter:
-    """Replace the targeted layers of a module by layers with slots, and freeze all else in it.
+    """Replace the targeted layers of a module by layers with slots, and freeze everything else.
 
-    A target is a path in the module, or the end of one from a dot on: 'to_q', 'ff.net.0.proj'.
-    Replaced layers keep their weights under the same names. Slots add nothing until they are
+    A target is a path in the module, or the end of one after a dot: 'to_q', 'ff.net.0.proj'.
+    Replaced layers keep their weights under the same names. Slots have no effect until they are
     reset or loaded.
 
     Raises:
-        TrainError: when a target matches no linear layer or convolution, when it matches one that
-            cannot have slots, or when the number of layers is not `expected`.
+        TrainError: a target matches no linear layer or convolution, or one that cannot have slots,
+            or the number of layers is not `expected`.
     """
     paths = _matching(module, tuple(targets))
     if expected is not None and len(paths) != expected:
@@ -153,7 +153,7 @@ def inject(
 
 
 def _matching(module: nn.Module, targets: tuple[str, ...]) -> list[str]:
-    """Find the paths that targets name, in the module's order. Raises TrainError."""
+    """Find the paths that match targets, in the module's order. Raises TrainError."""
     unmatched, paths = set(targets), []
     for path, layer in module.named_modules():
         named = {t for t in targets if path == t or path.endswith(f".{t}")}
@@ -168,7 +168,7 @@ def _matching(module: nn.Module, targets: tuple[str, ...]) -> list[str]:
 
 def _slot_layer(module: nn.Module, path: str, form: LowRank, routing: Routing) -> SlotLayer:
     base = module.get_submodule(path)
-    # A subclass may compute something else, or be passed by: attention reads `out_proj.weight`.
+    # A subclass may compute something else, or be bypassed: attention reads `out_proj.weight`.
     if type(base) is nn.Linear:
         return LowRankLinear(base, form, routing)
     if type(base) is nn.Conv2d and base.groups == 1 and base.padding_mode == "zeros":
@@ -177,7 +177,7 @@ def _slot_layer(module: nn.Module, path: str, form: LowRank, routing: Routing) -
 
 
 def _peft_shapes(path: str, layer: SlotLayer, rank: int) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """PEFT's key and shape of each of a layer's factors, by the factor's name."""
+    """Return PEFT's key and shape of each of a layer's factors, by the factor's name."""
     outputs, *inputs = layer.weight.shape
     pointwise = (1,) * (len(inputs) - 1)
     shapes = {
@@ -193,7 +193,7 @@ def _peft_shapes(path: str, layer: SlotLayer, rank: int) -> dict[str, tuple[str,
 def _factors(
     path: str, layer: SlotLayer, tensors: Mapping[str, Tensor]
 ) -> dict[str, tuple[str, Tensor]]:
-    """PEFT's key and a slot's tensor of each of a layer's factors. Raises TrainError."""
+    """Return PEFT's key and a slot's tensor of each of a layer's factors. Raises TrainError."""
     down = tensors.get(f"{path}.lora_A.weight")
     rank = layer.down.shape[2] if down is None else len(down)
     if rank > layer.down.shape[2]:

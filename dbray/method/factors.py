@@ -1,9 +1,9 @@
-"""An adapter as files hold it: the factors of each layer, and the published format.
+"""An adapter in files: the factors of each layer, and the published format.
 
-Owns the format that dbray publishes: diffusers' keys ('unet.<path>.lora_A.weight') and the ranks
-and alphas in the metadata, as `load_lora_weights` of diffusers reads them. Formats of other tools
-are `export`'s. Layers are named '<part>.<path>'; the path of a layer of a text encoder has no
-'text_model.', which some versions of transformers put before it and others do not.
+Owns the published format: diffusers' keys ('unet.<path>.lora_A.weight') and the ranks and alphas in
+the metadata, as `load_lora_weights` of diffusers reads them. Formats of other tools are in
+`export`. Layers are named '<part>.<path>'; the path of a layer of a text encoder has no
+'text_model.', a prefix of some versions of transformers.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ Adapters: TypeAlias = Mapping[str, Factors]
 
 
 def canonical(layer: str) -> str:
-    """Name a layer as adapters do: without the 'text_model.' of some text encoders."""
+    """Return a layer's name in adapters: without the 'text_model.' of some text encoders."""
     part, _, path = layer.partition(".")
     return f"{part}.{path.removeprefix(_NESTED)}"
 
 
 def collect(state: Mapping[str, Tensor], alpha: float) -> dict[str, Factors]:
-    """Make an adapter of the state of a slot of a module whose children are the parts."""
+    """Make an adapter from the state of a slot; the children of the module are the parts."""
     layers = [key.removesuffix(".lora_A.weight") for key in state if key.endswith("lora_A.weight")]
     return {canonical(layer): _factors(state, layer, alpha) for layer in layers}
 
@@ -78,13 +78,13 @@ def to_published(adapter: Adapters) -> tuple[dict[str, Tensor], dict[str, str]]:
         layers = {
             x.removeprefix(f"{part}."): f for x, f in adapter.items() if x.startswith(f"{part}.")
         }
-        # PEFT takes a pattern for the end of a path too, unless it is anchored.
+        # PEFT also matches a pattern to the end of a path, unless it is anchored.
         anchor = "" if part.startswith("text_encoder") else "^"
         config |= {f"{part}.{key}": value for key, value in _config(layers, anchor).items()}
         for path, factors in layers.items():
             nested = _NESTED if part.startswith("text_encoder") and "encoder." in path else ""
             written = _tensors(f"{part}.{nested}{path}", factors)
-            # Transformers finds a magnitude only with the ending that PEFT leaves out.
+            # Transformers finds a magnitude only with this suffix, which PEFT omits.
             tensors |= {f"{k}.weight" if k.endswith("vector") else k: t for k, t in written.items()}
     # One entry only: safetensors writes several in a random order.
     return tensors, {METADATA_KEY: json.dumps(config, sort_keys=True)}
@@ -96,7 +96,7 @@ def from_published(
     """Read the tensors and the metadata of a published file.
 
     Raises:
-        RegistryError: it is not such a file.
+        RegistryError: it is not a published adapter.
     """
     try:
         config = json.loads(metadata[METADATA_KEY])
@@ -111,7 +111,7 @@ def from_published(
 
 
 def _config(layers: Mapping[str, Factors], anchor: str) -> dict[str, Any]:
-    """Describe the layers of a part in words of PEFT's LoraConfig."""
+    """Describe the layers of a part in the fields of PEFT's LoraConfig."""
     ranks = {path: f.rank for path, f in layers.items()}
     alphas = {path: f.alpha for path, f in layers.items()}
     rank, alpha = _commonest(ranks.values()), _commonest(alphas.values())
@@ -131,7 +131,7 @@ def _commonest(values: Iterable[Any]) -> Any:
 
 
 def alpha_of(config: Mapping[str, Any], layer: str) -> float:
-    """Alpha of a layer by a file's metadata. Raises KeyError where it has none."""
+    """Return the alpha of a layer from a file's metadata. Raises KeyError if it has none."""
     part, _, path = layer.partition(".")
     pattern = config.get(f"{part}.alpha_pattern", {})
     return float(pattern.get(path, pattern.get(f"^{path}", config[f"{part}.lora_alpha"])))
@@ -150,7 +150,7 @@ def _factors(tensors: Mapping[str, Tensor], layer: str, alpha: float) -> Factors
 
 
 def _tensors(layer: str, factors: Factors) -> dict[str, Tensor]:
-    down, up = factors.down.contiguous(), factors.up.contiguous()  # safetensors asks for it
+    down, up = factors.down.contiguous(), factors.up.contiguous()  # required by safetensors
     tensors = {f"{layer}.lora_A.weight": down, f"{layer}.lora_B.weight": up}
     if factors.magnitude is not None:
         shape = (-1,) if factors.down.ndim == 2 else (1, -1, 1, 1)

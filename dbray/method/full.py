@@ -1,7 +1,7 @@
-"""Full fine-tuning, the paper's method: every layer of the denoiser; on request of text encoders.
+"""Full fine-tuning, the paper's method: all layers of the denoiser and, optionally, text encoders.
 
-Published are whole parts, `unet.safetensors` and so on, each with the names of its state dict. In
-memory a part is one flat tensor in the order of its layout, so that putting it back is one copy.
+Whole parts are published, `unet.safetensors` and so on, each with the names of its state dict. In
+memory a part is one flat tensor in the order of its layout, so that writing it is one copy.
 """
 
 from __future__ import annotations
@@ -110,10 +110,10 @@ class Flat:
 def flatten(content: Tensor, layout: Layout, name: str) -> Tensor:
     """Return the tensors of a safetensors file as one flat tensor in the order of a layout.
 
-    A view of the bytes where they are in that order already, as `safetensors` writes them.
+    This is a view of the bytes if they are in that order already, as `safetensors` writes them.
 
     Raises:
-        BaseError: it is not such a file, or its tensors do not fit the layout.
+        BaseError: it is not a safetensors file, or its tensors do not fit the layout.
     """
     flat = _in_order(content, layout)
     if flat is not None:
@@ -130,7 +130,7 @@ def flatten(content: Tensor, layout: Layout, name: str) -> Tensor:
 
 
 def _in_order(content: Tensor, layout: Layout) -> Tensor | None:
-    """The data of a safetensors file, if it is exactly the layout's tensors, of one known type."""
+    """Return the data of a safetensors file if it has exactly the layout's tensors, of one type."""
     head = content[:8].numpy().tobytes()
     start = 8 + int.from_bytes(head, "little")
     if len(head) < 8 or start > min(len(content), _MAX_HEADER_BYTES) or start % 8:

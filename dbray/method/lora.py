@@ -1,8 +1,8 @@
-"""LoRA: low-rank factors beside the weights of some layers; everything else stays frozen.
+"""LoRA: low-rank factors for the weights of some layers; everything else stays frozen.
 
-Published are the factors alone, in one file `lora.safetensors` with the keys of PEFT and diffusers
+Only the factors are published, in one file `lora.safetensors` with the keys of PEFT and diffusers
 (`unet.<path>.lora_A.weight`, ...), and PEFT's configuration in its metadata. In a resident model
-they are merged into the base's pristine weights, so that a forward pass costs nothing more.
+they are merged into the base's pristine weights, so that a forward pass costs the same.
 
 Source: Hu et al. 2021 (arXiv 2106.09685); DoRA: Liu et al. 2024 (arXiv 2402.09353).
 """
@@ -34,21 +34,21 @@ from dbray.training.losses import generator_of
 
 FILE = "lora.safetensors"
 PIVOTAL_RATE = 0.03
-"""Of the embeddings, where the recipe does not say it."""
+"""Of the embeddings, if the recipe does not set it."""
 
 
 class Lora(WithTokens):
     """See the module, and `dbray.method.methods.Method`."""
 
     def token_rate(self, recipe: Recipe) -> float | None:
-        """That of the recipe; the pivotal kind always has one."""
+        """The recipe's rate; the pivotal kind always has one."""
         always = PIVOTAL_RATE if isinstance(recipe.method, Pivotal) else None
         return recipe.identifier_rate or always
 
     def prepare(self, backbone: Backbone, network: nn.Module, recipe: Recipe) -> None:
         """One slot in each targeted layer.
 
-        Its initial factors follow from the recipe's seed, and are the same for all subjects.
+        The initial factors depend on the recipe's seed, and are the same for all subjects.
         """
         settings, base = _settings(recipe), backbone.base
         form = LowRank(settings.rank, settings.alpha or settings.rank, is_dora=settings.dora)
@@ -187,7 +187,7 @@ def _settings(recipe: Recipe) -> LoraSettings:
 
 
 def _targets(base: Base, part: str, settings: LoraSettings) -> tuple[tuple[str, ...], int | None]:
-    """Ends of the paths of a part's targeted layers, and how many the family says they are."""
+    """Return the path endings of a part's targeted layers, and how many the family expects."""
     family = base.family
     if part != family.denoiser:
         return family.text_targets, None
@@ -209,7 +209,7 @@ def _metadata(content: bytes) -> dict[str, str]:
 
 
 def _check_fit(layer: str, factors: Factors, shape: torch.Size) -> None:
-    """Raise BaseError where a layer's factors do not fit its weight."""
+    """Raise BaseError if a layer's factors do not fit its weight."""
     down, up = factors.down, factors.up
     fits = down.ndim > 1 and up.ndim > 1 and down.shape[0] == up.shape[1]
     if not fits or down.shape[1:] != shape[1:] or up.shape[0] != shape[0]:

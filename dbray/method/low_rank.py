@@ -1,10 +1,10 @@
-"""Layers that hold the low-rank factors of several subjects in slots.
+"""Layers with the low-rank factors of several subjects, in slots.
 
-Owns a layer's factors, its forward pass, and how a slot is merged into its weight. Which layers of
-a module have slots is `adapter`'s. PEFT's layers are the reference.
+Owns a layer's factors, its forward pass, and how a slot is merged into its weight. `adapter`
+decides which layers of a module have slots. PEFT's layers are the reference.
 
-A slot holds one subject's factors; every row of a batch belongs to one slot. A row's output and a
-slot's gradients depend on that slot's content alone, whatever the others hold, NaN included. Shape
+A slot has one subject's factors; every row of a batch belongs to one slot. A row's output and a
+slot's gradients depend only on that slot, whatever the others contain, NaN included. Shape
 suffixes: S slots, B rows, G groups of rows of one slot each, N the rows and positions of a group,
 I inputs (of a convolution: channels x height x width of its kernel), R rank, O outputs.
 
@@ -26,7 +26,7 @@ from dbray.errors import TrainError
 
 @dataclass(frozen=True)
 class LowRank:
-    """How large the factors are: `alpha / rank` scales a slot; `is_dora` learns magnitudes too."""
+    """The size of the factors: `alpha / rank` scales a slot; `is_dora` adds learnt magnitudes."""
 
     rank: int
     alpha: float
@@ -39,11 +39,11 @@ class Routing:
     """Which slot each row of a batch uses; one object, shared by all layers of an adapter."""
 
     rows_B: Tensor | None = None  # None: the rows are equal, contiguous shares in slot order
-    is_active: bool = True  # False: the layers compute with their resident weights alone
+    is_active: bool = True  # False: the layers compute with their resident weights only
 
 
 class _SlotLayer(nn.Module):
-    """What linear layers and convolutions with slots share.
+    """The common part of linear layers and convolutions with slots.
 
     They keep the resident layer's own `weight` and `bias` under their names, and add the float32
     parameters `down` (S, I, R), `up` (S, R, O) and, for DoRA, `magnitude` (S, O).
@@ -68,7 +68,7 @@ class _SlotLayer(nn.Module):
         return self.weight.detach().flatten(1).float().norm(dim=1)
 
     def _factors(self, num_rows: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Down, scaled up, and DoRA's gain (or None) of each group of rows, in float32."""
+        """Return down, scaled up, and DoRA's gain (or None) of each group of rows, in float32."""
         rows_B = self._routing.rows_B
         num_groups = len(self.down) if rows_B is None else num_rows
         if num_rows % num_groups or (rows_B is not None and len(rows_B) != num_rows):
@@ -88,7 +88,7 @@ class _SlotLayer(nn.Module):
     @staticmethod
     @torch.no_grad()
     def _adapted(weight: Tensor, down_GIR: Tensor, up_GRO: Tensor) -> Tensor:
-        """Base weights plus the product of the factors, (G, O, I), always in float32."""
+        """Return base weights plus the product of the factors, (G, O, I), always in float32."""
         with torch.autocast(weight.device.type, enabled=False):
             base_GOI = weight.flatten(1).float().expand(len(up_GRO), -1, -1)
             return torch.baddbmm(base_GOI, up_GRO.transpose(1, 2), down_GIR.transpose(1, 2))
@@ -105,7 +105,7 @@ class _SlotLayer(nn.Module):
 
     @torch.no_grad()
     def reset(self, slot: int, generator: torch.Generator) -> None:
-        """Initialise a slot as PEFT does, from the generator alone: it adds nothing as yet."""
+        """Initialise a slot as PEFT does, from the generator only: it has no effect yet."""
         drawn_RI = torch.empty(self.down.shape[2], self.down.shape[1])
         nn.init.kaiming_uniform_(drawn_RI, a=math.sqrt(5), generator=generator)
         self.down[slot] = drawn_RI.T.to(self.down.device)
@@ -113,7 +113,7 @@ class _SlotLayer(nn.Module):
 
     @torch.no_grad()
     def clear(self, slot: int) -> None:
-        """Let a slot add nothing to the base."""
+        """Make a slot have no effect."""
         self.up[slot] = 0
         if self.magnitude is not None:
             self.magnitude[slot] = self._base_norms()

@@ -1,7 +1,7 @@
-"""The methods of fine-tuning: what each trains, publishes, and puts back into a resident model.
+"""The methods of fine-tuning: what each trains, publishes, and loads into a resident model.
 
-A method is one file beside this one, named as its `kind`, which holds its METHOD. Its settings are
-in `dbray.spec.methods`.
+A method is one file in this folder, named after its `kind`, with its METHOD. Its settings are in
+`dbray.spec.methods`.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from dbray.training.plain import Rate
 
 
 class Method(Protocol):
-    """What dbray asks of a way to fine-tune."""
+    """The interface of a method of fine-tuning."""
 
     def network(self, backbone: Backbone, recipe: Recipe) -> nn.Module:
-        """Make the module that an engine trains; what requires gradients in it is trained."""
+        """Make the module to train; an engine trains its parameters that require gradients."""
         ...
 
     def rates(self, network: nn.Module, recipe: Recipe) -> Mapping[str, Rate]:
-        """Return the rates of parameters that do not follow the recipe's learning rate."""
+        """Return the rates of parameters that do not use the recipe's learning rate."""
         ...
 
     def condition(self, backbone: Backbone, recipe: Recipe, prompts: Sequence[str]) -> Condition:
-        """Turn N prompts into the N rows that the network takes."""
+        """Encode N prompts as the N rows of the network's condition."""
         ...
 
     def begin(self, network: nn.Module, base: Base, identifier: str) -> Mapping[str, Tensor]:
-        """Prepare the network for a subject; return the parameters that begin otherwise, by name.
+        """Prepare the network for a subject; return parameters with other initial values, by name.
 
         Raises:
             TrainError: the identifier cannot be trained.
@@ -46,7 +46,7 @@ class Method(Protocol):
         ...
 
     def after_step(self, engine: Engine) -> None:
-        """Change what must be changed in the engine's parameters after every step."""
+        """Change the engine's parameters after every step, if the method needs it."""
         ...
 
     def publish(
@@ -55,12 +55,12 @@ class Method(Protocol):
         """Make the files of a model, by name, from an engine's weights of the network.
 
         Raises:
-            Diverged: the weights are not finite, or not in the precision of publishing.
+            Diverged: the weights are not finite, in training or in the published precision.
         """
         ...
 
     def read(self, contents: Mapping[str, Tensor], layouts: Mapping[str, Layout]) -> Weights:
-        """Read a model's files, each as uint8 bytes by its name, for a resident model.
+        """Read a model's files, as uint8 bytes by name, for a resident model.
 
         Raises:
             BaseError: a file is not safetensors, or does not fit the resident model.
@@ -68,11 +68,11 @@ class Method(Protocol):
         ...
 
     def num_trained(self, base: Base, recipe: Recipe) -> int:
-        """Number of trained parameters, from configurations and headers alone."""
+        """Count the trained parameters, from configurations and headers only."""
         ...
 
     def published_bytes(self, base: Base, recipe: Recipe) -> int:
-        """Size of a model's files."""
+        """Return the size of a model's files."""
         ...
 
 
@@ -82,10 +82,10 @@ def method_of(settings: MethodSettings) -> Method:
 
 
 def put(backbone: Backbone, settings: MethodSettings, files: Mapping[str, Path]) -> None:
-    """Put a model's files into the resident weights of a backbone.
+    """Load a model's files into the resident weights of a backbone.
 
     Raises:
-        BaseError: as `Method.read`; or a file cannot be read. The backbone is as it was.
+        BaseError: as in `Method.read`, or a file cannot be read. The backbone is unchanged then.
     """
     import torch
 

@@ -1,7 +1,7 @@
-"""Textual inversion: the embeddings of the identifier's tokens alone; all else stays frozen.
+"""Textual inversion: only the embeddings of the identifier's tokens are trained.
 
-Source: Gal et al. 2022 (arXiv 2208.01618). Where they add tokens to the vocabulary, the subject's
-rare tokens get rows of their own here: what the denoiser sees is the same.
+Source: Gal et al. 2022 (arXiv 2208.01618). They add tokens to the vocabulary; here the subject's
+rare tokens get rows of their own: the denoiser's input is the same.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ class TextualInversion(WithTokens):
         return recipe.identifier_rate or recipe.learning_rate
 
     def prepare(self, backbone: Backbone, network: nn.Module, recipe: Recipe) -> None:
-        """Nothing but the tokens."""
+        """Only the tokens."""
 
     def publish_own(
         self, network: nn.Module, weights: Mapping[str, Tensor], recipe: Recipe
     ) -> dict[str, bytes]:
-        """No files but that of the tokens."""
+        """Only the file of the tokens."""
         return {}
 
     def read_own(self, contents: Mapping[str, Tensor], layouts: Mapping[str, Layout]) -> Weights:
-        """No files but that of the tokens."""
+        """Only the file of the tokens."""
         raise BaseError(f"not files of a textual inversion: {', '.join(sorted(contents))}")
 
     def num_own(self, base: Base, recipe: Recipe) -> int:

@@ -1,8 +1,8 @@
-"""Learning the embeddings of the identifier's tokens, beside or instead of anything else.
+"""Training of the embeddings of the identifier's tokens, alone or with other parameters.
 
-Owns the embedding layer that gives some tokens rows of their own, their rate, the norm that they
-are held to, their file `tokens.safetensors`, and how they are put back. All other embeddings stay
-frozen. Without the norm held, embeddings at useful rates grow until the subject is lost.
+Owns the embedding layer with separate rows for some tokens, their rate, their fixed norm, their
+file `tokens.safetensors`, and how they are loaded. All other embeddings stay frozen. Without a
+fixed norm, embeddings at useful rates grow until the subject is lost.
 
 Source: Gal et al. 2022 (arXiv 2208.01618), textual inversion.
 """
@@ -27,13 +27,13 @@ from dbray.training.plain import Rate
 
 FILE = "tokens.safetensors"
 MAX_TOKENS = 8
-"""Tokens that an identifier may have in one text encoder."""
+"""Limit for the tokens of an identifier in one text encoder."""
 _UNUSED = -1
 _IDS = "token_ids"
 
 
 class LearntTokens(nn.Embedding):
-    """An embedding layer in which some tokens have rows of their own."""
+    """An embedding layer with separate rows for some tokens."""
 
     token_ids: Tensor
     norm: Tensor
@@ -50,7 +50,7 @@ class LearntTokens(nn.Embedding):
         self.register_buffer("norm", norms.median(), persistent=False)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - nn.Embedding's own name
-        """Look the tokens up, in the rows of their own where they have them."""
+        """Look the tokens up, in their separate rows if they have them."""
         found = super().forward(input)
         for token_id, row in zip(self.token_ids, self.rows, strict=True):
             found = torch.where((input == token_id).unsqueeze(-1), row.to(found.dtype), found)
@@ -58,7 +58,7 @@ class LearntTokens(nn.Embedding):
 
     @torch.no_grad()
     def begin(self, token_ids: Sequence[int]) -> Tensor:
-        """Give these tokens rows of their own; return what the rows are to begin with."""
+        """Give these tokens separate rows; return the initial rows."""
         rows = torch.zeros_like(self.rows)
         self.token_ids.fill_(_UNUSED)
         for index, token_id in enumerate(token_ids):
@@ -74,24 +74,24 @@ class LearntTokens(nn.Embedding):
 
 
 def inject(backbone: Backbone) -> None:
-    """Let the text encoders of a backbone that may be trained learn tokens."""
+    """Make the trainable text encoders of a backbone learn tokens."""
     for part in backbone.base.family.encoders_to_train:
         encoder: Any = backbone.models[part]
         encoder.set_input_embeddings(LearntTokens(encoder.get_input_embeddings()))
 
 
 def layers(network: nn.Module) -> dict[str, LearntTokens]:
-    """The embedding layers of a network that learn tokens, by their paths."""
+    """Return the embedding layers of a network that learn tokens, by path."""
     return {path: one for path, one in network.named_modules() if isinstance(one, LearntTokens)}
 
 
 def rates(network: nn.Module, start: float) -> dict[str, Rate]:
-    """How fast the rows are learnt: a rate that decays linearly to 0, without weight decay."""
+    """Return the rate of the rows: it decays linearly to 0, without weight decay."""
     return {f"{path}.rows": Rate(start, decays=True) for path in layers(network)}
 
 
 def begin(network: nn.Module, base: Base, identifier: str) -> dict[str, Tensor]:
-    """Choose the tokens of a subject; return the values that its rows begin with, by name.
+    """Choose the tokens of a subject; return the initial values of its rows, by name.
 
     Raises:
         TrainError: the identifier has more tokens than can be learnt.
@@ -108,7 +108,7 @@ def begin(network: nn.Module, base: Base, identifier: str) -> dict[str, Tensor]:
 
 
 def sequences(base: Base, identifier: str) -> dict[str, list[int]]:
-    """Token ids of an identifier, by text encoder."""
+    """Return the token ids of an identifier, by text encoder."""
     tokenizers = dict(zip(base.family.text_encoders, base.family.tokenizers, strict=False))
     return {
         part: load_tokenizer(base, name).encode(identifier, add_special_tokens=False)
@@ -138,7 +138,7 @@ class Rows:
     names: Mapping[str, str]
     """The embedding table of each part."""
     own_tables: frozenset[str] = frozenset()
-    """Parts whose whole table is the model's own, written before the rows."""
+    """Parts whose whole table the model replaces, before the rows are written."""
 
     @property
     def size_bytes(self) -> int:
@@ -173,7 +173,7 @@ class Rows:
 def read(
     content: Tensor, layouts: Mapping[str, Layout], own_tables: frozenset[str] = frozenset()
 ) -> Rows:
-    """Read the file of learnt rows. Raises BaseError where it does not fit the base."""
+    """Read the file of learnt rows. Raises BaseError if it does not fit the base."""
     names, rows = {}, _parse(content.numpy().tobytes())
     for part, (ids, tensor) in rows.items():
         names[part] = _table_of(part, layouts)

@@ -1,6 +1,6 @@
-"""What all methods share: a recipe may ask any of them to learn the identifier's tokens as well.
+"""The common part of all methods: any recipe may also train the identifier's tokens.
 
-A method says what else it trains, publishes and reads; this class adds the tokens to each.
+A method defines what else it trains, publishes and reads; this class adds the tokens.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from dbray.training.plain import Rate
 
 
 class WithTokens:
-    """Fulfils `dbray.method.methods.Method` for a subclass that says what it trains itself."""
+    """Implements `dbray.method.methods.Method`, except for what the subclass itself trains."""
 
     def token_rate(self, recipe: Recipe) -> float | None:
-        """Rate of the identifier's embeddings; None where they are not learnt."""
+        """Return the rate of the identifier's embeddings; None if they are not trained."""
         return recipe.identifier_rate
 
     def prepare(self, backbone: Backbone, network: nn.Module, recipe: Recipe) -> None:
-        """Let the trained parameters of a frozen network require gradients."""
+        """Make the trained parameters of a frozen network require gradients."""
         raise NotImplementedError
 
     def publish_own(
@@ -63,7 +63,7 @@ class WithTokens:
         return tokens.rates(network, rate) if rate else {}
 
     def condition(self, backbone: Backbone, recipe: Recipe, prompts: Sequence[str]) -> Condition:
-        """Token ids where text encoders take part, else embeddings by the base's."""
+        """Return token ids if text encoders are part of a step, else the base's embeddings."""
         return (backbone.tokenize if self._embeds(recipe) else backbone.condition)(prompts)
 
     def begin(self, network: nn.Module, base: Base, identifier: str) -> Mapping[str, Tensor]:
@@ -71,7 +71,7 @@ class WithTokens:
         return tokens.begin(network, base, identifier)
 
     def after_step(self, engine: Engine) -> None:
-        """Hold the learnt embeddings to the table's norm."""
+        """Scale the learnt embeddings to the table's norm."""
         rows = tokens.layers(engine.module)
         if rows:
             engine.assign({
@@ -106,7 +106,7 @@ class WithTokens:
         return self.num_own(base, recipe) * (2 if recipe.publish_precision == "fp16" else 4)
 
     def _embeds(self, recipe: Recipe) -> bool:
-        """Whether a step computes with the text encoders."""
+        """Return whether a step computes with the text encoders."""
         return recipe.train_text_encoder or bool(self.token_rate(recipe))
 
 
@@ -128,7 +128,7 @@ class Together:
 
     @property
     def changes(self) -> Changes:
-        """All that any of them writes."""
+        """Everything that any of them writes."""
         found: dict[str, frozenset[str] | None] = {}
         for one in self.kinds:
             for part, names in one.changes.items():
@@ -147,6 +147,6 @@ class Together:
 
 
 def trained_parts(base: Base, recipe: Recipe) -> tuple[str, ...]:
-    """The denoiser, and on request the text encoders."""
+    """Return the denoiser and, if requested, the text encoders."""
     encoders = base.family.encoders_to_train if recipe.train_text_encoder else ()
     return (base.family.denoiser, *encoders)
