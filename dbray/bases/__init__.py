@@ -1,7 +1,7 @@
-"""A pretrained model: as the user names it (Base), and as loaded (Backbone).
+"""A pretrained model: as named by the user (Base), and as loaded (Backbone).
 
-Owns finding a base on disk or on the hub, its digest, and the protocol that every family of models
-fulfils. What its folder has to hold is `layout`'s. Importing this package loads neither torch nor
+Owns finding a base on disk or on the hub, its digest, and the protocol of all families of models.
+`layout` owns what its folder must contain. Importing this package loads neither torch nor
 diffusers. Only safetensors are read.
 """
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from dbray.spec.sections import Sampler
 
 MINIATURE_FOLDER = Path(__file__).resolve().parents[1] / "miniature" / "weights"
-"""The base that comes with the package; as `diffusers` loads any."""
+"""The base in the package; `diffusers` can load it like any other."""
 
 
 Section = TypeVar("Section", Recipe, Prior, Previews)
@@ -43,9 +43,9 @@ Section = TypeVar("Section", Recipe, Prior, Previews)
 class Base:
     """A base model on the local disk.
 
-    `defaults` are the recipe, prior and previews that the base's makers recommend, read from a
-    file `dbray.yaml` in its folder, where there is one. `revision` is the commit of a base from
-    the hub, and None of any other.
+    `defaults` are the recipe, prior and previews recommended by the base's makers, read from an
+    optional file `dbray.yaml` in its folder. `revision` is the commit of a base from the hub, else
+    None.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Base:
 
     @property
     def family(self) -> Family:
-        """The kind of base that it is."""
+        """The family of the base."""
         return self.layout.family
 
     @property
@@ -70,7 +70,7 @@ class Base:
         return self.family.resolution(self.layout)
 
     def fill(self, section: Section) -> Section:
-        """Fill what a job's section leaves open: by the base's makers, else by its family."""
+        """Fill the unset fields of a job's section from the base's makers, else from its family."""
         name = type(section).__name__.lower()
         recommended = {**self.family.defaults.get(name, {}), **self.defaults.get(name, {})}
         chosen = section.model_dump(include=section.model_fields_set)
@@ -83,7 +83,7 @@ class Base:
 
 @dataclass(frozen=True)
 class Compute:
-    """How a base is loaded. `resolution` is in pixels; absent: the base's own."""
+    """How a base is loaded. `resolution` is in pixels; None: the base's own."""
 
     device: str = "cpu"
     precision: Precision = "fp32"
@@ -92,7 +92,7 @@ class Compute:
 
 
 class Backbone(Protocol):
-    """A loaded base: it encodes, conditions, denoises and decodes; trained parts come from it."""
+    """A loaded base: it encodes, conditions, denoises and decodes, and has the trained parts."""
 
     base: Base
     device: torch.device
@@ -106,19 +106,19 @@ class Backbone(Protocol):
 
     @property
     def resident(self) -> Resident:
-        """The one door by which weights are replaced, and the base's are put back."""
+        """The only object that replaces weights and restores the base's."""
         ...
 
     def network(self, parts: Sequence[str]) -> nn.Module:
-        """Make the module of what a training step computes with: the denoiser, and text encoders.
+        """Make the module for a training step: the denoiser, and text encoders.
 
         forward(latents_BCHW, timesteps_B, condition: tensors by name) -> prediction. Its children
-        are `parts`; where text encoders are among them, conditions are those of `tokenize`.
+        are `parts`; if text encoders are among them, it takes the conditions of `tokenize`.
         """
         ...
 
     def latent_shape(self, size: tuple[int, int] | None = None) -> tuple[int, int, int]:
-        """Shape (C, H, W) of the latents of an image of (width, height) pixels."""
+        """Return the shape (C, H, W) of the latents of an image of (width, height) pixels."""
         ...
 
     def encode(self, images_NHWC: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -126,11 +126,11 @@ class Backbone(Protocol):
         ...
 
     def condition(self, prompts: Sequence[str]) -> Condition:
-        """Condition of N prompts by the text encoders as they now are, N rows on the device."""
+        """Encode N prompts with the present text encoders; N rows on the device."""
         ...
 
     def tokenize(self, prompts: Sequence[str]) -> Condition:
-        """Token ids of N prompts: the condition of a network that trains its text encoders."""
+        """Return token ids of N prompts: the condition of a network with text encoders."""
         ...
 
     def denoise(self, latents_BCHW: Tensor, timesteps_B: Tensor, condition: Condition) -> Tensor:
@@ -142,7 +142,7 @@ class Backbone(Protocol):
         ...
 
     def scheduler(self, name: Sampler, steps: int, size: tuple[int, int] | None = None) -> Any:
-        """Make a fresh sampler of the base, prepared for these steps and an image of this size.
+        """Make a fresh sampler of the base, prepared for this number of steps and image size.
 
         Raises:
             BaseError: the base has no such sampler.
@@ -154,8 +154,8 @@ def resolve(name: str, revision: str | None = None) -> Base:
     """Find a base by name: 'miniature', a diffusers folder, or a hub id with a pinned revision.
 
     Raises:
-        BaseError: when it is not there, is not complete, is of another family of models, or would
-            need anything but safetensors.
+        BaseError: it does not exist, is not complete, is of an unsupported family, or has weights
+            in another format than safetensors.
     """
     try:
         folder, commit = _find_folder(name, revision)
@@ -168,11 +168,11 @@ def resolve(name: str, revision: str | None = None) -> Base:
         raise BaseError(f"base {name!r}: {exc}; check the path and the access rights") from exc
 
 
-def here(base: Base) -> Base:
-    """Find a base on this node that was resolved on another.
+def find_on_this_node(base: Base) -> Base:
+    """Find a base on this node that was resolved on another node.
 
     Raises:
-        BaseError: when it is not here and cannot be had, or is another one here.
+        BaseError: it is not here and cannot be downloaded, or it is a different one here.
     """
     node = platform.node()
     if base.revision is None:
@@ -180,12 +180,12 @@ def here(base: Base) -> Base:
             return base
         raise BaseError(f"base {base.name!r}: {base.folder} does not exist on node {node}; every "
                         "node needs it at the same path")  # fmt: skip
-    # Also where the folder is there: another process may be at work on its download, and only
-    # the hub's client knows when it is whole.
+    # Also if the folder exists: another process may still be downloading it, and only the hub's
+    # client knows whether it is complete.
     found = resolve(base.name, base.revision)
     if found.digest != base.digest:
         raise BaseError(f"base {base.name!r}: {found.folder} on node {node} is not what the job "
-                        "began with; remove it there, and it is downloaded anew")  # fmt: skip
+                        "began with; remove it there to download it again")  # fmt: skip
     return found
 
 
@@ -193,7 +193,7 @@ def load(base: Base, compute: Compute | None = None) -> Backbone:
     """Load a base.
 
     Raises:
-        BaseError: when a part cannot be read.
+        BaseError: a part cannot be read.
     """
     from dbray.bases.backbone import LoadedBackbone
 
@@ -201,7 +201,7 @@ def load(base: Base, compute: Compute | None = None) -> Backbone:
 
 
 def load_tokenizer(base: Base, name: str | None = None) -> Any:
-    """Load one tokenizer of a base, its first by default, without weights. Raises BaseError."""
+    """Load one tokenizer of a base (default: its first) without weights. Raises BaseError."""
     import transformers
 
     name = name or next(iter(base.family.tokenizers))
@@ -209,7 +209,7 @@ def load_tokenizer(base: Base, name: str | None = None) -> Any:
     try:
         tokenizer_class = getattr(transformers, base.family.tokenizers[name])
         return tokenizer_class.from_pretrained(folder, local_files_only=True)
-    except Exception as exc:  # from a parser in Rust, which has no better class
+    except Exception as exc:  # the Rust parser raises no narrower class
         raise BaseError(f"base {base.name!r}: {folder} cannot be loaded: {exc}") from exc
 
 
@@ -225,8 +225,8 @@ def _find_folder(name: str, revision: str | None) -> tuple[Path, str | None]:
                         "as 'owner/name'")  # fmt: skip
     if revision is None or not is_commit(revision):
         raise BaseError("there is no such folder. If it is a hub id, set base_revision to its "
-                        "commit (40 hex digits), so that results repeat and nobody can exchange "
-                        "the weights")  # fmt: skip
+                        "commit (40 hex digits), so that results repeat and the weights cannot be "
+                        "exchanged")  # fmt: skip
     return _download(name, revision), revision
 
 
@@ -249,12 +249,12 @@ def _download(name: str, revision: str) -> Path:
         parts = [f"{part}/*{suffix}" for part in family.folders for suffix in SUFFIXES]
         return fetch([*top, *parts])
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as exc:
-        raise BaseError(f"{revision} of it cannot be had from the hub: {exc}; check the id, the "
+        raise BaseError(f"{revision} cannot be downloaded from the hub: {exc}; check the id, the "
                         "commit and the network") from exc  # fmt: skip
 
 
 def _digest(layout: Layout) -> str:
-    """Hex SHA-256 over the weights and configurations of every part, by sorted name."""
+    """Return the hex SHA-256 of the weights and configurations of every part, by sorted name."""
     total = hashlib.sha256()
     for file in layout.files():
         state = file.stat()
@@ -267,6 +267,6 @@ def _digest(layout: Layout) -> str:
 
 @lru_cache(maxsize=4096)
 def _digest_file(file: Path, _size_bytes: int, _changed_ns: int) -> str:
-    """Hash a file once in a process, as long as its size and time of change stay."""
+    """Hash a file once per process while its size and modification time stay the same."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

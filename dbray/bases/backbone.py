@@ -1,8 +1,7 @@
-"""A loaded base of any family: the models in memory, and what is the same for all of them.
+"""A loaded base of any family: the models in memory, and the code common to all families.
 
-Owns loading, precision, batches of the autoencoder, and the network that training computes with.
-What differs between families it asks of the base's Family. Shape suffixes: N images, B rows, C
-channels, H height, W width.
+Owns loading, precision, batches of the autoencoder, and the network for training. The base's Family
+provides what differs. Shape suffixes: N images, B rows, C channels, H height, W width.
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ from dbray.spec.sections import Sampler
 
 _AUTOENCODED_AT_ONCE = 16
 _AUTOENCODED_PIXELS = _AUTOENCODED_AT_ONCE * 512**2
-"""At most: 16 images of 768 px would fill a GPU of 24 GB."""
+"""Pixels per batch: 16 images of 768 px would fill a GPU of 24 GB."""
 
 
 class Network(nn.Module):
-    """What a training step computes with: the denoiser, and the text encoders that train."""
+    """The module of a training step: the denoiser, and the trained text encoders."""
 
     def __init__(self, family: Family, models: Mapping[str, nn.Module]) -> None:
         super().__init__()
@@ -42,7 +41,7 @@ class Network(nn.Module):
     def forward(
         self, latents_BCHW: Tensor, timesteps_B: Tensor, condition: Mapping[str, Tensor]
     ) -> Tensor:
-        """Predict from noisy latents; `condition` holds token ids where text encoders train."""
+        """Predict from noisy latents; `condition` has token ids if text encoders are trained."""
         if self._embeds:
             condition = self._family.embed(self._modules, condition)
         denoiser = self.get_submodule(self._family.denoiser)
@@ -50,12 +49,12 @@ class Network(nn.Module):
 
 
 class LoadedBackbone:
-    """A base in memory; fulfils `dbray.bases.Backbone`."""
+    """A base in memory; implements `dbray.bases.Backbone`."""
 
     def __init__(self, base: Base, compute: Compute) -> None:
         self.base = base
         self.device = torch.device(compute.device)
-        if self.device.type == "cuda":  # as cuDNN's convolutions do by themselves
+        if self.device.type == "cuda":  # as cuDNN's convolutions do by default
             torch.set_float32_matmul_precision("high")
         self._family = family = base.family
         self._noise_config = base.layout.config("scheduler")
@@ -65,7 +64,7 @@ class LoadedBackbone:
             part: _load_model(base, part).to(self.device) for part in family.models
         }
         self._checkpoints = compute.gradient_checkpointing
-        # Sampling computes in the precision of training too, so that previews show what serves.
+        # Sampling also uses the precision of training, so that previews match serving.
         self._autocast = torch.autocast(
             self.device.type, dtype=torch.bfloat16, enabled=compute.precision == "bf16"
         )
@@ -84,7 +83,7 @@ class LoadedBackbone:
         """See Backbone."""
         if self._checkpoints:
             for part in parts:
-                _forget_activations(self.models[part])
+                _recompute_activations(self.models[part])
         return Network(self._family, {part: self.models[part] for part in parts})
 
     def latent_shape(self, size: tuple[int, int] | None = None) -> tuple[int, int, int]:
@@ -107,8 +106,8 @@ class LoadedBackbone:
     def tokenize(self, prompts: Sequence[str]) -> Condition:
         """See Backbone."""
         tokens = self._family.tokenize(self._tokenizers, prompts)
-        beside = self._family.beside_text(self.models, len(prompts))
-        return Condition({**tokens, **beside}).to(self.device)
+        extra = self._family.extra_inputs(self.models, len(prompts))
+        return Condition({**tokens, **extra}).to(self.device)
 
     @torch.no_grad()
     def condition(self, prompts: Sequence[str]) -> Condition:
@@ -118,7 +117,7 @@ class LoadedBackbone:
 
     @torch.no_grad()
     def denoise(self, latents_BCHW: Tensor, timesteps_B: Tensor, condition: Condition) -> Tensor:
-        """Predict without gradients; inputs may be on the CPU, the answer is."""
+        """Predict without gradients; inputs may be on the CPU, the result is."""
         with self._autocast:
             prediction = self._family.predict(
                 self.models[self._family.denoiser],
@@ -148,19 +147,19 @@ class LoadedBackbone:
 
 
 def _at_once(height: int, width: int) -> int:
-    """How many images of a size the autoencoder takes at once."""
+    """Return how many images of a size the autoencoder processes at once."""
     return max(1, min(_AUTOENCODED_AT_ONCE, _AUTOENCODED_PIXELS // (height * width)))
 
 
-def _forget_activations(model: Any) -> None:
-    """Let a model drop its activations in training, and compute them again."""
+def _recompute_activations(model: Any) -> None:
+    """Make a model drop its activations in training, and compute them again."""
     if hasattr(model, "enable_gradient_checkpointing"):
         model.enable_gradient_checkpointing()
         return
     model.activation_checkpointing_enable()
     for layer in model.modules():
         if isinstance(layer, GradientCheckpointingLayer):
-            # transformers does so only in training. What is inside stays as it is: no dropout.
+            # transformers does so only in training. Its submodules stay in eval mode: no dropout.
             layer.training = True
 
 
@@ -187,7 +186,7 @@ def _load_model(base: Base, part: str) -> Any:
 
 
 def _load_unprefixed(model_class: Any, base: Base, part: str, options: dict[str, Any]) -> Any:
-    """Load a text encoder in whose file every name has another prefix than transformers knows.
+    """Load a text encoder from a file with another prefix of names than transformers expects.
 
     Raises:
         ValueError: tensors are missing, which would be filled with random numbers.

@@ -1,7 +1,7 @@
-"""Tensors of a CLIP text encoder: which a file must hold, by its configuration.
+"""The tensors that a CLIP text encoder's file must have, from its configuration.
 
-transformers fills what a file lacks with random numbers, other ones in each process, and only
-warns. So names and shapes are compared before anything is loaded; a prefix of all names is ignored.
+transformers fills missing tensors with random numbers, different ones in each process, and only
+warns. So names and shapes are compared before anything is loaded; a common prefix is ignored.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def prefix_of(names: Mapping[str, Any]) -> str:
-    """What stands before every name of a file, such as 'text_model.'; "" if that is unknown."""
+    """Return the common prefix of all names in a file, such as 'text_model.'; "" if unknown."""
     first = next((name for name in names if name.endswith(_FIRST)), _FIRST)
     return first.removesuffix(_FIRST)
 
 
 def expected(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors of a CLIPTextModel, without prefix."""
+    """Return names and shapes of the tensors of a CLIPTextModel, without prefix."""
     width, inner = config["hidden_size"], config["intermediate_size"]
     shapes: dict[str, tuple[int, ...]] = {
         _FIRST: (config["vocab_size"], width),
@@ -44,7 +44,7 @@ def expected(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def check(part: str, found: Shapes, config: Mapping[str, Any]) -> None:
-    """Raise BaseError where a file lacks a tensor, has another, or one of another shape."""
+    """Raise BaseError if a tensor is missing, is not expected, or has another shape."""
     prefix = prefix_of(found)
     own = {name.removeprefix(prefix): shape for name, shape in found.items()}
     wanted = expected(config)

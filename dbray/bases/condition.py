@@ -1,8 +1,8 @@
-"""What a denoiser is given beside noisy latents and timesteps: rows of named tensors.
+"""The inputs of a denoiser besides noisy latents and timesteps: rows of named tensors.
 
 Owns how rows are taken, stacked, repeated, moved and counted. Does not know what the tensors mean:
-text embeddings or token ids, pooled vectors, masks, positions and sizes all travel in a Condition,
-and only the family that made it looks inside.
+text embeddings or token ids, pooled vectors, masks, positions and sizes are all in a Condition, and
+only the family that made it interprets them.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ class Condition:
         return len(next(iter(self.tensors.values())))
 
     def __getitem__(self, rows: int | slice) -> Condition:
-        """Take one row, without the first dimension, or several."""
+        """Return one row, without the first dimension, or several."""
         return Condition({name: tensor[rows] for name, tensor in self.tensors.items()})
 
     @staticmethod
     def stack(rows: Sequence[Condition]) -> Condition:
-        """Put single rows together, as `condition[0]` gives them."""
+        """Combine single rows, as `condition[0]` returns them."""
         import torch
 
         names = rows[0].tensors
@@ -39,7 +39,7 @@ class Condition:
 
     @staticmethod
     def cat(parts: Sequence[Condition]) -> Condition:
-        """Put the rows of several conditions after one another."""
+        """Concatenate the rows of several conditions."""
         import torch
 
         names = parts[0].tensors
@@ -57,5 +57,5 @@ class Condition:
 
     @property
     def size_bytes(self) -> int:
-        """Memory that it holds."""
+        """Memory in use."""
         return sum(tensor.nbytes for tensor in self.tensors.values())

@@ -1,7 +1,7 @@
-"""Flow matching: straight paths from latents to noise, how training draws on them, and sampling.
+"""Flow matching: straight paths from latents to noise, timesteps for training, and sampling.
 
 Owns the noise level sigma: 0 is the image, 1 is noise, and a timestep is 1000 sigma in every
-family. Which table, density and weights a base has is said by its family.
+family. A base's family defines its table, density and weights.
 Shape suffixes: B rows, C channels, H height, W width, T levels.
 
 Sources: Lipman et al. 2022 (arXiv 2210.02747); Esser et al. 2024 (arXiv 2403.03206), densities
@@ -28,12 +28,12 @@ TIMESTEPS_PER_SIGMA = 1000
 _CPU = torch.device("cpu")
 
 Density = Literal["uniform", "logit_normal"]
-"""Where on the path training looks: everywhere alike, or more in the middle."""
+"""Distribution of training timesteps: uniform, or more in the middle."""
 
 
 @dataclass(frozen=True)
 class FlowSchedule:
-    """T noise levels from noise to image, drawn by a density; fulfils Schedule.
+    """T noise levels from noise to image, drawn by a density; implements Schedule.
 
     The timesteps stay on the CPU, where they are drawn; `device` is where rows are computed.
     """
@@ -48,7 +48,7 @@ class FlowSchedule:
     def of(
         cls, config: Mapping[str, Any], density: Density = "uniform", weight_power: int = 0
     ) -> FlowSchedule:
-        """Make the schedule of a base: its table has the base's shift, unless that is dynamic."""
+        """Make the schedule of a base; its table includes the shift, unless that is dynamic."""
         scheduler: Any = FlowMatchEulerDiscreteScheduler.from_config(dict(config))
         return cls(scheduler.timesteps, density, weight_power)
 
@@ -66,7 +66,7 @@ class FlowSchedule:
         return self.timesteps_T[min(int(position * len(self.timesteps_T)), last)]
 
     def add_noise(self, latents_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
-        """Go from the latents towards the noise."""
+        """Move from the latents towards the noise."""
         sigmas_B111 = _sigmas(timesteps_B).view(-1, 1, 1, 1)
         return (1 - sigmas_B111) * latents_BCHW + sigmas_B111 * noise_BCHW
 
@@ -75,12 +75,12 @@ class FlowSchedule:
         return noise_BCHW - latents_BCHW
 
     def weights(self, timesteps_B: Tensor, recipe: Recipe) -> Tensor | None:
-        """Return the family's own weights. Min-SNR is refused before a job runs."""
+        """Return the family's own weights. Min-SNR is rejected before a job runs."""
         return _sigmas(timesteps_B) ** self.weight_power if self.weight_power else None
 
 
 class FlowSampler:
-    """diffusers' Euler sampler of flows, with what its samplers of noise schedules have too."""
+    """diffusers' Euler sampler of flows, with the interface of its samplers of noise schedules."""
 
     init_noise_sigma = 1.0
 
@@ -89,11 +89,11 @@ class FlowSampler:
 
     @property
     def timesteps(self) -> Tensor:
-        """Of each step."""
+        """The timestep of each step."""
         return self._scheduler.timesteps
 
     def scale_model_input(self, latents: Tensor, timestep: Tensor) -> Tensor:
-        """Leave the latents as they are."""
+        """Return the latents unchanged."""
         return latents
 
     def step(

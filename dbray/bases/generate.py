@@ -1,8 +1,8 @@
 """Prompts + weights + seeds -> images: the one sampling loop, for class images, previews, serving.
 
-Every image has a generator of its own, seeded on the CPU, so that it depends on its prompt, seed
-and Sampling alone: not on its neighbours in the batch, the number of workers or the device.
-Knows neither Ray nor storage.
+Every image has its own generator, seeded on the CPU, so that it depends only on its prompt, seed
+and Sampling: not on the other images of the batch, the number of workers or the device. Does not
+know Ray or storage.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ def generate(
     """Sample one image per prompt and seed.
 
     Args:
-        backbone: the loaded model, with whatever weights are in it.
+        backbone: the loaded model, with its present weights.
         prompts: N prompts.
         seeds: N seeds, each of [0, 2**63).
         sampling: sampler, steps and guidance, shared by the N images.
         on_step: called after every step with its index and the present estimate of the clean
             latents (N, C, H, W); an exception from it ends the sampling (cancellation).
-        size: (width, height) in pixels; absent: the backbone's resolution, a square.
+        size: (width, height) in pixels; None: the backbone's resolution, a square.
 
     Returns:
         uint8 array (N, H, W, 3).
@@ -62,7 +62,7 @@ def generate(
     noise = [torch.randn(shape, generator=generator) for generator in generators]
     latents = torch.stack(noise) * float(scheduler.init_noise_sigma)
     denoise = _guided(backbone, prompts, sampling)
-    # The scheduler's arithmetic is cheap, and on the CPU it is the same on every device.
+    # The scheduler's arithmetic is cheap, and on the CPU it gives the same result on every device.
     for index, timestep in enumerate(scheduler.timesteps):
         prediction = denoise(scheduler.scale_model_input(latents, timestep), timestep)
         result = scheduler.step(prediction, timestep, latents, generator=generators)
@@ -75,7 +75,7 @@ def generate(
 def _guided(
     backbone: Backbone, prompts: Sequence[str], sampling: Sampling
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """Denoise with guidance as the family has it, in one forward per step."""
+    """Return a function that denoises with the family's guidance, in one forward pass per step."""
     num, family, scale = len(prompts), backbone.base.family, sampling.guidance
     if not family.needs_negative(scale):
         tensors = family.with_guidance(backbone.condition(prompts).tensors, scale)
@@ -92,7 +92,7 @@ def _guided(
 
 
 def _with_negative(backbone: Backbone, prompts: Sequence[str], negative: str) -> Condition:
-    """Condition of the prompts, and then as often of the negative prompt."""
+    """Return the condition of the prompts, followed by the negative prompt as many times."""
     num, base = len(prompts), backbone.base
     negative_prompt = negative or base.family.no_prompt
     condition = backbone.condition([*prompts, *[negative_prompt] * num])

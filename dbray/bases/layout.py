@@ -1,8 +1,8 @@
-"""The layout of a base on disk: what a diffusers folder must hold before it is worth loading.
+"""The layout of a base on disk: what a diffusers folder must contain to be loaded.
 
-Owns the names of its files and what is checked in every family, so that `dbray validate` finds in
+Owns the names of its files and the checks common to all families, so that `dbray validate` finds in
 seconds what would otherwise fail on a cluster. Reads configurations and the headers of weights,
-never tensors. What is special to a family is checked by the family.
+never tensors. Each family checks what is special to it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from dbray.spec.text_files import parse_yaml, read_text
 INDEX_FILE = "model_index.json"
 DEFAULTS_FILE = "dbray.yaml"
 SUFFIXES = (".json", ".safetensors", ".txt", ".model", ".jinja")
-"""Of the files that are read."""
+"""Suffixes of the files that are read."""
 
 _WEIGHTS = {
     "diffusers": "diffusion_pytorch_model.safetensors",
@@ -40,7 +40,7 @@ _SAVE_AGAIN = "write the folder again with save_pretrained, without a variant"
 
 
 class Defaults(Spec):
-    """What the makers of a base recommend: the file `dbray.yaml` in its folder."""
+    """Recommendations of a base's makers: the file `dbray.yaml` in its folder."""
 
     recipe: Recipe = Recipe()
     prior: Prior = Prior()
@@ -55,7 +55,7 @@ class Layout:
 
     @cached_property
     def index(self) -> dict[str, Any]:
-        """What `model_index.json` holds. Raises BaseError."""
+        """The content of `model_index.json`. Raises BaseError."""
         if not (self.folder / INDEX_FILE).is_file():
             raise BaseError(f"{self.folder} has no {INDEX_FILE}, so it is not a diffusers folder; "
                             "give the folder that save_pretrained wrote")  # fmt: skip
@@ -68,12 +68,12 @@ class Layout:
 
     @property
     def names(self) -> list[str]:
-        """Names of the base that folders show: its own, and that of the hub's cache."""
+        """Names of the base in paths: its folder's own, and that of the hub's cache."""
         cached = [one.name for one in self.folder.parents if one.name.startswith(_HUB)]
         return [self.folder.name, *(name.removeprefix(_HUB) for name in cached)]
 
     def check(self) -> None:
-        """Raise BaseError where the folder is not a complete base of a family that dbray knows."""
+        """Raise BaseError if the folder is not a complete base of a supported family."""
         for part in self.family.folders:
             self.config(part)
         self.family.check(self)
@@ -91,16 +91,16 @@ class Layout:
         return read_object(self.folder / part / name)
 
     def num_parameters(self, part: str) -> int:
-        """Count a part's parameters, by the headers of its weight files. Raises BaseError."""
+        """Count a part's parameters from the headers of its weight files. Raises BaseError."""
         return sum(math.prod(shape) for shape in self.shapes(part).values())
 
     def shapes(self, part: str) -> dict[str, tuple[int, ...]]:
-        """Shapes of a part's tensors, by the headers of its weight files. Raises BaseError."""
+        """Return the shapes of a part's tensors, from its files' headers. Raises BaseError."""
         files = self.weight_files(part)
         return {name: shape for file in files for name, shape in _shapes(file).items()}
 
     def files(self) -> list[Path]:
-        """Every file that decides what the base draws, by part and name."""
+        """Return every file that affects the base's images, by part and name."""
         return [
             file
             for part in self.family.folders
@@ -115,7 +115,7 @@ class Layout:
                             "copy or download the base again")  # fmt: skip
 
     def weight_files(self, part: str) -> list[Path]:
-        """The files that hold a part's weights: one, or the shards that an index names."""
+        """Return the files with a part's weights: one, or the shards in an index."""
         library = self.family.models[part].partition(".")[0]
         whole = self.folder / part / _WEIGHTS[library]
         index = whole.with_name(f"{whole.name}.index.json")
@@ -123,12 +123,12 @@ class Layout:
             return [whole]
         shards = read_object(index).get("weight_map")
         if not isinstance(shards, dict) or not shards:
-            raise BaseError(f"{index} names no files; {_SAVE_AGAIN}")
+            raise BaseError(f"{index} lists no files; {_SAVE_AGAIN}")
         return [whole.with_name(name) for name in sorted({str(name) for name in shards.values()})]
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """Read a JSON file that holds an object. Raises BaseError."""
+    """Read a JSON file that contains an object. Raises BaseError."""
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as exc:
@@ -140,7 +140,7 @@ def read_object(file: Path) -> dict[str, Any]:
 
 
 def read_defaults(folder: Path) -> dict[str, dict[str, Any]]:
-    """Read what the makers recommend: only the fields that they name, {} where there is no file.
+    """Read the makers' recommendations: only the fields in the file, {} without a file.
 
     Raises:
         BaseError: with every mistake in the file.
@@ -168,7 +168,7 @@ def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
             f"dbray reads neither pickles nor variants such as fp16; {_SAVE_AGAIN}"
         )
     try:
-        # Opening compares the size of the file with what its header says.
+        # Opening the file compares its size with its header.
         with safe_open(file, framework="numpy") as opened:
             names = list(opened.keys())
             return {name: tuple(opened.get_slice(name).get_shape()) for name in names}

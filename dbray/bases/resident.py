@@ -1,10 +1,9 @@
-"""The resident weights of a backbone: the one door by which they are replaced and put back.
+"""The resident weights of a backbone: the only object that replaces and restores them.
 
-Owns one pristine copy of the base's weights, taken when a part is first replaced: training never
-needs it, and everything else goes back to it, bit for bit. The tensors of a part are brought
-together in one buffer, one after the other, sorted by name, as in a safetensors file: so a swap is
-one copy.
-What is put in is a method's: see `Weights`.
+Owns one pristine copy of the base's weights, taken when a part is first replaced. Training does not
+need it; otherwise the base's weights are restored from it, bit for bit. The tensors of a part are
+stored in one buffer, sorted by name, as in a safetensors file: so a swap is one copy. A method
+defines what is written: see `Weights`.
 """
 
 from __future__ import annotations
@@ -22,25 +21,25 @@ Layout = Mapping[str, torch.Size]
 
 
 Changes = Mapping[str, frozenset[str] | None]
-"""Names of the tensors that are written, by part; None: all of the part."""
+"""Names of the tensors that are written, by part; None: the whole part."""
 
 
 class Weights(Protocol):
-    """A published model in memory, as its method reads it."""
+    """A published model in memory, in the form of its method."""
 
     @property
     def size_bytes(self) -> int:
-        """Memory that it holds."""
+        """Memory in use."""
         ...
 
     @property
     def prepared_bytes(self) -> int:
-        """Memory that it would hold on the device."""
+        """Memory that it would use on the device."""
         ...
 
     @property
     def changes(self) -> Changes:
-        """What it writes."""
+        """The tensors that it writes."""
         ...
 
     def prepare(self, device: torch.device) -> Weights:
@@ -48,7 +47,7 @@ class Weights(Protocol):
         ...
 
     def write(self, resident: Resident) -> None:
-        """Write what `changes` names, whatever is there before."""
+        """Write all tensors of `changes`, whatever their present values are."""
         ...
 
 
@@ -69,24 +68,24 @@ class Resident:
         }
 
     def put(self, weights: Weights | None) -> None:
-        """Put weights in; parts that they do not change, or all for None, get the base's back."""
+        """Write weights; parts that they do not change (all for None) get the base's again."""
         changes = weights.changes if weights else {}
         for part in changes:
             self._take(part)
         for part, names in self._changed.items():
             self._restore(part, names, changes.get(part, frozenset()))
-        # Should writing break off, what it may have changed is still known.
+        # If writing fails, the parts that it may have changed are still known.
         self._changed = dict(changes)
         if weights:
             weights.write(self)
 
     @property
     def changed(self) -> frozenset[str]:
-        """Names of the parts that are not the base's now."""
+        """Names of the parts that differ from the base's."""
         return frozenset(self._changed)
 
     def tensor(self, part: str, name: str) -> tuple[Tensor, Tensor]:
-        """One tensor of a part that is being changed: as it is now, and the base's on the CPU."""
+        """Return a tensor of a part that is being changed, and the base's tensor on the CPU."""
         live = self._tensors[part][name]
         start = self._starts[part][name]
         return live, self._pristine[part][start : start + live.numel()].view(live.shape)
@@ -94,7 +93,7 @@ class Resident:
     def _restore(
         self, part: str, names: frozenset[str] | None, next_names: frozenset[str] | None
     ) -> None:
-        """Put the base's tensors back that were changed and are not written next."""
+        """Restore the base's tensors that were changed and are not written next."""
         if next_names is None:
             return
         if names is None:
@@ -107,19 +106,19 @@ class Resident:
     @torch.no_grad()
     def overwrite(self, part: str, source: Tensor) -> None:
         """Replace a part by flat weights in the order of its layout."""
-        # One half here and one beside: a single core cannot use all of the memory's speed.
+        # Two threads copy one half each: a single core cannot use the full memory bandwidth.
         target = self._live[part]
         half = len(target) // 2
         self._helper = self._helper or ThreadPoolExecutor(1, "copier")
-        beside = self._helper.submit(_copy, target[half:], source[half:])
+        second_half = self._helper.submit(_copy, target[half:], source[half:])
         try:
             _copy(target[:half], source[:half])
         finally:
-            beside.result()
+            second_half.result()
 
     @torch.no_grad()
     def _take(self, part: str) -> None:
-        """Bring a part's tensors into one buffer, and keep its base weights."""
+        """Move a part's tensors to one buffer, and copy its base weights."""
         if part in self._live:
             return
         tensors = _tensors(self._models[part])
@@ -139,5 +138,5 @@ def _copy(target: Tensor, source: Tensor) -> None:
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    """The parameters of a module, sorted by name. Its buffers, as tables of positions, stay."""
+    """Return the parameters of a module, sorted by name, without buffers such as positions."""
     return dict(sorted(module.named_parameters(remove_duplicate=False)))

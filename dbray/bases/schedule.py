@@ -1,6 +1,6 @@
-"""Schedules: how latents are noised in training, and what the denoiser should answer.
+"""Schedules: how latents are noised in training, and the target of the denoiser.
 
-A base's schedule draws its own timesteps, adds noise, and gives target and weights, so that the
+A base's schedule draws its own timesteps, adds noise, and returns target and weights, so that the
 loop is the same for every kind of diffusion. Every function works on rows, so that a batch equals
 a loop over its rows. Shape suffixes: B rows, C channels, H height, W width, T timesteps.
 
@@ -20,11 +20,11 @@ from dbray.spec.sections import Prediction, Recipe
 
 
 class Schedule(Protocol):
-    """What the training loop asks of a base's noise."""
+    """The interface of a base's noise for the training loop."""
 
     @property
     def device(self) -> torch.device:
-        """Where its tensors are."""
+        """The device of its tensors."""
         ...
 
     def to(self, device: torch.device) -> Schedule:
@@ -36,28 +36,28 @@ class Schedule(Protocol):
         ...
 
     def add_noise(self, latents_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
-        """Noise clean latents to their timesteps."""
+        """Add noise to clean latents at their timesteps."""
         ...
 
     def target(self, latents_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
-        """Return what the denoiser should answer."""
+        """Return the target of the denoiser."""
         ...
 
     def weights(self, timesteps_B: Tensor, recipe: Recipe) -> Tensor | None:
-        """Return the loss weight of each row that the recipe asks for; None: all are 1."""
+        """Return the recipe's loss weight of each row; None: all are 1."""
         ...
 
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """T discrete timesteps: how much signal is left at each, and what is predicted."""
+    """T discrete timesteps: the signal that is left at each, and the prediction type."""
 
     alphas_cumprod_T: Tensor
     prediction: Prediction
 
     @property
     def num_timesteps(self) -> int:
-        """Number of timesteps T; timesteps lie in [0, T)."""
+        """Number of timesteps T; timesteps are in [0, T)."""
         return len(self.alphas_cumprod_T)
 
     @property
@@ -78,7 +78,7 @@ class NoiseSchedule:
         return alphas_B111.sqrt(), (1 - alphas_B111).sqrt()
 
     def add_noise(self, latents_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
-        """Noise clean latents to their timesteps (Ho et al., equation 4)."""
+        """Add noise to clean latents at their timesteps (Ho et al., equation 4)."""
         signal, sigma = self._signal_and_noise(timesteps_B)
         return signal * latents_BCHW + sigma * noise_BCHW
 
@@ -90,7 +90,7 @@ class NoiseSchedule:
         return signal * noise_BCHW - sigma * latents_BCHW
 
     def weights(self, timesteps_B: Tensor, recipe: Recipe) -> Tensor | None:
-        """Return min-SNR weights where the recipe asks for them."""
+        """Return min-SNR weights if the recipe uses them."""
         if recipe.min_snr_gamma is None:
             return None
         return self.min_snr_weights(timesteps_B, recipe.min_snr_gamma)

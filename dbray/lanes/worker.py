@@ -132,7 +132,7 @@ class _Worker:
         compute = Compute(
             str(self.device), recipe.precision, recipe.resolution, recipe.gradient_checkpointing
         )
-        self.base = bases.here(spec.base)
+        self.base = bases.find_on_this_node(spec.base)
         backbone = bases.load(self.base, compute)
         self.method = method_of(recipe.method)
         network = self.method.network(backbone, recipe)

@@ -115,7 +115,7 @@ class SamplingActor:
     @cached_property
     def _base_here(self) -> Base:
         """Find the base at the first task, not at construction: a failure is then its result."""
-        return bases.here(self.base)
+        return bases.find_on_this_node(self.base)
 
     def make(self, task: dict[str, Any]) -> dict[str, bytes]:
         """Carry out one task; the returned files go to the driver."""

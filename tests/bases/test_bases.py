@@ -93,7 +93,7 @@ FAULTS = {
         lambda base: (base / "unet" / UNET).rename(base / "unet" / f"{UNET}.index.json"),
         "no readable",
     ),
-    "shards of nothing": (lambda base: name_no_shards(base / "unet"), "names no files"),
+    "shards of nothing": (lambda base: name_no_shards(base / "unet"), "lists no files"),
     "misspelt advice": (lambda base: damage(base / "dbray.yaml", b"recipe:\n  stepz: 1"),
                         r"dbray\.yaml:2: recipe\.stepz"),
     "advice in a list": (lambda base: damage(base / "dbray.yaml", b"- 1"), r"dbray\.yaml:1"),
@@ -179,11 +179,11 @@ def test_a_base_from_the_hub_is_found_on_every_node(node):
     base = bases.resolve("owner/name", COMMIT)
     assert (base.folder, base.revision) == (first, COMMIT)
     second = node("second")
-    found = bases.here(base)
+    found = bases.find_on_this_node(base)
     assert (found.folder, found.digest) == (second, base.digest)
     shutil.rmtree(second)
-    with pytest.raises(BaseError, match=r"base 'owner/name': .*cannot be had from the hub"):
-        bases.here(base)
+    with pytest.raises(BaseError, match=r"base 'owner/name': .*cannot be downloaded from the hub"):
+        bases.find_on_this_node(base)
 
 
 def test_a_base_from_the_hub_is_the_same_on_every_node(node):
@@ -191,15 +191,15 @@ def test_a_base_from_the_hub_is_the_same_on_every_node(node):
     base = bases.resolve("owner/name", COMMIT)
     change(node("second"), "scheduler", clip_sample=True)
     with pytest.raises(BaseError, match=r"base 'owner/name': .*second.* is not what the job began"):
-        bases.here(base)
+        bases.find_on_this_node(base)
 
 
 def test_a_folder_has_to_be_on_every_node(copied):
     base = bases.resolve(str(copied), COMMIT)  # the revision of a folder means nothing
-    assert bases.here(base) is base
+    assert bases.find_on_this_node(base) is base
     shutil.rmtree(copied)
     with pytest.raises(BaseError, match=f"base '{copied}': .*every node needs it at the same path"):
-        bases.here(base)
+        bases.find_on_this_node(base)
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim"])

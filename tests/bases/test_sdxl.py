@@ -312,7 +312,7 @@ def change(folder, part, **values):
     ("part", "values", "reason"),
     [
         ("unet", {"projection_class_embeddings_input_dim": 5 * 8 + 32}, "72, not 80"),  # refiner
-        ("unet", {"cross_attention_dim": 24}, "is 24, and its texts are 40"),
+        ("unet", {"cross_attention_dim": 24}, "is 24, but its texts are 40"),
         ("unet", {"addition_embed_type": None}, "None, not 'text_time'"),
         ("unet", {"in_channels": 9}, "in_channels of its UNet is 9"),  # inpainting
         ("unet", {"time_cond_proj_dim": 256}, "time_cond_proj_dim is 256"),

@@ -352,7 +352,7 @@ def test_lanes_look_for_a_base_of_the_hub_on_their_own_node(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
     job = load_job(tmp_path, Path("owner/name"), {"ace": "cat"}, base_revision=commit,
                    resources={"max_lane_failures": 0}, **BARE)  # fmt: skip
-    with pytest.raises(LaneLost, match=r"base 'owner/name': .* cannot be had from the hub"):
+    with pytest.raises(LaneLost, match=r"base 'owner/name': .* cannot be downloaded from the hub"):
         run_job(job)
 
 

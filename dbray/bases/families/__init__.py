@@ -1,6 +1,6 @@
-"""The table of families: from the class named in `model_index.json` to the module that knows it.
+"""The table of families: from the class in `model_index.json` to the module of its family.
 
-A family is one file beside this one, and one line in `FAMILIES`. Importing this package loads
+A family is one file in this folder, and one line in `FAMILIES`. Importing this package loads
 neither torch nor diffusers.
 """
 
@@ -20,14 +20,14 @@ FAMILIES = {
     "Flux2KleinPipeline": "flux2_klein",
     "QwenImagePipeline": "qwen_image",
 }
-"""By the `_class_name` of a base's index, the file in this folder that holds its FAMILY."""
+"""From the `_class_name` in a base's index to the file in this folder with its FAMILY."""
 
 
 def family_of(class_name: object) -> Family:
     """Return the family of a pipeline class.
 
     Raises:
-        BaseError: dbray does not know the class.
+        BaseError: the class is not supported.
     """
     file = FAMILIES.get(class_name) if isinstance(class_name, str) else None
     if file is None:

@@ -1,8 +1,8 @@
-"""What dbray has to know of a family of models, and what most families have in common.
+"""The interface of a family of models, and what most families have in common.
 
-A Family describes: it holds no weights and no state. `bases.backbone` loads the models that it
-lists and calls it with them. torch is imported where it is needed, so that a base can be checked
-without it.
+A Family is a description: it has no weights and no state. `bases.backbone` loads the models that it
+lists and passes them to it. torch is imported where needed, so that a base can be checked without
+it.
 Shape suffixes: N images, B rows, C channels, H height, W width.
 """
 
@@ -34,7 +34,7 @@ class Family:
     """
 
     name: ClassVar[str]
-    """For people."""
+    """Name in messages."""
     models: ClassVar[Mapping[str, str]]
     """Parts with weights: folder name -> 'library.Class', the denoiser first."""
     tokenizers: ClassVar[Mapping[str, str]]
@@ -43,27 +43,27 @@ class Family:
     """The tokenizer of the text encoder that reads the longest texts."""
     denoiser: ClassVar[str]
     text_encoders: ClassVar[tuple[str, ...]]
-    """Names of the models that read text, in the order in which they are published."""
+    """Names of the models that read text, in the order of publishing."""
     index_keys: ClassVar[tuple[str, ...]] = ()
-    """Keys of a base's index that decide what it draws."""
+    """Keys of a base's index that affect its images."""
     trained_encoders: ClassVar[tuple[str, ...] | None] = None
-    """Those of them that may be trained; None: all."""
+    """Text encoders that may be trained; None: all."""
     samplers: ClassVar[tuple[Sampler, ...]]
-    """Names of the samplers that its bases have."""
+    """Names of its samplers."""
     no_prompt: ClassVar[str] = ""
-    """The negative prompt where none is given."""
+    """The default negative prompt."""
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    """What is recommended for all its bases, by section of a job, where they differ from it."""
+    """Recommended settings of all its bases that differ from a job's defaults, by section."""
 
     targets: ClassVar[Mapping[str, tuple[str, ...]]]
-    """Groups of layers that low-rank factors may train: ends of their paths in the denoiser."""
+    """Groups of layers that low-rank factors may train: endings of paths in the denoiser."""
     default_targets: ClassVar[tuple[str, ...]] = ("attention", "feed_forward")
     text_targets: ClassVar[tuple[str, ...]] = ("q_proj", "k_proj", "v_proj", "out_proj")
     """The same in the text encoders."""
 
     @property
     def encoders_to_train(self) -> tuple[str, ...]:
-        """Names of the text encoders that may be trained, in their order."""
+        """Names of the text encoders that may be trained, in order."""
         allowed = self.trained_encoders
         return self.text_encoders if allowed is None else allowed
 
@@ -73,7 +73,7 @@ class Family:
         return (*self.models, *self.tokenizers, "scheduler")
 
     def check(self, layout: Layout) -> None:
-        """Raise BaseError where the configurations are not those of a base that can be used."""
+        """Raise BaseError if the configurations are not those of a supported base."""
         raise NotImplementedError
 
     def resolution(self, layout: Layout) -> int:
@@ -81,7 +81,7 @@ class Family:
         raise NotImplementedError
 
     def unfit(self, layout: Layout, recipe: Recipe) -> Iterator[tuple[str, str]]:
-        """Yield what is wrong with a recipe for a base, and what to change."""
+        """Yield each problem of a recipe with a base, and what to change."""
         if self.encoders_to_train:
             return
         frozen = f"the text encoders of {self.name} cannot be trained"
@@ -93,7 +93,7 @@ class Family:
             yield f"method {recipe.method.kind}: {frozen}", "set method to lora or full"
 
     def check_sampler(self, name: Sampler) -> None:
-        """Raise BaseError where there is no such sampler."""
+        """Raise BaseError if there is no such sampler."""
         if name not in self.samplers:
             raise BaseError(f"{self.name} has no sampler {name!r}; "
                             f"choose one of: {', '.join(self.samplers)}")  # fmt: skip
@@ -107,12 +107,12 @@ class Family:
         raise NotImplementedError
 
     def prepare(self, scheduler: Any, steps: int, shape: tuple[int, int, int]) -> Any:
-        """Prepare a scheduler for latents of the shape (C, H, W), as `generate` calls it."""
+        """Prepare a scheduler for latents of the shape (C, H, W), for `generate`."""
         scheduler.set_timesteps(steps)
         return scheduler
 
     def needs_negative(self, scale: float) -> bool:
-        """Whether guidance of this scale takes the prediction for the negative prompt."""
+        """Return whether guidance of this scale needs the prediction for the negative prompt."""
         return scale != 1
 
     def guide(self, positive_BCHW: Tensor, negative_BCHW: Tensor, scale: float) -> Tensor:
@@ -120,7 +120,7 @@ class Family:
         return negative_BCHW + scale * (positive_BCHW - negative_BCHW)
 
     def with_guidance(self, condition: Tensors, scale: float) -> Tensors:
-        """Add the scale to a condition, where the denoiser takes it as an input."""
+        """Add the scale to a condition, if the denoiser takes it as an input."""
         return condition
 
     def tokenize(self, tokenizers: Mapping[str, Any], prompts: Sequence[str]) -> Tensors:
@@ -136,31 +136,31 @@ class Family:
         return prompt
 
     def embed(self, models: Mapping[str, Any], tokens: Tensors) -> Tensors:
-        """Turn what `tokenize` returned into what `predict` takes; with gradients."""
+        """Compute the input of `predict` from the result of `tokenize`; with gradients."""
         raise NotImplementedError
 
-    def beside_text(self, models: Mapping[str, Any], num: int) -> Tensors:
-        """Return what else `predict` needs of the other models: N rows, added to the token ids."""
+    def extra_inputs(self, models: Mapping[str, Any], num: int) -> Tensors:
+        """Return further inputs of `predict` from the models: N rows, added to the token ids."""
         return {}
 
     def without_prompt(self, condition: Tensors, layout: Layout) -> Tensors:
-        """Return the condition of no negative prompt, from that of an empty one."""
+        """Return the condition for no negative prompt, from that of an empty one."""
         return condition
 
     def predict(
         self, denoiser: nn.Module, latents_BCHW: Tensor, timesteps_B: Tensor, condition: Tensors
     ) -> Tensor:
-        """Call the denoiser; the answer is in the schedule's parameterisation."""
+        """Call the denoiser; the result is in the schedule's parameterisation."""
         raise NotImplementedError
 
     def num_targets(self, config: Mapping[str, Any], group: str) -> int | None:
-        """Number of layers of a group, by the denoiser's configuration; None if unknown."""
+        """Return the number of layers of a group, from the configuration; None if unknown."""
         return None
 
     def latent_shape(
         self, models: Mapping[str, Any], size: tuple[int, int]
     ) -> tuple[int, int, int]:
-        """Shape (C, H, W) of the latents of an image of (width, height) pixels."""
+        """Return the shape (C, H, W) of the latents of an image of (width, height) pixels."""
         factor = latent_factor(models["vae"].config)
         width, height = size
         return models["vae"].config.latent_channels, height // factor, width // factor
@@ -179,13 +179,13 @@ class Family:
         return vae.decode(latents_NCHW / scale + shift).sample
 
     def check_name(self, layout: Layout) -> None:
-        """Raise BaseError where a base is distilled by its name: no configuration shows it."""
+        """Raise BaseError if a base is distilled by its name: no configuration shows it."""
         for name in layout.names:
             if found := _DISTILLED.search(name.lower()):
                 raise BaseError(
-                    f"{name!r} is distilled to few steps, by its name ({found[0]!r}), and would "
-                    "lose them in training; choose the base that it was distilled from, or rename "
-                    "the folder if this is not so"
+                    f"{name!r} is distilled to few steps, by its name ({found[0]!r}), and training "
+                    "would undo that; choose the base that it was distilled from, or rename the "
+                    "folder if it is not distilled"
                 )
 
     def refused(self, reason: str) -> BaseError:
@@ -194,10 +194,10 @@ class Family:
 
 
 def latent_factor(config: Any) -> int:
-    """Pixels per latent along a side."""
+    """Return the pixels per latent along a side."""
     return 2 ** (len(config.block_out_channels) - 1)
 
 
 def latent_scale(config: Any) -> tuple[float, float]:
-    """Scale and shift of an AutoencoderKL's latents."""
+    """Return scale and shift of an AutoencoderKL's latents."""
     return config.scaling_factor, getattr(config, "shift_factor", None) or 0.0

@@ -1,7 +1,7 @@
-"""What the families have in common that are transformers trained by flow matching.
+"""The common part of the families of transformers trained by flow matching.
 
-Their samplers, their schedule, the shift of their noise levels by the size of an image, and the
-checks of their configurations.
+Their samplers, their schedule, the shift of their noise levels by image size, and the checks of
+their configurations.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _SCHEDULER = "FlowMatchEulerDiscreteScheduler"
 NATIVE_LATENTS = 128
-"""Side of the latents of the images that they were trained on; no configuration has it."""
+"""Side of the latents of the training images; it is in no configuration."""
 
 
 class FlowFamily(Family):
@@ -33,12 +33,12 @@ class FlowFamily(Family):
     denoiser = "transformer"
     samplers = ("euler",)
     model_types: ClassVar[Mapping[str, tuple[str, ...]]]
-    """By text encoder, the `model_type` that its configuration may have."""
+    """Allowed `model_type`s of the configuration, by text encoder."""
     channels_per_latent = PATCH**2
     """Input channels of the transformer for each channel of the latents."""
 
     def check(self, layout: Layout) -> None:
-        """Refuse other parts, other schedulers, and transformers with more inputs."""
+        """Reject other parts, other schedulers, and transformers with more inputs."""
         for part, allowed in self._classes().items():
             config = layout.config(part)
             found = config.get("_class_name") or config.get("model_type")
@@ -51,7 +51,7 @@ class FlowFamily(Family):
                                "latents")  # fmt: skip
 
     def _classes(self) -> dict[str, tuple[str, ...]]:
-        """The classes that each part may have."""
+        """Return the allowed classes of each part."""
         diffusers = {
             part: (name.partition(".")[2],)
             for part, name in self.models.items()
@@ -60,11 +60,11 @@ class FlowFamily(Family):
         return {**diffusers, **self.model_types, "scheduler": (_SCHEDULER,)}
 
     def latent_channels(self, vae: Mapping[str, Any]) -> int:
-        """Channels of the latents, by the autoencoder's configuration."""
+        """Return the channels of the latents, from the autoencoder's configuration."""
         return vae.get("latent_channels", 0)
 
     def factor(self, vae: Mapping[str, Any]) -> int:
-        """Pixels per latent along a side, by the autoencoder's configuration."""
+        """Return the pixels per latent along a side, from the autoencoder's configuration."""
         return 2 ** (len(vae["block_out_channels"]) - 1)
 
     def resolution(self, layout: Layout) -> int:
@@ -89,7 +89,7 @@ class FlowFamily(Family):
         return FlowSchedule.of(config)
 
     def scheduler(self, name: Sampler, config: Mapping[str, Any]) -> Any:
-        """The one sampler that there is."""
+        """Make the only sampler of these families."""
         from diffusers import FlowMatchEulerDiscreteScheduler
 
         return FlowMatchEulerDiscreteScheduler.from_config(dict(config))
@@ -102,7 +102,7 @@ class FlowFamily(Family):
         return FlowSampler(scheduler)
 
     def set_timesteps(self, scheduler: Any, steps: int, shape: tuple[int, int, int]) -> None:
-        """Even steps from 1 to 1 / steps, shifted towards noise the more, the larger the image."""
+        """Even steps from 1 to 1 / steps, shifted towards noise: the larger the image, the more."""
         import numpy as np
 
         mu = None
@@ -112,11 +112,11 @@ class FlowFamily(Family):
         scheduler.set_timesteps(steps, sigmas=sigmas, mu=mu)
 
     def num_tokens(self, shape: tuple[int, int, int]) -> int:
-        """Number of tokens of latents of this shape (C, H, W)."""
+        """Return the number of tokens of latents of this shape (C, H, W)."""
         return shape[1] * shape[2] // PATCH**2
 
     def shift(self, config: Mapping[str, Any], num_tokens: int, steps: int) -> float:
-        """mu: linear in the number of tokens, through two points of the configuration."""
+        """Return mu: linear in the number of tokens, through two points of the configuration."""
         low, high = config["base_image_seq_len"], config["max_image_seq_len"]
         slope = (config["max_shift"] - config["base_shift"]) / (high - low)
         return config["base_shift"] + slope * (num_tokens - low)
@@ -124,18 +124,18 @@ class FlowFamily(Family):
     def latent_shape(
         self, models: Mapping[str, Any], size: tuple[int, int]
     ) -> tuple[int, int, int]:
-        """See Family. Raises BaseError where the sides do not fit the patches."""
+        """See Family. Raises BaseError if the sides are not multiples of the patches."""
         config = models["vae"].config
         factor = self.factor(config)
         width, height = size
         if width % (PATCH * factor) or height % (PATCH * factor):
-            raise BaseError(f"{width} x {height} pixels: the sides of images of {self.name} are "
-                            f"multiples of {PATCH * factor}; choose other sides")  # fmt: skip
+            raise BaseError(f"{width} x {height} pixels: the sides must be multiples of "
+                            f"{PATCH * factor} for {self.name}; choose other sides")  # fmt: skip
         return self.latent_channels(config), height // factor, width // factor
 
 
 def token_ids(tokenizer: Any, texts: Sequence[str], length: int) -> Tensors:
-    """Token ids of texts and the mask of those that are not padding, at a fixed length."""
+    """Return token ids of texts and the mask of non-padding tokens, at a fixed length."""
     found = tokenizer(
         list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
     )
@@ -143,7 +143,7 @@ def token_ids(tokenizer: Any, texts: Sequence[str], length: int) -> Tensors:
 
 
 def chat(tokenizer: Any, prompts: Sequence[str], thinking: bool) -> list[str]:
-    """Each prompt as the one message of a user, in the tokenizer's own template."""
+    """Return each prompt as the only user message, in the tokenizer's own template."""
     return [
         tokenizer.apply_chat_template(
             [{"role": "user", "content": prompt}],
@@ -156,7 +156,7 @@ def chat(tokenizer: Any, prompts: Sequence[str], thinking: bool) -> list[str]:
 
 
 def sigmas_of(timesteps_B: Tensor) -> Tensor:
-    """Noise levels of timesteps."""
+    """Return the noise levels of timesteps."""
     from dbray.bases.flow import TIMESTEPS_PER_SIGMA
 
     return timesteps_B / TIMESTEPS_PER_SIGMA

@@ -1,7 +1,7 @@
 """FLUX.1 [dev]: one transformer over CLIP's pooled text, T5's tokens and patches of latents.
 
-The guidance scale is an input of the transformer: it was distilled from guided predictions. It
-trains at 1, as diffusers' own recipe does, and samples at the scale that is asked for.
+The guidance scale is an input of the transformer: it was distilled from guided predictions.
+Training uses 1, as diffusers' own recipe does, and sampling uses the requested scale.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from dbray.bases.layout import Layout
 
 _LENGTH = 512
-"""Tokens of T5's text. Padding is read too, so the length is part of the condition."""
+"""Tokens of T5's text. The transformer reads padding, so the length is part of the condition."""
 
 
 class Flux(FlowFamily):
     """See the module."""
 
     name = "FLUX.1 [dev]"
-    models = {  # noqa: RUF012 - nobody changes it
+    models = {  # noqa: RUF012 - never changed
         "transformer": "diffusers.FluxTransformer2DModel",
         "vae": "diffusers.AutoencoderKL",
         "text_encoder": "transformers.CLIPTextModel",
@@ -52,16 +52,16 @@ class Flux(FlowFamily):
     }
 
     def check(self, layout: Layout) -> None:
-        """See Family. Only a transformer without guidance as an input is distilled to few steps."""
+        """See Family. Only a transformer without a guidance input is distilled to few steps."""
         super().check(layout)
         if not layout.config(self.denoiser).get("guidance_embeds"):
             raise self.refused(
-                "its transformer does not take the guidance scale, as that of FLUX.1 [schnell], "
-                "which is distilled to 4 steps and would lose them in training"
+                "its transformer does not take the guidance scale, like that of FLUX.1 [schnell], "
+                "which is distilled to 4 steps, and training would undo that"
             )
 
     def num_targets(self, config: Mapping[str, Any], group: str) -> int | None:
-        """Single blocks have no projections of their own for the text, and another feed-forward."""
+        """Single blocks have no separate projections for the text, and another feed-forward."""
         blocks, single = config["num_layers"], config["num_single_layers"]
         return {"attention": 8 * blocks + 3 * single, "feed_forward": 4 * blocks}.get(group)
 
@@ -78,24 +78,24 @@ class Flux(FlowFamily):
         return _LENGTH
 
     def embed(self, models: Mapping[str, Any], tokens: Tensors) -> Tensors:
-        """T5's last hidden states, CLIP's pooled text, and the guidance scale of training."""
+        """Return T5's last hidden states, CLIP's pooled text, and training's guidance scale."""
         pooled = models["text_encoder"](tokens["clip_ids"]).pooler_output
         text = models["text_encoder_2"](tokens["t5_ids"])[0]
         return self.with_guidance({"text": text, "pooled": pooled}, 1.0)
 
     def needs_negative(self, scale: float) -> bool:
-        """Never: one forward pass answers as guided. There is no negative prompt."""
+        """Never: one forward pass is already guided. There is no negative prompt."""
         return False
 
     def with_guidance(self, condition: Tensors, scale: float) -> Tensors:
-        """The scale, as an input of each row."""
+        """Add the scale as an input of each row."""
         pooled = condition["pooled"]
         return {**condition, "guidance": pooled.new_full((len(pooled),), scale).float()}
 
     def predict(
         self, denoiser: nn.Module, latents_BCHW: Tensor, timesteps_B: Tensor, condition: Tensors
     ) -> Tensor:
-        """The transformer's answer: noise minus image."""
+        """Return the transformer's output: noise minus image."""
         height, width = latents_BCHW.shape[2:]
         text = condition["text"]
         tokens = denoiser(

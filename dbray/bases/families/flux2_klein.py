@@ -1,7 +1,7 @@
 """FLUX.2 [klein] base: one transformer over three layers of Qwen3 and patches of latents.
 
-The autoencoder's latents are put into patches and normalised by its own statistics, so latents have
-four times its channels and half its height and width here.
+The autoencoder's latents are grouped into patches and normalised by its own statistics, so latents
+have four times its channels and half its height and width here.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 _LENGTH = 512
 _LAYERS = (9, 18, 27)
-"""Hidden states that are read; 0 is the embedding."""
+"""Indices of the hidden states to read; 0 is the embedding."""
 
 
 class Flux2Klein(FlowFamily):
     """See the module."""
 
     name = "FLUX.2 [klein] base"
-    models = {  # noqa: RUF012 - nobody changes it
+    models = {  # noqa: RUF012 - never changed
         "transformer": "diffusers.Flux2Transformer2DModel",
         "vae": "diffusers.AutoencoderKLFlux2",
         "text_encoder": "transformers.Qwen3Model",
@@ -37,7 +37,7 @@ class Flux2Klein(FlowFamily):
     text_encoders = ("text_encoder",)
     trained_encoders = ()
     targets = {  # noqa: RUF012 - as above
-        # Single blocks have two fused layers, of which the last is no list as in the others.
+        # Single blocks have two fused layers; the second is not in a list as in other blocks.
         "attention": ("to_q", "to_k", "to_v", "to_out.0", "to_qkv_mlp_proj", "attn.to_out"),
     }
     default_targets = ("attention",)
@@ -47,12 +47,12 @@ class Flux2Klein(FlowFamily):
     }
 
     def check(self, layout: Layout) -> None:
-        """See Family. The index says whether a base is distilled."""
+        """See Family. The index shows whether a base is distilled."""
         super().check(layout)
         if layout.index.get("is_distilled"):
             raise self.refused(
-                "its model_index.json says is_distilled, and it would lose its few steps in "
-                "training; the one to train has 'base' in its name"
+                "its model_index.json sets is_distilled, and training would undo its few steps; "
+                "the base to train has 'base' in its name"
             )
         wanted = layout.config(self.denoiser).get("joint_attention_dim")
         width = layout.config("text_encoder").get("hidden_size", 0)
@@ -66,17 +66,17 @@ class Flux2Klein(FlowFamily):
         return counts.get(group)
 
     def num_tokens(self, shape: tuple[int, int, int]) -> int:
-        """One for each latent, which is a patch already."""
+        """One per latent, which is already a patch."""
         return shape[1] * shape[2]
 
     def shift(self, config: Mapping[str, Any], num_tokens: int, steps: int) -> float:
-        """mu: by diffusers' own fit, which depends on the number of steps too."""
+        """Return mu by diffusers' own fit, which also depends on the number of steps."""
         from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 
         return compute_empirical_mu(num_tokens, steps)
 
     def tokenize(self, tokenizers: Mapping[str, Any], prompts: Sequence[str]) -> Tensors:
-        """Token ids of the chat, and which of them are not padding."""
+        """Return token ids of the chat, and the mask of non-padding tokens."""
         tokenizer = tokenizers["tokenizer"]
         return token_ids(tokenizer, chat(tokenizer, prompts, thinking=False), _LENGTH)
 
@@ -89,7 +89,7 @@ class Flux2Klein(FlowFamily):
         return chat(reader, [prompt], thinking=False)[0]
 
     def embed(self, models: Mapping[str, Any], tokens: Tensors) -> Tensors:
-        """Three layers side by side. The transformer reads the padding too."""
+        """Return three layers side by side. The transformer reads the padding too."""
         import torch
 
         found = models["text_encoder"](
@@ -106,7 +106,7 @@ class Flux2Klein(FlowFamily):
         return channels * PATCH**2, height // PATCH, width // PATCH
 
     def encode(self, models: Mapping[str, Any], pixels_NCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """The middle of the posterior, in patches, normalised."""
+        """Return the mode of the posterior, in patches, normalised."""
         from torch.nn.functional import pixel_unshuffle
 
         vae = models["vae"]
@@ -124,7 +124,7 @@ class Flux2Klein(FlowFamily):
     def predict(
         self, denoiser: nn.Module, latents_BCHW: Tensor, timesteps_B: Tensor, condition: Tensors
     ) -> Tensor:
-        """The transformer's answer: noise minus image."""
+        """Return the transformer's output: noise minus image."""
         import torch
 
         text = condition["text"]
@@ -145,7 +145,7 @@ class Flux2Klein(FlowFamily):
 
 
 def _statistics(vae: Any) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of each channel of the patches, from the autoencoder's weights."""
+    """Return mean and deviation of each channel of the patches, from the autoencoder's weights."""
     variance = vae.bn.running_var + vae.config.batch_norm_eps
     return vae.bn.running_mean.view(1, -1, 1, 1), variance.sqrt().view(1, -1, 1, 1)
 

@@ -21,9 +21,9 @@ _BEFORE = (
 )
 _AFTER = "<|im_end|>\n<|im_start|>assistant\n"
 _NUM_BEFORE = 34
-"""Tokens before the prompt, which the transformer does not see."""
+"""Tokens before the prompt, which are cut off before the transformer."""
 _READ, _LENGTH = 1024, 512
-"""Tokens after them: those that the text encoder reads at most, and those that are kept."""
+"""Tokens after it: how many the text encoder reads at most, and how many are kept."""
 _OTHER_INPUTS = ("zero_cond_t", "use_additional_t_cond", "use_layer3d_rope")
 
 
@@ -31,7 +31,7 @@ class QwenImage(FlowFamily):
     """See the module."""
 
     name = "Qwen-Image"
-    models = {  # noqa: RUF012 - nobody changes it
+    models = {  # noqa: RUF012 - never changed
         "transformer": "diffusers.QwenImageTransformer2DModel",
         "vae": "diffusers.AutoencoderKLQwenImage",
         "text_encoder": "transformers.Qwen2_5_VLForConditionalGeneration",
@@ -55,7 +55,7 @@ class QwenImage(FlowFamily):
     }
 
     def check(self, layout: Layout) -> None:
-        """See Family. Edit and Layered have other inputs."""
+        """See Family. Qwen-Image-Edit and -Layered have other inputs."""
         super().check(layout)
         config = layout.config(self.denoiser)
         if others := [name for name in _OTHER_INPUTS if config.get(name)]:
@@ -70,18 +70,18 @@ class QwenImage(FlowFamily):
         return 2 ** len(vae["temperal_downsample"])
 
     def num_targets(self, config: Mapping[str, Any], group: str) -> int | None:
-        """Four layers of each group in each block."""
+        """Four layers per group and block."""
         return 4 * config["num_layers"] if group in self.targets else None
 
     def guide(self, positive_BCHW: Tensor, negative_BCHW: Tensor, scale: float) -> Tensor:
-        """Classifier-free guidance, with each token as long as that for the prompt."""
+        """Classifier-free guidance, with each token rescaled to the norm of that for the prompt."""
         mixed = pack(super().guide(positive_BCHW, negative_BCHW, scale))
         wanted = pack(positive_BCHW).norm(dim=-1, keepdim=True)
         scaled = mixed * (wanted / mixed.norm(dim=-1, keepdim=True))
         return unpack(scaled, positive_BCHW.shape[2], positive_BCHW.shape[3])
 
     def tokenize(self, tokenizers: Mapping[str, Any], prompts: Sequence[str]) -> Tensors:
-        """Token ids of the template, and which of them are not padding."""
+        """Return token ids of the template, and the mask of non-padding tokens."""
         found = tokenizers["tokenizer"](
             [self.framed(tokenizers["tokenizer"], prompt) for prompt in prompts],
             padding=True, max_length=_NUM_BEFORE + _READ, truncation=True, return_tensors="pt",
@@ -97,7 +97,7 @@ class QwenImage(FlowFamily):
         return f"{_BEFORE}{prompt}{_AFTER}"
 
     def embed(self, models: Mapping[str, Any], tokens: Tensors) -> Tensors:
-        """The last hidden states of prompt and what follows it, zeros behind."""
+        """Return the last hidden states from the prompt on, followed by zeros."""
         from torch.nn.functional import pad
 
         found = models["text_encoder"](
@@ -123,7 +123,7 @@ class QwenImage(FlowFamily):
     def predict(
         self, denoiser: nn.Module, latents_BCHW: Tensor, timesteps_B: Tensor, condition: Tensors
     ) -> Tensor:
-        """The transformer's answer: noise minus image."""
+        """Return the transformer's output: noise minus image."""
         height, width = latents_BCHW.shape[2:]
         tokens = denoiser(
             hidden_states=pack(latents_BCHW),
@@ -138,7 +138,7 @@ class QwenImage(FlowFamily):
 
 
 def _statistics(vae: Any, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of each channel of the latents, from the autoencoder's configuration."""
+    """Return mean and deviation of each channel of the latents, from the configuration."""
     mean, deviation = vae.config.latents_mean, vae.config.latents_std
     return like.new_tensor(mean).view(1, -1, 1, 1), like.new_tensor(deviation).view(1, -1, 1, 1)
 

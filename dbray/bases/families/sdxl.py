@@ -1,8 +1,8 @@
 """Stable Diffusion XL: a UNet conditioned by two CLIP texts, a pooled text and the image's size.
 
-Source: Podell et al. 2023 (arXiv 2307.01952). The size is taken from the latents, so that training
-and generation cannot differ. What its authors call the original size and the target size are both
-the image's, and nothing counts as cropped.
+Source: Podell et al. 2023 (arXiv 2307.01952). The size is computed from the latents, so that
+training and generation cannot differ. The paper's original size and target size are both the
+image's, and the crop is (0, 0).
 Shape suffixes: N prompts, B rows, L tokens, C channels, H height, W width.
 """
 
@@ -28,7 +28,7 @@ class StableDiffusionXL(StableDiffusion):
     """See the module."""
 
     name = "Stable Diffusion XL"
-    models = {  # noqa: RUF012 - nobody changes it
+    models = {  # noqa: RUF012 - never changed
         "unet": "diffusers.UNet2DConditionModel",
         "vae": "diffusers.AutoencoderKL",
         "text_encoder": "transformers.CLIPTextModel",
@@ -46,18 +46,18 @@ class StableDiffusionXL(StableDiffusion):
         "num_class_embeds",
         "encoder_hid_dim",
         "encoder_hid_dim_type",
-        "time_cond_proj_dim",  # of bases distilled as latent consistency models
+        "time_cond_proj_dim",  # in bases distilled as latent consistency models
     )
     index_keys = (_ZEROS,)
 
     def check(self, layout: Layout) -> None:
-        """Refuse refiners, inpainting, distilled bases and those with other latents or noise."""
+        """Reject refiners, inpainting, distilled bases, and other kinds of latents or noise."""
         self.check_name(layout)
         super().check(layout)
         vae = layout.config("vae")
         if vae.get("latents_mean") is not None or vae.get("latents_std") is not None:
             raise self.refused(
-                "its latents are normalised by channel, which is of another schedule"
+                "its latents are normalised by channel, which belongs to another schedule"
             )
         if "EDM" in layout.config("scheduler").get("_class_name", ""):
             raise self.refused("its noise schedule is that of EDM")
@@ -65,7 +65,7 @@ class StableDiffusionXL(StableDiffusion):
         self._check_projection(layout)
 
     def _check_sizes(self, layout: Layout) -> None:
-        """Refuse UNets that take other sizes or another pooled text, as the refiner's does."""
+        """Reject UNets that take other sizes or another pooled text, as the refiner's does."""
         unet = layout.config("unet")
         sizes = _NUM_SIZES * (unet.get("addition_time_embed_dim") or 0)
         pooled = layout.config("text_encoder_2").get("projection_dim", 0)
@@ -78,7 +78,7 @@ class StableDiffusionXL(StableDiffusion):
                 raise self.refused(f"{key} of its UNet is {unet.get(key)!r}, not {value!r}")
 
     def _check_projection(self, layout: Layout) -> None:
-        """Refuse a file without it: transformers would fill it at random, and only warn."""
+        """Reject a file without it: transformers would fill it at random, and only warn."""
         second = layout.config("text_encoder_2")
         wanted = (second.get("projection_dim"), second.get("hidden_size"))
         found = layout.shapes("text_encoder_2").get("text_projection.weight")
@@ -86,20 +86,20 @@ class StableDiffusionXL(StableDiffusion):
             raise self.refused(f"text_projection of its text_encoder_2 is {found}, not {wanted}")
 
     def tokenize(self, tokenizers: Mapping[str, Any], prompts: Sequence[str]) -> Tensors:
-        """Token ids of both tokenizers, which pad with tokens of their own."""
+        """Return token ids of both tokenizers, each with its own padding."""
         return {
             "token_ids": token_ids(tokenizers["tokenizer"], prompts),
             "token_ids_2": token_ids(tokenizers["tokenizer_2"], prompts),
         }
 
-    def beside_text(self, models: Mapping[str, Any], num: int) -> Tensors:
-        """Pixels per latent, by which latents tell the size of their image."""
+    def extra_inputs(self, models: Mapping[str, Any], num: int) -> Tensors:
+        """Return the pixels per latent, which convert the size of latents to that of the image."""
         import torch
 
         return {"pixels_per_latent": torch.full((num,), float(latent_factor(models["vae"].config)))}
 
     def embed(self, models: Mapping[str, Any], tokens: Tensors) -> Tensors:
-        """Both encoders' last hidden states but one, side by side, and the second's pooled text."""
+        """Return both second-last hidden states side by side, and the second's pooled text."""
         import torch
 
         first = models["text_encoder"](tokens["token_ids"], output_hidden_states=True)
@@ -111,7 +111,7 @@ class StableDiffusionXL(StableDiffusion):
         }
 
     def without_prompt(self, condition: Tensors, layout: Layout) -> Tensors:
-        """Zeros, where the base's index does not say that the empty prompt is read."""
+        """Return zeros, unless the base's index sets the empty prompt to be read."""
         if not layout.index.get(_ZEROS, True):
             return condition
         zeros = {name: condition[name] * 0 for name in ("text", "pooled")}
@@ -120,7 +120,7 @@ class StableDiffusionXL(StableDiffusion):
     def predict(
         self, denoiser: nn.Module, latents_BCHW: Tensor, timesteps_B: Tensor, condition: Tensors
     ) -> Tensor:
-        """The UNet's answer."""
+        """Return the UNet's output."""
         import torch
 
         factor_B = condition["pixels_per_latent"]

@@ -27,7 +27,7 @@ class StableDiffusion(Family):
     """See the module."""
 
     name = "Stable Diffusion 1.x or 2.x"
-    models = {  # noqa: RUF012 - nobody changes it
+    models = {  # noqa: RUF012 - never changed
         "unet": "diffusers.UNet2DConditionModel",
         "vae": "diffusers.AutoencoderKL",
         "text_encoder": "transformers.CLIPTextModel",
@@ -41,7 +41,7 @@ class StableDiffusion(Family):
     }
     text_encoders = ("text_encoder",)
     inputs = "latents and a text"
-    """Of the UNet, in words."""
+    """Of the UNet, for messages."""
     other_inputs: tuple[str, ...] = (
         "addition_embed_type",
         "addition_time_embed_dim",
@@ -52,11 +52,11 @@ class StableDiffusion(Family):
         "encoder_hid_dim_type",
         "time_cond_proj_dim",
     )
-    """Keys of the UNet's configuration that ask for what it would not be given."""
+    """Keys of the UNet's configuration that require inputs which dbray does not give."""
     samplers = ("ddpm", "euler_ancestral", "ddim", "dpm++")
 
     def check(self, layout: Layout) -> None:
-        """Refuse pipelines that need more than noisy latents and text, and other targets."""
+        """Reject pipelines that need more than noisy latents and text, or have other targets."""
         unet, vae = layout.config("unet"), layout.config("vae")
         texts = [layout.config(part) for part in self.text_encoders]
         kinds = [text.get("model_type") for text in texts]
@@ -70,13 +70,13 @@ class StableDiffusion(Family):
             clip_layout.check(part, layout.shapes(part), text)
         prediction = layout.config("scheduler").get("prediction_type", "epsilon")
         if prediction not in PREDICTIONS:
-            raise BaseError(f"it predicts {prediction!r}, and dbray knows only "
+            raise BaseError(f"it predicts {prediction!r}, but dbray supports only "
                             f"{' and '.join(PREDICTIONS)}; choose another base")  # fmt: skip
 
     def _check_inputs(
         self, unet: Mapping[str, Any], vae: Mapping[str, Any], texts: Sequence[Mapping[str, Any]]
     ) -> None:
-        """Refuse what `predict` would not pass on, and parts that do not fit each other."""
+        """Reject inputs that `predict` does not pass on, and parts that do not fit each other."""
         for key in self.other_inputs:
             if unet.get(key) is not None:
                 raise self.refused(f"its UNet needs more than {self.inputs}: {key} is "
@@ -86,25 +86,25 @@ class StableDiffusion(Family):
         channels = vae.get("latent_channels")
         for key in ("in_channels", "out_channels"):
             if unet.get(key) != channels:
-                raise self.refused(f"{key} of its UNet is {unet.get(key)}, and its latents have "
+                raise self.refused(f"{key} of its UNet is {unet.get(key)}, but its latents have "
                                    f"{channels} channels")  # fmt: skip
         widths, width = unet.get("cross_attention_dim"), sum(t.get("hidden_size", 0) for t in texts)
         if width not in (widths if isinstance(widths, list) else [widths]):
-            raise self.refused(f"cross_attention_dim of its UNet is {widths}, and its texts are "
+            raise self.refused(f"cross_attention_dim of its UNet is {widths}, but its texts are "
                                f"{width} wide")  # fmt: skip
 
     def _check_tokenizer(
         self, part: str, tokenizer: Mapping[str, Any], text: Mapping[str, Any]
     ) -> None:
-        """Without a limit, prompts would be padded to billions of tokens."""
+        """Check the limit: without one, prompts would be padded to billions of tokens."""
         length, most = tokenizer.get("model_max_length"), text.get("max_position_embeddings")
         if not isinstance(length, int) or not isinstance(most, int) or not 2 < length <= most:
-            raise BaseError(f"model_max_length of its {part} is {length!r}, and its text "
+            raise BaseError(f"model_max_length of its {part} is {length!r}, but its text "
                             f"encoder reads {most} tokens; set model_max_length to {most} in "
                             f"{part}/tokenizer_config.json")  # fmt: skip
 
     def resolution(self, layout: Layout) -> int:
-        """The UNet's sample size, in pixels."""
+        """Return the UNet's sample size, in pixels."""
         side = layout.config("unet").get("sample_size")
         levels = layout.config("vae").get("block_out_channels")
         if not isinstance(side, int) or not isinstance(levels, list) or not levels:
@@ -122,18 +122,18 @@ class StableDiffusion(Family):
         return None if per_block is None else per_block * num_blocks(config)
 
     def schedule(self, config: Mapping[str, Any]) -> Schedule:
-        """The base's own betas and prediction type."""
+        """Use the base's own betas and prediction type."""
         from dbray.bases.schedule import NoiseSchedule
 
         alphas_cumprod = self.scheduler("ddpm", config).alphas_cumprod
         return NoiseSchedule(alphas_cumprod, config.get("prediction_type", "epsilon"))
 
     def scheduler(self, name: Sampler, config: Mapping[str, Any]) -> Any:
-        """One of diffusers' samplers over the base's noise schedule."""
+        """Make one of diffusers' samplers with the base's noise schedule."""
         import diffusers
 
         # Clipping to [-1, 1] is for pixels and washes latents out. It is the default of ddpm and
-        # ddim, and a base saved with another scheduler (Euler, DPM++, UniPC) does not turn it off.
+        # ddim, and a base saved with another scheduler (Euler, DPM++, UniPC) does not disable it.
         schedulers: dict[str, tuple[Any, dict[str, Any]]] = {
             "ddpm": (diffusers.DDPMScheduler, {"clip_sample": False}),
             "ddim": (diffusers.DDIMScheduler, {"clip_sample": False}),
@@ -144,22 +144,22 @@ class StableDiffusion(Family):
         return scheduler_class.from_config(config, **options)
 
     def tokenize(self, tokenizers: Mapping[str, Any], prompts: Sequence[str]) -> Tensors:
-        """Token ids, padded and cut to the tokenizer's length."""
+        """Return token ids, padded and cut to the tokenizer's length."""
         return {"token_ids": token_ids(tokenizers["tokenizer"], prompts)}
 
     def embed(self, models: Mapping[str, Any], tokens: Tensors) -> Tensors:
-        """The text encoder's last hidden states."""
+        """Return the text encoder's last hidden states."""
         return {"text": models["text_encoder"](tokens["token_ids"])[0]}
 
     def predict(
         self, denoiser: nn.Module, latents_BCHW: Tensor, timesteps_B: Tensor, condition: Tensors
     ) -> Tensor:
-        """The UNet's answer."""
+        """Return the UNet's output."""
         return denoiser(latents_BCHW, timesteps_B, condition["text"], return_dict=False)[0]
 
 
 def token_ids(tokenizer: Any, prompts: Sequence[str]) -> Tensor:
-    """Token ids of N prompts, padded and cut to the tokenizer's length."""
+    """Return token ids of N prompts, padded and cut to the tokenizer's length."""
     return tokenizer(
         list(prompts),
         padding="max_length",
@@ -170,7 +170,7 @@ def token_ids(tokenizer: Any, prompts: Sequence[str]) -> Tensor:
 
 
 def num_blocks(config: Mapping[str, Any]) -> int:
-    """Number of transformer blocks of a UNet2DConditionModel, by its configuration."""
+    """Count the transformer blocks of a UNet2DConditionModel from its configuration."""
     down, up = config["down_block_types"], config["up_block_types"]
     layers = _each(config.get("layers_per_block", 2), down)
     depths = _each(config.get("transformer_layers_per_block", 1), down)

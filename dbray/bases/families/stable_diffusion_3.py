@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from dbray.spec.sections import Recipe
 
 _T5_LENGTH = 256
-"""Padding is read too, so the length is part of the condition."""
+"""The transformer reads padding too, so the length is part of the condition."""
 
 
 class StableDiffusion3(FlowFamily):
     """See the module."""
 
     name = "Stable Diffusion 3 or 3.5"
-    models = {  # noqa: RUF012 - nobody changes it
+    models = {  # noqa: RUF012 - never changed
         "transformer": "diffusers.SD3Transformer2DModel",
         "vae": "diffusers.AutoencoderKL",
         "text_encoder": "transformers.CLIPTextModelWithProjection",
@@ -69,11 +69,11 @@ class StableDiffusion3(FlowFamily):
             raise self.refused("its scheduler sets use_dynamic_shifting")
 
     def resolution(self, layout: Layout) -> int:
-        """The transformer's sample size, in pixels."""
+        """Return the transformer's sample size, in pixels."""
         return layout.config(self.denoiser)["sample_size"] * self.factor(layout.config("vae"))
 
     def unfit(self, layout: Layout, recipe: Recipe) -> Iterator[tuple[str, str]]:
-        """See Family. Positions are a table that ends."""
+        """See Family. The table of positions limits the resolution."""
         yield from super().unfit(layout, recipe)
         config, factor = layout.config(self.denoiser), self.factor(layout.config("vae"))
         most = config["pos_embed_max_size"] * config["patch_size"] * factor
@@ -81,22 +81,22 @@ class StableDiffusion3(FlowFamily):
             yield f"resolution {recipe.resolution} is over the base's {most}", f"set it to {most}"
 
     def num_targets(self, config: Mapping[str, Any], group: str) -> int | None:
-        """The last block does not answer for the text."""
+        """The last block has no output for the text."""
         blocks = config["num_layers"]
         return {"attention": 8 * blocks - 1, "feed_forward": 4 * blocks - 2}.get(group)
 
     def schedule(self, config: Mapping[str, Any]) -> Schedule:
-        """More in the middle, and errors counted as those of the image."""
+        """More steps in the middle, and errors weighted as those of the image."""
         from dbray.bases.flow import FlowSchedule
 
         return FlowSchedule.of(config, "logit_normal", weight_power=2)
 
     def set_timesteps(self, scheduler: Any, steps: int, shape: tuple[int, int, int]) -> None:
-        """Even steps over the table, which is shifted already, shifted again."""
+        """Even steps over the table, which is already shifted, shifted again."""
         scheduler.set_timesteps(steps)
 
     def tokenize(self, tokenizers: Mapping[str, Any], prompts: Sequence[str]) -> Tensors:
-        """Token ids for both CLIPs, at the length of the first, and for T5."""
+        """Return token ids for both CLIPs, at the length of the first, and for T5."""
         one, two, t5 = (tokenizers[name] for name in self.tokenizers)
         length = one.model_max_length
         return {
@@ -110,7 +110,7 @@ class StableDiffusion3(FlowFamily):
         return _T5_LENGTH
 
     def embed(self, models: Mapping[str, Any], tokens: Tensors) -> Tensors:
-        """The CLIPs side by side, widened by zeros to T5, whose tokens follow; both pooled."""
+        """Return the CLIPs side by side, padded with zeros to T5's width, then T5; both pooled."""
         import torch
         from torch.nn.functional import pad
 
@@ -134,7 +134,7 @@ class StableDiffusion3(FlowFamily):
     def predict(
         self, denoiser: nn.Module, latents_BCHW: Tensor, timesteps_B: Tensor, condition: Tensors
     ) -> Tensor:
-        """The transformer's answer: noise minus image."""
+        """Return the transformer's output: noise minus image."""
         return denoiser(
             hidden_states=latents_BCHW,
             timestep=timesteps_B,

@@ -1,8 +1,8 @@
 """Z-Image: one list of tokens for text and image, read by Qwen3 with its chat template.
 
-Time runs the other way in its transformer, from 0 for noise to 1 for the image, and it answers
-image minus noise. Guidance 6 is 5 in diffusers' pipeline, which counts from 0: 1 is none here, as
-in every family.
+Time runs backwards in its transformer, from 0 for noise to 1 for the image, and the output is image
+minus noise. Guidance 6 is 5 in diffusers' pipeline, where 0 means no guidance: here 1 does, as in
+every family.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class ZImage(FlowFamily):
     """See the module."""
 
     name = "Z-Image"
-    models = {  # noqa: RUF012 - nobody changes it
+    models = {  # noqa: RUF012 - never changed
         "transformer": "diffusers.ZImageTransformer2DModel",
         "vae": "diffusers.AutoencoderKL",
         "text_encoder": "transformers.Qwen3Model",
@@ -46,17 +46,17 @@ class ZImage(FlowFamily):
     }
 
     def check(self, layout: Layout) -> None:
-        """See Family. Only its name says that a base is the distilled Turbo."""
+        """See Family. Only the name shows that a base is the distilled Turbo."""
         super().check(layout)
         self.check_name(layout)
 
     def num_targets(self, config: Mapping[str, Any], group: str) -> int | None:
-        """The text and the noise have refiners beside the common blocks."""
+        """The text and the noise have refiners besides the common blocks."""
         blocks = config["n_layers"] + 2 * config["n_refiner_layers"]
         return {"attention": 4 * blocks, "feed_forward": 3 * blocks}.get(group)
 
     def tokenize(self, tokenizers: Mapping[str, Any], prompts: Sequence[str]) -> Tensors:
-        """Token ids of the chat, and which of them are not padding."""
+        """Return token ids of the chat, and the mask of non-padding tokens."""
         tokenizer = tokenizers["tokenizer"]
         return token_ids(tokenizer, chat(tokenizer, prompts, thinking=True), _LENGTH)
 
@@ -69,7 +69,7 @@ class ZImage(FlowFamily):
         return chat(reader, [prompt], thinking=True)[0]
 
     def embed(self, models: Mapping[str, Any], tokens: Tensors) -> Tensors:
-        """The last hidden states but one."""
+        """Return the second-last hidden states."""
         mask = tokens["mask"].bool()
         found = models["text_encoder"](
             input_ids=tokens["ids"], attention_mask=mask, output_hidden_states=True, use_cache=False
@@ -79,7 +79,7 @@ class ZImage(FlowFamily):
     def predict(
         self, denoiser: nn.Module, latents_BCHW: Tensor, timesteps_B: Tensor, condition: Tensors
     ) -> Tensor:
-        """The transformer's answer, negated: noise minus image."""
+        """Return the transformer's output, negated: noise minus image."""
         import torch
 
         rows = zip(condition["text"], condition["mask"], strict=True)
@@ -92,7 +92,7 @@ class ZImage(FlowFamily):
         return -torch.stack(answers).squeeze(2)
 
     def encode(self, models: Mapping[str, Any], pixels_NCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """The middle of the posterior, as in diffusers' own recipe."""
+        """Return the mode of the posterior, as in diffusers' own recipe."""
         mean, deviation = super().encode(models, pixels_NCHW)
         return mean, deviation * 0
 
