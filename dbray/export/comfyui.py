@@ -4,7 +4,8 @@
 diffusers'. ComfyUI (comfy/lora.py, model_lora_keys_unet) takes such paths after 'diffusion_model.'
 where it keeps or maps diffusers' names itself, and after 'transformer.' for the others, whose fused
 layers it then patches in slices. Kohya's keys of diffusers' paths, which diffusers' own exporter
-writes for Flux, match nothing there.
+writes for Flux, match nothing there. For some families diffusers refuses a file with alphas: there
+they are multiplied into the factors, which both programs take for the same.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ PREFIXES = {
     "ZImageTransformer2DModel": "diffusion_model.",
 }
 """What stands before a path, by the class of the denoiser."""
+_WITHOUT_ALPHA = ("Flux2Transformer2DModel", "SD3Transformer2DModel")
+"""Classes whose LoRA files diffusers reads only without alphas."""
 
 
 def why_not(source: Source) -> str | None:
@@ -58,4 +61,8 @@ def to_comfyui(adapter: Adapters, denoiser: str) -> dict[str, Tensor]:
         part, _, path = layer.partition(".")
         prefix = PREFIXES[denoiser] if part == "transformer" else f"{part}.text_model."
         tensors |= layer_tensors(f"{prefix}{path}", factors, ("lora_A", "lora_B"))
+        if denoiser in _WITHOUT_ALPHA:
+            scale = tensors.pop(f"{prefix}{path}.alpha") / factors.rank
+            up = factors.up * scale
+            tensors[f"{prefix}{path}.lora_B.weight"] = up.to(factors.up.dtype).contiguous()
     return tensors

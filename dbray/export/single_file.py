@@ -1,8 +1,9 @@
-"""The checkpoint of Stable Diffusion 1 and 2 in one file, as A1111, ComfyUI and diffusers open it.
+"""The checkpoint of Stable Diffusion 1, 2 and XL in one file: A1111, ComfyUI, diffusers open it.
 
-It holds the UNet, the autoencoder and the text encoder under the names of CompVis/latent-diffusion;
-the text encoder of version 2 in OpenCLIP's. Other programs tell the versions apart by those names.
-In float16, as such files usually are, where the model was published in float16.
+It holds the UNet, the autoencoder and the text encoders under the names of CompVis/latent-diffusion
+and Stability-AI/generative-models; the text encoder of version 2 and the second one of XL in
+OpenCLIP's. Other programs tell the versions apart by those names. In float16, as such files usually
+are, where the model was published in float16.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dbray.export.source import Source
 
 SUFFIX = ".safetensors"
 _POINTWISE = (".q.weight", ".k.weight", ".v.weight", ".proj_out.weight")
+_PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 _OPEN_CLIP = {
     "layer_norm1": "ln_1",
     "layer_norm2": "ln_2",
@@ -35,8 +37,8 @@ _OPEN_CLIP_ENDS = {
 
 def why_not(source: Source) -> str | None:
     """See Format."""
-    if source.pipeline_class != "StableDiffusionPipeline":
-        return "single files are of Stable Diffusion 1 and 2"
+    if source.pipeline_class not in _PIPELINES:
+        return "single files are of Stable Diffusion 1, 2 and XL"
     return None
 
 
@@ -55,32 +57,52 @@ def export(source: Source, output: Path) -> str:
 
 def to_single_file(source: Source) -> dict[str, Tensor]:
     """Make the tensors of a file of a loaded model."""
-    unet, vae, text = (
-        {name: tensor.cpu() for name, tensor in source.backbone.models[part].state_dict().items()}
-        for part in ("unet", "vae", "text_encoder")
-    )
-    text = {name.removeprefix("text_model."): tensor for name, tensor in text.items()}
+    unet, vae = _state(source, "unet"), _state(source, "vae")
     tensors = _renamed("model.diffusion_model.", unet, unet_names(_layers(unet)))
     tensors |= _renamed("first_stage_model.", vae, autoencoder_names(_layers(vae)))
     for key in [key for key in tensors if key.startswith("first_stage_model.") and
                 ".attn_1." in key and key.endswith(_POINTWISE)]:  # fmt: skip
         tensors[key] = tensors[key][..., None, None]
+    return tensors | _texts(source) | _prediction(source)
+
+
+def _texts(source: Source) -> dict[str, Tensor]:
+    """The text encoders: OpenCLIP's and CLIP's have different names."""
+    text = _state(source, "text_encoder")
+    if len(source.base.family.text_encoders) == 2:
+        second = to_open_clip(_state(source, "text_encoder_2"))
+        first = _prefixed("conditioner.embedders.0.transformer.text_model.", text)
+        return first | _prefixed("conditioner.embedders.1.model.", second)
     if source.base.layout.config("text_encoder").get("hidden_act") == "gelu":
-        return tensors | {f"cond_stage_model.model.{k}": v for k, v in to_open_clip(text).items()}
-    prefix = "cond_stage_model.transformer.text_model."
-    return tensors | {prefix + name: tensor for name, tensor in text.items()}
+        return _prefixed("cond_stage_model.model.", to_open_clip(text))
+    return _prefixed("cond_stage_model.transformer.text_model.", text)
+
+
+def _prediction(source: Source) -> dict[str, Tensor]:
+    """Empty tensors by which other programs know what an XL predicts: no weight shows it."""
+    if source.pipeline_class != "StableDiffusionXLPipeline":
+        return {}
+    config = source.base.layout.config("scheduler")
+    if config.get("prediction_type") != "v_prediction":
+        return {}
+    has_zero_snr = config.get("rescale_betas_zero_snr")
+    return {name: torch.zeros(0) for name in ["v_pred", *["ztsnr"] * bool(has_zero_snr)]}
 
 
 def to_open_clip(text: dict[str, Tensor]) -> dict[str, Tensor]:
     """Name the tensors of a text encoder as OpenCLIP does.
 
-    Diffusers leaves out the last layer, whose output version 2 does not use, but other programs
-    expect it: the one before stands in for it, and the identity for the text projection.
+    Of version 2, diffusers leaves out the last layer and the text projection, whose outputs are not
+    used, but other programs expect them: the layer before and the identity stand in for them.
     """
     tensors = {_OPEN_CLIP_ENDS[name]: text[name] for name in _OPEN_CLIP_ENDS}
-    tensors["text_projection"] = torch.eye(len(text["final_layer_norm.weight"]))
+    projection = text.get("text_projection.weight")
+    num_left_out = 1 if projection is None else 0
+    if projection is None:
+        projection = torch.eye(len(text["final_layer_norm.weight"]))
+    tensors["text_projection"] = projection.T
     names = {name.split(".", 3)[2] for name in text if name.startswith("encoder.layers.")}
-    for index in range(len(names) + 1):
+    for index in range(len(names) + num_left_out):
         own = f"encoder.layers.{min(index, len(names) - 1)}."
         layer = {name.removeprefix(own): t for name, t in text.items() if name.startswith(own)}
         tensors |= _open_clip_layer(f"transformer.resblocks.{index}.", layer)
@@ -95,6 +117,16 @@ def _open_clip_layer(prefix: str, layer: dict[str, Tensor]) -> dict[str, Tensor]
         for ours, name in _OPEN_CLIP.items():
             tensors[f"{prefix}{name}.{kind}"] = layer[f"{ours}.{kind}"].clone()
     return tensors
+
+
+def _state(source: Source, part: str) -> dict[str, Tensor]:
+    """The tensors of a part; those of text encoders without the 'text_model.' that some have."""
+    state = source.backbone.models[part].state_dict()
+    return {name.removeprefix("text_model."): tensor.cpu() for name, tensor in state.items()}
+
+
+def _prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + name: tensor for name, tensor in tensors.items()}
 
 
 def _layers(state: dict[str, Tensor]) -> list[str]:

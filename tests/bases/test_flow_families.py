@@ -86,6 +86,16 @@ def test_an_image_is_the_pipelines(build, name, deep, size):
 
 
 @pytest.mark.parametrize("name", CASES)
+def test_one_step_goes_from_noise_to_an_image(build, name):
+    _, backbone = build(name)
+    scheduler = backbone.scheduler("euler", 1)
+    [timestep] = scheduler.timesteps
+    latents = torch.ones(1, *backbone.latent_shape())
+    found = scheduler.step(latents / 4, timestep, latents).prev_sample
+    torch.testing.assert_close(found, 0.75 * latents)
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_previews_of_a_step_show_the_clean_image(build, name):
     _, backbone = build(name)
     seen = []

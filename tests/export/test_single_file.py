@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from kit.bases import build_tiny_base
+from kit.families import FAMILIES
 
 from dbray import bases
 from dbray.export.single_file import export, to_single_file, why_not
@@ -45,7 +46,31 @@ def test_names_tell_the_versions_apart(version_2, tiny_base):
     assert "model.diffusion_model.input_blocks.0.0.weight" in of_1
 
 
+def test_xl_has_the_names_of_its_authors(tmp_path):
+    tiny = FAMILIES["sdxl"]
+    base = bases.resolve(str(tiny.build(tmp_path / "base")))
+    found = to_single_file(Source(base))
+    second = "conditioner.embedders.1.model"
+    assert "conditioner.embedders.0.transformer.text_model.encoder.layers.0.mlp.fc1.weight" in found
+    assert found[f"{second}.text_projection"].shape == (24, 32), "from width to projection"
+    layers = {key.split(".")[6] for key in found if key.startswith(f"{second}.transformer.")}
+    assert len(layers) == base.layout.config("text_encoder_2")["num_hidden_layers"]
+    assert "model.diffusion_model.label_emb.0.0.weight" in found
+    assert "v_pred" not in found
+
+
+def test_an_xl_that_predicts_v_says_so(tmp_path):
+    folder = FAMILIES["sdxl"].build(tmp_path / "base")
+    file = folder / "scheduler" / "scheduler_config.json"
+    changed = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+    file.write_text(json.dumps(json.loads(file.read_text()) | changed))
+    assert {"v_pred", "ztsnr"} <= to_single_file(Source(bases.resolve(str(folder)))).keys()
+    found = {}
+    exec(export(Source(bases.resolve(str(folder))), tmp_path / "xl.safetensors"), found)
+    assert found["pipe"].unet.config.addition_embed_type == "text_time"
+
+
 def test_other_pipelines_are_refused(version_2, monkeypatch):
     assert why_not(version_2) is None
     monkeypatch.setitem(version_2.base.layout.index, "_class_name", "FluxPipeline")
-    assert why_not(version_2) == "single files are of Stable Diffusion 1 and 2"
+    assert why_not(version_2) == "single files are of Stable Diffusion 1, 2 and XL"

@@ -1,4 +1,4 @@
-"""Other families than Stable Diffusion go the whole way: trained in lanes, published, previewed."""
+"""Other families than Stable Diffusion go through lanes: trained, published, previewed."""
 
 from __future__ import annotations
 
@@ -14,17 +14,21 @@ from dbray.storage.store import Store
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
 
+LORA = {"kind": "lora", "rank": 4}
 
-def test_an_adapter_of_flux_is_trained_and_published_with_previews(ray_session, tmp_path):
-    base = FAMILIES["flux"].build(tmp_path / "base")
-    recipe = {"method": {"kind": "lora", "rank": 4}, "steps": 3}
+
+@pytest.mark.parametrize("method", ["full", LORA], ids=["full", "lora"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_subjects_are_trained_and_published_with_previews(ray_session, tmp_path, name, method):
+    base = FAMILIES[name].build(tmp_path / "base")
     job = load_job(
-        tmp_path, base, {"ace": "cat", "bob": "dog"}, recipe=recipe,
+        tmp_path, base, {"ace": "cat", "bob": "dog"}, recipe={"method": method, "steps": 3},
         prior={"count": 2, "steps": 2}, previews={"prompts": ["a {subject}"], "steps": 2},
         resources={"device": "cpu"},
     )  # fmt: skip
     assert run_job(job).exit_code == 0
     registry = Registry(Store(job.storage))
     record = registry.find("bob")
-    assert record.files == (FILE,)
+    denoiser = "unet" if name == "sdxl" else "transformer"
+    assert record.files == ((FILE,) if method is LORA else (f"{denoiser}.safetensors",))
     assert previews.annex(Store(job.storage), record.name).names()

@@ -105,6 +105,8 @@ class FlowFamily(Family):
         """Even steps from 1 to 1 / steps, shifted towards noise: the larger the image, the more."""
         import numpy as np
 
+        if steps == 1:  # stretching to a last level divides by the distance of the levels
+            scheduler.register_to_config(shift_terminal=None)
         mu = None
         if scheduler.config["use_dynamic_shifting"]:
             mu = self.shift(scheduler.config, self.num_tokens(shape), steps)

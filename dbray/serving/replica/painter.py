@@ -27,6 +27,7 @@ from dbray.serving.messages import BASE, BROKEN, TIMED_OUT, Ask, Begun, Refusal
 from dbray.serving.meters import DeviceMeters
 from dbray.serving.replica.fair_queue import Batch, FairQueue, Request
 from dbray.serving.replica.weights import load_refusal
+from dbray.spec.sections import Previews
 
 _log = logging.getLogger(__name__)
 
@@ -84,7 +85,8 @@ class Painter:
         self._thread.start()
 
     def _probe(self) -> None:
-        generate(self._backbone, ["a photo"], [0], Sampling(steps=1))
+        sampler = self._backbone.base.fill(Previews()).sampler  # families differ in what they have
+        generate(self._backbone, ["a photo"], [0], Sampling(sampler, steps=1))
 
     def stop(self) -> None:
         """End after the batch at hand."""
