@@ -22,6 +22,7 @@ from dbray.miniature.vocabulary import (
     rare_strings,
     write_tokenizer,
 )
+from dbray.scores import embedders
 
 
 def difference(a: Image.Image, b: Image.Image) -> float:
@@ -317,6 +318,7 @@ def test_training_runs_resumes_and_exports(tmp_path, monkeypatch):
     from dbray.miniature import data, train
 
     monkeypatch.setattr(data, "SHARD_SIZE", 40)
+    monkeypatch.setattr(data, "IDENTITIES_PER_SHARD", 12)
     folder, weights = tmp_path / "work", tmp_path / "weights"
     weights.mkdir()
     (weights / "README.md").write_text("card\n")
@@ -324,7 +326,7 @@ def test_training_runs_resumes_and_exports(tmp_path, monkeypatch):
     threads = torch.get_num_threads()
     try:
         assert train.main(["render", "--num-shards", "1", *common]) == 0
-        for stage in ("vae", "encode", "unet", "unet", "decoder", "export"):
+        for stage in ("vae", "encode", "unet", "unet", "decoder", "clip", "vit", "export"):
             arguments = [stage, "--minutes", "0.03", "--batch-size", "4", *common]
             before = torch.load(folder / "unet.pt") if (folder / "unet.pt").exists() else None
             assert train.main(arguments) == 0
@@ -339,6 +341,10 @@ def test_training_runs_resumes_and_exports(tmp_path, monkeypatch):
     assert index["_class_name"] == "StableDiffusionPipeline"
     pipe = StableDiffusionPipeline.from_pretrained(weights, safety_checker=None)
     assert pipe.text_encoder.dtype == pipe.unet.dtype == torch.float32
+    for name in ("clip", "vit"):
+        found = embedders.resolve(str(tmp_path / "embedders" / name))
+        [picture] = world.subject(0, "dog", 1)
+        assert embedders.load(found).images([np.asarray(picture)]).isfinite().all()
 
 
 def test_one_time_of_day_is_the_end_of_all_stages(monkeypatch):
@@ -354,9 +360,11 @@ def test_one_time_of_day_is_the_end_of_all_stages(monkeypatch):
     monkeypatch.setattr(train, "_run_stage", run_stage)
     assert train.main(["all", "--until", "12:00", "--processes", "1"]) == 0
     assert list(seen) == list(train.STAGES)
-    assert [seen[stage] for stage in ("vae", "unet", "decoder")] == pytest.approx(
-        [1_200, 2_100, 2_200]
-    )
+    ends = [1_000.0]
+    for stage, minutes in train.MINUTES.items():
+        ends.append(ends[-1] + 1_200 * minutes / sum(train.MINUTES.values()))
+        assert seen[stage] == pytest.approx(ends[-1])
+    assert seen["export"] == pytest.approx(2_200)
     assert train.main(["unet", "--until", "12:00", "--processes", "1"]) == 0
     assert seen["unet"] == pytest.approx(2_200 + 1_200)
 

@@ -15,10 +15,21 @@ from pathlib import Path
 import numpy as np
 
 from dbray.miniature.captions import caption
-from dbray.miniature.world import SIZE, Scene, random_scene, render
+from dbray.miniature.world import (
+    CLASS_NOUNS,
+    PLACE_NAMES,
+    SIZE,
+    Scene,
+    random_identity,
+    random_pose,
+    random_scene,
+    render,
+)
 
 SHARD_SIZE = 4_000
 NUM_CAPTIONS = 6
+VIEWS = 6  # scenes of one identity
+IDENTITIES_PER_SHARD = 600
 CELL = 4  # pixels along a side of one latent
 VISIBLE = 24  # of 255 levels, what makes a difference to the eye
 
@@ -43,6 +54,24 @@ def write_shard(folder: Path, index: int) -> None:
     _save(folder / f"textures-{index:04d}.npy", textures)
     _save(folder / f"details-{index:04d}.npy", details)
     _save(pixels_path, pixels)
+
+
+def write_identities(folder: Path, index: int) -> None:
+    """Render a shard of identities in several scenes each, unless it is there."""
+    path = folder / f"identities-{index:04d}.npy"
+    if path.exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng([11, index])
+    nouns = rng.integers(len(CLASS_NOUNS), size=IDENTITIES_PER_SHARD)
+    pixels = np.empty((IDENTITIES_PER_SHARD, VIEWS, SIZE, SIZE, 3), dtype=np.uint8)
+    for row, noun in enumerate(nouns):
+        identity = random_identity(rng, CLASS_NOUNS[noun])
+        for view in range(VIEWS):
+            scene = random_pose(rng, identity, str(rng.choice(PLACE_NAMES)))
+            pixels[row, view] = np.asarray(render(scene))
+    _save(folder / f"nouns-{index:04d}.npy", nouns)
+    _save(path, pixels)
 
 
 def accessory_cells(scene: Scene, pixels: np.ndarray) -> np.ndarray:

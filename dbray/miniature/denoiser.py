@@ -61,15 +61,15 @@ class Wordings:
         return rows // data.NUM_CAPTIONS, words, self.names_accessory[rows] & ~dropped
 
 
-def load_wordings(folder: Path) -> Wordings:
-    """Tokenize the captions of every scene whose latents are cached."""
+def load_wordings(folder: Path, kind: str = "latents") -> Wordings:
+    """Tokenize the captions of every scene whose latents, or another kind, are cached."""
     from transformers import CLIPTokenizer
 
     path = folder / "tokenizer"
     if not (path / "vocab.json").exists():
         write_tokenizer(path)
     tokenizer: Any = CLIPTokenizer.from_pretrained(path, local_files_only=True)
-    num_shards = len(data.shards(folder / "cache", "latents"))
+    num_shards = len(data.shards(folder / "cache", kind))
     captions = data.load_captions(folder / "cache", num_shards)
     flat = [wording for wordings in captions for wording in wordings]
     unique = sorted(set(flat))

@@ -21,6 +21,7 @@ from dbray.miniature import data, networks
 from dbray.miniature.autoencoder import load_autoencoder
 from dbray.miniature.data import Rows
 from dbray.miniature.denoiser import load_unet, load_wordings, scaling_factor
+from dbray.miniature.embedding import load_averaged
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +74,38 @@ def export(folder: Path, weights: Path) -> None:
     _swap(beside, weights)
     size = sum(path.stat().st_size for path in weights.rglob("*") if path.is_file())
     logger.info("export weights=%s size_mb=%.1f", weights, size / 1e6)
+
+
+def export_embedders(folder: Path, target: Path) -> None:
+    """Write the embedders whose checkpoints are in `folder` to `target`, a folder each.
+
+    As 16-bit safetensors, with how images are prepared; the CLIP with its tokenizer.
+    """
+    from transformers import CLIPImageProcessorPil, ViTImageProcessorPil
+
+    beside = target.with_name(target.name + ".part")
+    shutil.rmtree(beside, ignore_errors=True)
+    shutil.copytree(folder / "tokenizer", beside / "clip")
+    num_tokens = len(json.loads((beside / "clip" / "vocab.json").read_text()))
+    side = {"height": networks.IMAGE_SIZE, "width": networks.IMAGE_SIZE}
+    scale = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    processors = {
+        "clip": CLIPImageProcessorPil(
+            size={"shortest_edge": networks.IMAGE_SIZE}, crop_size=side, **scale
+        ),
+        "vit": ViTImageProcessorPil(size=side, **scale),
+    }
+    models = {
+        "clip": networks.build_clip(num_tokens, num_tokens - 1),
+        "vit": networks.build_vit(),
+    }
+    for name, model in models.items():
+        load_averaged(folder, name, model).half().save_pretrained(beside / name)
+        processors[name].save_pretrained(beside / name)
+        _declare_float32(beside / name / "config.json")
+    for path in beside.rglob("*.safetensors"):
+        path.chmod(0o644)
+    _swap(beside, target)
 
 
 @torch.no_grad()

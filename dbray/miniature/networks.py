@@ -1,4 +1,4 @@
-"""The three networks of the miniature and their sizes.
+"""The networks of the miniature and their sizes.
 
 Owns the architecture. Widths put the work where the latents are small: the UNet's cost is what
 every fine-tuning step of a demo, a test or a benchmark pays. What is built is typed `Any`: the
@@ -14,6 +14,9 @@ LATENT_CHANNELS = 8
 LATENT_SIZE = 16
 TEXT_WIDTH = 128
 TEXT_LENGTH = 32
+IMAGE_SIZE = 64
+PATCH_SIZE = 8
+"""Of the embedders."""
 
 
 def build_autoencoder() -> Any:
@@ -70,6 +73,47 @@ def build_unet() -> Any:
         attention_head_dim=4,  # diffusers means the number of heads: 32, then 40 wide
         norm_num_groups=16,
     )
+
+
+def build_clip(vocabulary_size: int, end_token: int) -> Any:
+    """A CLIP of 2.0 million parameters: images of 64 x 64 in patches of 8, texts of 32 tokens."""
+    from transformers import CLIPConfig, CLIPModel
+
+    text = {
+        "vocab_size": vocabulary_size,
+        "hidden_size": TEXT_WIDTH,
+        "intermediate_size": 4 * TEXT_WIDTH,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": TEXT_LENGTH,
+        "bos_token_id": end_token - 1,
+        "eos_token_id": end_token,
+        "pad_token_id": end_token,
+    }
+    vision = {
+        "image_size": IMAGE_SIZE,
+        "patch_size": PATCH_SIZE,
+        "hidden_size": 128,
+        "intermediate_size": 512,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+    }
+    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=TEXT_WIDTH))
+
+
+def build_vit() -> Any:
+    """A ViT in the layout of DINO's; the embedding of an image is the first of its last states."""
+    from transformers import ViTConfig, ViTModel
+
+    config = ViTConfig(
+        image_size=IMAGE_SIZE,
+        patch_size=PATCH_SIZE,
+        hidden_size=160,
+        intermediate_size=480,
+        num_hidden_layers=5,
+        num_attention_heads=4,
+    )
+    return ViTModel(config, add_pooling_layer=False)
 
 
 def build_scheduler() -> Any:

@@ -2,7 +2,8 @@
 
 Owns the command line and the order of stages: `render` draws the training set, `vae` trains the
 autoencoder, `encode` caches latents, `unet` trains the UNet with the text encoder, `decoder`
-refines the decoder alone, `export` writes the weights folder; `all` does one after another. Each
+refines the decoder alone, `clip` and `vit` train the embedders, `export` writes the weights
+folders; `all` does one after another. Each
 may be killed and run again: finished work is kept, and training continues from the last
 checkpoint, at most two minutes old.
 """
@@ -23,8 +24,9 @@ from dbray.miniature import data
 
 logger = logging.getLogger("dbray.miniature.train")
 
-STAGES = ("render", "vae", "encode", "unet", "decoder", "export")
-MINUTES = {"vae": 20.0, "unet": 90.0, "decoder": 10.0}
+STAGES = ("render", "vae", "encode", "unet", "decoder", "clip", "vit", "export")
+MINUTES = {"vae": 20.0, "unet": 90.0, "decoder": 10.0, "clip": 30.0, "vit": 30.0}
+BATCH_SIZES = {"vae": 16, "unet": 16, "decoder": 16, "clip": 96, "vit": 48}
 """Of the stages that train until a deadline; with --until, they share its time like this."""
 
 
@@ -55,7 +57,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         help="where the training set and checkpoints live (default: build/miniature)",
     )
     parser.add_argument("--weights", type=Path, default=MINIATURE_FOLDER, help="where to export to")
-    parser.add_argument("--minutes", type=float, help="time for each of vae, unet and decoder")
+    parser.add_argument("--minutes", type=float, help="time for each stage that trains")
     parser.add_argument("--until", help="instead: time of day, HH:MM, at which the last is done")
     parser.add_argument(
         "--processes",
@@ -126,12 +128,14 @@ def _run_stage(options: argparse.Namespace, stage: str, deadline: float) -> None
     if stage == "render":
         for index in range(rank, options.num_shards, options.processes):
             data.write_shard(cache, index)
+            data.write_identities(cache, index)
             logger.info("render shard=%d", index)
         return
     if stage == "export":
-        from dbray.miniature.export import export
+        from dbray.miniature.export import export, export_embedders
 
         export(options.folder, options.weights)
+        export_embedders(options.folder, options.weights.with_name("embedders"))
         return
     _run_torch_stage(options, stage, deadline)
 
@@ -139,7 +143,7 @@ def _run_stage(options: argparse.Namespace, stage: str, deadline: float) -> None
 def _run_torch_stage(options: argparse.Namespace, stage: str, deadline: float) -> None:
     import torch
 
-    from dbray.miniature import autoencoder, denoiser
+    from dbray.miniature import autoencoder, denoiser, embedding
     from dbray.miniature.training import Peers, Run
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -149,7 +153,7 @@ def _run_torch_stage(options: argparse.Namespace, stage: str, deadline: float) -
     peers = Peers.meet(rank, 1 if alone else options.processes, meeting_file)
     if device.type == "cuda":
         torch.set_num_threads(os.cpu_count() or 1)
-    batch_size = options.batch_size or {"vae": 16, "unet": 16, "decoder": 16}.get(stage, 1)
+    batch_size = options.batch_size or BATCH_SIZES.get(stage, 1)
     if device.type == "cuda":
         batch_size *= 4
     run = Run(options.folder, deadline, peers, device, batch_size, options.seed)
@@ -163,6 +167,10 @@ def _run_torch_stage(options: argparse.Namespace, stage: str, deadline: float) -
         for index in range(rank, num_shards, options.processes):
             autoencoder.encode_shard(run, model, index)
             logger.info("encode shard=%d", index)
+    elif stage == "clip":
+        embedding.train_clip(run)
+    elif stage == "vit":
+        embedding.train_vit(run)
     else:
         denoiser.train_unet(run, denoiser.load_wordings(options.folder))
 

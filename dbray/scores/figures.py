@@ -1,0 +1,86 @@
+"""The scores of a model, computed from embeddings alone.
+
+Owns the formulas. Knows neither models, images nor files. All embeddings are rows of length 1, so
+that a product is a cosine.
+
+Shape suffixes: P photographs, G generated images, S subjects, T prompts, E width of an embedding.
+Sources: Ruiz et al. 2022 (arXiv 2208.12242), section 4.2 (DINO, CLIP-I, CLIP-T) and its later
+version (PRES, DIV); Finer-Personalization Rank (arXiv 2512.19026) for the margin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+
+def identity(generated_GE: Tensor, photographs_PE: Tensor) -> float:
+    """Mean cosine of generated images and photographs: DINO or CLIP-I of the paper."""
+    return float((generated_GE @ photographs_PE.T).mean())
+
+
+def ceiling(photographs_PE: Tensor) -> float:
+    """Mean cosine of different photographs of the subject; 1 for a single photograph."""
+    return pairwise(photographs_PE) if len(photographs_PE) > 1 else 1.0
+
+
+def pairwise(embeddings_GE: Tensor) -> float:
+    """Mean cosine of all pairs of different rows."""
+    count = len(embeddings_GE)
+    cosines = embeddings_GE @ embeddings_GE.T
+    return float((cosines.sum() - cosines.diagonal().sum()) / (count * (count - 1)))
+
+
+def margin(
+    generated_GE: Tensor, subject: str, photographs: Mapping[str, Tensor]
+) -> tuple[float, float]:
+    """How well generated images tell their subject from look-alikes.
+
+    Args:
+        generated_GE: images of the subject.
+        subject: its id.
+        photographs: of each subject of the class noun, its photographs (P, E).
+
+    Returns:
+        The share of images whose nearest subject (by mean cosine to its photographs) is the right
+        one, and the mean average precision of ranking all photographs by cosine to an image.
+    """
+    means_GS = torch.stack(
+        [(generated_GE @ rows_PE.T).mean(dim=1) for rows_PE in photographs.values()], dim=1
+    )
+    right = list(photographs).index(subject)
+    nearest = float((means_GS.argmax(dim=1) == right).float().mean())
+    rows = torch.cat(list(photographs.values()))
+    is_own = torch.cat(
+        [torch.full((len(rows_PE),), name == subject) for name, rows_PE in photographs.items()]
+    )
+    ranked = is_own[(generated_GE @ rows.T).argsort(dim=1, descending=True)].float()
+    hits = ranked.cumsum(dim=1) / torch.arange(1, len(rows) + 1)
+    return nearest, float(((hits * ranked).sum(dim=1) / ranked.sum(dim=1)).mean())
+
+
+def prompt_fidelity(generated_GE: Tensor, prompts_GE: Tensor) -> float:
+    """Mean cosine of images and the texts of their own prompts: CLIP-T of the paper."""
+    return float((generated_GE * prompts_GE).sum(dim=1).mean())
+
+
+def drift(tuned_GE: Tensor, base_GE: Tensor) -> float:
+    """How far images of the same prompts and seeds have moved from the base's: 1 - mean cosine."""
+    return 1.0 - float((tuned_GE * base_GE).sum(dim=1).mean())
+
+
+def diversity(generated: Sequence[Tensor]) -> float:
+    """Mean of 1 - cosine over pairs of images of one prompt, over prompts: DIV of the paper.
+
+    The paper measures LPIPS; here the distance is that of the embedder.
+    """
+    return 1.0 - sum(pairwise(rows_GE) for rows_GE in generated) / len(generated)
+
+
+def copies(generated_GE: Tensor, photographs_PE: Tensor) -> float:
+    """Share of images nearer to a photograph than the nearest two photographs are to each other."""
+    between = photographs_PE @ photographs_PE.T
+    between.fill_diagonal_(-1.0)
+    return float(((generated_GE @ photographs_PE.T).amax(dim=1) > between.max()).float().mean())
