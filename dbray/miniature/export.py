@@ -88,7 +88,7 @@ def export_embedders(folder: Path, target: Path) -> None:
     shutil.copytree(folder / "tokenizer", beside / "clip")
     num_tokens = len(json.loads((beside / "clip" / "vocab.json").read_text()))
     side = {"height": networks.IMAGE_SIZE, "width": networks.IMAGE_SIZE}
-    scale = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    scale: dict[str, Any] = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     processors = {
         "clip": CLIPImageProcessorPil(
             size={"shortest_edge": networks.IMAGE_SIZE}, crop_size=side, **scale
