@@ -69,9 +69,13 @@ class Nodes:
         return str(self._cluster.address)
 
     def kill(self) -> None:
-        """SIGKILL the raylet of the oldest worker node; its workers notice by themselves."""
+        """SIGKILL the raylet of the oldest worker node; its workers notice by themselves.
+
+        They ask whether the process is there: one that is not waited for would seem alive.
+        """
         [raylet] = self._workers.pop(0).all_processes["raylet"]
         raylet.process.kill()
+        raylet.process.wait()
 
     def add(self) -> None:
         """Start another worker node."""

@@ -6,11 +6,14 @@ Owns the connection of this process to Ray, and the translation of connection er
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,9 +22,12 @@ from ray.exceptions import RayError
 
 from dbray.errors import SpecError
 from dbray.hardware import Hardware
+from dbray.processes import wait_passively, worker_environment
 
 _OBJECT_STORE_BYTES = 512 * 2**20
 _ANSWER_SECONDS = 10.0
+_SHORT_FOLDER = "/tmp/ray"
+_LEAST_DISK_BYTES = 64 * 2**20
 
 
 def hardware() -> Hardware:
@@ -45,10 +51,8 @@ def connected(address: str | None, note: Callable[[str], None]) -> Iterator[None
         yield
         return
     try:
-        if address:
-            note(f"connecting to the Ray cluster at {address}")
         with _caller_handles_sigterm():
-            context = _connect(address)
+            context = _join(address, note) if address else _start(note)
         if context.dashboard_url:
             note(f"Ray dashboard: http://{context.dashboard_url}")
         yield
@@ -56,20 +60,65 @@ def connected(address: str | None, note: Callable[[str], None]) -> Iterator[None
         ray.shutdown()
 
 
-def _connect(address: str | None) -> Any:
-    """Start Ray, or connect to it. Raises SpecError."""
+def _join(address: str, note: Callable[[str], None]) -> Any:
+    """Connect to a cluster. Raises SpecError."""
+    note(f"connecting to the Ray cluster at {address}")
+    # A job that `dbray submit` sent has an environment of its own; of what both set, ours is equal.
+    os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
     try:
-        if address:
-            _check_listening(address)
+        _check_listening(address)
         return ray.init(
-            # Without "local" Ray would join any cluster that it finds on this machine.
-            address=address or "local",
-            object_store_memory=None if address else _OBJECT_STORE_BYTES,
+            address=address,
+            runtime_env={"env_vars": worker_environment()},
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
     except (ValueError, OSError, RuntimeError, RayError) as exc:
-        raise _connection_error(address, exc) from exc
+        raise SpecError.of(
+            f"Ray address {address!r}", f"cannot connect to a cluster there: {exc}",
+            "give --address or RAY_ADDRESS as <host of the head node>:6379 or, from outside the "
+            "cluster, ray://<host>:10001; without an address, dbray starts Ray on this machine",
+        ) from exc  # fmt: skip
+
+
+def _start(note: Callable[[str], None]) -> Any:
+    """Start Ray on this machine. Raises SpecError."""
+    return start_local(
+        note,
+        object_store_memory=_OBJECT_STORE_BYTES,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+
+
+def start_local(note: Callable[[str], None], **options: Any) -> Any:
+    """Start Ray on this machine; `options` are those of `ray.init`.
+
+    Raises:
+        SpecError: it cannot be started.
+    """
+    wait_passively(os.environ)
+    try:
+        try:
+            # Without "local" Ray would join any cluster that it finds on this machine.
+            return ray.init(address="local", **options)
+        except OSError as exc:
+            if "AF_UNIX path length" not in str(exc):
+                raise
+        note(f"the path of TMPDIR is too long for Ray's sockets: Ray uses {_SHORT_FOLDER}")
+        return ray.init(address="local", _temp_dir=_SHORT_FOLDER, **options)
+    except Exception as exc:  # Ray raises plain ones too
+        raise SpecError.of("Ray", f"cannot be started on this machine: {exc}", _fix(exc)) from exc
+
+
+def _fix(exc: Exception) -> str:
+    """What helps against a failed start of Ray on this machine."""
+    folder = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp")
+    if isinstance(exc, OSError):
+        return f"set RAY_TMPDIR to a folder that can be written, instead of {folder}"
+    if shutil.disk_usage(folder).free < _LEAST_DISK_BYTES:
+        return f"free space on the disk of {folder}, or set RAY_TMPDIR to a folder on another disk"
+    return f"see Ray's logs in {folder}/ray/session_latest/logs"
 
 
 def _check_listening(address: str) -> None:
@@ -82,17 +131,6 @@ def _check_listening(address: str) -> None:
     parts = urlsplit(address if "://" in address else f"//{address}")
     if parts.hostname and parts.port:  # "auto" and "local" are left to Ray
         socket.create_connection((parts.hostname, parts.port), _ANSWER_SECONDS).close()
-
-
-def _connection_error(address: str | None, exc: Exception) -> SpecError:
-    if address is None:
-        what = f"cannot be started on this machine: {exc}"
-        return SpecError.of("Ray", what, "free memory and disk; see /tmp/ray/session_latest/logs")
-    return SpecError.of(
-        f"Ray address {address!r}", f"cannot connect to a cluster there: {exc}",
-        "give --address or RAY_ADDRESS as <host of the head node>:6379 or, from outside the "
-        "cluster, ray://<host>:10001; without an address, dbray starts Ray on this machine",
-    )  # fmt: skip
 
 
 @contextmanager

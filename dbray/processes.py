@@ -2,15 +2,45 @@
 
 OpenMP's threads spin while they wait for each other. Under other load this multiplies the time of
 small models: two spinning threads took nine times as long as one. Passive waiting costs almost
-nothing. Values that the user has set are kept. Call this before torch is imported, or before the
+nothing. torch starts a thread for each core that it sees, also in a container that is limited to
+a few. Values that the user has set are kept. Call this before torch is imported, or before the
 process that inherits the environment is started.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import MutableMapping
+from pathlib import Path
+
+_WAIT_POLICY, _NUM_THREADS = "OMP_WAIT_POLICY", "OMP_NUM_THREADS"
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 
 
 def wait_passively(environment: MutableMapping[str, str]) -> None:
     """Make idle threads sleep, in this process and in those that it starts."""
-    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    environment.setdefault(_WAIT_POLICY, "PASSIVE")
+
+
+def use_own_cores(environment: MutableMapping[str, str]) -> None:
+    """Start no more threads than this process has cores.
+
+    Not for a process that starts Ray: Ray's workers would inherit the number.
+    """
+    environment.setdefault(_NUM_THREADS, str(num_cores()))
+
+
+def num_cores(limit: Path = _CGROUP_LIMIT) -> int:
+    """Cores that this process may use, by its affinity and its container's limit."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    try:
+        quota, period = limit.read_text().split()
+        allowed = int(quota) / int(period)
+    except (OSError, ValueError):  # no container, or "max"
+        return cores or 1
+    return max(1, min(cores or 1, int(allowed)))
+
+
+def worker_environment() -> dict[str, str]:
+    """The same, for workers of a cluster that was not started by this process."""
+    return {_WAIT_POLICY: os.environ.get(_WAIT_POLICY, "PASSIVE")}

@@ -21,12 +21,13 @@ from dbray import __version__
 from dbray.cli.display import displays
 from dbray.errors import DbrayError, SpecError
 from dbray.export import FORMATS
-from dbray.processes import wait_passively
+from dbray.processes import use_own_cores, wait_passively
 from dbray.spec.sections import Sampler
 
 _DEFAULT_REGISTRY = "runs"
 _DEMO_REGISTRY = "demo/runs"
 _JOB_COMMANDS = ("jobs:run", "setup:demo")
+_WITH_RAY = (*_JOB_COMMANDS, "models:serve")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,6 +52,8 @@ def _execute(args: argparse.Namespace) -> int:
     )
     _quieten_libraries()
     wait_passively(os.environ)
+    if args.run not in _WITH_RAY:
+        use_own_cores(os.environ)
     module, function = args.run.split(":")
     try:
         return getattr(importlib.import_module(f"dbray.cli.{module}"), function)(args)
@@ -69,6 +72,8 @@ def _execute(args: argparse.Namespace) -> int:
 def _quieten_libraries() -> None:
     """Silence the banners and progress bars of libraries."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if not sys.stdout.isatty():
+        os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # Ray's messages in colour otherwise
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")

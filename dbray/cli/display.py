@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 
+from dbray.cli.noise import without_raylet_log
+
 
 class Display:
     """A text stream that drops its text after the stream below it fails."""
@@ -28,7 +30,7 @@ class Display:
         """Write text, or drop it."""
         if self.failure is None:
             try:
-                return self._stream.write(text)
+                self._stream.write(without_raylet_log(text))
             except OSError as exc:
                 self._fail(exc)
         return len(text)

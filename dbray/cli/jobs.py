@@ -187,16 +187,13 @@ def run(args: argparse.Namespace) -> int:
 
 def run_file(job_file: Path, options: RunOptions) -> int:
     """Run a job file; returns the exit code."""
+    from dbray.cli.noise import quiet_stderr
     from dbray.cli.watch import watch
     from dbray.run.job import run_job
 
-    # `ray job stop` and schedulers send SIGTERM: handle it like Ctrl-C, with the journal written.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    # A closing terminal sends SIGHUP, which `nohup` ignores.
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        signal.signal(signal.SIGHUP, signal.default_int_handler)
+    _end_as_after_ctrl_c()
     ready = check_file(job_file).ready(options.skip_invalid)
-    with watch() as progress:
+    with quiet_stderr(), watch() as progress:
         result = run_job(ready, options, progress)
     found = result.summary.counts
     print(f"\n{result.state}: {found['published']} published, {found['kept']} kept, "
@@ -206,6 +203,15 @@ def run_file(job_file: Path, options: RunOptions) -> int:
         print(f"  {cause.count} x {cause.kind}: {cause.example}")
     print(f"Report: {result.report}")
     return result.exit_code
+
+
+def _end_as_after_ctrl_c() -> None:
+    """Write the journal also when another signal than Ctrl-C ends the run."""
+    # `ray job stop` and schedulers send it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # A closing terminal sends SIGHUP, which `nohup` ignores.
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
 
 
 def schema(args: argparse.Namespace) -> int:

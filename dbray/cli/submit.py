@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 import tempfile
@@ -93,4 +94,5 @@ def _server(address: str) -> JobServer:
     _send_token()
     from dbray.run.submit import JobServer
 
+    logging.getLogger("ray").setLevel(logging.ERROR)  # it logs each of its requests
     return JobServer(address)

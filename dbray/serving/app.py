@@ -10,6 +10,7 @@ from ray.serve.config import AutoscalingConfig, BackpressureConfig, RequestRoute
 
 from dbray import bases
 from dbray.errors import SpecError
+from dbray.processes import worker_environment
 from dbray.records.models import Registry
 from dbray.serving.http.ingress import Ingress
 from dbray.serving.http.predictions import Predictions
@@ -95,7 +96,8 @@ def _resources(options: ServeOptions) -> dict[str, Any]:
     num_gpus = ray.cluster_resources().get("GPU", 0) if options.device == "auto" else 0
     on_gpu = options.device == "cuda" or num_gpus >= 1
     # torch reads this as it is imported, before the number of threads can be set.
-    environment = {"env_vars": {"OMP_NUM_THREADS": str(options.threads)}}
+    threads = {"OMP_NUM_THREADS": str(options.threads)}
+    environment = {"env_vars": threads | worker_environment()}
     if on_gpu:
         return {"num_gpus": 1, "num_cpus": 1, "runtime_env": environment}
     return {"num_cpus": options.threads, "runtime_env": environment}

@@ -17,6 +17,7 @@ import ray
 from ray import serve
 from ray.serve.exceptions import DeploymentUnavailableError
 
+from dbray.cluster import start_local
 from dbray.errors import SpecError
 from dbray.serving.app import application, with_base
 from dbray.serving.http.access import edge
@@ -109,8 +110,8 @@ def start(options: ServeOptions, port: int, host: str = "127.0.0.1") -> None:
         edge.prepare()
         # Ray's workers are nice by default; here people wait for them.
         os.environ.setdefault("RAY_worker_niceness", "0")
-        ray.init(
-            address="local",
+        start_local(
+            _log.warning,
             num_cpus=max(8, options.num_replicas * options.threads + 1),
             logging_level=logging.WARNING,
             log_to_driver=False,

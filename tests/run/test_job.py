@@ -177,7 +177,7 @@ def test_an_address_without_a_cluster_is_told(ray_session, address, reason):
         bound.bind(("127.0.0.1", 0))
         address = address.format(closed=f"127.0.0.1:{bound.getsockname()[1]}")
         with pytest.raises(SpecError, match=f"(?s){reason}.*fix: give --address") as caught:
-            cluster._connect(address)
+            cluster._join(address, lambda _: None)
     assert address in str(caught.value)
 
 
@@ -575,6 +575,7 @@ def run_until(job_file: Path, line: str, end: Callable[[int], None]) -> int:
     "end",
     [
         pytest.param(lambda pid: os.kill(pid, signal.SIGTERM), id="by a scheduler"),
+        pytest.param(lambda pid: os.kill(pid, signal.SIGHUP), id="by its terminal, closed"),
         # A terminal tells all of its processes.
         pytest.param(lambda pid: os.killpg(pid, signal.SIGINT), id="by Ctrl-C"),
     ],

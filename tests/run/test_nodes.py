@@ -37,13 +37,20 @@ def num_at_work(job: Job) -> int:
     return len(summary.in_flight) if summary else 0
 
 
+def kill(node) -> None:
+    """SIGKILL a node's raylet. Its workers notice when the process is gone: it is waited for."""
+    [raylet] = node.all_processes["raylet"]
+    raylet.process.kill()
+    raylet.process.wait()
+
+
 def test_a_node_that_dies_with_a_lane_costs_neither_the_run_nor_its_lease(
     nodes, tiny_base, tmp_path
 ):
     address, worker = nodes
     job_file = write_job(
         tmp_path, tiny_base, SUBJECTS,
-        recipe={"steps": 300, "prior_weight": 0.0}, previews={"prompts": []},
+        recipe={"steps": 500, "prior_weight": 0.0}, previews={"prompts": []},
         # Nobody is to wait for the end of a lease.
         resources={"lanes": 2, "lease_seconds": 3600},
     )  # fmt: skip
@@ -52,7 +59,7 @@ def test_a_node_that_dies_with_a_lane_costs_neither_the_run_nor_its_lease(
     with (tmp_path / "log.txt").open("w") as log, subprocess.Popen(command, stdout=log) as run:
         while run.poll() is None and num_at_work(job) < 2:
             time.sleep(0.1)
-        worker.all_processes["raylet"][0].process.kill()
+        kill(worker)
     assert run.returncode == 0, (tmp_path / "log.txt").read_text()
     results = tmp_path / "runs" / "jobs" / job.id / "results.jsonl"
     rows = [json.loads(line) for line in results.read_text().splitlines()]

@@ -1,0 +1,35 @@
+"""Cores and waiting of the processes of dbray."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from dbray import processes
+
+
+def test_what_the_user_has_set_stays():
+    own = {"OMP_WAIT_POLICY": "ACTIVE", "OMP_NUM_THREADS": "7"}
+    environment = dict(own)
+    processes.wait_passively(environment)
+    processes.use_own_cores(environment)
+    assert environment == own
+
+
+def test_workers_elsewhere_wait_as_this_process_does(monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    assert processes.worker_environment() == {"OMP_WAIT_POLICY": "PASSIVE"}
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert processes.worker_environment() == {"OMP_WAIT_POLICY": "ACTIVE"}
+
+
+@pytest.mark.parametrize(
+    ("limit", "cores"),
+    [("max 100000", 8), ("200000 100000", 2), ("50000 100000", 1), ("9900000 100000", 8), ("", 8)],
+)
+def test_a_container_s_limit_counts(tmp_path, monkeypatch, limit, cores):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    (tmp_path / "cpu.max").write_text(limit)
+    assert processes.num_cores(tmp_path / "cpu.max") == cores
+    assert processes.num_cores(tmp_path / "none") == 8
