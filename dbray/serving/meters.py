@@ -17,12 +17,12 @@ from ray.util.metrics import Counter, Gauge, Histogram
 _SECONDS = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120]
 _IMAGES: list[float] = [1, 2, 3, 4, 6, 8, 12, 16]
 _PREFIX = "ray_dbray_"
-# Labels that say nothing here: they are the same for all, or repeat the name.
+# Labels without information: the same for all, or a repetition of the name.
 _NOISE = re.compile(r'([{,])(?:(?:Component|SessionName|Version|otel_[a-z_]+)="[^"]*",?)+')
 
 
 class RequestMeters:
-    """Of the ingress."""
+    """What the ingress counts."""
 
     def __init__(self) -> None:
         self.requests = Counter(
@@ -42,16 +42,18 @@ class RequestMeters:
 
 
 class CacheMeters:
-    """Of a replica's cache; fulfils `cache.Watcher`."""
+    """What a replica's cache counts; a `tiers.Watcher`."""
 
     def __init__(self) -> None:
         tier = ("tier",)
         self._hits = Counter(
             "dbray_cache_hits",
-            "Requests by the tier that had the weights; resident: in the module already.",
+            "Requests by the tier that had the weights; resident: already in the module.",
             tag_keys=tier,
         )
-        self._misses = Counter("dbray_cache_misses", "Requests that no memory tier could answer.")
+        self._misses = Counter(
+            "dbray_cache_misses", "Requests whose weights were in no memory tier."
+        )
         self._loads = Histogram(
             "dbray_cache_load_seconds", "Seconds of a load into a tier.",
             boundaries=_SECONDS, tag_keys=tier,
@@ -75,23 +77,23 @@ class CacheMeters:
         self._evictions.inc(tags={"tier": tier})
 
     def size(self, tier: str, used_bytes: int) -> None:
-        """Note what a tier holds."""
+        """Remember how much a tier holds."""
         self._sizes[tier] = used_bytes
 
     def beat(self) -> None:
-        """Tell what the tiers hold: Ray forgets a gauge that is not set again and again."""
+        """Set the gauges again: Ray drops one that is not set regularly."""
         for tier, used_bytes in list(self._sizes.items()):
             self._bytes.set(used_bytes, tags={"tier": tier})
 
 
 class DeviceMeters:
-    """Of a replica's device."""
+    """What the thread of a replica's device counts."""
 
     def __init__(self) -> None:
         self.images = Counter("dbray_images", "Images sampled.")
-        self.batch = Histogram("dbray_batch_images", "Images of a batch.", boundaries=_IMAGES)
-        self.swaps = Counter("dbray_swaps", "Exchanges of the weights in the module.")
-        self.queued = Gauge("dbray_queued_images", "Images that wait for the device.")
+        self.batch = Histogram("dbray_batch_images", "Images per batch.", boundaries=_IMAGES)
+        self.swaps = Counter("dbray_swaps", "Swaps of the weights in the module.")
+        self.queued = Gauge("dbray_queued_images", "Images waiting for the device.")
         self.queue_seconds = Histogram(
             "dbray_queue_seconds", "Seconds that a request waited.", boundaries=_SECONDS
         )
@@ -100,7 +102,7 @@ class DeviceMeters:
 def exposition() -> str:
     """Gather dbray's metrics from the exporters of all nodes, in Prometheus text format."""
     texts = []
-    for node in ray.nodes():
+    for node in ray.nodes() if ray.is_initialized() else ():
         if not node.get("Alive"):
             continue
         url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
@@ -108,7 +110,7 @@ def exposition() -> str:
             with urllib.request.urlopen(url, timeout=5) as response:
                 texts.append(response.read().decode())
         except (urllib.error.URLError, OSError):
-            continue  # a node that is going away must not hide the others
+            continue  # the figures of the other nodes still count
     return chosen(texts)
 
 

@@ -165,12 +165,11 @@ async def _http_error(request: Request, exc: Exception) -> Response:
 
 
 def _methods(request: Request) -> set[str]:
-    """The methods of a path, over all its routes: each route on its own names only its own."""
-    methods: set[str] = set()
-    for route in request.app.routes:
-        match, _ = route.matches(request.scope)
-        if match is not Match.NONE:
-            methods |= route.methods
+    """The methods of a path: each route on its own names only its own."""
+    routes = request.app.routes
+    # The first that matches is the one that is served: {model}:warm, not {model}.
+    path = next(one.path for one in routes if one.matches(request.scope)[0] is not Match.NONE)
+    methods: set[str] = set().union(*(one.methods for one in routes if one.path == path))
     return methods | {"HEAD"} if "GET" in methods else methods
 
 

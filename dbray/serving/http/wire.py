@@ -47,6 +47,11 @@ def _allow_null(schema: dict[str, Any]) -> None:
         schema["properties"][name] = {"anyOf": [field, {"type": "null"}], **described}
 
 
+def _number(value: Any) -> Any:
+    """JSON has one kind of number, and its schema calls 2.0 an integer."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 class GenerationRequest(Wire):
     """Body of POST /v1/images/generations. Fields that OpenAI does not have are dbray's own."""
 
@@ -90,11 +95,11 @@ class GenerationRequest(Wire):
 
     @model_validator(mode="before")
     @classmethod
-    def _null_is_absent(cls, body: Any) -> Any:
-        """OpenAI's clients send null for fields that their caller left out."""
+    def _as_json_means_it(cls, body: Any) -> Any:
+        """Drop null, which OpenAI's clients send for absent fields; take 2.0 as the integer 2."""
         if not isinstance(body, dict):
             return body
-        return {name: value for name, value in body.items() if value is not None}
+        return {name: _number(value) for name, value in body.items() if value is not None}
 
     @property
     def width_height(self) -> tuple[int, int] | None:

@@ -10,11 +10,11 @@ from fastapi import Response
 
 from dbray.serving.messages import NOTHING_HERE, Refused
 
+_SCRIPTS = ("api", "app", "dom", "drawing", "gallery")
 _TYPES = {
     "index.html": "text/html; charset=utf-8",
     "style.css": "text/css; charset=utf-8",
-    "app.js": "text/javascript; charset=utf-8",
-    "api.js": "text/javascript; charset=utf-8",
+    **{f"{name}.js": "text/javascript; charset=utf-8" for name in _SCRIPTS},
     "icon.svg": "image/svg+xml",
 }
 # Users' text is shown as text only; if that ever fails, this stops it from running.

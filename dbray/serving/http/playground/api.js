@@ -2,9 +2,16 @@
 
 const KEY = "dbray-key"; // for this tab only
 
+// Headers hold bytes: those of the key in UTF-8, which are what its digest was made from.
+const bearer = (text) => `Bearer ${String.fromCharCode(...new TextEncoder().encode(text))}`;
+
 export const key = {
   get: () => sessionStorage.getItem(KEY) || "",
-  set: (value) => sessionStorage.setItem(KEY, value),
+  // Kept only once it has worked; throws what the server answered otherwise.
+  async set(text) {
+    await call("/v1/models?limit=1", { headers: { authorization: bearer(text) } });
+    sessionStorage.setItem(KEY, text);
+  },
 };
 
 export class ApiError extends Error {
@@ -15,14 +22,19 @@ export class ApiError extends Error {
 }
 
 async function call(path, options = {}) {
-  const headers = { ...(options.headers || {}) };
-  if (key.get()) headers.authorization = `Bearer ${key.get()}`;
-  const response = await fetch(path, { ...options, headers });
+  const own = key.get() ? { authorization: bearer(key.get()) } : {};
+  const response = await fetch(path, { ...options, headers: { ...own, ...options.headers } });
   if (!response.ok) throw new ApiError(response.status, await response.json().catch(() => null));
   return response;
 }
 
 export const getJson = async (path) => (await call(path)).json();
+
+// With the revision, so that what a browser has kept is never that of another one.
+export const previewPath = (model, name) => {
+  const revision = encodeURIComponent(`${model.id}@${model.dbray.revision}`);
+  return `/v1/models/${revision}/previews/${encodeURIComponent(name)}`;
+};
 
 const pictures = new Map(); // path -> promise of an object URL
 
@@ -35,12 +47,18 @@ export function picture(path) {
   return pictures.get(path);
 }
 
+// A body as JSON. Its seed is text, for numbers of JavaScript are exact up to 2^53 only.
+export function toJson(body) {
+  const { seed, ...others } = body;
+  return `${JSON.stringify(others).slice(0, -1)},"seed":${BigInt(seed)}}`;
+}
+
 // Calls onEvent(data) for every event; resolves with the response's headers when all are there.
 export async function stream(body, onEvent, signal) {
   const response = await call("/v1/images/generations", {
     method: "POST",
     headers: { "content-type": "application/json" },
-    body: JSON.stringify({ ...body, stream: true }),
+    body: toJson({ ...body, stream: true }),
     signal,
   });
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
