@@ -20,6 +20,9 @@ from dbray.spec.sections import Sampler
 
 OnStep = Callable[[int, Tensor], None]
 
+_LATENTS_PER_BATCH = 8 * 64 * 64
+"""Latent positions sampled at once: 8 images of 512 px, or more smaller ones."""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -29,6 +32,12 @@ class Sampling:
     steps: int = 50
     guidance: float = 7.5
     negative_prompt: str = ""
+
+
+def batch_size(backbone: Backbone) -> int:
+    """Images that a device can hold at once; depends on their resolution alone."""
+    _, height, width = backbone.latent_shape()
+    return max(1, _LATENTS_PER_BATCH // (height * width))
 
 
 @torch.no_grad()

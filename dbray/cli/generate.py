@@ -6,7 +6,7 @@ import argparse
 import itertools
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from dbray.bases.reading import Reader
 from dbray.cli.models import open_source
 from dbray.cli.output import print_problems, writing
+from dbray.cli.watch import step_bar
 from dbray.errors import Problem, SpecError
 from dbray.planning.long_prompts import Prompt, check_prompts
 from dbray.spec.canon import UNTOUCHED
@@ -34,8 +35,6 @@ _WHERE = "command line"
 
 def generate(args: argparse.Namespace) -> int:
     """Sample images, each from its own seed, and write them as PNG."""
-    from dbray.bases.generate import generate as sample
-
     chosen = _chosen(args)
     with open_source(args) as source:
         _check_length(args, source.base, source.record)
@@ -45,13 +44,29 @@ def generate(args: argparse.Namespace) -> int:
     output = Path(args.output)
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
-    for seed in range(args.seed, args.seed + args.n):
-        [pixels] = sample(backbone, [prompt], [seed], sampling)
+    seeds = range(args.seed, args.seed + args.n)
+    for seed, pixels in _sampled(backbone, prompt, seeds, sampling):
         about = {"model": args.model, "prompt": prompt, "seed": seed, **vars(sampling)}
         with writing(output), _new_file(output, f"{args.model.replace('@', '-')}-{seed}") as file:
             _write_png(file, pixels, about)
         print(file.name)
     return 0
+
+
+def _sampled(
+    backbone: Backbone, prompt: str, seeds: Sequence[int], sampling: Sampling
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Sample in batches, with a bar; gives each seed with its image."""
+    from dbray.bases.generate import batch_size
+    from dbray.bases.generate import generate as sample
+
+    size = batch_size(backbone)
+    batches = [seeds[start : start + size] for start in range(0, len(seeds), size)]
+    with step_bar("sampling steps", len(batches) * sampling.steps) as advance:
+        for batch in batches:
+            prompts = [prompt] * len(batch)
+            pixels = sample(backbone, prompts, batch, sampling, lambda *_: advance())
+            yield from zip(batch, pixels, strict=True)
 
 
 def _filled(prompt: str, record: ModelRecord | None) -> str:

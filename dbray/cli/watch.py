@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
@@ -93,3 +95,17 @@ def describe(outcome: Outcome) -> str:
 def watch() -> Terminal | Lines:
     """Return bars on a terminal, else lines."""
     return Terminal() if sys.stdout.isatty() else Lines()
+
+
+@contextmanager
+def step_bar(label: str, total: int) -> Iterator[Callable[[], None]]:
+    """Show a bar where standard error is a terminal; gives a function that moves it by one."""
+    console = Console(stderr=True)
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Remaining(),
+        console=console, transient=True, disable=not console.is_terminal,
+        # Above the bar, but never into it where the output goes elsewhere.
+        redirect_stdout=sys.stdout.isatty(),
+    ) as progress:  # fmt: skip
+        task = progress.add_task(label, total=total)
+        yield lambda: progress.advance(task)

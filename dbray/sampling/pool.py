@@ -27,7 +27,7 @@ from ray.util.annotations import RayDeprecationWarning
 
 from dbray import bases, errors
 from dbray.bases import Backbone, Base, Compute
-from dbray.bases.generate import Sampling, generate
+from dbray.bases.generate import Sampling, batch_size, generate
 from dbray.cluster import hardware
 from dbray.errors import DbrayError, LaneLost, OutOfMemory, first_line
 from dbray.spec.sections import Device, Recipe
@@ -43,8 +43,6 @@ Ray Data's default has no limit: a task that always kills its process would neve
 _TRIES = 30
 """How often a task is retried. Deaths of its actor end it sooner, except if a node is dead: Ray
 notices that only after 15 seconds, and until then each try at an actor there fails at once."""
-_LATENTS_PER_BATCH = 8 * 64 * 64
-"""Latent positions sampled at once: 8 images of 512 px, or more smaller ones."""
 
 _RESULT = pa.schema(
     [
@@ -227,8 +225,7 @@ def generate_in_batches(
 
     The batches depend only on the resolution, so that they are the same everywhere.
     """
-    _, height, width = backbone.latent_shape()
-    size = max(1, _LATENTS_PER_BATCH // (height * width))
+    size = batch_size(backbone)
     batches = [
         generate(backbone, prompts[start : start + size], seeds[start : start + size], sampling)
         for start in range(0, len(prompts), size)

@@ -17,6 +17,7 @@ from kit.worlds import write_job, write_photos
 from PIL import Image
 
 from dbray import bases
+from dbray.bases import generate
 from dbray.cli import main
 from dbray.planning.checks import check_job
 from dbray.planning.plan import make_plan
@@ -346,6 +347,21 @@ def test_generate_refuses_what_cannot_be_meant(registry, tmp_path, capsys, argum
 
 
 LONG = " on the beach in the photo of the clock on the beach in the clock"
+
+
+def test_generate_samples_in_batches(registry, tmp_path, monkeypatch):
+    sizes, real = [], generate.generate
+
+    def counted(backbone, prompts, *rest):
+        sizes.append(len(prompts))
+        return real(backbone, prompts, *rest)
+
+    monkeypatch.setattr(generate, "generate", counted)
+    monkeypatch.setattr(generate, "batch_size", lambda _: 2)
+    arguments = ["generate", "rex", "a {subject}", "-n", "5", "--steps", "1"]
+    assert main([*arguments, "--registry", registry, "-o", str(tmp_path)]) == 0
+    assert sizes == [2, 2, 1]
+    assert len(list(tmp_path.glob("rex-*.png"))) == 5
 
 
 @pytest.mark.parametrize("model", ["rex", "base"])

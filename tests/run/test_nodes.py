@@ -18,18 +18,40 @@ from dbray.storage.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-SUBJECTS = {"ace": "cat", "bob": "cat", "cid": "cat"}
+
+@pytest.fixture
+def cluster(request):
+    """A head of this machine with so many CPUs."""
+    head = {"num_cpus": request.param, "dashboard_port": free_port()}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    yield cluster
+    cluster.shutdown()
 
 
 @pytest.fixture
-def nodes():
-    """A head and a worker node of this machine, with 1 CPU each."""
-    cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 1, "dashboard_port": free_port()}
-    )
-    worker = cluster.add_node(num_cpus=1)
-    yield cluster.address, worker
-    cluster.shutdown()
+def run(tiny_base, tmp_path):
+    """Run a job of cats, calling something while its lanes are at work. Returns the attempts."""
+
+    def run(address, subjects, num_lanes, meanwhile):
+        job_file = write_job(
+            tmp_path, tiny_base, dict.fromkeys(subjects, "cat"),
+            recipe={"steps": 500, "prior_weight": 0.0}, previews={"prompts": []},
+            # Nobody is to wait for the end of a lease.
+            resources={"lanes": num_lanes, "lease_seconds": 3600},
+        )  # fmt: skip
+        command = [sys.executable, "-m", "dbray", "run", str(job_file), "--address", address]
+        job = Job.load(job_file)
+        with (tmp_path / "log.txt").open("w") as log, subprocess.Popen(command, stdout=log) as run:
+            while run.poll() is None and num_at_work(job) < num_lanes:
+                time.sleep(0.1)
+            meanwhile()
+        assert run.returncode == 0, (tmp_path / "log.txt").read_text()
+        results = Store(job.storage).read_bytes(f"jobs/{job.id}/results.jsonl")
+        rows = [json.loads(line) for line in results.splitlines()]
+        assert {row["id"]: row["status"] for row in rows} == dict.fromkeys(subjects, "published")
+        return sorted(row["attempts"] for row in rows)
+
+    return run
 
 
 def num_at_work(job: Job) -> int:
@@ -44,24 +66,20 @@ def kill(node) -> None:
     raylet.process.wait()
 
 
-def test_a_node_that_dies_with_a_lane_costs_neither_the_run_nor_its_lease(
-    nodes, tiny_base, tmp_path
-):
-    address, worker = nodes
-    job_file = write_job(
-        tmp_path, tiny_base, SUBJECTS,
-        recipe={"steps": 500, "prior_weight": 0.0}, previews={"prompts": []},
-        # Nobody is to wait for the end of a lease.
-        resources={"lanes": 2, "lease_seconds": 3600},
-    )  # fmt: skip
-    command = [sys.executable, "-m", "dbray", "run", str(job_file), "--address", address]
-    job = Job.load(job_file)
-    with (tmp_path / "log.txt").open("w") as log, subprocess.Popen(command, stdout=log) as run:
-        while run.poll() is None and num_at_work(job) < 2:
-            time.sleep(0.1)
+@pytest.mark.parametrize("cluster", [1], indirect=True)
+def test_a_node_that_dies_with_a_lane_costs_neither_the_run_nor_its_lease(cluster, run):
+    worker = cluster.add_node(num_cpus=1)
+    attempts = run(cluster.address, ("ace", "bob", "cid"), 2, lambda: kill(worker))
+    assert attempts == [1, 1, 2]
+
+
+@pytest.mark.parametrize("cluster", [0], indirect=True)
+def test_a_lane_starts_anew_on_another_node(cluster, run):
+    """The only lane loses its node, and finds a new one."""
+    worker = cluster.add_node(num_cpus=1)
+
+    def replace():
+        cluster.add_node(num_cpus=1, wait=False)
         kill(worker)
-    assert run.returncode == 0, (tmp_path / "log.txt").read_text()
-    results = tmp_path / "runs" / "jobs" / job.id / "results.jsonl"
-    rows = [json.loads(line) for line in results.read_text().splitlines()]
-    assert {row["id"]: row["status"] for row in rows} == dict.fromkeys(SUBJECTS, "published")
-    assert sorted(row["attempts"] for row in rows) == [1, 1, 2]
+
+    assert run(cluster.address, ("ace", "bob"), 1, replace) == [1, 2]

@@ -7,7 +7,8 @@ import time
 
 import httpx
 import pytest
-from kit.serving import perturbed
+from kit.server import Server
+from kit.serving import perturbed, publish
 
 from dbray.records.models import Registry
 from dbray.spec.sections import Recipe
@@ -208,6 +209,85 @@ def test_previews_have_their_prompts(page):
     assert find(page, "#previews figcaption").text == "a photo of {subject} on the beach"
 
 
+def draw(page, **fields):
+    """Fill in fields of the form, and draw."""
+    for name, value in fields.items():
+        page.execute_script(
+            "document.getElementById(arguments[0]).value = arguments[1]", name, value
+        )
+    find(page, "#go").click()
+
+
+def test_images_have_the_name_of_their_model_and_exact_seeds(page):
+    choose(page, "rex")
+    draw(page, steps="2", seed="9007199254740993")  # 2^53 + 1
+    wait(page, lambda d: find(d, "#status").text.startswith("Weights from"))
+    choose(page, "mia")
+    assert find(page, "#subject-results h3").text == "rex"
+    assert find(page, "#base-results h3").text == "The untouched base, beside rex"
+    captions = [one.text for one in find_all(page, "#subject-results figcaption")]
+    assert captions == ["seed 9007199254740993", "seed 9007199254740994"]
+    assert '"seed":9007199254740993}' in find(page, "#curl").text
+
+
+def test_the_base_is_offered_prompts_without_a_subject(page):
+    choose(page, "rex")
+    assert "{subject}" in find(page, "#prompt").get_property("value")
+    choose(page, "base")
+    assert find(page, "#prompt").get_property("value") == "a photo of a dog on the beach"
+    assert "{subject}" not in find(page, "form#ask").text
+    choose(page, "rex")
+    assert find(page, "#prompt").get_property("value") == "a photo of a {subject} on the beach"
+
+
+def test_long_names_are_whole(page, site):
+    site.publish("backpack-with-a-long-name-0123456789-0123456789", 72)
+    search(page, site, "backpack-with-a-long-name-0123456789-0123456789")
+    script = (
+        "const n = document.querySelector('.card .name'); return [n.scrollWidth, n.clientWidth]"
+    )
+    needed, width = page.execute_script(script)
+    assert needed <= width
+
+
+def test_on_a_phone_the_prompt_is_above_the_gallery(page):
+    size = page.get_window_size()
+    page.set_window_size(390, 844)
+    try:
+        assert find(page, "#prompt").location["y"] < find(page, "#models").location["y"]
+        script = "return document.documentElement.scrollWidth <= innerWidth"
+        assert page.execute_script(script)
+    finally:
+        page.set_window_size(size["width"], size["height"])
+
+
+@pytest.fixture
+def keyed(tmp_path, tiny_base):
+    """A server with keys: no Ray is needed for it."""
+    publish(tmp_path / "registry", tiny_base, "rex", 1)
+    server = Server(tmp_path / "registry", tiny_base, tmp_path)
+    yield server
+    server.close()
+
+
+def test_a_key_is_kept_once_it_has_worked(browser, keyed):
+    def enter(key):
+        find(browser, "#key").clear()
+        find(browser, "#key").send_keys(key)
+        find(browser, "#key-form button").click()
+
+    stored = "return sessionStorage.getItem('dbray-key')"
+    browser.get(f"{keyed.url}/playground")
+    wait(browser, lambda d: find(d, "#key-form").is_displayed())
+    enter("schl\u00fcssel-\u043a\u043b\u044e\u0447")
+    wait(browser, lambda d: find(d, "#status").text == "The key is not valid.")
+    assert browser.execute_script(stored) is None
+    enter(keyed.keys["acme"])
+    wait(browser, lambda d: find(d, "#studio-title").text == "rex")
+    assert browser.execute_script(stored) == keyed.keys["acme"]
+    browser.get_log("browser")  # the 401s were wanted
+
+
 def test_an_error_is_shown_and_the_form_works_again(page):
     choose(page, "rex")
     page.execute_script("document.getElementById('steps').value = '9999'")
@@ -215,6 +295,7 @@ def test_an_error_is_shown_and_the_form_works_again(page):
     find(page, "#go").click()
     wait(page, lambda d: "num_inference_steps" in find(d, "#status").text)
     assert "error" in find(page, "#status").get_attribute("class")
+    assert find_all(page, "#results .blank") == []
     assert find(page, "#go").is_enabled()
 
 

@@ -217,6 +217,13 @@ def test_a_key_opens_and_a_wrong_one_does_not(tmp_path):
         assert caught.value.refusal.status == 401
 
 
+def test_a_key_may_have_any_characters(tmp_path):
+    key = "schl\u00fcssel-\u043a\u043b\u044e\u0447"
+    _, file = write_keys(tmp_path, sha256=hashlib.sha256(key.encode()).hexdigest())
+    header = f"Bearer {key}".encode().decode("latin-1")  # as ASGI servers decode headers
+    assert Gate(file).admit(header, "10.0.0.1", "generate").name == "web"
+
+
 def test_scopes_and_ownership(tmp_path):
     key, file = write_keys(tmp_path)
     gate = Gate(file)

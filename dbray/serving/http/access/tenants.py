@@ -159,7 +159,8 @@ class Gate:
         scheme, _, given = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not given:
             raise Refused(_NO_KEY)
-        digest = hashlib.sha256(given.strip().encode("utf-8", "surrogateescape")).hexdigest()
+        # The bytes as they were sent, whatever a key's characters are.
+        digest = hashlib.sha256(given.strip().encode("latin-1", "replace")).hexdigest()
         found = None
         for key in self._key_file.keys:  # always all of them, so that the time reveals nothing
             if hmac.compare_digest(digest, key.sha256):
