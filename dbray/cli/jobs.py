@@ -104,6 +104,7 @@ def _print_plan(facts: dict[str, Any]) -> None:
         "memory": f"{_sizes(facts['memory_bytes'])} per worker"
         f"{_of(facts['device_memory_bytes'])}",
         "disk": f"{_sizes(facts['storage_bytes'])} at most{_of(facts['disk_free_bytes'])}",
+        "weights": facts["model_bytes"] and f"{facts['model_bytes']:,} bytes per subject",
         "time": _duration(facts["prior_seconds"], facts["train_seconds"]),
     }  # fmt: skip
     print_table((name, value) for name, value in rows.items() if value)

@@ -96,6 +96,9 @@ def export(args: argparse.Namespace) -> int:
         check(args.format, source, output)
         line = format_of(args.format).export(source, output)
     print(f"wrote {output}; load it with:\n{line}")
+    if source.has_rest and args.format in ("lora", "kohya", "comfyui"):
+        print("its changed biases, norms and small layers are not in that file, so its images "
+              "differ a little; --format diffusers holds all", file=sys.stderr)  # fmt: skip
     if source.has_tokens and args.format in ("kohya", "comfyui"):
         print("its learnt embeddings are not in that file: write them with --format embedding too; "
               f"in prompts write {source.token} for its identifier", file=sys.stderr)  # fmt: skip

@@ -75,6 +75,7 @@ def _facts(source: Source, record: ModelRecord, prompt: str) -> dict[str, str]:
         "revision": record.revision,
         "created": record.created_at,
         "dbray": version,
+        **record.metadata,
     }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from dbray import bases
 from dbray.bases import Backbone, Base, Compute
-from dbray.method import lora, tokens
+from dbray.method import delta, lora, tokens
 from dbray.method.factors import Adapters
 from dbray.method.methods import put
 from dbray.records.models import ModelRecord
@@ -51,6 +51,11 @@ class Source:
     def has_tokens(self) -> bool:
         """Whether the embeddings of the identifier's tokens were learnt."""
         return tokens.FILE in self.files
+
+    @property
+    def has_rest(self) -> bool:
+        """Whether biases, norms and small layers were changed too, which no LoRA file holds."""
+        return delta.FILE in self.files
 
     @property
     def token(self) -> str:

@@ -7,6 +7,7 @@ from importlib import metadata
 
 from dbray.bases import Base
 from dbray.lanes.beat import Clock
+from dbray.method.methods import method_of
 from dbray.planning.plan import PlannedSubject
 from dbray.records.models import ModelRecord, Registry
 from dbray.spec.canon import utc_now
@@ -36,13 +37,13 @@ class Publisher:
         Raises:
             StoreError: nothing was published.
         """
-        self._registry.publish(self._record(planned, curve, tuple(files), clock), files)
+        self._registry.publish(self._record(planned, curve, files, clock), files)
 
     def _record(
         self,
         planned: PlannedSubject,
         curve: tuple[LossPoint, ...],
-        files: tuple[str, ...],
+        files: Mapping[str, bytes],
         clock: Clock,
     ) -> ModelRecord:
         subject, job, base = planned.subject, self._job, self._base
@@ -65,8 +66,9 @@ class Publisher:
             timings={name: round(seconds, 4) for name, seconds in clock.seconds.items()},
             steps=job.recipe.steps,
             loss=tuple((p.step, p.loss, p.instance_loss, p.prior_loss) for p in curve),
-            files=files,
+            files=tuple(files),
             created_at=utc_now(),
             job_id=job.id,
             tenant=job.tenant,
+            metadata=method_of(job.recipe.method).about(files),
         )

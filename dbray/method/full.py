@@ -17,9 +17,12 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from dbray.bases import Backbone, Base
-from dbray.bases.resident import Changes, Layout, Resident
+from dbray.bases.resident import Changes, Layout, Resident, Weights
 from dbray.errors import BaseError, Diverged
-from dbray.method.with_tokens import WithTokens, trained_parts
+from dbray.method import delta
+from dbray.method.with_tokens import Together, WithTokens, trained_parts
+from dbray.spec.methods import Delta as DeltaSettings
+from dbray.spec.methods import Full as FullSettings
 from dbray.spec.sections import Recipe
 
 _DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
@@ -34,20 +37,28 @@ class Full(WithTokens):
         """All parameters of the trained parts."""
         for part in trained_parts(backbone.base, recipe):
             network.get_submodule(part).requires_grad_(True)
+        if _delta(recipe) is not None:
+            trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
+            base = {name: p.detach().to("cpu", copy=True) for name, p in trained.items()}
+            network.__dict__["base"] = base
 
     def publish_own(
         self, network: nn.Module, weights: Mapping[str, Tensor], recipe: Recipe
     ) -> dict[str, bytes]:
-        """One file for each trained part, in the recipe's publish_precision."""
+        """One file for each trained part, or the files of a delta, in the publish_precision."""
         dtype = torch.float16 if recipe.publish_precision == "fp16" else torch.float32
+        if (settings := _delta(recipe)) is not None:
+            return delta.publish(network, network.__dict__["base"], weights, settings.rank, dtype)
         parts = _by_part(weights, dtype)
         if not all(bool(t.isfinite().all()) for part in parts.values() for t in part.values()):
             raise Diverged("the weights are not finite; lower learning_rate, or use precision and "
                            "publish_precision fp32")  # fmt: skip
         return {f"{part}{_SUFFIX}": save(tensors) for part, tensors in parts.items()}
 
-    def read_own(self, contents: Mapping[str, Tensor], layouts: Mapping[str, Layout]) -> Flat:
-        """Each file as one flat tensor."""
+    def read_own(self, contents: Mapping[str, Tensor], layouts: Mapping[str, Layout]) -> Weights:
+        """Each file as one flat tensor, or a delta."""
+        if delta.FILE in contents:
+            return Together(tuple(delta.read(contents, layouts)))
         parts = {}
         for name, content in contents.items():
             part = name.removesuffix(_SUFFIX)
@@ -60,8 +71,23 @@ class Full(WithTokens):
         """All parameters of the trained parts."""
         return sum(base.num_parameters(part) for part in trained_parts(base, recipe))
 
+    def published_bytes(self, base: Base, recipe: Recipe) -> int:
+        """See Method."""
+        if (settings := _delta(recipe)) is None:
+            return super().published_bytes(base, recipe)
+        width = 2 if recipe.publish_precision == "fp16" else 4
+        return delta.size_bytes(base, trained_parts(base, recipe), settings.rank, width)
+
+    def about(self, files: Mapping[str, bytes]) -> dict[str, str]:
+        """The measured error of a delta."""
+        return delta.about(files) if delta.FILE in files else {}
+
 
 METHOD = Full()
+
+
+def _delta(recipe: Recipe) -> DeltaSettings | None:
+    return recipe.method.publish if isinstance(recipe.method, FullSettings) else None
 
 
 def _by_part(weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, dict[str, Tensor]]:

@@ -75,6 +75,10 @@ class Method(Protocol):
         """Return the size of a model's files."""
         ...
 
+    def about(self, files: Mapping[str, bytes]) -> dict[str, str]:
+        """Return what a model's record notes of the files that `publish` made."""
+        ...
+
 
 def method_of(settings: MethodSettings) -> Method:
     """Return the method of a recipe's `method`."""

@@ -170,17 +170,24 @@ class Rows:
             live[list(ids)] = rows.to(live.device, live.dtype)
 
 
-def read(
-    content: Tensor, layouts: Mapping[str, Layout], own_tables: frozenset[str] = frozenset()
-) -> Rows:
-    """Read the file of learnt rows. Raises BaseError if it does not fit the base."""
-    names, rows = {}, _parse(content.numpy().tobytes())
+def read(content: Tensor, layouts: Mapping[str, Layout], written: Changes | None = None) -> Rows:
+    """Read the file of learnt rows.
+
+    `written` is what the model's other files write before the rows: its own tables are kept.
+
+    Raises:
+        BaseError: it does not fit the base.
+    """
+    names, own_tables, rows = {}, set(), _parse(content.numpy().tobytes())
     for part, (ids, tensor) in rows.items():
-        names[part] = _table_of(part, layouts)
-        num_tokens, width = layouts[part][names[part]]
+        names[part] = table = _table_of(part, layouts)
+        num_tokens, width = layouts[part][table]
         if tensor.shape != (len(ids), width) or not all(0 <= one < num_tokens for one in ids):
             raise BaseError(f"{FILE}: the embeddings of {part} do not fit the base")
-    return Rows(rows, names, own_tables)
+        others = (written or {}).get(part, frozenset())
+        if others is None or table in others:
+            own_tables.add(part)
+    return Rows(rows, names, frozenset(own_tables))
 
 
 def read_file(file: Path) -> dict[str, tuple[tuple[int, ...], Tensor]]:

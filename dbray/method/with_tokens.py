@@ -92,9 +92,8 @@ class WithTokens:
         own = {name: content for name, content in contents.items() if name != tokens.FILE}
         found = [self.read_own(own, layouts)] if own else []
         if tokens.FILE in contents:
-            changes = [change for one in found for change in one.changes.items()]
-            own_tables = frozenset(part for part, names in changes if names is None)
-            found.append(tokens.read(contents[tokens.FILE], layouts, own_tables))
+            written = found[0].changes if found else {}
+            found.append(tokens.read(contents[tokens.FILE], layouts, written))
         return found[0] if len(found) == 1 else Together(tuple(found))
 
     def num_trained(self, base: Base, recipe: Recipe) -> int:
@@ -104,6 +103,10 @@ class WithTokens:
     def published_bytes(self, base: Base, recipe: Recipe) -> int:
         """See Method."""
         return self.num_own(base, recipe) * (2 if recipe.publish_precision == "fp16" else 4)
+
+    def about(self, files: Mapping[str, bytes]) -> dict[str, str]:
+        """See Method."""
+        return {}
 
     def _embeds(self, recipe: Recipe) -> bool:
         """Return whether a step computes with the text encoders."""

@@ -35,13 +35,14 @@ class Cost:
     """What carrying out a Plan takes. Times are None if no earlier job gives the rates.
 
     `storage_bytes` counts what is published, by kind, with images as large as if PNG did not
-    compress them; checkpoints of subjects in flight are not included. `warnings` are about
-    hardware that holds no lane.
+    compress them, and `model_bytes` the weights of one subject; checkpoints of subjects in flight
+    are not included. `warnings` are about hardware that holds no lane.
     """
 
     lanes: int
     prior_actors: int
     train_steps: int
+    model_bytes: int
     storage_bytes: dict[str, int]
     memory_bytes: dict[str, int]
     train_seconds: float | None
@@ -79,6 +80,7 @@ def estimate(plan: Plan, hardware: Hardware, rates: Rates | None) -> Cost:
         lanes=lanes,
         prior_actors=num_prior_actors(plan, hardware),
         train_steps=steps,
+        model_bytes=method.published_bytes(plan.base, recipe),
         storage_bytes={
             "weights": len(plan.to_train) * method.published_bytes(plan.base, recipe),
             "class images": plan.num_prior_images * image_bytes,

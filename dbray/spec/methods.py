@@ -33,10 +33,31 @@ class MethodSettings(Spec):
         return self.kind if fields.keys() == {"kind"} else fields
 
 
+class Delta(Spec):
+    """The change of whole layers as low-rank factors."""
+
+    first_fields = frozenset({"kind", "rank"})
+
+    kind: Literal["delta"] = "delta"
+    rank: int = Field(
+        default=32, ge=1, le=1024, description="Rank of the factors: more is larger and closer."
+    )
+
+
+def _delta(publish: Any) -> Any:
+    """Take the plain word for its settings."""
+    return {"kind": publish} if isinstance(publish, str) else publish
+
+
 class Full(MethodSettings):
     """Every layer of the denoiser is fine-tuned, as in the paper."""
 
     kind: Literal["full"] = "full"  # pyright: ignore[reportIncompatibleVariableOverride]
+    publish: Annotated[Delta | None, BeforeValidator(_delta)] = Field(
+        default=None,
+        description="delta: publish the change of the weights as factors of a `rank`, instead of "
+        "whole parts; its error is measured. Absent: whole parts.",
+    )
 
 
 class Lora(MethodSettings):

@@ -24,6 +24,7 @@ from dbray.storage.store import Store
 LORA = {"kind": "lora", "rank": 4, "alpha": 6, "targets": ["attention", "convolutions"]}
 METHODS = {
     "full": recipe_of("full", train_text_encoder=True),
+    "delta": recipe_of({"kind": "full", "publish": {"kind": "delta", "rank": 6}}),
     "lora": recipe_of(LORA, train_text_encoder=True),
     "pivotal": recipe_of({"kind": "pivotal", "rank": 4}),
     "inversion": recipe_of("textual_inversion", identifier_rate=0.5),
@@ -32,6 +33,7 @@ METHODS = {
 SAMPLING = ["--steps", "4", "--guidance", "3", "--seed", "7"]
 POSSIBLE = {
     "full": {"diffusers", "single-file"},
+    "delta": {"diffusers", "single-file", "lora", "kohya"},
     "lora": {"diffusers", "single-file", "lora", "kohya"},
     "pivotal": {"diffusers", "single-file", "lora", "kohya", "embedding"},
     "inversion": {"diffusers", "single-file", "embedding"},
@@ -42,7 +44,7 @@ REFUSED = [(model, name) for model in POSSIBLE for name in FORMATS if name not i
 WHOLE = [
     ("full", "diffusers"), ("full", "single-file"), ("half", "diffusers"), ("lora", "lora"),
     ("lora", "kohya"), ("pivotal", "lora"), ("inversion", "embedding"),
-    ("inversion", "single-file"),
+    ("inversion", "single-file"), ("delta", "diffusers"), ("delta", "single-file"),
 ]  # fmt: skip
 
 
@@ -171,6 +173,20 @@ def test_a_lora_file_without_the_embeddings_says_so(storage, tmp_path, capsys):
     given = ["models", "export", "pivotal", "--format", "kohya", "--registry", storage]
     assert main([*given, "-o", str(tmp_path / "rex.safetensors")]) == 0
     assert "--format embedding too; in prompts write <pivotal>" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["lora", "kohya"])
+def test_a_delta_is_nearly_a_lora(storage, base_folder, generated, tmp_path, capsys, name):
+    path = path_for(name, tmp_path)
+    given = ["delta", "--format", name, "-o", str(path), "--registry", storage]
+    assert main(["models", "export", *given]) == 0
+    told = capsys.readouterr()
+    assert "biases, norms and small layers are not in that file" in told.err
+    pipe = load(told.out.splitlines()[-1])
+    pipe.scheduler = bases.load(bases.resolve(str(base_folder))).scheduler("ddim", 1)
+    model, untouched = generated["delta"], generated["base"]
+    difference = np.abs(drawn(pipe, f"a {IDENTIFIER} dog") - model).mean()
+    assert difference < np.abs(untouched - model).mean() / 2
 
 
 def import_(file, registry, base_folder, *more):

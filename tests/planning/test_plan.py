@@ -206,6 +206,7 @@ def test_cost(tmp_path, tiny_base, base):
     assert cost.train_steps == 3 * 8
     assert cost.train_seconds == pytest.approx(3 * (1.0 + 8 * 0.5))
     assert cost.prior_seconds == pytest.approx(12 / 4.0)
+    assert cost.model_bytes == 2 * base.num_parameters("unet")
     # The base makes class images at its own 32 px, and a model its previews as it was trained.
     assert cost.storage_bytes == {
         "weights": 3 * 2 * base.num_parameters("unet"),
