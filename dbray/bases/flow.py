@@ -4,15 +4,24 @@ Owns the noise level sigma: 0 is the image, 1 is noise, and a timestep is 1000 s
 family. A base's family defines its table, density and weights.
 Shape suffixes: B rows, C channels, H height, W width, T levels.
 
-Sources: Lipman et al. 2022 (arXiv 2210.02747); Esser et al. 2024 (arXiv 2403.03206), densities
-and weights.
+Training draws sigma in three steps, with N the length of the table:
+    u  uniform in [0, 1), or sigmoid(m + s z) with z normal (logit_normal)
+    r  = 1 - floor(N u) / N
+    sigma = shift r / (1 + (shift - 1) r)
+It weights the squared error of a row by w(sigma): 1 (none), sigma^2 (image: the error of the image
+that the prediction implies), or 2 / (pi (1 - 2 sigma + 2 sigma^2)) (cosmap).
+
+Sources: Lipman et al. 2022 (arXiv 2210.02747); Esser et al. 2024 (arXiv 2403.03206), section 3.1
+(densities and weights) and equation 23 (shift).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from functools import lru_cache
+from typing import Any
 
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
@@ -21,14 +30,12 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
 )
 from torch import Tensor
 
+from dbray.spec.flow import Density, Weighting
 from dbray.spec.sections import Recipe
 
 TIMESTEPS_PER_SIGMA = 1000
 
 _CPU = torch.device("cpu")
-
-Density = Literal["uniform", "logit_normal"]
-"""Distribution of training timesteps: uniform, or more in the middle."""
 
 
 @dataclass(frozen=True)
@@ -40,30 +47,34 @@ class FlowSchedule:
 
     timesteps_T: Tensor
     density: Density = "uniform"
-    weight_power: int = 0
-    """Rows are weighted by sigma to this power."""
+    weighting: Weighting = "none"
     device: torch.device = _CPU
 
     @classmethod
     def of(
-        cls, config: Mapping[str, Any], density: Density = "uniform", weight_power: int = 0
+        cls,
+        config: Mapping[str, Any],
+        density: Density = "uniform",
+        weighting: Weighting = "none",
     ) -> FlowSchedule:
         """Make the schedule of a base; its table includes the shift, unless that is dynamic."""
         scheduler: Any = FlowMatchEulerDiscreteScheduler.from_config(dict(config))
-        return cls(scheduler.timesteps, density, weight_power)
+        return cls(scheduler.timesteps, density, weighting)
 
     def to(self, device: torch.device) -> FlowSchedule:
         """See Schedule."""
         return replace(self, device=device)
 
-    def draw(self, generator: torch.Generator) -> Tensor:
+    def draw(self, generator: torch.Generator, recipe: Recipe) -> Tensor:
         """Draw a timestep, a float32; the first of the table is the noisiest."""
-        if self.density == "uniform":
+        flow, num = recipe.flow, len(self.timesteps_T)
+        if (flow.density or self.density) == "uniform":
             position = torch.rand((), generator=generator)
         else:
-            position = torch.randn((), generator=generator).sigmoid()
-        last = len(self.timesteps_T) - 1
-        return self.timesteps_T[min(int(position * len(self.timesteps_T)), last)]
+            normal = torch.randn((), generator=generator)
+            position = (flow.logit_mean + flow.logit_std * normal).sigmoid()
+        table_T = self.timesteps_T if flow.shift is None else _shifted(num, flow.shift)
+        return table_T[min(int(position * num), num - 1)]
 
     def add_noise(self, latents_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
         """Move from the latents towards the noise."""
@@ -75,8 +86,22 @@ class FlowSchedule:
         return noise_BCHW - latents_BCHW
 
     def weights(self, timesteps_B: Tensor, recipe: Recipe) -> Tensor | None:
-        """Return the family's own weights. Min-SNR is rejected before a job runs."""
-        return _sigmas(timesteps_B) ** self.weight_power if self.weight_power else None
+        """Return the recipe's weights, else the family's. Min-SNR is refused before a job runs."""
+        sigmas_B = _sigmas(timesteps_B)
+        match recipe.flow.weighting or self.weighting:
+            case "image":
+                return sigmas_B**2
+            case "cosmap":
+                return 2 / (math.pi * (1 - 2 * sigmas_B + 2 * sigmas_B**2))
+            case _:
+                return None
+
+
+@lru_cache
+def _shifted(num: int, shift: float) -> Tensor:
+    """The table of `num` timesteps with a shift."""
+    levels_T = torch.linspace(1, 1 / num, num)
+    return TIMESTEPS_PER_SIGMA * shift * levels_T / (1 + (shift - 1) * levels_T)
 
 
 class FlowSampler:

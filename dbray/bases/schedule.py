@@ -31,7 +31,7 @@ class Schedule(Protocol):
         """Copy to a device."""
         ...
 
-    def draw(self, generator: torch.Generator) -> Tensor:
+    def draw(self, generator: torch.Generator, recipe: Recipe) -> Tensor:
         """Draw the timestep of one row, a 0-d tensor on the CPU."""
         ...
 
@@ -69,7 +69,7 @@ class NoiseSchedule:
         """See Schedule."""
         return NoiseSchedule(self.alphas_cumprod_T.to(device), self.prediction)
 
-    def draw(self, generator: torch.Generator) -> Tensor:
+    def draw(self, generator: torch.Generator, recipe: Recipe) -> Tensor:
         """Draw a timestep uniformly, an int64."""
         return torch.randint(self.num_timesteps, (), generator=generator)
 

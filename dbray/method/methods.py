@@ -19,7 +19,7 @@ from dbray.bases.resident import Layout, Weights
 from dbray.spec.methods import MethodSettings
 from dbray.spec.sections import Recipe
 from dbray.training.engine import Engine
-from dbray.training.plain import Rate
+from dbray.training.rates import Rate
 
 
 class Method(Protocol):

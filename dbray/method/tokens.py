@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from dbray.bases import Backbone, Base, load_tokenizer
 from dbray.bases.resident import Changes, Layout, Resident
 from dbray.errors import BaseError, Diverged, TrainError
-from dbray.training.plain import Rate
+from dbray.spec.sections import Recipe
+from dbray.training.rates import Rate
 
 FILE = "tokens.safetensors"
 MAX_TOKENS = 8
@@ -85,9 +86,10 @@ def layers(network: nn.Module) -> dict[str, LearntTokens]:
     return {path: one for path, one in network.named_modules() if isinstance(one, LearntTokens)}
 
 
-def rates(network: nn.Module, start: float) -> dict[str, Rate]:
-    """Return the rate of the rows: it decays linearly to 0, without weight decay."""
-    return {f"{path}.rows": Rate(start, decays=True) for path in layers(network)}
+def rates(network: nn.Module, start: float, recipe: Recipe) -> dict[str, Rate]:
+    """Return the rate of the rows: it falls to 0, without weight decay."""
+    schedule = "cosine" if recipe.rate_schedule == "cosine" else "linear"
+    return {f"{path}.rows": Rate(start, schedule) for path in layers(network)}
 
 
 def begin(network: nn.Module, base: Base, identifier: str) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from dbray.bases.resident import Changes, Layout, Resident, Weights
 from dbray.method import tokens
 from dbray.spec.sections import Recipe
 from dbray.training.engine import Engine
-from dbray.training.plain import Rate
+from dbray.training.rates import Rate
 
 
 class WithTokens:
@@ -60,7 +60,7 @@ class WithTokens:
     def rates(self, network: nn.Module, recipe: Recipe) -> Mapping[str, Rate]:
         """See Method."""
         rate = self.token_rate(recipe)
-        return tokens.rates(network, rate) if rate else {}
+        return tokens.rates(network, rate, recipe) if rate else {}
 
     def condition(self, backbone: Backbone, recipe: Recipe, prompts: Sequence[str]) -> Condition:
         """Return token ids if text encoders are part of a step, else the base's embeddings."""

@@ -28,6 +28,8 @@ OURS = {
     "prior_loss_weight": "recipe.prior_weight",
     "adam_weight_decay": "recipe.weight_decay",
     "snr_gamma": "recipe.min_snr_gamma",
+    "lr_scheduler": "recipe.rate_schedule",
+    "lr_warmup_steps": "recipe.warmup_steps",
     "use_ema": "recipe.ema_decay",
     "mixed_precision": "recipe.precision",
     "save_precision": "recipe.publish_precision",
@@ -52,8 +54,9 @@ WITHOUT_KEY = {
     "with_prior_preservation": "prior preservation is on unless recipe.prior_weight is 0",
     "class_data_dir": "dbray makes the class images",
     "reg_data_dir": "dbray makes the class images",
-    "lr_scheduler": "the learning rate is constant",
-    "lr_warmup_steps": "the learning rate is constant",
+    "loss_type": "recipe.huber_c chooses the Huber loss",
+    "weighting_scheme": "recipe.flow has the density and the weighting of noise levels",
+    "discrete_flow_shift": "recipe.flow.shift shifts the noise levels",
     "caption_extension": "captions are read from .txt and .caption files next to the photographs",
 }
 """Their key: what dbray does instead."""

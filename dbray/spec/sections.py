@@ -12,6 +12,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from dbray.spec.base import Spec
+from dbray.spec.flow import Flow
 from dbray.spec.methods import Full, Method
 from dbray.spec.prompts import check_template
 
@@ -24,6 +25,8 @@ Prediction = Literal["epsilon", "v_prediction"]
 """What a denoiser predicts: the noise, or v (Salimans and Ho 2022)."""
 Precision = Literal["fp32", "bf16"]
 """What is computed in."""
+RateSchedule = Literal["constant", "linear", "cosine"]
+"""What becomes of a learning rate after the warm-up."""
 Device = Literal["auto", "cpu", "cuda"]
 """The kind of device that work asks the cluster for; auto: cuda if it has a GPU now."""
 
@@ -59,15 +62,25 @@ class Recipe(Spec):
     batch_size: int = Field(
         default=1, ge=1, le=64, description="Instance rows per step; as many class rows are added."
     )
-    learning_rate: float = Field(
-        default=5e-6, gt=0, le=1, description="Constant AdamW learning rate."
+    learning_rate: float = Field(default=5e-6, gt=0, le=1, description="AdamW learning rate.")
+    rate_schedule: RateSchedule = Field(
+        default="constant",
+        description="The learning rate after the warm-up: constant, or falling to 0 at the last "
+        "step along a line or half a cosine.",
+    )
+    warmup_steps: int = Field(
+        default=0,
+        ge=0,
+        le=100_000,
+        description="Steps over which all learning rates rise linearly from near 0.",
     )
     identifier_rate: float | None = Field(
         default=None,
         gt=0,
         le=1,
         description="Also learn the embeddings of the identifier's tokens, at this rate, which "
-        "decays linearly to 0; 0.03 works on the miniature. All others stay as they are.",
+        "falls to 0 after the warm-up, along a line, or half a cosine if rate_schedule is cosine. "
+        "0.03 works on the miniature. All others stay as they are.",
     )
     weight_decay: float = Field(
         default=1e-2, ge=0, le=1, description="AdamW decoupled weight decay."
@@ -81,6 +94,25 @@ class Recipe(Spec):
     train_text_encoder: bool = Field(default=False, description="Also fine-tune the text encoder.")
     min_snr_gamma: float | None = Field(
         default=None, gt=0, description="Min-SNR loss weighting (Hang et al. 2023); 5 is usual."
+    )
+    huber_c: float | None = Field(
+        default=None,
+        gt=0,
+        le=100,
+        description="Huber loss: errors far above this constant count by their size instead of "
+        "their square; kohya's default is 0.1. Absent: squared errors.",
+    )
+    noise_offset: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Add noise to the mean of each channel, so that very dark and very bright "
+        "images can be learnt; 0.05 to 0.1 is usual. Not for bases trained by flow matching.",
+    )
+    flow: Flow = Field(
+        default=Flow(),
+        description="Which noise levels training draws, and how they count: for bases trained by "
+        "flow matching.",
     )
     ema_decay: float | None = Field(
         default=None,

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from dbray.errors import TrainError
 from dbray.spec.sections import Recipe
 from dbray.training.device import translated
-from dbray.training.plain import Rate, TorchEngine
+from dbray.training.plain import TorchEngine
+from dbray.training.rates import Rate
 from dbray.training.zero import ZeroEngine
 
 

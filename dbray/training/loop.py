@@ -67,10 +67,10 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class LossPoint:
-    """Mean squared errors over the steps since the point before; `step` counts from 1.
+    """Mean losses of the rows over the steps since the point before; `step` counts from 1.
 
     Where a checkpoint between two points was continued, over the steps since the checkpoint. `loss`
-    is instance_loss + lambda * prior_loss, without min-SNR weights.
+    is instance_loss + lambda * prior_loss, without the weights of timesteps.
     """
 
     step: int
@@ -186,7 +186,7 @@ def finetune(  # noqa: PLR0913 - what a step needs, and where to begin
     for step in range(resume.step, recipe.steps):
         batch = draw_batch(data, recipe, schedule, step, share)
         prediction = engine(batch.noisy_BCHW, batch.timesteps_B, batch.condition.tensors)
-        losses_B = losses.row_losses(prediction, batch.target_BCHW)
+        losses_B = losses.row_losses(prediction, batch.target_BCHW, recipe.huber_c)
         engine.step(losses.prior_preservation_loss(losses_B, batch.weights_B))
         if after_step is not None:
             after_step(engine)
@@ -226,7 +226,7 @@ def draw_batch(
     factors = torch.tensor([factor for _, factor in shares])
     weights = losses.row_weights(is_prior, recipe.prior_weight)[mine] * factors
     drawn = [
-        _draw_row(data, bool(is_prior[row]), schedule,
+        _draw_row(data, recipe, bool(is_prior[row]), schedule,
                   losses.generator_of(recipe.seed, data.subject_id, step, row))
         for row, _ in shares
     ]  # fmt: skip
@@ -255,7 +255,11 @@ def _send(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def _draw_row(
-    data: TrainingData, is_prior: bool, schedule: Schedule, generator: torch.Generator
+    data: TrainingData,
+    recipe: Recipe,
+    is_prior: bool,
+    schedule: Schedule,
+    generator: torch.Generator,
 ) -> tuple[Tensor, Tensor, Tensor, Condition]:
     """Draw latents, noise, timestep and condition of one row."""
     if is_prior:
@@ -268,7 +272,9 @@ def _draw_row(
         latents = data.views.sample(views[_draw(len(views), generator)], generator)
         condition = data.instance[image]
     noise = torch.randn(latents.shape, generator=generator)
-    return latents, noise, schedule.draw(generator), condition
+    timestep = schedule.draw(generator, recipe)
+    noise = losses.offset_noise(noise, recipe.noise_offset, generator)
+    return latents, noise, timestep, condition
 
 
 def _draw(size: int, generator: torch.Generator) -> int:

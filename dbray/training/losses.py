@@ -3,7 +3,8 @@
 Torch only; knows neither models, files nor processes. Every function works on rows, so that a batch
 equals a loop over its rows. Shape suffixes: B rows, C channels, H height, W width.
 
-Source: Ruiz et al. 2022 (arXiv 2208.12242), equation 2.
+Sources: Ruiz et al. 2022 (arXiv 2208.12242), equation 2; Barron 2019 (arXiv 1701.03077), equation
+13: the smooth form of Huber's loss, as kohya's and diffusers' scripts have it.
 """
 
 from __future__ import annotations
@@ -39,10 +40,32 @@ def row_weights(is_prior_B: Tensor, prior_weight: float) -> Tensor:
     return torch.where(is_prior_B, prior_weight / num_prior, 1.0 / num_instance)
 
 
-def row_losses(prediction_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
-    """Mean squared error of each row, in float32, shape (B,)."""
+def row_losses(
+    prediction_BCHW: Tensor, target_BCHW: Tensor, huber_c: float | None = None
+) -> Tensor:
+    """Mean loss of the elements of each row, in float32, shape (B,).
+
+    With e = prediction - target the loss of an element is e^2 or, with a constant c,
+    2 c (sqrt(e^2 + c^2) - c): e^2 for |e| far below c, 2 c |e| far above.
+    """
     error_BCHW = prediction_BCHW.float() - target_BCHW.float()
-    return error_BCHW.square().mean(dim=(1, 2, 3))
+    loss_BCHW = error_BCHW.square()
+    if huber_c is not None:
+        # The same without the difference, which loses the digits of small errors.
+        root_BCHW = (loss_BCHW + huber_c**2).sqrt()
+        loss_BCHW = 2 * huber_c * loss_BCHW / (root_BCHW + huber_c)
+    return loss_BCHW.mean(dim=(1, 2, 3))
+
+
+def offset_noise(noise_CHW: Tensor, offset: float, generator: torch.Generator) -> Tensor:
+    """Add noise to the mean of each channel: noise + offset z, with z normal of shape (C, 1, 1).
+
+    Without it, the noisiest step of a schedule that ends before pure noise shows the mean of each
+    channel, which is never learnt. Source: Guttenberg 2023, "Diffusion with Offset Noise".
+    """
+    if not offset:
+        return noise_CHW
+    return noise_CHW + offset * torch.randn(len(noise_CHW), 1, 1, generator=generator)
 
 
 def prior_preservation_loss(losses_B: Tensor, weights_B: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,17 +20,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from dbray.errors import LaneLost, TrainError
 from dbray.spec.sections import Recipe
 from dbray.training.device import translated
-
-
-@dataclass(frozen=True)
-class Rate:
-    """A learning rate of its own for a parameter, without weight decay.
-
-    `decays`: linearly to 0 over the recipe's steps.
-    """
-
-    start: float
-    decays: bool = False
+from dbray.training.rates import Rate
 
 
 class Training:
@@ -57,24 +46,22 @@ class Training:
         self._optimizer = AdamW(groups, lr=rate, weight_decay=decay, fused=True)
         self._num_steps, self.broken = 0, False
 
-    def _groups(self, rates: Mapping[str, Rate]) -> tuple[list[dict[str, Any]], list[Rate | None]]:
+    def _groups(self, rates: Mapping[str, Rate]) -> tuple[list[dict[str, Any]], list[Rate]]:
         """Sort the parameters by their rates; those of the recipe come first."""
-        found: list[Rate | None] = [None, *dict.fromkeys(rates.values())]
-        groups = [
-            [p for name, p in self._trained.items() if rates.get(name) == rate] for rate in found
+        usual = Rate(self._recipe.learning_rate, self._recipe.rate_schedule)
+        groups: list[tuple[list[Any], Rate, dict[str, Any]]] = [
+            ([p for name, p in self._trained.items() if name not in rates], usual, {})
         ]
-        kept = [(group, rate) for group, rate in zip(groups, found, strict=True) if group]
-        options: list[dict[str, Any]] = [
-            {"params": group} | ({"lr": rate.start, "weight_decay": 0.0} if rate else {})
-            for group, rate in kept
-        ]
-        return options, [rate for _, rate in kept]
+        for rate in dict.fromkeys(rates.values()):
+            group = [p for name, p in self._trained.items() if rates.get(name) == rate]
+            groups.append((group, rate, {"weight_decay": 0.0}))
+        kept = [(group, rate, others) for group, rate, others in groups if group]
+        options = [{"params": group, "lr": rate.start, **others} for group, rate, others in kept]
+        return options, [rate for _, rate, _ in kept]
 
-    def _decay_rates(self) -> None:
-        left = 1 - self._num_steps / self._recipe.steps
+    def _set_rates(self) -> None:
         for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
-            if rate is not None and rate.decays:
-                group["lr"] = rate.start * left
+            group["lr"] = rate.at(self._num_steps, self._recipe)
 
     def _adopt(self, masters: Mapping[str, Tensor]) -> None:
         """Take over the masters, which hold the base weights."""
@@ -98,7 +85,7 @@ class Training:
     def step(self, loss: Tensor) -> Tensor:
         """See Engine. The moving average's warm-up is that of CompVis/latent-diffusion's LitEma."""
         with self._guarded():
-            self._decay_rates()
+            self._set_rates()
             norm = self._update(loss)
             self._num_steps += 1
             if self._recipe.ema_decay:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from dbray.errors import TrainError
 from dbray.spec.sections import Recipe
-from dbray.training.plain import InPrecision, Rate, Training, copy_all, cpu_copy
+from dbray.training.plain import InPrecision, Training, copy_all, cpu_copy
+from dbray.training.rates import Rate
 
 
 class ZeroEngine(Training):

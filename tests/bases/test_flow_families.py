@@ -12,6 +12,7 @@ from kit.families.flows import CASES
 from kit.training import IDENTIFIER, Trained, contents_of, recipe_of
 
 from dbray import bases
+from dbray.bases.flow import FlowSchedule
 from dbray.bases.generate import Sampling, generate
 from dbray.errors import BaseError
 from dbray.method.methods import method_of
@@ -121,8 +122,13 @@ def test_a_batch_predicts_what_its_rows_do_alone(build, name, deep):
         torch.testing.assert_close(together[rows], alone, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("flow", [
+    {}, {"density": "logit_normal", "logit_mean": 0.5, "logit_std": 1.5},
+    {"density": "uniform", "shift": 3.0}, {"shift": 1.0, "weighting": "cosmap"},
+    {"weighting": "image"}, {"weighting": "none"},
+], ids=str)  # fmt: skip
 @pytest.mark.parametrize("name", CASES)
-def test_the_loss_of_a_step_is_that_of_a_plain_loop(build, name):
+def test_the_loss_of_a_step_is_that_of_a_plain_loop(build, name, flow):
     case, (pipeline, backbone) = CASES[name], build(name)
     pixels = np.random.default_rng(0).integers(0, 255, (3, 32, 32, 3), dtype=np.uint8)
     data = TrainingData(
@@ -130,14 +136,19 @@ def test_the_loss_of_a_step_is_that_of_a_plain_loop(build, name):
         backbone.condition(PROMPTS[:2]), Latents(*backbone.encode(pixels[2:])),
         backbone.condition(["a dog"]),
     )  # fmt: skip
-    recipe = recipe_of("full", resolution=32, batch_size=2)
+    recipe = recipe_of("full", resolution=32, batch_size=2, flow=flow)
     batch = draw_batch(data, recipe, backbone.schedule, 5, Share())
     prediction = backbone.denoise(batch.noisy_BCHW, batch.timesteps_B, batch.condition)
     found = losses.prior_preservation_loss(
         losses.row_losses(prediction, batch.target_BCHW), batch.weights_B
     )
     mean, deviation = case.latents(pipeline, torch.from_numpy(pixels))
-    table = case.table(pipeline.scheduler.config)
+    table = case.table(pipeline.scheduler.config, flow.get("shift"))
+    position, weight = case.position, case.weight
+    if flow.get("density"):
+        position = positions(flow)
+    if flow.get("weighting"):
+        weight = WEIGHTS[flow["weighting"]]
     total = 0.0
     for row in range(4):
         random = losses.generator_of(recipe.seed, "rex", 5, row)
@@ -146,14 +157,54 @@ def test_the_loss_of_a_step_is_that_of_a_plain_loop(build, name):
         torch.randint(1, (), generator=random) if row < 2 else None  # the view
         latents = mean[image] + deviation[image] * torch.randn(mean[0].shape, generator=random)
         noise = torch.randn(latents.shape, generator=random)
-        sigma = table[int(case.position(random) * 1000)]
+        sigma = table[int(position(random) * 1000)]
         noisy = (1 - sigma) * latents + sigma * noise
         prompt = "a dog" if row > 1 else PROMPTS[image]
         with torch.no_grad():
             answer = case.predict(pipeline, noisy[None], sigma, case.encode(pipeline, prompt))
         error = (answer[0] - (noise - latents)).square().mean()
-        total += case.weight(sigma) * float(error) / 2
+        total += weight(sigma) * float(error) / 2
     assert float(found) == pytest.approx(total, rel=1e-4)
+
+
+WEIGHTS = {
+    "none": lambda sigma: 1.0,
+    "image": lambda sigma: sigma**2,
+    "cosmap": lambda sigma: 2 / (np.pi * (1 - 2 * sigma + 2 * sigma**2)),
+}
+
+
+def positions(flow):
+    """How a recipe's density draws a position in the table."""
+    if flow["density"] == "uniform":
+        return lambda random: torch.rand((), generator=random)
+
+    def position(random):
+        normal = float(torch.randn((), generator=random))
+        return 1 / (1 + np.exp(-(flow["logit_mean"] + flow["logit_std"] * normal)))
+
+    return position
+
+
+def test_weights_and_densities_are_those_of_diffusers():
+    from diffusers.training_utils import (
+        compute_density_for_timestep_sampling,
+        compute_loss_weighting_for_sd3,
+    )
+
+    sigmas = torch.tensor([0.1, 0.5, 0.9])
+    schedule = FlowSchedule.of({})
+    found = schedule.weights(1000 * sigmas, recipe_of("full", flow={"weighting": "cosmap"}))
+    torch.testing.assert_close(found, compute_loss_weighting_for_sd3("cosmap", sigmas))
+    recipe = recipe_of("full", flow={"density": "logit_normal", "logit_mean": 1, "logit_std": 2})
+    random = torch.Generator().manual_seed(0)
+    drawn = [float(schedule.draw(random, recipe)) for _ in range(4000)]
+    theirs = compute_density_for_timestep_sampling(
+        "logit_normal", 4000, 1.0, 2.0, generator=torch.Generator().manual_seed(1)
+    )
+    # Theirs is a position in a table from noise to image.
+    assert np.mean(drawn) / 1000 == pytest.approx(1 - float(theirs.mean()), abs=0.02)
+    assert np.std(drawn) / 1000 == pytest.approx(float(theirs.std()), abs=0.02)
 
 
 @pytest.mark.parametrize("method", ["full", {"kind": "lora", "rank": 4}])
@@ -214,12 +265,15 @@ def test_other_samplers_are_refused_and_defaults_are_its_own(build, name):
 @pytest.mark.parametrize("name", CASES)
 def test_a_recipe_that_does_not_fit_is_refused(build, name):
     base = build(name)[1].base
-    recipe = recipe_of("full", min_snr_gamma=5, train_text_encoder=True)
+    recipe = recipe_of("full", min_snr_gamma=5, train_text_encoder=True, noise_offset=0.1,
+                       flow={"density": "uniform", "logit_std": 2})  # fmt: skip
     recipe = recipe.model_copy(update={"resolution": 36})
     found = " ".join(what for what, _ in base.family.unfit(base.layout, recipe))
     step = 2 * build(name)[0].vae_scale_factor
     assert f"multiple of {step}" in found
     assert "min_snr_gamma" in found
+    assert "noise_offset is not for" in found
+    assert "are of the density logit_normal alone" in found
     assert ("train_text_encoder" in found) == (not base.family.encoders_to_train)
     assert not [*base.family.unfit(base.layout, recipe_of("full", resolution=48))]
 

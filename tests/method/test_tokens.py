@@ -68,12 +68,20 @@ def test_rows_keep_the_median_norm_of_the_table(base):
     torch.testing.assert_close(rows.norm(dim=1)[0], table.norm(dim=1).median())
 
 
-def test_the_rate_of_the_embeddings_decays_to_nothing_and_the_recipe_s_does_not(base):
+def test_the_rate_of_the_embeddings_falls_to_nothing_and_the_recipe_s_does_not(base):
     engine = Trained(base, METHODS["full"]).engine
     [own, rows] = engine._optimizer.param_groups
     assert (own["lr"], own["weight_decay"]) == (1e-2, 1e-2)
     assert rows["lr"] == pytest.approx(0.02 / 4)  # before the last of 4 steps
     assert rows["weight_decay"] == 0
+
+
+def test_all_rates_have_the_warm_up_and_follow_half_a_cosine_if_the_recipe_says_so(base):
+    changes = {"warmup_steps": 2, "rate_schedule": "cosine"}
+    engine = Trained(base, METHODS["full"].model_copy(update=changes)).engine
+    [own, rows] = engine._optimizer.param_groups
+    assert own["lr"] == pytest.approx(1e-2 / 2)  # before the last of 4 steps
+    assert rows["lr"] == pytest.approx(0.02 / 2)
 
 
 def test_an_identifier_of_too_many_tokens_is_refused(base):

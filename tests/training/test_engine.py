@@ -26,8 +26,17 @@ ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 STAGES = (0, 1, 2, 3)
 # bf16 publishes the masters, fp32 their average, so both ways out are seen in every case.
+RATES = [0.5e-3, 1e-3, 1e-3, 0.75e-3, 0.25e-3]
+"""Of five steps: a warm-up over two, then half a cosine."""
 RECIPES = {
-    "fp32": Recipe(learning_rate=1e-3, max_grad_norm=0.5, ema_decay=0.9),
+    "fp32": Recipe(
+        learning_rate=1e-3,
+        max_grad_norm=0.5,
+        ema_decay=0.9,
+        steps=5,
+        warmup_steps=2,
+        rate_schedule="cosine",
+    ),
     "bf16": Recipe(learning_rate=1e-3, max_grad_norm=0.5, precision="bf16"),
 }
 CASES = [(stage, precision) for precision in RECIPES for stage in STAGES]
@@ -81,11 +90,13 @@ def reference(recipe, num_steps, world_size=1):
     """Train as a plain loop would, on the mean over the ranks; return what weights() should."""
     module = Net()
     parameters = dict(module.named_parameters())
-    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3, foreach=False)
+    optimizer = torch.optim.AdamW(module.parameters(), foreach=False)
+    rates = RATES if recipe.warmup_steps else [recipe.learning_rate] * num_steps
     average = {name: p.detach().clone() for name, p in parameters.items()}
     for step in range(num_steps):
         losses = [loss_of(lambda *x: module(*x)[0], step, rank) for rank in range(world_size)]
         optimizer.zero_grad()
+        optimizer.param_groups[0]["lr"] = rates[step]
         torch.stack(losses).mean().backward()
         torch.nn.utils.clip_grad_norm_(module.parameters(), recipe.max_grad_norm)
         optimizer.step()

@@ -121,6 +121,28 @@ def test_training_is_the_paper_s_loop_written_plainly(backbone, schedule):
         torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=2e-4)
 
 
+def test_offset_noise_is_what_is_added_and_predicted(backbone, schedule):
+    data = make_data(backbone)
+    plain, offset = (
+        draw_batch(data, Recipe(noise_offset=size), schedule, 3, Share()) for size in (0.0, 0.5)
+    )
+    moved = offset.target_BCHW - plain.target_BCHW
+    torch.testing.assert_close(moved, moved[..., :1, :1].expand_as(moved))
+    assert len(moved[..., 0, 0].flatten().unique()) == 2 * 4, "each row and channel by itself"
+    assert torch.equal(offset.timesteps_B, plain.timesteps_B)
+    alphas = schedule.alphas_cumprod_T[plain.timesteps_B].view(-1, 1, 1, 1)
+    difference = offset.noisy_BCHW - plain.noisy_BCHW
+    torch.testing.assert_close(difference, (1 - alphas).sqrt() * moved)
+
+
+def test_the_huber_loss_is_what_trains(backbone, schedule):
+    recipe = Recipe(steps=2, learning_rate=1e-3, huber_c=0.1)
+    huber, [first, _] = train(backbone, schedule, recipe)
+    squared, [other, _] = train(backbone, schedule, recipe.model_copy(update={"huber_c": None}))
+    assert not same(huber, squared)
+    assert 0 < first.loss < other.loss
+
+
 def betas_of(alphas_cumprod):
     return (1 - alphas_cumprod / torch.cat([torch.ones(1), alphas_cumprod[:-1]])).numpy()
 
@@ -145,8 +167,11 @@ def test_a_warm_engine_trains_like_a_fresh_one(backbone, schedule):
 
 
 @pytest.mark.parametrize("stop", [1, 4, 9])
-def test_a_restart_continues_bit_for_bit(backbone, schedule, stop):
-    recipe = Recipe(steps=10, learning_rate=1e-3, ema_decay=0.9)
+@pytest.mark.parametrize("changes", [
+    {}, {"warmup_steps": 3, "rate_schedule": "cosine", "huber_c": 0.1, "noise_offset": 0.1},
+])  # fmt: skip
+def test_a_restart_continues_bit_for_bit(backbone, schedule, stop, changes):
+    recipe = Recipe(steps=10, learning_rate=1e-3, ema_decay=0.9, **changes)
     undisturbed, whole_curve = train(backbone, schedule, recipe)
     saved = {}
 

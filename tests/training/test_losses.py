@@ -81,6 +81,32 @@ def test_min_snr_is_finite_at_zero_terminal_snr(prediction):
     assert float(weights[-1]) == (1.0 if prediction == "epsilon" else 0.0)
 
 
+def test_huber_is_a_plain_loop_over_elements():
+    _, noise, answer, _ = make_rows(3)
+    found = losses.row_losses(answer, noise, huber_c=0.1)
+    for row in range(3):
+        errors = (answer[row] - noise[row]).double().flatten().tolist()
+        by_hand = [2 * 0.1 * ((e * e + 0.1**2) ** 0.5 - 0.1) for e in errors]
+        assert float(found[row]) == pytest.approx(sum(by_hand) / len(by_hand), rel=1e-5)
+
+
+def test_huber_counts_small_errors_by_their_square_and_large_ones_by_their_size():
+    errors = torch.tensor([1e-3, 100.0]).view(2, 1, 1, 1)
+    small, large = losses.row_losses(errors, torch.zeros_like(errors), huber_c=0.5).tolist()
+    assert small == pytest.approx(1e-6, rel=1e-3)
+    assert large == pytest.approx(2 * 0.5 * (100 - 0.5), rel=1e-3)
+
+
+def test_offset_noise_moves_whole_channels():
+    noise = torch.randn(4, 6, 5, generator=torch.Generator().manual_seed(1))
+    moved = losses.offset_noise(noise, 0.1, torch.Generator().manual_seed(2)) - noise
+    offsets = torch.randn(4, 1, 1, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(moved, 0.1 * offsets.expand(4, 6, 5), rtol=1e-4, atol=1e-6)
+    untouched = torch.Generator().manual_seed(2)
+    assert losses.offset_noise(noise, 0.0, untouched) is noise
+    assert torch.equal(torch.randn(4, 1, 1, generator=untouched), offsets)
+
+
 def test_noising_keeps_unit_variance():
     schedule = make_schedule()
     latents, noise = torch.randn(2, 64, 4, 16, 16, generator=torch.Generator().manual_seed(1))

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from dbray.bases.layout import Layout
     from dbray.bases.schedule import Schedule
+    from dbray.spec.flow import Density, Weighting
     from dbray.spec.sections import Recipe, Sampler
 
 _SCHEDULER = "FlowMatchEulerDiscreteScheduler"
@@ -34,6 +35,9 @@ class FlowFamily(Family):
     samplers = ("euler",)
     model_types: ClassVar[Mapping[str, tuple[str, ...]]]
     """Allowed `model_type`s of the configuration, by text encoder."""
+    density: ClassVar[Density] = "uniform"
+    weighting: ClassVar[Weighting] = "none"
+    """How they were trained; see `dbray.bases.flow`."""
     channels_per_latent = PATCH**2
     """Input channels of the transformer for each channel of the latents."""
 
@@ -76,17 +80,26 @@ class FlowFamily(Family):
         yield from super().unfit(layout, recipe)
         if recipe.min_snr_gamma is not None:
             what = f"min_snr_gamma is not for {self.name}, which is trained by flow matching"
-            yield what, "leave out min_snr_gamma"
+            yield what, "leave out min_snr_gamma, or set flow.weighting"
+        if recipe.noise_offset:
+            what = (f"noise_offset is not for {self.name}: its noisiest level holds nothing of the "
+                    "image, so that the mean of a channel is learnt already")  # fmt: skip
+            yield what, "leave out noise_offset"
+        flow = recipe.flow
+        has_logits = (flow.logit_mean, flow.logit_std) != (0.0, 1.0)
+        if has_logits and (flow.density or self.density) != "logit_normal":
+            what = "flow.logit_mean and flow.logit_std are of the density logit_normal alone"
+            yield what, "set flow.density to logit_normal, or leave them out"
         step = PATCH * self.factor(layout.config("vae"))
         if recipe.resolution is not None and recipe.resolution % step:
             what = f"resolution {recipe.resolution} is not a multiple of {step}"
             yield what, f"set resolution to {max(step, recipe.resolution // step * step)}"
 
     def schedule(self, config: Mapping[str, Any]) -> Schedule:
-        """Uniform over the table of the base's scheduler, without weights."""
+        """Over the table of the base's scheduler, as the family was trained."""
         from dbray.bases.flow import FlowSchedule
 
-        return FlowSchedule.of(config)
+        return FlowSchedule.of(config, self.density, self.weighting)
 
     def scheduler(self, name: Sampler, config: Mapping[str, Any]) -> Any:
         """Make the only sampler of these families."""

@@ -6,19 +6,20 @@ Shape suffixes: N prompts, B rows, C channels, H height, W width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dbray.bases import clip_layout
 from dbray.bases.families.family import Family, Tensors
 from dbray.errors import BaseError
+from dbray.spec.flow import Flow
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from dbray.bases.layout import Layout
     from dbray.bases.schedule import Schedule
-    from dbray.spec.sections import Sampler
+    from dbray.spec.sections import Recipe, Sampler
 
 PREDICTIONS = ("epsilon", "v_prediction")
 
@@ -115,6 +116,13 @@ class StableDiffusion(Family):
                 "the latents, which is 64 for 512 pixels"
             )
         return side * 2 ** (len(levels) - 1)
+
+    def unfit(self, layout: Layout, recipe: Recipe) -> Iterator[tuple[str, str]]:
+        """See Family."""
+        yield from super().unfit(layout, recipe)
+        if recipe.flow != Flow():
+            what = f"flow is not for {self.name}: its noise has steps of its own, drawn uniformly"
+            yield what, "leave out flow; min_snr_gamma weights the steps"
 
     def num_targets(self, config: Mapping[str, Any], group: str) -> int | None:
         """Every block has two attentions of four layers, and a feed-forward of two."""

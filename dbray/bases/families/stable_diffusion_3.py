@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from dbray.bases.layout import Layout
-    from dbray.bases.schedule import Schedule
     from dbray.spec.sections import Recipe
 
 _T5_LENGTH = 256
@@ -47,6 +46,8 @@ class StableDiffusion3(FlowFamily):
     text_encoders = ("text_encoder", "text_encoder_2", "text_encoder_3")
     trained_encoders = ("text_encoder", "text_encoder_2")
     channels_per_latent = 1
+    density = "logit_normal"
+    weighting = "image"
     targets = {  # noqa: RUF012 - as above
         "attention": (
             "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0",
@@ -84,12 +85,6 @@ class StableDiffusion3(FlowFamily):
         """The last block has no output for the text."""
         blocks = config["num_layers"]
         return {"attention": 8 * blocks - 1, "feed_forward": 4 * blocks - 2}.get(group)
-
-    def schedule(self, config: Mapping[str, Any]) -> Schedule:
-        """More steps in the middle, and errors weighted as those of the image."""
-        from dbray.bases.flow import FlowSchedule
-
-        return FlowSchedule.of(config, "logit_normal", weight_power=2)
 
     def set_timesteps(self, scheduler: Any, steps: int, shape: tuple[int, int, int]) -> None:
         """Even steps over the table, which is already shifted, shifted again."""

@@ -34,12 +34,12 @@ class Case:
     position: Callable[[torch.Generator], Tensor] = lambda random: torch.rand((), generator=random)
     weight: Callable[[float], float] = lambda sigma: 1.0
 
-    def table(self, config: Any) -> list[float]:
-        """Noise levels that training draws from."""
+    def table(self, config: Any, shift: float | None = None) -> list[float]:
+        """Noise levels that training draws from, with the base's static shift or another."""
         table = np.arange(1000, 0, -1) / 1000
-        if not config.use_dynamic_shifting:
-            table = config.shift * table / (1 + (config.shift - 1) * table)
-        return table.tolist()
+        own = 1.0 if config.use_dynamic_shifting else config.shift
+        shift = own if shift is None else shift
+        return (shift * table / (1 + (shift - 1) * table)).tolist()
 
 
 def encode_flux(pipeline, prompt):

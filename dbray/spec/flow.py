@@ -1,0 +1,40 @@
+"""How a recipe draws and weights noise levels of bases that are trained by flow matching.
+
+Every field has the family's own value where it is absent. The equations are in `dbray.bases.flow`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from dbray.spec.base import Spec
+
+Density = Literal["uniform", "logit_normal"]
+"""Where on the path training looks: everywhere alike, or more in the middle."""
+Weighting = Literal["none", "image", "cosmap"]
+"""How errors count: alike, as errors of the image, or as in rectified flow with a cosine map."""
+
+
+class Flow(Spec):
+    """Choices about noise levels; absent ones are the family's."""
+
+    density: Density | None = Field(
+        default=None, description="How noise levels are drawn before the shift."
+    )
+    logit_mean: float = Field(
+        default=0.0, ge=-10, le=10, description="Of logit_normal; above 0: more noise."
+    )
+    logit_std: float = Field(default=1.0, gt=0, le=10, description="Of logit_normal.")
+    shift: float | None = Field(
+        default=None,
+        gt=0,
+        le=100,
+        description="Shift of the drawn levels towards noise; 1: none. Absent: the base's own.",
+    )
+    weighting: Weighting | None = Field(
+        default=None,
+        description="How a level's error counts. none: alike. image: by the square of the level. "
+        "cosmap: more in the middle.",
+    )
