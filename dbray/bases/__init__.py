@@ -13,14 +13,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
+from dbray.bases import defaults
+from dbray.bases.defaults import Section
 from dbray.bases.families.family import Family
 from dbray.bases.layout import DEFAULTS_FILE, INDEX_FILE, SUFFIXES, Layout, read_defaults
 from dbray.errors import BaseError
 from dbray.spec.canon import is_commit
 from dbray.spec.paths import MINIATURE, anchor, is_folder
-from dbray.spec.sections import Precision, Previews, Prior, Recipe
+from dbray.spec.sections import Precision
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,16 +38,13 @@ MINIATURE_FOLDER = Path(__file__).resolve().parents[1] / "miniature" / "weights"
 """The base in the package; `diffusers` can load it like any other."""
 
 
-Section = TypeVar("Section", Recipe, Prior, Previews)
-
-
 @dataclass(frozen=True)
 class Base:
     """A base model on the local disk.
 
-    `defaults` are the recipe, prior and previews recommended by the base's makers, read from an
-    optional file `dbray.yaml` in its folder. `revision` is the commit of a base from the hub, else
-    None.
+    `defaults` are what the base's makers recommend: sections of a job, and recipes by `methods`,
+    read from a file `dbray.yaml` in its folder, where there is one. `revision` is the commit of a
+    base from the hub, and None of any other.
     """
 
     name: str
@@ -70,11 +69,8 @@ class Base:
         return self.family.resolution(self.layout)
 
     def fill(self, section: Section) -> Section:
-        """Fill the unset fields of a job's section from the base's makers, else from its family."""
-        name = type(section).__name__.lower()
-        recommended = {**self.family.defaults.get(name, {}), **self.defaults.get(name, {})}
-        chosen = section.model_dump(include=section.model_fields_set)
-        return section.model_validate({**recommended, **chosen})
+        """Fill what a section of a job leaves open, as `defaults.fill` does."""
+        return defaults.fill(self, section).section
 
     def num_parameters(self, part: str) -> int:
         """Number of parameters of a part, read from the headers of its weight files."""

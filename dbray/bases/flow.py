@@ -71,8 +71,8 @@ class FlowSchedule:
         if (flow.density or self.density) == "uniform":
             position = torch.rand((), generator=generator)
         else:
-            normal = torch.randn((), generator=generator)
-            position = (flow.logit_mean + flow.logit_std * normal).sigmoid()
+            mean, std = flow.logit_mean or 0.0, flow.logit_std or 1.0
+            position = (mean + std * torch.randn((), generator=generator)).sigmoid()
         table_T = self.timesteps_T if flow.shift is None else _shifted(num, flow.shift)
         return table_T[min(int(position * num), num - 1)]
 

@@ -12,15 +12,16 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 
 from dbray.bases.families import family_of
 from dbray.bases.families.family import Family
 from dbray.errors import BaseError, SpecError
 from dbray.spec.base import Spec
+from dbray.spec.methods import Kind
 from dbray.spec.problems import problems_of
 from dbray.spec.sections import Previews, Prior, Recipe
 from dbray.spec.text_files import parse_yaml, read_text
@@ -43,8 +44,16 @@ class Defaults(Spec):
     """Recommendations of a base's makers: the file `dbray.yaml` in its folder."""
 
     recipe: Recipe = Recipe()
+    methods: dict[Kind, Recipe] = Field(default_factory=dict)
+    """Recipes for one method each, which come before `recipe`."""
     prior: Prior = Prior()
     previews: Previews = Previews()
+
+    @model_validator(mode="after")
+    def _names_no_preset(self) -> Self:
+        if any(recipe.preset for recipe in (self.recipe, *self.methods.values())):
+            raise ValueError("presets are for jobs; write the values instead")
+        return self
 
 
 @dataclass(frozen=True)

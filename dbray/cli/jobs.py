@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,6 +73,7 @@ def plan(args: argparse.Namespace) -> int:
         "class_images_to_make": made.num_prior_images,
         "recipe": made.job.recipe.model_dump(),
         "prior": made.job.prior.model_dump(),
+        "sources": ready.sources,
         **asdict(cost),
         "disk_free_bytes": room.disk_bytes,
         "device_memory_bytes": room.memory_bytes,
@@ -101,6 +103,8 @@ def _print_plan(facts: dict[str, Any]) -> None:
         "(on this machine)",
         "training": f"{steps}, learning rate {recipe['learning_rate']:g}) "
         f"in {facts['lanes']} lanes (on this machine)",
+        "recipe": _with_sources(recipe, facts["sources"]["recipe"]),
+        "prior": _with_sources(facts["prior"], facts["sources"]["prior"]),
         "memory": f"{_sizes(facts['memory_bytes'])} per worker"
         f"{_of(facts['device_memory_bytes'])}",
         "disk": f"{_sizes(facts['storage_bytes'])} at most{_of(facts['disk_free_bytes'])}",
@@ -108,6 +112,21 @@ def _print_plan(facts: dict[str, Any]) -> None:
         "time": _duration(facts["prior_seconds"], facts["train_seconds"]),
     }  # fmt: skip
     print_table((name, value) for name, value in rows.items() if value)
+
+
+def _with_sources(values: dict[str, Any], sources: Mapping[str, str]) -> str:
+    """The values of a section, a line for each source."""
+    lines: dict[str, list[str]] = {}
+    for name, source in sources.items():
+        lines.setdefault(source, []).append(f"{name} {_shown(values[name])}")
+    return "\n".join(f"{source}: {', '.join(found)}" for source, found in lines.items())
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        chosen = [f"{name} {_shown(one)}" for name, one in value.items() if one is not None]
+        return f"({', '.join(chosen)})" if chosen else "none"
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _changed(changes: dict[str, tuple[str, ...]]) -> str:

@@ -7,12 +7,12 @@ wrong with it. Needs neither torch nor Ray, and reads no registry.
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dbray import bases
-from dbray.bases import Base
+from dbray.bases import Base, defaults
 from dbray.errors import BaseError, Problem, SpecError
 from dbray.planning import names
 from dbray.planning.long_prompts import check_job_prompts
@@ -22,6 +22,9 @@ from dbray.spec.subject import Subject
 from dbray.subjects import validation
 from dbray.subjects.listings import Source
 from dbray.subjects.validation import CheckedSubject
+
+Sources = Mapping[str, Mapping[str, str]]
+"""By section of a job, where the value of each field comes from."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Ready:
     file: Path | None = None
     """The job file, as an absolute path; None for a job made in Python."""
     has_default_id: bool = False
+    sources: Sources = field(default_factory=dict)
 
 
 @dataclass
@@ -61,6 +65,7 @@ class Checked:
     naming: Naming | None = None
     file: Path | None = None
     has_default_id: bool = False
+    sources: Sources = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
     @property
@@ -89,8 +94,10 @@ class Checked:
         stops = any(error.subject not in skipped for error in self.errors)
         if stops or self.job is None or self.base is None or self.naming is None:
             raise SpecError(self.problems)
-        return Ready(self.job, self.base, self.subjects, self.naming, self.problems,
-                     tuple(skipped.values()), self.file, self.has_default_id)  # fmt: skip
+        return Ready(
+            self.job, self.base, self.subjects, self.naming, self.problems,
+            tuple(skipped.values()), self.file, self.has_default_id, self.sources,
+        )  # fmt: skip
 
     def _skippable(self) -> dict[str, InvalidSubject]:
         """Subjects with errors, by id."""
@@ -139,7 +146,7 @@ def _check(job: Job, source: Source | None, where: Callable[[str], str], folder:
                 Problem("error", where("base"), f"base: {exc}", "change 'base'")
             )
     if checked.base is not None:
-        checked.job = resolve_job(job, checked.base)
+        checked.job, checked.sources = resolve_job(job, checked.base)
         checked.problems += _unfit(checked.job, checked.base, where)
     if source is not None:
         resolution = checked.job.recipe.resolution if checked.job else None
@@ -161,6 +168,10 @@ def _unfit(job: Job, base: Base, where: Callable[[str], str]) -> Iterator[Proble
     """Find what the base's family does not have."""
     for what, fix in base.family.unfit(base.layout, job.recipe):
         yield Problem("error", where("recipe"), what, fix)
+    if job.recipe.warmup_steps >= job.recipe.steps:
+        what = (f"the warm-up of {job.recipe.warmup_steps} steps does not end within the "
+                f"{job.recipe.steps} steps")  # fmt: skip
+        yield Problem("warning", where("recipe"), what, "lower warmup_steps, or raise steps")
     for name, section in (("prior", job.prior), ("previews", job.previews)):
         try:
             base.family.check_sampler(section.sampler)
@@ -182,11 +193,13 @@ def _why_no_folder(storage: str) -> str | None:
     return None if is_folder else f"{storage} is a file"
 
 
-def resolve_job(job: Job, base: Base) -> Job:
-    """Fill what the user left open with the recommendations of the base's makers."""
-    recipe = base.fill(job.recipe)
-    if recipe.resolution is None:
-        recipe = recipe.model_copy(update={"resolution": base.resolution})
-    sections = {"recipe": recipe, "prior": base.fill(job.prior),
-                "previews": base.fill(job.previews)}  # fmt: skip
-    return job.model_copy(update=sections)
+def resolve_job(job: Job, base: Base) -> tuple[Job, Sources]:
+    """Fill what the user left open; return the source of each value too."""
+    preset = job.recipe.preset
+    filled = {
+        "recipe": defaults.fill(base, job.recipe, preset),
+        "prior": defaults.fill(base, job.prior, preset),
+        "previews": defaults.fill(base, job.previews, preset),
+    }
+    sections = {name: one.section for name, one in filled.items()}
+    return job.model_copy(update=sections), {name: one.sources for name, one in filled.items()}

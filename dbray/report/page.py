@@ -183,14 +183,17 @@ def _commands(card: Card, contents: Contents) -> list[tuple[str, str]]:
 
 def _recipe(recipe: Recipe) -> list[tuple[str, str, bool]]:
     """Names, values, and whether each is other than the default."""
-    usual = Recipe.model_validate({}).model_dump(mode="json")
+    usual = Recipe.model_validate({}).model_dump(mode="json", exclude={"preset"})
     return [
         (name.replace("_", " "), "none" if value is None else _plain(value), value != usual[name])
-        for name, value in recipe.model_dump(mode="json").items()
+        for name, value in recipe.model_dump(mode="json", exclude={"preset"}).items()
     ]
 
 
 def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        chosen = [f"{name} {_plain(one)}" for name, one in value.items() if one is not None]
+        return ", ".join(chosen) or "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:g}" if isinstance(value, float) else str(value)

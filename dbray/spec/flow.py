@@ -23,10 +23,12 @@ class Flow(Spec):
     density: Density | None = Field(
         default=None, description="How noise levels are drawn before the shift."
     )
-    logit_mean: float = Field(
-        default=0.0, ge=-10, le=10, description="Of logit_normal; above 0: more noise."
+    logit_mean: float | None = Field(
+        default=None, ge=-10, le=10, description="Of logit_normal; absent: 0. Below: more noise."
     )
-    logit_std: float = Field(default=1.0, gt=0, le=10, description="Of logit_normal.")
+    logit_std: float | None = Field(
+        default=None, gt=0, le=10, description="Of logit_normal; absent: 1."
+    )
     shift: float | None = Field(
         default=None,
         gt=0,

@@ -108,4 +108,5 @@ Method = Annotated[
     Full | Lora | TextualInversion | Pivotal, Discriminator("kind"), BeforeValidator(_spelt_out)
 ]
 
+Kind = Literal["full", "lora", "textual_inversion", "pivotal"]
 _KINDS = tuple(settings.model_fields["kind"].default for settings in get_args(get_args(Method)[0]))

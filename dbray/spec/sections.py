@@ -7,13 +7,14 @@ Sources of the defaults: Ruiz et al. 2022 (arXiv 2208.12242), section 4 and supp
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from dbray.spec.base import Spec
 from dbray.spec.flow import Flow
 from dbray.spec.methods import Full, Method
+from dbray.spec.presets import PRESETS, check_preset
 from dbray.spec.prompts import check_template
 
 MAX_SAMPLING_STEPS = 999
@@ -52,6 +53,11 @@ class Recipe(Spec):
         "seed",
     })  # fmt: skip
 
+    preset: str | None = Field(
+        default=None,
+        description="Take the values that are left out from a recipe by name: paper, "
+        "stable-diffusion, hackathon, campus, or a method's name for the family's own.",
+    )
     method: Method = Field(
         default=Full(),
         description="What is trained; its settings, if any, under it, beside `kind`. full: every "
@@ -145,6 +151,21 @@ class Recipe(Spec):
     seed: int = Field(
         default=0, ge=0, lt=2**63, description="Root of every random number of training."
     )
+
+    @field_validator("preset")
+    @classmethod
+    def _known_preset(cls, preset: str | None) -> str | None:
+        return preset and check_preset(preset)
+
+    @model_validator(mode="after")
+    def _preset_is_of_the_method(self) -> Self:
+        """A rate of one method is not a rate of another."""
+        if self.preset is not None and "method" in self.model_fields_set:
+            kind = PRESETS[self.preset].recipe["method"]
+            if self.method.kind != kind:
+                raise ValueError(f"preset {self.preset} is of the method {kind}, and method is "
+                                 f"{self.method.kind}: leave one of the two out")  # fmt: skip
+        return self
 
 
 class Prior(Spec):

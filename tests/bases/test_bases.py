@@ -96,6 +96,10 @@ FAULTS = {
     "shards of nothing": (lambda base: name_no_shards(base / "unet"), "lists no files"),
     "misspelt advice": (lambda base: damage(base / "dbray.yaml", b"recipe:\n  stepz: 1"),
                         r"dbray\.yaml:2: recipe\.stepz"),
+    "advice by name": (lambda base: damage(base / "dbray.yaml", b"methods: {lora: {preset: lora}}"),
+                       "presets are for jobs; write the values instead"),
+    "advice for no method": (lambda base: damage(base / "dbray.yaml", b"methods: {dora: {}}"),
+                             r"methods\.dora"),
     "advice in a list": (lambda base: damage(base / "dbray.yaml", b"- 1"), r"dbray\.yaml:1"),
     "advice that is no YAML": (lambda base: damage(base / "dbray.yaml", b"a: ["), "not valid YAML"),
 }  # fmt: skip

@@ -123,7 +123,8 @@ def test_a_batch_predicts_what_its_rows_do_alone(build, name, deep):
 
 
 @pytest.mark.parametrize("flow", [
-    {}, {"density": "logit_normal", "logit_mean": 0.5, "logit_std": 1.5},
+    {}, {"density": "logit_normal"},
+    {"density": "logit_normal", "logit_mean": 0.5, "logit_std": 1.5},
     {"density": "uniform", "shift": 3.0}, {"shift": 1.0, "weighting": "cosmap"},
     {"weighting": "image"}, {"weighting": "none"},
 ], ids=str)  # fmt: skip
@@ -181,7 +182,7 @@ def positions(flow):
 
     def position(random):
         normal = float(torch.randn((), generator=random))
-        return 1 / (1 + np.exp(-(flow["logit_mean"] + flow["logit_std"] * normal)))
+        return 1 / (1 + np.exp(-(flow.get("logit_mean", 0) + flow.get("logit_std", 1) * normal)))
 
     return position
 

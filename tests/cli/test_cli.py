@@ -286,15 +286,20 @@ assert not {{"torch", "ray", "diffusers"}} & set(sys.modules)
 
 
 def test_plan_says_what_would_run(tmp_path, tiny_base, capsys):
-    job = write_job(tmp_path, tiny_base, SUBJECTS)
+    job = write_job(tmp_path, tiny_base, SUBJECTS, recipe={"preset": "hackathon"})
     (tmp_path / "photos" / "rex" / "0.png").unlink()
     assert main(["plan", str(job), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert ["only 2 images" in one["what"] for one in facts["warnings"]] == [True]
     assert sorted(facts["subjects_to_train"]) == ["rex", "tom"]
-    assert facts["class_images_to_make"] == 12
+    assert facts["class_images_to_make"] == 0
+    assert facts["sources"]["recipe"]["prior_weight"] == "preset hackathon"
+    assert facts["sources"]["prior"]["count"] == "the job"
     assert main(["plan", str(job)]) == 0
-    assert "2 subjects of 2 class nouns" in capsys.readouterr().out
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "2 subjects of 2 class nouns" in printed
+    assert "recipe the job: steps 8, learning_rate 0.001 preset hackathon: method full" in printed
+    assert "Stable Diffusion 1.x" not in printed
 
 
 def test_models_are_listed_and_shown(registry, capsys):

@@ -96,7 +96,7 @@ def test_small_photographs_are_held_against_the_resolution_of_training(tmp_path,
 
 def test_what_the_family_of_a_base_does_not_have_is_reported(tmp_path):
     base = FAMILIES["z_image"].build(tmp_path / "base")
-    recipe = {"min_snr_gamma": 5.0, "train_text_encoder": True, "method": "pivotal"}
+    recipe = {"min_snr_gamma": 5.0, "train_text_encoder": True, "method": "pivotal", "steps": 200}
     job = load_job(tmp_path, base, SUBJECTS, recipe=recipe, prior={"sampler": "ddpm"})
     found = {problem.where: problem for problem in check_job(job).problems}
     assert found["job.prior"].what == "Z-Image has no sampler 'ddpm'; choose one of: euler"
@@ -104,3 +104,12 @@ def test_what_the_family_of_a_base_does_not_have_is_reported(tmp_path):
     recipes = [problem.what for problem in check_job(job).problems if problem.where == "job.recipe"]
     assert len(recipes) == 3
     assert "job.previews" not in found
+
+
+def test_a_warm_up_that_outlasts_the_steps_is_a_warning(tmp_path, tiny_base):
+    recipe = {"steps": 100, "warmup_steps": 100}
+    job = write_job(tmp_path, tiny_base, SUBJECTS, recipe=recipe)
+    [problem] = check_file(job).problems
+    assert problem.severity == "warning"
+    assert problem.what == "the warm-up of 100 steps does not end within the 100 steps"
+    assert not check_file(write_job(tmp_path, tiny_base, {}, recipe={"steps": 101})).problems

@@ -132,6 +132,13 @@ def test_what_does_not_shape_the_weights_keeps_them(tmp_path, tiny_base, job, ch
     assert [one.subject.id for one in plan_of(changed).kept] == ["rex"]
 
 
+def test_the_name_of_a_preset_is_not_part_of_a_fingerprint(tmp_path, tiny_base):
+    named = load_job(tmp_path, tiny_base, SUBJECTS, recipe={"preset": "hackathon"})
+    values = {"learning_rate": 1e-3, "prior_weight": 0}
+    written = load_job(tmp_path, tiny_base, SUBJECTS, recipe=values)
+    assert by_id(plan_of(named)) == by_id(plan_of(written))
+
+
 def test_changed_images_are_trained_anew(tmp_path, tiny_base, job):
     first = plan_of(job)
     publish(first, by_id(first)["rex"])
@@ -174,7 +181,7 @@ def test_the_makers_of_a_base_recommend_and_the_user_decides(base):
         base.name, base.folder, base.digest, {"recipe": {"steps": 77, "learning_rate": 1e-4}}
     )
     job = Job(base="x", subjects="y", recipe=Recipe(learning_rate=5e-6))
-    resolved = resolve_job(job, recommending)
+    resolved, _ = resolve_job(job, recommending)
     assert (resolved.recipe.steps, resolved.recipe.learning_rate) == (77, 5e-6)
     assert resolved.recipe.resolution == 32
 

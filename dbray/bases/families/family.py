@@ -55,6 +55,10 @@ class Family:
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Recommended settings of all its bases that differ from a job's defaults, by section."""
 
+    recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """What is recommended of a recipe for all its bases, by the method's kind. Learning rates and
+    steps are those of diffusers' scripts; where those average 4 images a step, set batch_size."""
+
     targets: ClassVar[Mapping[str, tuple[str, ...]]]
     """Groups of layers that low-rank factors may train: endings of paths in the denoiser."""
     default_targets: ClassVar[tuple[str, ...]] = ("attention", "feed_forward")
@@ -191,6 +195,19 @@ class Family:
     def refused(self, reason: str) -> BaseError:
         """Make the error that a base is not of this family."""
         return BaseError(f"not a {self.name} text-to-image model: {reason}; choose another base")
+
+
+def recipes(
+    lora: Mapping[str, Any], full: Mapping[str, Any] | None = None
+) -> dict[str, Mapping[str, Any]]:
+    """Recipes by method; textual inversion's is the same in all families."""
+    return {
+        "full": full or {},
+        "lora": lora,
+        "pivotal": lora,
+        # The README of diffusers' examples/textual_inversion: 5e-4, scaled by 4 images a step.
+        "textual_inversion": {"learning_rate": 2e-3, "steps": 3000},
+    }
 
 
 def latent_factor(config: Any) -> int:

@@ -86,7 +86,7 @@ class FlowFamily(Family):
                     "image, so that the mean of a channel is learnt already")  # fmt: skip
             yield what, "leave out noise_offset"
         flow = recipe.flow
-        has_logits = (flow.logit_mean, flow.logit_std) != (0.0, 1.0)
+        has_logits = (flow.logit_mean, flow.logit_std) != (None, None)
         if has_logits and (flow.density or self.density) != "logit_normal":
             what = "flow.logit_mean and flow.logit_std are of the density logit_normal alone"
             yield what, "set flow.density to logit_normal, or leave them out"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dbray.bases.families.family import Tensors
+from dbray.bases.families.family import Tensors, recipes
 from dbray.bases.families.flow_family import FlowFamily, sigmas_of, token_ids
 from dbray.bases.families.packing import PATCH, pack, positions, unpack
 
@@ -46,6 +46,8 @@ class Flux(FlowFamily):
             "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2",
         ),
     }  # fmt: skip
+    # The scripts use Prodigy, except for Kontext, whose rate for AdamW this is.
+    recipes = recipes(lora={"learning_rate": 1e-4, "steps": 500})
     defaults = {  # noqa: RUF012 - those of the pipeline
         "prior": {"sampler": "euler", "steps": 28, "guidance": 3.5},
         "previews": {"sampler": "euler", "steps": 28, "guidance": 3.5},

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dbray.bases.families.family import Tensors
+from dbray.bases.families.family import Tensors, recipes
 from dbray.bases.families.flow_family import FlowFamily, chat, sigmas_of, token_ids
 from dbray.bases.families.packing import PATCH, positions
 
@@ -41,6 +41,7 @@ class Flux2Klein(FlowFamily):
         "attention": ("to_q", "to_k", "to_v", "to_out.0", "to_qkv_mlp_proj", "attn.to_out"),
     }
     default_targets = ("attention",)
+    recipes = recipes(lora={"learning_rate": 1e-4, "warmup_steps": 100, "steps": 500})
     defaults = {  # noqa: RUF012 - those of the pipeline
         "prior": {"sampler": "euler", "guidance": 4.0},
         "previews": {"sampler": "euler", "guidance": 4.0},

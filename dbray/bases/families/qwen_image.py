@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dbray.bases.families.family import Tensors
+from dbray.bases.families.family import Tensors, recipes
 from dbray.bases.families.flow_family import FlowFamily, sigmas_of
 from dbray.bases.families.packing import PATCH, pack, unpack
 
@@ -49,6 +49,7 @@ class QwenImage(FlowFamily):
         ),
     }  # fmt: skip
     default_targets = ("attention",)
+    recipes = recipes(lora={"learning_rate": 2e-4, "steps": 500})
     defaults = {  # noqa: RUF012 - those of the pipeline
         "prior": {"sampler": "euler", "guidance": 4.0},
         "previews": {"sampler": "euler", "guidance": 4.0},

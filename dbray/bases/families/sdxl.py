@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dbray.bases.families.family import Tensors, latent_factor
+from dbray.bases.families.family import Tensors, latent_factor, recipes
 from dbray.bases.families.stable_diffusion import StableDiffusion, token_ids
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class StableDiffusionXL(StableDiffusion):
         "tokenizer_2": "CLIPTokenizer",
     }
     text_encoders = ("text_encoder", "text_encoder_2")
+    recipes = recipes(lora={"learning_rate": 1e-4, "steps": 500})
     default_targets = ("attention",)
     inputs = "latents, texts and sizes"
     other_inputs = (

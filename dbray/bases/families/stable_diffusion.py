@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dbray.bases import clip_layout
-from dbray.bases.families.family import Family, Tensors
+from dbray.bases.families.family import Family, Tensors, recipes
 from dbray.errors import BaseError
 from dbray.spec.flow import Flow
 
@@ -40,6 +40,7 @@ class StableDiffusion(Family):
         "feed_forward": ("ff.net.0.proj", "ff.net.2"),
         "convolutions": ("conv1", "conv2"),
     }
+    recipes = recipes(lora={"learning_rate": 1e-4, "steps": 500})
     text_encoders = ("text_encoder",)
     inputs = "latents and a text"
     """Of the UNet, for messages."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dbray.bases.families.family import Tensors
+from dbray.bases.families.family import Tensors, recipes
 from dbray.bases.families.flow_family import FlowFamily, token_ids
 
 if TYPE_CHECKING:
@@ -58,6 +58,9 @@ class StableDiffusion3(FlowFamily):
         ),
     }  # fmt: skip
     default_targets = ("attention",)
+    recipes = recipes(
+        lora={"learning_rate": 4e-4, "steps": 500}, full={"learning_rate": 1e-4, "steps": 500}
+    )
     defaults = {  # noqa: RUF012 - those of the pipeline
         "prior": {"sampler": "euler", "steps": 28, "guidance": 7.0},
         "previews": {"sampler": "euler", "steps": 28, "guidance": 7.0},

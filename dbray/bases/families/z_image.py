@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dbray.bases.families.family import Tensors
+from dbray.bases.families.family import Tensors, recipes
 from dbray.bases.families.flow_family import FlowFamily, chat, sigmas_of, token_ids
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ class ZImage(FlowFamily):
         "feed_forward": ("feed_forward.w1", "feed_forward.w2", "feed_forward.w3"),
     }
     default_targets = ("attention",)
+    recipes = recipes(lora={"learning_rate": 1e-4, "warmup_steps": 100, "steps": 500})
     defaults = {  # noqa: RUF012 - those of the pipeline
         "prior": {"sampler": "euler", "guidance": 6.0},
         "previews": {"sampler": "euler", "guidance": 6.0},

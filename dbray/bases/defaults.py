@@ -1,0 +1,77 @@
+"""Where each value of a job's recipe, prior and previews comes from: decided here alone.
+
+The first of these that has a value gives it: the job itself, the preset that it names, the base's
+own `dbray.yaml` (what it says of the method, then of all), the base's family (of the method, then
+of all), dbray's default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from dbray.spec.presets import PRESETS
+from dbray.spec.sections import Previews, Prior, Recipe
+
+if TYPE_CHECKING:
+    from dbray.bases import Base
+
+Section = TypeVar("Section", Recipe, Prior, Previews)
+
+OF_JOB, OF_DBRAY = "the job", "dbray"
+Layer = tuple[str, Mapping[str, Any]]
+"""A source, and the values that it has."""
+
+
+@dataclass(frozen=True)
+class Filled(Generic[Section]):
+    """A section with every value, and the source of each, by field; the first sources first."""
+
+    section: Section
+    sources: Mapping[str, str]
+
+
+def fill(base: Base, section: Section, preset: str | None = None) -> Filled[Section]:
+    """Fill what a section of a job leaves open."""
+    name = type(section).__name__.lower()
+    found: dict[str, tuple[str, Any]] = {}
+    for source, values in _layers(base, name, _chosen(section), preset):
+        for field, value in values.items():
+            found.setdefault(field, (source, value))
+    filled = section.model_validate({field: value for field, (_, value) in found.items()})
+    rest = type(section).model_fields.keys() - {"preset"}
+    sources = {field: source for field, (source, _) in found.items()}
+    return Filled(filled, sources | dict.fromkeys(sorted(rest - sources.keys()), OF_DBRAY))
+
+
+def _chosen(section: Recipe | Prior | Previews) -> dict[str, Any]:
+    chosen = section.model_dump(include=section.model_fields_set - {"preset"})
+    if chosen.get("resolution", 0) is None:
+        del chosen["resolution"]  # "the base's own", which is filled in
+    return chosen
+
+
+def _layers(
+    base: Base, name: str, chosen: Mapping[str, Any], preset: str | None
+) -> Iterator[Layer]:
+    named = PRESETS[preset].values(name) if preset else {}
+    makers, family = base.defaults, base.family
+    own, general = makers.get(name, {}), family.defaults.get(name, {})
+    yield OF_JOB, chosen
+    yield f"preset {preset}", named
+    if name == "recipe":
+        kind = _kind((chosen, named, own))
+        yield f"{base.name} for {kind}", makers.get("methods", {}).get(kind, {})
+        yield base.name, own
+        yield f"{family.name} for {kind}", family.recipes.get(kind, {})
+        yield base.name, {"resolution": base.resolution}
+    else:
+        yield base.name, own
+    yield family.name, general
+
+
+def _kind(layers: tuple[Mapping[str, Any], ...]) -> str:
+    """The kind of the method that the first of these names, else of dbray's default."""
+    method = next((one["method"] for one in layers if "method" in one), Recipe().method.kind)
+    return method["kind"] if isinstance(method, dict) else method
