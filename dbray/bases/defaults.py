@@ -1,4 +1,4 @@
-"""Where each value of a job's recipe, prior and previews comes from: decided here alone.
+"""Where each value of a job's recipe, prior, previews and scoring comes from: decided here alone.
 
 The first of these that has a value gives it: the job itself, the preset that it names, the base's
 own `dbray.yaml` (what it says of the method, then of all), the base's family (of the method, then
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from dbray.spec.presets import PRESETS
-from dbray.spec.sections import Previews, Prior, Recipe
+from dbray.spec.sections import Previews, Prior, Recipe, Scoring
 
 if TYPE_CHECKING:
     from dbray.bases import Base
 
-Section = TypeVar("Section", Recipe, Prior, Previews)
+Section = TypeVar("Section", Recipe, Prior, Previews, Scoring)
 
 OF_JOB, OF_DBRAY = "the job", "dbray"
 Layer = tuple[str, Mapping[str, Any]]
@@ -45,7 +45,7 @@ def fill(base: Base, section: Section, preset: str | None = None) -> Filled[Sect
     return Filled(filled, sources | dict.fromkeys(sorted(rest - sources.keys()), OF_DBRAY))
 
 
-def _chosen(section: Recipe | Prior | Previews) -> dict[str, Any]:
+def _chosen(section: Recipe | Prior | Previews | Scoring) -> dict[str, Any]:
     chosen = section.model_dump(include=section.model_fields_set - {"preset"})
     if chosen.get("resolution", 0) is None:
         del chosen["resolution"]  # "the base's own", which is filled in

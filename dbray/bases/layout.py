@@ -23,7 +23,7 @@ from dbray.errors import BaseError, SpecError
 from dbray.spec.base import Spec
 from dbray.spec.methods import Kind
 from dbray.spec.problems import problems_of
-from dbray.spec.sections import Previews, Prior, Recipe
+from dbray.spec.sections import Previews, Prior, Recipe, Scoring
 from dbray.spec.text_files import parse_yaml, read_text
 
 INDEX_FILE = "model_index.json"
@@ -48,6 +48,7 @@ class Defaults(Spec):
     """Recipes for one method each, which come before `recipe`."""
     prior: Prior = Prior()
     previews: Previews = Previews()
+    scoring: Scoring = Scoring()
 
     @model_validator(mode="after")
     def _names_no_preset(self) -> Self:

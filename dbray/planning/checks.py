@@ -17,6 +17,7 @@ from dbray.errors import BaseError, Problem, SpecError
 from dbray.planning import names
 from dbray.planning.long_prompts import check_job_prompts
 from dbray.planning.names import Naming
+from dbray.scores import embedders
 from dbray.spec.job import Job, anchored, draft_job
 from dbray.spec.subject import Subject
 from dbray.subjects import validation
@@ -148,6 +149,7 @@ def _check(job: Job, source: Source | None, where: Callable[[str], str], folder:
     if checked.base is not None:
         checked.job, checked.sources = resolve_job(job, checked.base)
         checked.problems += _unfit(checked.job, checked.base, where)
+        checked.problems += _missing_embedders(checked.job, where)
     if source is not None:
         resolution = checked.job.recipe.resolution if checked.job else None
         found = validation.validate(source, folder=folder, resolution=resolution)
@@ -180,6 +182,23 @@ def _unfit(job: Job, base: Base, where: Callable[[str], str]) -> Iterator[Proble
             yield Problem("error", where(name), str(exc), fix)
 
 
+def _missing_embedders(job: Job, where: Callable[[str], str]) -> Iterator[Problem]:
+    """Find the embedders that the job names and that are not there."""
+    scoring = job.scoring
+    for name, revision in (
+        (scoring.embedder, scoring.embedder_revision),
+        (scoring.clip, scoring.clip_revision),
+    ):
+        try:
+            if name is not None:
+                embedders.resolve(name, revision)
+        except BaseError as exc:
+            yield Problem("error", where("scoring"), str(exc), "correct it, or leave it out")
+    if scoring.clip is not None and scoring.embedder is None:
+        yield Problem("error", where("scoring"), "names a clip but no embedder",
+                      "add 'embedder: ...': without it nothing is scored")  # fmt: skip
+
+
 def _why_no_folder(storage: str) -> str | None:
     """Why results cannot be put here, as far as this machine knows without writing."""
     if "://" in storage:
@@ -200,6 +219,7 @@ def resolve_job(job: Job, base: Base) -> tuple[Job, Sources]:
         "recipe": defaults.fill(base, job.recipe, preset),
         "prior": defaults.fill(base, job.prior, preset),
         "previews": defaults.fill(base, job.previews, preset),
+        "scoring": defaults.fill(base, job.scoring, preset),
     }
     sections = {name: one.section for name, one in filled.items()}
     return job.model_copy(update=sections), {name: one.sources for name, one in filled.items()}

@@ -19,14 +19,20 @@ from dbray.planning.plan import Plan, make_plan
 from dbray.processes import wait_passively
 from dbray.records.results import Outcome, Summary, read_summary
 from dbray.report import build_report
+from dbray.run.annexes import AnnexPhase
 from dbray.run.journal import Journal
 from dbray.run.options import RunOptions
-from dbray.run.phases import ANNEXES, ClassImages, Training
+from dbray.run.phases import ClassImages, Training
+from dbray.run.previews import PreviewImages
 from dbray.run.recorder import Recorder
+from dbray.run.scores import ModelScores
 from dbray.run.tally import RETRY_IN_PYTHON, State, Tally
 from dbray.run.watch import Silence, Watch
 from dbray.spec.job import Job
 from dbray.storage.store import Store
+
+ANNEXES: tuple[type[AnnexPhase], ...] = (PreviewImages, ModelScores)
+"""The phases after training, in order."""
 
 
 @dataclass(frozen=True)

@@ -1,30 +1,23 @@
-"""The phases of a run: class images, training, previews. Each makes what the plan lacks.
+"""The first phases of a run: class images and training. Each makes what the plan lacks.
 
 Owns what a phase needs from the plan. dbray.run.job owns the order of phases and the end of a run.
 """
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
 
 from dbray.cluster import hardware
-from dbray.errors import BaseError, DbrayError, SpecError, TooManyFailures
+from dbray.errors import BaseError, SpecError, TooManyFailures
 from dbray.lanes.checkpoint import forget_checkpoints
 from dbray.lanes.group import open_lanes
 from dbray.planning.cost import num_lanes, too_small
-from dbray.planning.plan import Plan, PlannedSubject
+from dbray.planning.plan import Plan
 from dbray.planning.room import check_disk
-from dbray.records import previews as layout
-from dbray.records.models import Registry
 from dbray.run.recorder import Recorder
 from dbray.sampling.pool import SamplingPool
-from dbray.sampling.previews import PreviewRequest, describe, make_previews
 from dbray.sampling.priors import make_priors
-
-_LOOKUPS_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -43,7 +36,7 @@ class ClassImages:
                 self.recorder.journal.store,
                 self.plan.base,
                 self.plan.missing_priors,
-                _pool(self.plan),
+                pool_of(self.plan),
                 self.recorder.progress,
             )
 
@@ -99,65 +92,7 @@ class Training:
             )
 
 
-@dataclass
-class PreviewImages:
-    """Makes the missing previews of published models."""
-
-    plan: Plan
-    recorder: Recorder
-
-    @cached_property
-    def requests(self) -> list[PreviewRequest]:
-        """The published subjects without previews, or with previews of other settings.
-
-        Looked up once: before training if there is nothing to train, else after it.
-        """
-        if not self.plan.job.previews.prompts:
-            return []
-        with ThreadPoolExecutor(_LOOKUPS_AT_ONCE) as threads:
-            found = threads.map(self._request, self.plan.subjects)
-            return [one for one in found if one is not None]
-
-    def _request(self, planned: PlannedSubject) -> PreviewRequest | None:
-        registry = Registry(self.recorder.journal.store)
-        subject, model = planned.subject, f"{planned.subject.id}@{planned.revision}"
-        wanted = describe(self.plan.job.previews, subject.class_noun, planned.identifier)
-        try:
-            if not registry.has(subject.id, planned.revision):
-                return None
-            if layout.annex(registry.store, model).has(wanted):
-                return None
-            record = registry.find(model)
-        except DbrayError as exc:  # one bad subject never stops a job
-            self._report_missing(subject.id, str(exc))
-            return None
-        # The loss curves of 100,000 subjects would fill gigabytes.
-        return PreviewRequest(record.model_copy(update={"loss": ()}), subject.images)
-
-    def run(self) -> None:
-        """Make previews; a model that cannot have them is reported, and the others continue."""
-        if not self.requests:
-            return
-        with self.recorder.phase("previews"):
-            failures = make_previews(
-                self.recorder.journal.store,
-                self.plan.base,
-                self.requests,
-                self.plan.job.previews,
-                _pool(self.plan),
-                self.recorder.progress,
-            )
-        for model_id, reason in failures:
-            self._report_missing(model_id, reason)
-
-    def _report_missing(self, model_id: str, reason: str) -> None:
-        self.recorder.watch.note(f"no previews of {model_id}: {reason}")
-
-
-ANNEXES = (PreviewImages,)
-"""The phases after training: each stores an annex of every published model."""
-
-
-def _pool(plan: Plan) -> SamplingPool:
+def pool_of(plan: Plan) -> SamplingPool:
+    """Return the sampling actors that the job's resources ask for."""
     resources = plan.job.resources
     return SamplingPool(resources.prior_actors, resources.threads_per_worker, resources.device)

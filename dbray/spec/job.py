@@ -19,7 +19,7 @@ from dbray.spec.base import Spec
 from dbray.spec.canon import SUBJECT_ID_PATTERN, SubjectId, is_commit, slug
 from dbray.spec.paths import Address, anchor, anchor_base
 from dbray.spec.problems import ADDRESS_BRANCH, LIST_BRANCH, problems_of
-from dbray.spec.sections import Identifiers, Previews, Prior, Recipe, Resources
+from dbray.spec.sections import Identifiers, Previews, Prior, Recipe, Resources, Scoring
 from dbray.spec.subject import Subject, make_subject
 from dbray.spec.text_files import Item, Lines, items_of, locate, parse_yaml, read_text
 
@@ -73,6 +73,7 @@ class Job(Spec):
     recipe: Recipe = Recipe()
     prior: Prior = Prior()
     previews: Previews = Previews()
+    scoring: Scoring = Scoring()
     identifiers: Identifiers = Identifiers()
     resources: Resources = Resources()
 
@@ -188,7 +189,16 @@ def _without_mistakes(data: dict[Any, Any], file: str, lines: Lines) -> tuple[Jo
 
 def anchored(job: Job, folder: Path) -> Job:
     """Make the paths of a job absolute, except those of the subjects that it lists itself."""
-    paths = {"storage": anchor(job.storage, folder), "base": anchor_base(job.base, folder)}
+    embedders = {
+        name: anchor_base(address, folder)
+        for name, address in (("embedder", job.scoring.embedder), ("clip", job.scoring.clip))
+        if address is not None
+    }
+    paths = {
+        "storage": anchor(job.storage, folder),
+        "base": anchor_base(job.base, folder),
+        "scoring": job.scoring.model_copy(update=embedders),
+    }
     if isinstance(job.subjects, str):
         paths["subjects"] = anchor(job.subjects, folder)
     return job.model_copy(update=paths)

@@ -24,7 +24,7 @@ class Preset:
 
     def values(self, section: str) -> Values:
         """The values of a section, by its name; none for a section that it leaves alone."""
-        found: Values = getattr(self, section)
+        found: Values = getattr(self, section, {})
         return found
 
 

@@ -41,6 +41,13 @@ DEFAULT_PREVIEW_PROMPTS = (
     "a photo of a {subject} wearing a hat",
     "a {class}",
 )
+DEFAULT_SCORED_PROMPTS = (
+    "a photo of a {subject} in the jungle",
+    "a photo of a {subject} on the beach",
+    "a photo of a {subject} in the snow",
+    "a photo of a {subject} in the city",
+)
+DEFAULT_CLASS_PROMPTS = ("a photo of a {class}", "a photo of a car in the city")
 
 
 class Recipe(Spec):
@@ -212,6 +219,49 @@ class Previews(Spec):
     @classmethod
     def _known_placeholders(cls, prompts: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(check_template(p, allowed=("{subject}", "{class}")) for p in prompts)
+
+
+class Scoring(Spec):
+    """How published models are scored. Images are sampled as the previews are."""
+
+    embedder: str | None = Field(
+        default=None,
+        description="Embedder that compares images with photographs: miniature-vit, a folder, or "
+        "a hub id such as facebook/dinov2-base. Absent: no scores.",
+    )
+    embedder_revision: str | None = Field(default=None, description="Commit of a hub id.")
+    clip: str | None = Field(
+        default=None,
+        description="CLIP that compares images with prompts: miniature-clip, a folder, or a hub "
+        "id such as openai/clip-vit-base-patch32. Absent: no prompt scores.",
+    )
+    clip_revision: str | None = Field(default=None, description="Commit of a hub id.")
+    prompts: tuple[str, ...] = Field(
+        default=DEFAULT_SCORED_PROMPTS,
+        min_length=1,
+        description="Prompts of the subject: {subject} is '[identifier] [class noun]'.",
+    )
+    class_prompts: tuple[str, ...] = Field(
+        default=DEFAULT_CLASS_PROMPTS,
+        min_length=1,
+        description="Prompts without the subject, to see how far the model has moved from the "
+        "base: of its class noun, {class}, and of other things.",
+    )
+    images: int = Field(default=4, ge=2, le=64, description="Images of each prompt.")
+    seed: int = Field(
+        default=0, ge=0, lt=2**63, description="The same for all models and for the base."
+    )
+
+    @field_validator("prompts")
+    @classmethod
+    def _name_the_subject(cls, prompts: tuple[str, ...]) -> tuple[str, ...]:
+        allowed = ("{subject}", "{class}")
+        return tuple(check_template(p, required="{subject}", allowed=allowed) for p in prompts)
+
+    @field_validator("class_prompts")
+    @classmethod
+    def _leave_out_the_subject(cls, prompts: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(check_template(p, allowed=("{class}",)) for p in prompts)
 
 
 class Identifiers(Spec):

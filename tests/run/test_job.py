@@ -35,7 +35,7 @@ from dbray.run import phases, recorder
 from dbray.run.job import run_job
 from dbray.run.journal import Journal
 from dbray.run.options import RunOptions
-from dbray.run.phases import PreviewImages
+from dbray.run.previews import PreviewImages
 from dbray.run.recorder import Recorder
 from dbray.run.tally import Tally
 from dbray.run.watch import Silence
