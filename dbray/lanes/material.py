@@ -49,7 +49,7 @@ class Material:
             views = self._read(planned)
         latents, views_of_image = encode_subject(self._backbone, views, recipe)
         prompts = instance_prompts(
-            planned.identifier, subject.class_noun, subject.captions, len(views)
+            planned.identifier, subject.class_noun, subject.captions, recipe, len(views)
         )
         class_prompt = fill_prompt(self._job.prior.prompt, subject.class_noun)
         return TrainingData(

@@ -96,6 +96,7 @@ def _of_classes(
     for noun, identifier in sorted(longest.items()):
         if job.recipe.prior_weight > 0:
             yield Prompt(job.prior.prompt, noun, None, where("prior"))
+        yield Prompt(job.recipe.prompt, noun, identifier, where("recipe"))
         for template in job.previews.prompts:
             yield Prompt(template, noun, identifier, where("previews"))
 

@@ -144,6 +144,11 @@ class Recipe(Spec):
     publish_precision: Literal["fp32", "fp16"] = Field(
         default="fp16", description="Precision of the published weights."
     )
+    prompt: str = Field(
+        default="a {subject}",
+        description="Prompt of photographs without captions; {subject} is '[identifier] [class "
+        "noun]'. Choose prior.prompt alike.",
+    )
     resolution: int | None = Field(
         default=None, ge=32, le=2048, multiple_of=8, description="Pixels; absent: the base's own."
     )
@@ -173,6 +178,11 @@ class Recipe(Spec):
                 raise ValueError(f"preset {self.preset} is of the method {kind}, and method is "
                                  f"{self.method.kind}: leave one of the two out")  # fmt: skip
         return self
+
+    @field_validator("prompt")
+    @classmethod
+    def _names_the_subject(cls, prompt: str) -> str:
+        return check_template(prompt, required="{subject}", allowed=("{subject}", "{class}"))
 
 
 class Prior(Spec):

@@ -40,7 +40,7 @@ class Subject(Spec):
     captions: tuple[str, ...] | None = Field(
         default=None,
         description="One prompt per image, with {subject} for '[identifier] [class noun]'. "
-        'Absent: "a {subject}" for every image, as in the paper.',
+        "Absent: the recipe's prompt for every image.",
     )
 
     @field_validator("id")

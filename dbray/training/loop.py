@@ -144,10 +144,14 @@ def encode_subject(
 
 
 def instance_prompts(
-    identifier: str, class_noun: str, captions: Sequence[str] | None, num_images: int
+    identifier: str,
+    class_noun: str,
+    captions: Sequence[str] | None,
+    recipe: Recipe,
+    num_images: int,
 ) -> list[str]:
-    """One prompt per image: the captions, or the paper's "a [identifier] [class noun]"."""
-    templates = captions or ["a {subject}"] * num_images
+    """One prompt per image: its caption or, without captions, the recipe's prompt."""
+    templates = captions or [recipe.prompt] * num_images
     return [fill_prompt(template, class_noun, identifier) for template in templates]
 
 

@@ -45,7 +45,9 @@ class Trained:
             "rex",
             views,
             views_of_image,
-            method.condition(backbone, recipe, instance_prompts(IDENTIFIER, "dog", None, 4)),
+            method.condition(
+                backbone, recipe, instance_prompts(IDENTIFIER, "dog", None, recipe, 4)
+            ),
             Latents(*backbone.encode(pixels[::-1].copy())),
             method.condition(backbone, recipe, ["a dog"]),
         )

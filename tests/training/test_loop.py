@@ -51,7 +51,7 @@ def make_data(backbone, subject_id="rex", recipe=None, with_prior=True):
         subject_id,
         views,
         views_of_image,
-        condition(instance_prompts("zb", "dog", None, 3)),
+        condition(instance_prompts("zb", "dog", None, Recipe(), 3)),
         Latents(*backbone.encode(class_pixels)) if with_prior else None,
         condition(["a dog"]),
     )
@@ -264,8 +264,10 @@ def test_a_loss_that_is_not_finite_is_named(backbone, schedule):
 
 
 def test_captions_replace_the_default_prompt():
-    assert instance_prompts("zb", "dog", None, 2) == ["a zb dog", "a zb dog"]
-    assert instance_prompts("zb", "dog", ["{subject} asleep", "a {class}"], 2) == [
+    assert instance_prompts("zb", "dog", None, Recipe(), 2) == ["a zb dog", "a zb dog"]
+    chosen = Recipe(prompt="a photo of a {subject}")
+    assert instance_prompts("zb", "dog", None, chosen, 1) == ["a photo of a zb dog"]
+    assert instance_prompts("zb", "dog", ["{subject} asleep", "a {class}"], chosen, 2) == [
         "zb dog asleep",
         "a dog",
     ]
