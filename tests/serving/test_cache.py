@@ -6,6 +6,7 @@ import threading
 from concurrent.futures import Executor, ThreadPoolExecutor
 
 import pytest
+from kit.cache import held, using
 
 from dbray.errors import DigestMismatch, ModelNotFound, StoreError
 from dbray.serving.failures import Failures
@@ -108,15 +109,15 @@ def pool():
 def test_every_tier_answers_in_its_turn():
     storage = Storage()
     cache, ram, device, watched = make_cache(storage, ram=40, device=20)
-    with cache.using("a@1") as hold:
+    with using(cache, "a@1") as hold:
         assert (hold.value, hold.source, hold.tier) == ("ram:a@1", "disk", ram)
         hold.settle()
-    with cache.using("a@1") as hold:
+    with using(cache, "a@1") as hold:
         assert (hold.value, hold.source) == ("device:a@1", "device")
-    cache.hold("b@1").release()  # throws a@1 from the device, not from RAM
+    held(cache, "b@1").release()  # throws a@1 from the device, not from RAM
     assert device.keys() == ["b@1"]
     assert ram.keys() == ["a@1", "b@1"]
-    with cache.using("a@1") as hold:  # given from RAM, and brought up for the next time
+    with using(cache, "a@1") as hold:  # given from RAM, and brought up for the next time
         assert (hold.value, hold.source) == ("ram:a@1", "ram")
     assert device.keys() == ["a@1"]
     assert storage.reads == storage.verified == ["a@1", "b@1"]
@@ -127,7 +128,7 @@ def test_every_tier_answers_in_its_turn():
 def test_the_budget_is_never_exceeded_and_the_least_recent_goes():
     cache, ram, device, watched = make_cache(Storage(), ram=40, device=40)
     for key in ("a", "b", "a", "c", "a", "d", "e", "f"):
-        cache.hold(key).release()
+        held(cache, key).release()
     assert device.keys() == ["e", "f"]
     assert watched.most == {"ram": 40, "device": 40}
     assert ram.used_bytes == 40
@@ -138,11 +139,11 @@ def test_a_bad_key_throws_out_nothing():
     storage.bad["rotten"] = DigestMismatch("no")
     storage.unknown.add("lost")
     cache, ram, device, watched = make_cache(storage, ram=20, device=40)
-    cache.hold("a").release()
-    cache.hold("b").release()
+    held(cache, "a").release()
+    held(cache, "b").release()
     with pytest.raises(ModelNotFound):
-        cache.hold("lost")
-    with cache.using("rotten") as hold, pytest.raises(DigestMismatch):
+        held(cache, "lost")
+    with using(cache, "rotten") as hold, pytest.raises(DigestMismatch):
         hold.settle()
     assert ram.keys() == ["a", "b"]
     assert device.keys() == ["a", "b"]
@@ -152,14 +153,14 @@ def test_a_bad_key_throws_out_nothing():
 def test_what_is_in_use_stays_and_the_newcomer_yields():
     cache, ram, device, _ = make_cache(Storage(), ram=40, device=40)
     for key in "ab":
-        cache.hold(key).release()
-    first, second = cache.hold("a"), cache.hold("b")
-    cache.hold("c").release()  # the device is full of what is in use: it gets as far as RAM
+        held(cache, key).release()
+    first, second = held(cache, "a"), held(cache, "b")
+    held(cache, "c").release()  # the device is full of what is in use: it gets as far as RAM
     assert sorted(device.keys()) == ["a", "b"]
-    with cache.using("c") as third:
+    with using(cache, "c") as third:
         assert third.tier is ram
     first.release()
-    cache.hold("c").release()
+    held(cache, "c").release()
     assert device.keys() == ["b", "c"]
     second.release()
 
@@ -168,24 +169,24 @@ def test_a_newcomer_for_whom_there_is_no_room_is_used_but_not_kept():
     storage = Storage()
     cache, ram, *_ = make_cache(storage, ram=20, device=0)
     for key in "ab":
-        cache.hold(key).release()
-    holds = [cache.hold("a"), cache.hold("b")]
+        held(cache, key).release()
+    holds = [held(cache, "a"), held(cache, "b")]
     for _ in range(2):
-        with cache.using("c") as hold:
+        with using(cache, "c") as hold:
             hold.settle()
             assert hold.value == "ram:c"
     assert ram.keys() == ["a", "b"]
     holds[0].release()
-    cache.hold("c").release()
+    held(cache, "c").release()
     assert ram.keys() == ["b", "c"]
 
 
 def test_a_value_larger_than_the_budget_evicts_nothing():
     storage = Storage()
     cache, ram, device, _ = make_cache(storage, ram=20, device=40)
-    cache.hold("a").release()
+    held(cache, "a").release()
     storage.size = 30
-    cache.hold("huge").release()
+    held(cache, "huge").release()
     assert ram.keys() == device.keys() == ["a"]
 
 
@@ -193,9 +194,9 @@ def test_one_load_however_many_ask(pool):
     storage = Storage()
     storage.gates["a"], storage.entered["a"] = threading.Event(), threading.Event()
     cache, _, device, watched = make_cache(storage, background=pool)
-    first = cache.hold("a")  # given before it is verified
+    first = held(cache, "a")  # given before it is verified
     assert storage.entered["a"].wait(30)
-    asking = [pool.submit(cache.hold, "a") for _ in range(6)]
+    asking = [pool.submit(held, cache, "a") for _ in range(6)]
     assert device.keys() == []
     storage.gates["a"].set()
     holds = [future.result(30) for future in asking]
@@ -214,7 +215,7 @@ def test_different_keys_load_in_parallel(pool):
     for key in "ab":
         storage.gates[key], storage.entered[key] = threading.Event(), threading.Event()
     cache, *_ = make_cache(storage, background=pool)
-    holds = [cache.hold(key) for key in "ab"]
+    holds = [held(cache, key) for key in "ab"]
     assert storage.entered["a"].wait(30)  # both are inside at once
     assert storage.entered["b"].wait(30)
     storage.gates["b"].set()
@@ -228,9 +229,9 @@ def test_everyone_who_waits_for_a_bad_load_hears_of_it(pool):
     storage.bad["a"] = DigestMismatch("a is damaged")
     storage.gates["a"], storage.entered["a"] = threading.Event(), threading.Event()
     cache, *_ = make_cache(storage, background=pool)
-    first = cache.hold("a")
+    first = held(cache, "a")
     assert storage.entered["a"].wait(30)
-    asking = [pool.submit(cache.hold, "a") for _ in range(4)]
+    asking = [pool.submit(held, cache, "a") for _ in range(4)]
     storage.gates["a"].set()
     for wait in (first.settle, *(future.result for future in asking)):
         with pytest.raises(DigestMismatch, match="a is damaged"):
@@ -245,23 +246,23 @@ def test_bad_keys_are_remembered_for_a_short_time_only():
     cache, *_ = make_cache(storage, clock=lambda: now[0])
     for _ in range(3):
         with pytest.raises(ModelNotFound):
-            cache.hold("a")
+            held(cache, "a")
     assert storage.reads == ["a"]
     storage.unknown.clear()
     now[0] += 5.1
-    assert cache.hold("a").value == "ram:a"
+    assert held(cache, "a").value == "ram:a"
 
 
 def test_a_failure_of_storage_is_not_remembered():
     storage = Storage()
     storage.bad["a"] = StoreError("connection reset")
     cache, *_ = make_cache(storage)
-    with cache.using("a") as hold, pytest.raises(StoreError):
+    with using(cache, "a") as hold, pytest.raises(StoreError):
         hold.settle()
     del storage.bad["a"]
-    with cache.using("a") as hold:
+    with using(cache, "a") as hold:
         hold.settle()
-    assert cache.hold("a").source == "device"
+    assert held(cache, "a").source == "device"
 
 
 def test_memory_of_failures_is_bounded(monkeypatch):
@@ -275,14 +276,14 @@ def test_memory_of_failures_is_bounded(monkeypatch):
 def test_purge_reaches_every_tier_and_what_is_in_use_goes_last():
     cache, ram, device, _ = make_cache(Storage(), ram=40, device=80)
     for key in ("rex@1", "rex@2", "mia@1"):
-        cache.hold(key).release()
-    used = cache.hold("rex@1")
+        held(cache, key).release()
+    used = held(cache, "rex@1")
     gone = ModelNotFound("taken down")
     assert cache.purge(lambda key: key.startswith("rex@"), gone) == 2
     assert cache.keys() == {"mia@1"}
     assert ram.keys() == ["mia@1"]
     with pytest.raises(ModelNotFound, match="taken down"):
-        cache.hold("rex@1")
+        held(cache, "rex@1")
     assert device.used_bytes == 40  # the user of rex@1 still has it
     used.release()
     assert device.used_bytes == 20
@@ -292,7 +293,7 @@ def test_purge_catches_a_load_in_flight(pool):
     storage = Storage()
     storage.gates["rex@1"], storage.entered["rex@1"] = threading.Event(), threading.Event()
     cache, *_ = make_cache(storage, background=pool)
-    hold = cache.hold("rex@1")
+    hold = held(cache, "rex@1")
     assert storage.entered["rex@1"].wait(30)
     cache.purge(lambda key: True, ModelNotFound("taken down"))
     storage.gates["rex@1"].set()
@@ -311,7 +312,7 @@ def test_a_failed_making_gives_the_room_back():
 
     levels = [Level(tier, storage.read), Level(top, fail, size_of=lambda below: 20)]
     cache = TieredCache(levels, storage.verify, Inline())
-    with cache.using("a") as hold:
+    with using(cache, "a") as hold:
         hold.settle()
     assert top.used_bytes == 0
     assert tier.num_pins("a") == 0
@@ -324,14 +325,14 @@ def test_a_remote_storage_is_copied_first_and_old_copies_are_disposed_of():
 
     cache = TieredCache([disk, ram], lambda key, value: None, Inline(), lowest_usable=1)
     for key in "abc":
-        with cache.using(key) as hold:
+        with using(cache, key) as hold:
             assert (hold.value, hold.source) == (f"ram:{key}", "storage")
     assert gone == ["disk:a"]
-    assert cache.hold("b").source == "disk"
+    assert held(cache, "b").source == "disk"
     disk.tier.pin("b")
     disk.tier.pin("c")
     with pytest.raises(CacheFull) as caught:
-        cache.hold("d")
+        held(cache, "d")
     assert caught.value.retryable
     assert gone == ["disk:a", "disk:d"]
     assert storage.reads == []
@@ -344,7 +345,7 @@ def test_pins_and_budget_hold_under_concurrent_use(pool):
     def work(seed):
         for step in range(200):
             key = f"m{(seed * 7 + step * step) % 23}"
-            with cache.using(key) as hold:
+            with using(cache, key) as hold:
                 assert hold.value.endswith(f":{key}")
 
     with ThreadPoolExecutor(4) as workers:

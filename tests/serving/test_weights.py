@@ -9,6 +9,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from kit.cache import held, using
 
 from dbray.errors import ModelNotFound, StoreError
 from dbray.serving.replica.cache import TieredCache
@@ -87,15 +88,15 @@ async def soon(event):
 
 def test_what_is_loaded_needs_no_thread_and_who_follows_holds_none(background):
     storage = Storage(background)
-    with storage.cache.using("warm"):
+    with using(storage.cache, "warm"):
         pass
     slow = storage.gate("read", "slow")
 
     async def run(readers):
-        asks = [asyncio.create_task(storage.cache.hold_soon("slow", readers)) for _ in range(9)]
+        asks = [asyncio.create_task(storage.cache.hold("slow", readers)) for _ in range(9)]
         await soon(slow.entered)
-        other = asyncio.create_task(storage.cache.hold_soon("other", readers))
-        (await storage.cache.hold_soon("warm", readers)).release()  # both threads are not needed
+        other = asyncio.create_task(storage.cache.hold("other", readers))
+        (await storage.cache.hold("warm", readers)).release()  # both threads are not needed
         (await other).release()  # eight followers wait, and still a thread is free
         slow.opened.set()
         holds = await asyncio.gather(*asks)
@@ -113,11 +114,9 @@ def test_one_who_hangs_up_does_not_end_the_load_of_others(background):
     slow = storage.gate("read", "a")
 
     async def run(readers):
-        leads = asyncio.create_task(storage.cache.hold_soon("a", readers))
+        leads = asyncio.create_task(storage.cache.hold("a", readers))
         await soon(slow.entered)
-        follows, leaves = (
-            asyncio.create_task(storage.cache.hold_soon("a", readers)) for _ in range(2)
-        )
+        follows, leaves = (asyncio.create_task(storage.cache.hold("a", readers)) for _ in range(2))
         await asyncio.sleep(0)
         leads.cancel()
         leaves.cancel()
@@ -132,21 +131,21 @@ def test_one_who_hangs_up_does_not_end_the_load_of_others(background):
 
 def test_what_was_just_loaded_is_pinned_while_it_is_in_use(background):
     storage = Storage(background, ram_bytes=20)
-    holds = [storage.cache.hold(key) for key in "abc"]
+    holds = [held(storage.cache, key) for key in "abc"]
     for hold in holds:
         asyncio.run(hold.landed())
     assert sorted(storage.ram.keys()) == ["a", "b"]  # the third is used, but not kept
     assert [hold.tier for hold in holds] == [storage.ram, storage.ram, None]
     holds[0].release()
     holds[0].release()
-    storage.cache.hold("d").release()
+    held(storage.cache, "d").release()
     assert [storage.ram.num_pins(key) for key in "ab"] == [0, 1]
 
 
 def test_who_is_done_before_the_value_is_kept_holds_no_pin(background):
     storage = Storage(background)
     gate = storage.gate("verify", "a")
-    hold = storage.cache.hold("a")
+    hold = held(storage.cache, "a")
     assert gate.entered.wait(30)
     hold.release()
     gate.opened.set()
@@ -254,7 +253,7 @@ def test_users_of_one_model_share_it_and_make_room_for_others(background):
 
 def test_what_a_tier_holds_waits_for_nobody(background):
     storage = Storage(background)
-    with storage.cache.using("m7") as hold:
+    with using(storage.cache, "m7") as hold:
         hold.settle()
     slow = storage.gate("read", "m1")
 
@@ -300,7 +299,7 @@ def test_a_takedown_reaches_a_load_that_outlasts_the_memory_of_failures(backgrou
     now = [100.0]
     storage = Storage(background, clock=lambda: now[0])
     gate = storage.gate("verify", "rex@1")
-    hold = storage.cache.hold("rex@1")
+    hold = held(storage.cache, "rex@1")
     assert gate.entered.wait(30)
     assert storage.cache.purge(lambda key: key == "rex@1", GONE) == 1
     now[0] += 60
@@ -314,7 +313,7 @@ def test_a_takedown_reaches_a_load_that_outlasts_the_memory_of_failures(backgrou
 def test_a_takedown_reaches_a_key_on_its_way_to_the_device(background):
     storage = Storage(background)
     gate = storage.gate("lift", "rex@1")
-    hold = storage.cache.hold("rex@1")
+    hold = held(storage.cache, "rex@1")
     hold.settle()
     assert gate.entered.wait(30)
     storage.cache.purge(lambda key: True, GONE)
@@ -328,7 +327,7 @@ def test_an_image_need_not_wait_for_the_device_tier_nor_fail_with_it(background,
     storage = Storage(background)
     gate = storage.gate("lift", "a")
     storage.failing["a"] = MemoryError("device")
-    hold = storage.cache.hold("a")
+    hold = held(storage.cache, "a")
     hold.settle()  # verified; the lift has not even begun to fail
     assert hold.is_settled
     gate.opened.set()
@@ -336,7 +335,7 @@ def test_an_image_need_not_wait_for_the_device_tier_nor_fail_with_it(background,
     assert "MemoryError" in caplog.text
     assert (storage.ram.keys(), storage.device.keys()) == (["a"], [])
     assert storage.device.used_bytes == 0
-    with storage.cache.using("a") as again:
+    with using(storage.cache, "a") as again:
         assert again.value == "ram:a"
 
 
@@ -351,7 +350,7 @@ def test_a_failure_of_storage_reaches_all_who_wait(background):
     cache = TieredCache([Level(storage.ram, fail)], lambda key, value: None, background)
 
     async def run(readers):
-        asks = [asyncio.create_task(cache.hold_soon("a", readers)) for _ in range(3)]
+        asks = [asyncio.create_task(cache.hold("a", readers)) for _ in range(3)]
         await soon(slow.entered)
         await asyncio.sleep(0)
         slow.opened.set()
@@ -372,11 +371,11 @@ def test_a_copy_for_which_there_is_no_room_is_removed(background):
     disk = Level(Tier("disk", 10, dispose=removed.append), copy)
     ram = Level(Tier("ram", 0), lambda key, below: (below, 10))
     cache = TieredCache([disk, ram], lambda key, value: None, background, lowest_usable=1)
-    with cache.using("a") as hold:
+    with using(cache, "a") as hold:
         hold.settle()
     disk.tier.pin("a")
     with pytest.raises(Exception, match="no room"):
-        cache.hold("b")
+        held(cache, "b")
     assert (made, removed) == (["a", "b"], ["b"])
 
 

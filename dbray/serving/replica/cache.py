@@ -17,9 +17,8 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
-from contextlib import contextmanager
 from typing import Any
 
 from dbray.errors import DbrayError
@@ -42,7 +41,7 @@ def _give_back(loading: Future[Hold]) -> None:
 
 
 class TieredCache:
-    """Levels over a storage, lowest first (disk, RAM, device). Thread-safe; `hold` blocks.
+    """Levels over a storage, lowest first (disk, RAM, device). Thread-safe.
 
     Args:
         levels: lowest first; the lowest level's `make` is given None and reads storage.
@@ -79,20 +78,17 @@ class TieredCache:
         self._flights: dict[str, Flight] = {}
         self._lock = threading.Lock()
 
-    @contextmanager
-    def using(self, key: str) -> Iterator[Hold]:
-        """Hold a key for a block."""
-        hold = self.hold(key)
-        try:
-            yield hold
-        finally:
-            hold.release()
+    def hold_if_loaded(self, key: str) -> Hold | None:
+        """Hold a key that is in a tier, at no cost of memory; None if it must be loaded."""
+        return self._pin(key, self._clock(), None)
 
-    def hold(self, key: str) -> Hold:
+    async def hold(self, key: str, readers: Executor) -> Hold:
         """Take a key into use from the highest tier that has it, and bring it up for next time.
 
+        Only a read from storage takes a thread of `readers`.
+
         Raises:
-            CacheFull: when what is in use leaves no room to fetch it.
+            CacheFull: what is in use leaves no room to fetch it.
             Exception: whatever the levels' `make` raised, now or a short time ago.
         """
         started = self._clock()
@@ -103,33 +99,18 @@ class TieredCache:
                 return hold
             followed, leads = self._join(key)
             if leads:
-                return self._first(key, followed, started)
-            followed.landed.result()
-            followed.check()
-
-    def hold_if_loaded(self, key: str) -> Hold | None:
-        """Hold a key that is in a tier, at no cost of memory; None if it must be loaded."""
-        return self._pin(key, self._clock(), None)
-
-    async def hold_soon(self, key: str, readers: Executor) -> Hold:
-        """`hold` for an event loop: only a read from storage takes a thread of `readers`."""
-        started = self._clock()
-        followed: Flight | None = None
-        while True:
-            hold = self._pin(key, started, followed)
-            if hold is not None:
-                return hold
-            followed, leads = self._join(key)
-            if leads:
-                loading = readers.submit(self._first, key, followed, started)
-                try:
-                    # Shielded: a caller that hangs up must not end a load that others wait for.
-                    return await asyncio.shield(asyncio.wrap_future(loading))
-                except asyncio.CancelledError:
-                    loading.add_done_callback(_give_back)
-                    raise
+                return await self._lead(key, followed, started, readers)
             await asyncio.wrap_future(followed.landed)
             followed.check()
+
+    async def _lead(self, key: str, flight: Flight, started: float, readers: Executor) -> Hold:
+        loading = readers.submit(self._first, key, flight, started)
+        try:
+            # Shielded: a caller that hangs up must not end a load that others wait for.
+            return await asyncio.shield(asyncio.wrap_future(loading))
+        except asyncio.CancelledError:
+            loading.add_done_callback(_give_back)
+            raise
 
     def purge(self, doomed: Callable[[str], bool], error: Exception) -> int:
         """Drop every key that `doomed` names from every tier, and refuse it for a short time."""

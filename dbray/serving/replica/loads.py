@@ -45,7 +45,7 @@ class Loads:
     async def using(self, key: str, turn: Callable[[], Turn]) -> AsyncGenerator[Hold]:
         """Hold for a block: at once what is in a tier, else when there is room for one more.
 
-        The room goes to the lowest `turn`, asked when it is given. Raises like `hold_soon`.
+        The room goes to the lowest `turn`, called when it is given. Raises as the cache's `hold`.
         """
         hold = self._cache.hold_if_loaded(key)
         if hold is not None:
@@ -89,7 +89,7 @@ class Loads:
             if key not in self._loads:
                 if len(self._loads) >= self._count:
                     return
-                hold = self._cache.hold_soon(key, self._readers)
+                hold = self._cache.hold(key, self._readers)
                 self._loads[key] = _Load(asyncio.create_task(hold))
             for waiter in [waiter for waiter in self._waiting if waiter.key == key]:
                 self._waiting.remove(waiter)
