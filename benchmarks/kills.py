@@ -1,11 +1,12 @@
-"""What does a kill cost? SIGKILL of driver, lane worker and prior actor, at random moments.
+"""What does a kill cost? SIGKILL of the driver, a lane worker or a prior actor at random moments.
 
     python benchmarks/kills.py [--rounds 5] [--subjects 4] [--steps 90] [--seed 0] [--keep]
     python benchmarks/kills.py --nodes 3 [--rounds 5] ...    # SIGKILL of worker nodes instead
 
-After each kill the job is run again until it has ended, and compared with an undisturbed run: every
-subject published exactly once, what was published before the kill untouched, all weights bitwise
-equal. The driver is killed after it has published a subject: else nothing could be touched.
+After each kill the job is run again until it has ended, and compared with an undisturbed run: each
+subject is published exactly once, what was published before the kill is unchanged, and all weights
+are bitwise equal. The driver is killed after a subject was published: earlier, there is nothing to
+change.
 """
 
 from __future__ import annotations
@@ -79,17 +80,17 @@ def published(job: Path) -> dict[str, str]:
 
 
 def weights(of: dict[str, str]) -> dict[str, str]:
-    """Only the weights; records tell times too."""
+    """Only the weights: records contain times."""
     return {name: value for name, value in of.items() if name.endswith(".safetensors")}
 
 
 def alive(process: psutil.Process) -> bool:
-    """Whether it runs; one that has ended stays a zombie until it is waited for."""
+    """Whether it is running; one that has ended is a zombie until it is waited for."""
     return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
 def find(process: psutil.Popen, job: Path, victim: str) -> psutil.Process | None:
-    """The process to kill, if it is there; the driver, once it has told of a published subject."""
+    """The process to kill, if it exists; the driver, once it has published a subject."""
     if victim == DRIVER:
         lines = (job.parent / "log.txt").read_text(errors="replace").splitlines()
         return process if any(line.startswith("published ") for line in lines) else None
@@ -101,7 +102,7 @@ def find(process: psutil.Popen, job: Path, victim: str) -> psutil.Process | None
 
 
 def kill(process: psutil.Popen, job: Path, victim: str, delay: float) -> bool:
-    """Kill the victim `delay` seconds after it is there; returns whether it still ran then."""
+    """Kill the victim `delay` seconds after its start; return whether it was still running."""
     found = None
     while found is None and alive(process):
         found = find(process, job, victim)
@@ -138,7 +139,7 @@ def one_round(folder: Path, args: argparse.Namespace, victim: str, delay: float,
 
 
 def kill_nodes(args: argparse.Namespace, rng: random.Random, folder: Path) -> None:
-    """Kill every worker node of a cluster while the job runs on it; once is all it may take."""
+    """Kill every worker node of a cluster while the job runs on it; it has to end without a rerun."""
     undisturbed = prepare(folder / "undisturbed", args)
     whole = nodes.run(undisturbed, args.nodes)
     wanted = weights(published(undisturbed))
@@ -198,8 +199,8 @@ def main() -> None:
         phases = json.loads(
             (undisturbed.parent / "runs" / "jobs" / "job" / "summary.json").read_text()
         )["phase_seconds"]
-        # Most of a phase is over when the victim is there: the start of processes, and for the
-        # driver the first subjects.
+        # Part of a phase is over when the victim exists: the start of processes, and for the driver
+        # the first subjects.
         longest = {
             DRIVER: phases["training"] / 6,
             "lane worker": phases["training"] / 3,
@@ -210,7 +211,7 @@ def main() -> None:
                 folder = Path(name) / f"{victim.replace(' ', '-')}-{number}"
                 delay = rng.uniform(0, longest[victim])
                 found = one_round(folder, args, victim, delay, wanted)
-                if not found["hit"]:  # it had ended before: once more, sooner
+                if not found["hit"]:  # it had ended: once more, sooner
                     again = folder.with_name(f"{folder.name}-again")
                     found = one_round(again, args, victim, delay / 4, wanted)
                 print(json.dumps(found), flush=True)

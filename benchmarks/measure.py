@@ -1,4 +1,4 @@
-"""What benchmarks share: drawn subjects, the surroundings of a figure, how it is told and kept."""
+"""What benchmarks share: drawn subjects, a figure's circumstances, and how figures are kept."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """What does the death of a node cost? SIGKILL of the raylets of worker nodes, at random moments.
 
 Each round starts a cluster on this machine, runs the job on it once, and kills every worker node
-while it runs; by chance, another node takes the place of a dead one after a few seconds. The run
-itself has to end with 0. Started as `kills.py --nodes 3`.
+meanwhile; some of the dead nodes, chosen at random, are replaced after a few seconds. The run has to
+end with 0. Started by `kills.py --nodes 3`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _STORE_BYTES = 150 * 2**20
 
 @dataclass(frozen=True)
 class Kill:
-    """One node's death."""
+    """The death of a node."""
 
     at_seconds: float
     is_replaced: bool
@@ -43,14 +43,14 @@ class Run:
 
 
 def free_port() -> int:
-    """A port for the dashboard: other clusters of this machine have theirs."""
+    """A free port for the dashboard: other clusters on this machine have their own."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
 
 
 class Nodes:
-    """A cluster on this machine: a head, where the driver is, and worker nodes of 1 CPU each."""
+    """A cluster on this machine: a head with the driver, and worker nodes, with 1 CPU each."""
 
     def __init__(self, count: int) -> None:
         self._cluster = Cluster(
@@ -65,13 +65,13 @@ class Nodes:
 
     @property
     def address(self) -> str:
-        """Of the cluster."""
+        """The cluster's address."""
         return str(self._cluster.address)
 
     def kill(self) -> None:
-        """SIGKILL the raylet of the oldest worker node; its workers notice by themselves.
+        """SIGKILL the raylet of the oldest worker node. Its workers end when the process is gone.
 
-        They ask whether the process is there: one that is not waited for would seem alive.
+        It is waited for: a zombie would seem alive to them.
         """
         [raylet] = self._workers.pop(0).all_processes["raylet"]
         raylet.process.kill()
@@ -87,7 +87,7 @@ class Nodes:
 
 
 def run(job: Path, count: int, kills: tuple[Kill, ...] = ()) -> Run:
-    """Run the job on a fresh cluster, with these deaths of nodes."""
+    """Run the job on a new cluster, and kill nodes meanwhile."""
     nodes = Nodes(count)
     try:
         with (job.parent / "log.txt").open("a") as log:
@@ -111,7 +111,7 @@ def run(job: Path, count: int, kills: tuple[Kill, ...] = ()) -> Run:
 
 
 def _is_running(process: subprocess.Popen[bytes], until: float) -> bool:
-    """Wait until a moment; returns whether the process still runs then."""
+    """Wait until a time; return whether the process is still running."""
     try:
         process.wait(max(0.0, until - time.monotonic()))
     except subprocess.TimeoutExpired:
@@ -128,7 +128,7 @@ def _wait(process: subprocess.Popen[bytes]) -> int:
 
 
 def draw(rng: random.Random, count: int, seconds: float) -> tuple[Kill, ...]:
-    """A death of each worker node, at a random moment of a run that takes so long."""
+    """A death of each worker node, at a random moment of a run of `seconds`."""
     return tuple(
         Kill(round(rng.uniform(3.0, seconds), 1), rng.random() < 0.5) for _ in range(count - 1)
     )
@@ -142,7 +142,7 @@ def longest_wait(job: Path) -> float:
 
 
 def facts(found: Run, job: Path) -> dict[str, Any]:
-    """What a run shows."""
+    """The figures of a run."""
     return {
         "kills_at_seconds": [kill.at_seconds for kill in found.kills],
         "replaced": [kill.is_replaced for kill in found.kills],

@@ -26,7 +26,7 @@ from dbray.processes import wait_passively, worker_environment
 
 _OBJECT_STORE_BYTES = 512 * 2**20
 _ANSWER_SECONDS = 10.0
-_SHORT_FOLDER = "/tmp/ray"
+_SHORT_FOLDER = "/tmp"
 _LEAST_DISK_BYTES = 64 * 2**20
 
 
@@ -99,16 +99,24 @@ def start_local(note: Callable[[str], None], **options: Any) -> Any:
     """
     wait_passively(os.environ)
     try:
-        try:
-            # Without "local" Ray would join any cluster that it finds on this machine.
-            return ray.init(address="local", **options)
-        except OSError as exc:
-            if "AF_UNIX path length" not in str(exc):
-                raise
-        note(f"the path of TMPDIR is too long for Ray's sockets: Ray uses {_SHORT_FOLDER}")
-        return ray.init(address="local", _temp_dir=_SHORT_FOLDER, **options)
+        return _init_local(note, options)
     except Exception as exc:  # Ray raises plain ones too
         raise SpecError.of("Ray", f"cannot be started on this machine: {exc}", _fix(exc)) from exc
+
+
+def _init_local(note: Callable[[str], None], options: dict[str, Any]) -> Any:
+    """Start Ray; again with a short folder, if its usual one is too long for its sockets."""
+    try:
+        # Without "local" Ray would join any cluster that it finds on this machine.
+        return ray.init(address="local", **options)
+    except Exception as exc:
+        if "AF_UNIX path" not in str(exc):
+            raise
+    ray.shutdown()
+    note(f"the path of TMPDIR is too long for Ray's sockets: Ray uses {_SHORT_FOLDER}")
+    # Ray reads the first; its dashboard, which has sockets of its own, the second.
+    os.environ.update(RAY_TMPDIR=_SHORT_FOLDER, TMPDIR=_SHORT_FOLDER)
+    return ray.init(address="local", **options)
 
 
 def _fix(exc: Exception) -> str:

@@ -17,6 +17,7 @@ import yaml
 
 from dbray import errors
 from dbray.cli import _parser
+from dbray.serving.http.access import edge
 from dbray.serving.options import ServeOptions
 from dbray.spec.sections import Resources
 
@@ -187,6 +188,13 @@ def test_the_image_has_what_kuberay_probes_with():
     assert "wget" in install.split()
     assert "--no-install-recommends" in install
     assert "rm -rf /var/lib/apt/lists/*" in install
+
+
+def test_the_image_has_the_environment_that_serving_needs():
+    [settings] = [rest for keyword, rest in instructions() if keyword == "ENV"]
+    found = dict(setting.split("=", 1) for setting in settings.split())
+    assert edge.ENVIRONMENT.items() <= found.items()
+    assert found["OMP_WAIT_POLICY"] == "PASSIVE"
 
 
 def test_the_image_installs_dependencies_before_code(tmp_path):

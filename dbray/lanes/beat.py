@@ -1,4 +1,4 @@
-"""What a lane reports of its life to the queue, and how long its phases take."""
+"""Signs of life that a lane sends to the queue, and the time that its phases take."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _BEAT_SECONDS = 1.0
 
 @dataclass
 class Clock:
-    """What one attempt at a subject took: seconds by phase, and optimiser steps."""
+    """The cost of one attempt at a subject: seconds per phase, and optimiser steps."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     steps: int = 0
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Time a block as a part of a phase."""
+        """Add the time of a block to a phase."""
         start = time.monotonic()
         yield
         elapsed = time.monotonic() - start
@@ -32,9 +32,9 @@ class Clock:
 
 
 class Beat:
-    """Reports to the queue now and then that the lane is alive, without waiting for an answer.
+    """Reports to the queue regularly that the lane is alive, without waiting for an answer.
 
-    Called step by step, so that a lane whose device hangs falls silent.
+    It is called at each step, so a lane whose device hangs stops reporting.
     """
 
     def __init__(self, queue: Any, lane: str, subject_id: str, leads: bool, step: int) -> None:
@@ -42,12 +42,12 @@ class Beat:
         self._last_time, self._last_step = time.monotonic(), step
 
     def __call__(self, step: int) -> None:
-        """Report where the last report was long enough ago."""
+        """Report, unless the last report is recent."""
         if time.monotonic() - self._last_time > _BEAT_SECONDS:
             self.now(step)
 
     def now(self, step: int) -> None:
-        """Report, however recent the last report is."""
+        """Report now."""
         if self._leads:
             if step > self._last_step:  # a counter does not accept 0
                 metrics.train_steps().inc(step - self._last_step)
@@ -56,7 +56,7 @@ class Beat:
 
     @contextmanager
     def meanwhile(self) -> Iterator[None]:
-        """Go on reporting from another thread while this one waits for storage."""
+        """Keep reporting from another thread while this one waits for storage."""
         over = threading.Event()
 
         def report() -> None:

@@ -1,7 +1,8 @@
-"""The state of a subject in flight: saved now and then, so that a kill costs little of a long one.
+"""The state of a subject in training, saved regularly, so that a kill costs few of its steps.
 
-Owns where it lies and when it counts. Files are safetensors, never pickles, and one of each rank;
-a checkpoint counts when those of all ranks are committed. Restoring continues bit for bit.
+Owns where checkpoints are stored and which of them are valid. Each rank writes one safetensors
+file, never a pickle. A checkpoint is valid once the files of all ranks are committed. Training that
+continues from one gives the same bits as training without an interruption.
 """
 
 from __future__ import annotations
@@ -29,18 +30,14 @@ _STATE = "state.safetensors"
 
 
 class Checkpoint:
-    """The state of a subject in flight, one file per rank and step, safetensors only.
-
-    A checkpoint counts when every rank's file of its step is committed. All ranks make the same
-    calls.
-    """
+    """The checkpoints of one subject. All ranks make the same calls."""
 
     def __init__(
         self, store: Store, job_id: str, revision: str, share: Share, zero_stage: int
     ) -> None:
         self._store, self._share = store, share
         self._folder = f"{_folder(job_id)}/{revision}"
-        # What was saved with other ranks or another sharding is of no use.
+        # A checkpoint of other ranks or another sharding cannot be loaded.
         self._suffix = f"-of-{share.world_size}-zero-{zero_stage}"
 
     def _step_folder(self, step: int) -> str:
@@ -50,7 +47,7 @@ class Checkpoint:
         return f"{self._step_folder(step)}/rank-{rank}"
 
     def save(self, state: Mapping[str, Tensor], progress: Progress) -> None:
-        """Commit what this rank's engine gave as its state; drop the one before."""
+        """Commit the state of this rank's engine; remove the previous checkpoint."""
         earlier, step = self._steps(), progress.step
         curve = [(p.step, p.loss, p.instance_loss, p.prior_loss) for p in progress.curve]
         curve_tensor = torch.tensor(curve, dtype=torch.float64).reshape(-1, 4)
@@ -66,13 +63,13 @@ class Checkpoint:
     def restore(self, engine: Engine) -> Progress:
         """Load the newest usable checkpoint into the engine, if there is one.
 
-        A damaged one, or one that another lane has just removed, costs its steps and no more: it
-        is removed, and the one before or the beginning taken.
+        One that is damaged, or that another lane has just removed, costs only its steps: it is
+        removed, and training continues from the previous one or from the beginning.
         """
-        # What rank 0 sees: a listing may differ from one moment to the next.
+        # The listing of rank 0: those of other ranks may differ.
         for step in self._share.of_first(sorted(self._steps(), reverse=True)):
             state = self._read(step)
-            # Sharded engines load together: none begins where another has nothing to load.
+            # Sharded engines load together: either all ranks load, or none.
             if all(self._share.gather(state is not None)):
                 assert state is not None
                 progress = self._load(engine, step, state)
@@ -84,7 +81,7 @@ class Checkpoint:
         return Progress()
 
     def _read(self, step: int) -> dict[str, Tensor] | None:
-        """What this rank saved; None where it, or that of another rank, is not there or damaged."""
+        """The state of this rank; None if that of any rank is missing, or this one is damaged."""
         ranks = range(self._share.world_size)
         try:
             if not all(self._store.is_committed(self._rank_folder(step, rank)) for rank in ranks):
@@ -96,7 +93,7 @@ class Checkpoint:
             return None
 
     def _load(self, engine: Engine, step: int, state: dict[str, Tensor]) -> Progress | None:
-        """Load it into the engine; None where it does not fit, which it then does on no rank."""
+        """Load a state into the engine; None if it does not fit, which then holds for all ranks."""
         try:
             curve = state.pop(_CURVE).tolist()
             engine.load_state(state)
@@ -109,7 +106,7 @@ class Checkpoint:
         logger.warning("checkpoint unusable folder=%s error=%s", self._step_folder(step), exc)
 
     def remove(self) -> None:
-        """Forget the checkpoints of a subject that is published."""
+        """Remove the checkpoints of a published subject."""
         if self._share.rank == 0:
             self._store.remove(self._folder)
 
@@ -120,7 +117,7 @@ class Checkpoint:
 
 
 def forget_checkpoints(store: Store, job_id: str, keep: Collection[str]) -> None:
-    """Remove the checkpoints of a job, but those of the revisions that are still to be trained."""
+    """Remove the checkpoints of a job, except those of the revisions to keep."""
     for revision in store.names(_folder(job_id)):
         if revision not in keep:
             store.remove(f"{_folder(job_id)}/{revision}")

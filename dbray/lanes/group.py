@@ -1,7 +1,7 @@
-"""Several lanes at work on one queue of subjects, until every subject has ended.
+"""Several lanes that share one queue of subjects, until every subject has ended.
 
-Owns the queue's actor and the threads that hold the lanes. Knows neither what a lane does with a
-subject nor what its end means for the job.
+Owns the queue's actor and one thread per lane. Does not know what a lane does with a subject, or
+what a failed subject means for the job.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ def open_lanes(
     scratch: str,
     on_lost: Callable[[str], None],
 ) -> Iterator[Lanes]:
-    """Put lanes to work.
+    """Start lanes on subjects.
 
     Args:
         job: the resolved job.
         base: the base of all lanes.
-        subjects: what they are to train.
+        subjects: the subjects to train.
         count: number of lanes.
         scratch: folder in the job's storage for what Ray Train keeps of them.
-        on_lost: is told, from another thread, why a lane is lost; the others go on.
+        on_lost: called from another thread with the reason when a lane is lost; others continue.
     """
     resources = job.resources
     queue: Any = ray.remote(LeaseQueue).options(
@@ -64,42 +64,41 @@ def open_lanes(
         yield lanes
         lanes.join()
     finally:
-        # However this ends: without the queue no lane goes on, also on a cluster that stays.
+        # In every case: without the queue no lane continues, even on a cluster that keeps running.
         lanes.over.set()
         ray.kill(queue)
 
 
 def _on_this_node() -> NodeAffinitySchedulingStrategy:
-    """Keep an actor on the driver's node: no other node's death may end the run."""
+    """Place an actor on the driver's node, so that the death of another node cannot end the run."""
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 class Lanes:
-    """Lanes and the queue that they share."""
+    """Lanes, and the queue that they share."""
 
     def __init__(
         self, queue: Any, specs: Sequence[LaneSpec], on_lost: Callable[[str], None]
     ) -> None:
         self._queue = queue
         self.over = threading.Event()
-        """Set at the end: whoever asks Ray for something after its shutdown ends the process."""
+        """Set at the end: a call to Ray after its shutdown would end the process."""
         self._threads = [_LaneThread(spec, on_lost, self.over) for spec in specs]
 
     def start(self) -> None:
-        """Begin."""
+        """Start all lanes."""
         for thread in self._threads:
             thread.start()
 
     def snapshots(self) -> Iterator[Snapshot]:
-        """Give progress now and then, each with what ended since the last, until all has ended.
+        """Yield progress regularly, with the outcomes since the last one, until all have ended.
 
         Raises:
-            LaneLost: no lane is left, and subjects wait that none of them ever tried; or the queue
-                is lost.
+            LaneLost: the queue is lost, or no lane is left while subjects wait that none has tried.
         """
         num_seen = 0
         while True:
-            # Asked first: what the lanes did before they ended is in the snapshot then.
+            # Checked first, so that the snapshot contains what the lanes did before they ended.
             reason = self._why_none_is_left()
             if reason:
                 self._ask("abandon", reason)
@@ -123,19 +122,19 @@ class Lanes:
             return ray.get(getattr(self._queue, method).remote(*args))
         except RayActorError as exc:
             raise LaneLost(
-                "the process that hands out the subjects died: killed, out of memory, or its node "
-                f"is gone; what is published stays, run again to continue ({first_line(exc)})"
+                "the process that assigns the subjects died, killed or out of memory; what "
+                f"is published is kept: run again to continue ({first_line(exc)})"
             ) from exc
 
     def join(self) -> None:
-        """Wait until the lanes have ended, but not for ever: some may never have been placed."""
+        """Wait for the lanes to end, for a limited time: some may never have been placed."""
         give_up = time.monotonic() + _JOIN_SECONDS
         for thread in self._threads:
             thread.join(max(0.0, give_up - time.monotonic()))
 
 
 class _LaneThread(threading.Thread):
-    """Holds one lane; keeps the error that ended it."""
+    """Runs one lane; keeps the error that ended it."""
 
     def __init__(
         self, spec: LaneSpec, on_lost: Callable[[str], None], over: threading.Event
@@ -148,22 +147,22 @@ class _LaneThread(threading.Thread):
         self._ended_before = self._restarts = 0
 
     def run(self) -> None:
-        """Hold the lane until it ends.
+        """Run the lane until it ends.
 
-        Its failure budget is for deaths in a row: while subjects end in between, it starts anew.
+        Its limit of failures counts consecutive ones, in which no subject has ended.
         """
-        with suppress(RayActorError):  # the queue is gone, and the job with it
+        with suppress(RayActorError):  # the queue has ended, and with it the job
             while (error := self._hold()) is not None:
                 if self.over.is_set():
                     return
                 logger.warning("lane lost lane=%s error=%s", self._spec.name, error)
                 self.error = error
-                if not self._may_start_anew(error):
+                if not self._may_restart(error):
                     self._on_lost(f"lost {error}")
                     return
 
     def _hold(self) -> LaneLost | None:
-        """Hold the lane once; returns why it was lost, with its subject free for others."""
+        """Run the lane once; return why it was lost, after its subject was released for others."""
         self._ended_before = self._num_ended()
         try:
             run_lane(self._spec)
@@ -173,12 +172,12 @@ class _LaneThread(threading.Thread):
             return exc
         return None
 
-    def _may_start_anew(self, error: LaneLost) -> bool:
+    def _may_restart(self, error: LaneLost) -> bool:
         if self._num_ended() > self._ended_before:
             self._restarts = 0
             return True
-        # A node that dies while workers start on it is an error of Ray's controller, which does not
-        # count among the deaths of workers that Ray Train itself makes good.
+        # Ray Train restarts workers that die, but not those whose node dies while they start: that
+        # is an error of its controller.
         self._restarts += 1
         is_of_cluster = isinstance(error.__cause__, ControllerError)
         return is_of_cluster and self._restarts <= self._spec.job.resources.max_lane_failures

@@ -1,8 +1,7 @@
-"""Which subject is whose: leases that expire, attempts, outcomes. Plain Python; knows no Ray.
+"""Which lane has which subject: leases that expire, attempts, outcomes. Does not use Ray.
 
-The queue lives in one actor. Lanes lease subjects from it and the driver reads progress from it.
-Losing it costs nothing that is published: the registry is the truth, and the queue is made anew
-from what is missing there.
+The queue runs in one actor. Lanes lease subjects from it, and the driver reads progress from it.
+Losing it loses nothing that is published: a new queue is made of what the registry lacks.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from dbray.records.results import Failure, Outcome, Status
 
 @dataclass(frozen=True)
 class Lease:
-    """A subject in the hands of a lane."""
+    """A subject that a lane has leased."""
 
     planned: PlannedSubject
     attempt: int
@@ -31,18 +30,18 @@ class Lease:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Progress of the queue, for people and for the driver's loop."""
+    """Progress of the queue."""
 
     num_subjects: int
     num_pending: int
     in_flight: dict[str, tuple[str, int]]
-    """Subject id and step of every lane at work."""
+    """Subject id and step of every lane that has one."""
     outcomes: tuple[Outcome, ...]
     """Outcomes after the number that the caller has seen."""
 
     @property
     def num_ended(self) -> int:
-        """Subjects that nobody has to deal with any more."""
+        """Subjects that are published, or have failed for good."""
         return self.num_subjects - self.num_pending - len(self.in_flight)
 
     @property
@@ -52,9 +51,9 @@ class Snapshot:
 
 
 class _Waiting:
-    """Subjects that wait, with the number of the next attempt, by class noun.
+    """Waiting subjects, each with the number of its next attempt, by class noun.
 
-    A lane that stays with a noun uses the class images again that it has encoded.
+    A lane that stays with a noun reuses the class images that it has encoded.
     """
 
     def __init__(self) -> None:
@@ -64,11 +63,11 @@ class _Waiting:
         return sum(map(len, self._of_noun.values()))
 
     def put(self, planned: PlannedSubject, attempt: int) -> None:
-        """Let a subject wait, behind the others of its noun."""
+        """Add a subject, behind the others of its noun."""
         self._of_noun[planned.subject.class_noun].append((planned, attempt))
 
     def take(self, last: str | None, taken: Collection[str]) -> tuple[PlannedSubject, int]:
-        """Take one of the lane's last noun, else of the longest queue, rather not one in work."""
+        """Take one of the lane's last noun; else of the longest queue of a noun not in work."""
         if last in self._of_noun:
             noun = last
         else:
@@ -76,7 +75,7 @@ class _Waiting:
         return self._without(noun, self._of_noun[noun][0])
 
     def take_out(self, subject_id: str) -> tuple[PlannedSubject, int] | None:
-        """Take one subject; None if it does not wait."""
+        """Take this subject; None if it is not waiting."""
         for noun, queue in self._of_noun.items():
             for entry in queue:
                 if entry[0].subject.id == subject_id:
@@ -84,7 +83,7 @@ class _Waiting:
         return None
 
     def take_all(self) -> list[tuple[PlannedSubject, int]]:
-        """Take all that wait."""
+        """Take all waiting subjects."""
         found = [entry for queue in self._of_noun.values() for entry in queue]
         self._of_noun.clear()
         return found
@@ -97,7 +96,7 @@ class _Waiting:
 
 
 class LeaseQueue:
-    """Hands out subjects, each until it is completed, fails for good, or its lease expires."""
+    """Leases subjects to lanes, each until it is published, fails, or its lease expires."""
 
     def __init__(
         self,
@@ -120,15 +119,15 @@ class LeaseQueue:
         self._last_noun: dict[str, str] = {}
 
     def release(self, lane: str) -> None:
-        """The lane's workers died, or have just started: what they held is free for others."""
+        """The lane's workers died, or have just started: its subject goes to another lane."""
         self._expire(lambda lease: lease.lane == lane, f"the workers of {lane} died")
 
     def lease(self, lane: str) -> tuple[tuple[PlannedSubject, int] | None, bool]:
-        """The next subject with the number of this attempt, if one waits; and whether all ended."""
+        """The next subject with the number of its attempt, if one is waiting; whether all ended."""
         now = self._clock()
         self._expire(
             lambda lease: now - lease.beaten > self._lease_seconds,
-            f"its lane was silent for {self._lease_seconds:g} seconds",
+            f"its lane did not report for {self._lease_seconds:g} seconds",
         )
         if not self._waiting:
             return None, not self._leases
@@ -139,18 +138,16 @@ class LeaseQueue:
         return (planned, attempt), False
 
     def beat(self, lane: str, subject_id: str, step: int) -> None:
-        """The lane is alive, and has taken `step` steps on its subject."""
+        """The lane is alive, and has done `step` steps of its subject."""
         lease = self._leases.get(subject_id)
         if lease is not None and lease.lane == lane:
             self._leases[subject_id] = replace(lease, beaten=self._clock(), step=step)
 
     def complete(self, subject_id: str, timings: dict[str, float], steps: int) -> None:
-        """The subject is published, in so many steps since it was begun or continued.
+        """The subject is published; `steps` were done since it was started or continued.
 
-        Twice is harmless: what counts is that it is published.
-
-        A lane that was slow rather than dead may say so after its last attempt was given up; then
-        this outcome comes after that of the failure, and stands.
+        A second call does nothing. A lane that was slow, not dead, may call this after its last
+        attempt was counted as failed: the later outcome replaces the failure.
         """
         lease = (
             self._leases.pop(subject_id, None)
@@ -161,7 +158,7 @@ class LeaseQueue:
             self._end(lease, "published", timings=timings, steps=steps)
 
     def fail(self, lane: str, subject_id: str, failure: Failure) -> None:
-        """The subject failed in this lane: it is tried again if that may help."""
+        """The subject failed in this lane: it is tried again if the error may pass."""
         lease = self._leases.get(subject_id)
         if lease is None or lease.lane != lane:
             return
@@ -172,7 +169,7 @@ class LeaseQueue:
             self._end(lease, "failed", error=failure)
 
     def abandon(self, message: str) -> None:
-        """No lane is left: what was tried has failed; what never was goes on waiting."""
+        """No lane is left: subjects that were tried have failed; the others keep waiting."""
         self._expire(lambda _: True, message)
         failure, now = Failure.of(LaneLost(message)), self._clock()
         for planned, attempt in self._waiting.take_all():
@@ -182,7 +179,7 @@ class LeaseQueue:
                 self._waiting.put(planned, attempt)
 
     def num_ended(self, lane: str) -> int:
-        """Subjects that ended in the hands of a lane."""
+        """Subjects that ended in this lane."""
         return self._num_ended[lane]
 
     def snapshot(self, num_seen: int) -> Snapshot:
@@ -200,7 +197,7 @@ class LeaseQueue:
                 self.fail(lease.lane, subject_id, Failure.of(LaneLost(message)))
 
     def _take_waiting(self, subject_id: str) -> Lease | None:
-        """A lane whose lease expired has published after all: nobody needs to do it again."""
+        """Take a subject that was published although its lease had expired."""
         found = self._waiting.take_out(subject_id)
         if found is None:
             return None

@@ -1,6 +1,6 @@
-"""What a subject's steps draw from: its photographs, prompts and class images, read and encoded.
+"""The training data of a subject: its photographs, prompts and class images, read and encoded.
 
-Owns the latents of class images that a lane keeps warm. Everything is encoded with base weights.
+Owns the latents of class images that a lane keeps in memory. All is encoded with base weights.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dbray.subjects import images
 from dbray.training.loop import Latents, TrainingData, encode_subject, instance_prompts
 
 NUM_WARM_PRIORS = 16
-"""PriorSets whose latents a lane keeps: 200 images of 64 x 64 x 4 latents are 26 MB."""
+"""Prior sets whose latents a lane keeps: those of 200 images, 64 x 64 x 4 each, take 26 MB."""
 _ENCODED_AT_ONCE = 16
 
 
@@ -41,7 +41,7 @@ class Material:
         """Read and encode a subject. The backbone holds base weights.
 
         Raises:
-            SubjectError: a photograph is not what was validated.
+            SubjectError: a photograph has changed since it was validated.
             StoreError: a photograph or class image cannot be read.
         """
         subject, recipe = planned.subject, self._job.recipe
@@ -73,7 +73,7 @@ class Material:
         return views
 
     def _prior(self, prior_digest: str | None, beat: Beat) -> Latents | None:
-        """Latents of a PriorSet, encoded once per lane."""
+        """Latents of a prior set, encoded once per lane."""
         if prior_digest is None:
             return None
         if prior_digest not in self._priors:

@@ -1,4 +1,4 @@
-"""What a lane publishes of a subject that it trained: weights, and how they came to be."""
+"""Publishes what a lane has trained: the weights, and a record of how they were made."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A lane: a held group of workers with a warm backbone and engine, one subject after another.
+"""A lane: a group of workers that keep a backbone and an engine warm, and train subjects in turn.
 
-The only Ray Train code. One lane is one `TorchTrainer.fit`; subjects come from the lease queue and
-go to the registry, so that a lane may die at any moment and cost only the subject in its hands.
+The only Ray Train code. One lane is one `TorchTrainer.fit`. Subjects come from the lease queue and
+models go to the registry, so the death of a lane costs only the subject that it is training.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _WAIT_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class LaneSpec:
-    """What a lane's workers need to know; crosses to them once."""
+    """What a lane's workers are started with."""
 
     name: str
     job: Job
@@ -49,18 +49,18 @@ class LaneSpec:
     queue: Any
     """Handle of the actor that holds the LeaseQueue."""
     scratch: str
-    """Folder in the job's storage for what Ray Train keeps of the lane."""
+    """Folder in the job's storage for Ray Train's files about the lane."""
     use_gpu: bool
 
 
 def run_lane(spec: LaneSpec) -> None:
-    """Hold one lane until no subject waits. Returns when its work is done.
+    """Run one lane until no subject is waiting.
 
     Raises:
-        LaneLost: when its workers died more often than `max_lane_failures`.
+        LaneLost: its workers died more often than `max_lane_failures`.
     """
-    # Read by Ray in this process; its defaults wait two seconds at every turn, and keep a process
-    # per lane that watches for preemption, of which a subject that is leased anew need not know.
+    # Ray reads these in this process. By default it checks workers every two seconds, and keeps a
+    # process per lane to watch for preemption; the subject of a lost lane is leased again anyway.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     resources = spec.job.resources
@@ -89,22 +89,22 @@ def run_lane(spec: LaneSpec) -> None:
 
 
 class _ReleaseOnDeath(UserCallback):
-    """Frees the lane's subject as soon as a worker of it is dead.
+    """Releases the lane's subject as soon as one of its workers is dead.
 
-    Ray starts new workers when there is room for them, which on a cluster that has lost a node may
-    be never. Runs in the controller, which Ray keeps on the driver's node.
+    Ray starts new workers once there is room for them, which may never be the case on a cluster
+    that has lost a node. Runs in the controller, which Ray keeps on the driver's node.
     """
 
     def __init__(self, spec: LaneSpec) -> None:
         self._queue, self._lane = spec.queue, spec.name
 
     def after_exception(self, *_: Any, **__: Any) -> None:
-        """Called before new workers start."""
+        """Called by Ray Train before it starts new workers."""
         self._queue.release.remote(self._lane)
 
 
 def _reason(exc: Exception) -> str:
-    """What the first worker to fail said, without the traceback that Ray puts before it."""
+    """The error of the first worker that failed, without Ray's traceback."""
     failures = exc.worker_failures.values() if isinstance(exc, WorkerGroupError) else [exc]
     lines = str(next(iter(failures), exc)).strip().splitlines()
     frames = [number for number, line in enumerate(lines) if line.startswith("  ")]
@@ -112,14 +112,14 @@ def _reason(exc: Exception) -> str:
 
 
 def _work(config: dict[str, Any]) -> None:
-    """What every worker of the lane runs."""
+    """Run on every worker of the lane."""
     spec: LaneSpec = config["spec"]
     torch.set_num_threads(spec.job.resources.threads_per_worker)
     _Worker(spec).run()
 
 
 class _Worker:
-    """One rank of a lane, with everything that stays warm between subjects."""
+    """One rank of a lane, and everything that it keeps between subjects."""
 
     def __init__(self, spec: LaneSpec) -> None:
         context = ray.train.get_context()
@@ -147,11 +147,11 @@ class _Worker:
 
     @property
     def leads(self) -> bool:
-        """Whether this rank speaks for the lane."""
+        """Whether this rank reports for the lane."""
         return self.share.rank == 0
 
     def run(self) -> None:
-        """Train subjects until none waits."""
+        """Train subjects until none is left."""
         queue = self.spec.queue
         if self.leads:
             ray.get(queue.release.remote(self.spec.name))
@@ -175,13 +175,13 @@ class _Worker:
         ray.get(self.spec.queue.fail.remote(self.spec.name, planned.subject.id, failure))
 
     def _lease(self) -> tuple[PlannedSubject, int] | None:
-        """The next subject; rank 0 asks and tells the others. None when all have ended."""
-        # Waiting for others' last subjects: should their lane die, this one takes over.
+        """The next subject, which rank 0 requests for all ranks. None when all have ended."""
+        # Other lanes have the last subjects: if one of these lanes dies, this one takes over.
         while True:
             answer: tuple[tuple[PlannedSubject, int] | None, bool] = (None, False)
             if self.leads:
                 answer = ray.get(self.spec.queue.lease.remote(self.spec.name))
-            # At every turn: a wait in a broadcast has a time limit.
+            # Broadcast in every round: waiting in a broadcast has a time limit.
             leased, is_done = self.share.of_first(answer)
             if leased is not None or is_done:
                 return leased
@@ -190,14 +190,14 @@ class _Worker:
     def _train_safely(self, planned: PlannedSubject, clock: Clock) -> Failure | None:
         """Train one subject; one that fails does not stop the lane.
 
-        What each rank does by itself comes first, and then all agree: from there on they work
-        together, and one that is missing would leave the others waiting.
+        Each rank first does what it can alone, and then all ranks compare: from there on they work
+        together, and a rank that is missing would leave the others waiting.
         """
         data = failure = None
         try:
             with clock.phase("encode"), translated(self.device):
                 data = self.material.of(planned, self._beat(planned))
-        except Exception as exc:  # noqa: BLE001 - a subject must never stop the job
+        except Exception as exc:  # noqa: BLE001 - one subject must not stop the job
             failure = self._failure_of(planned, exc, out_of_step=False)
         failure = next((one for one in self.share.gather(failure) if one is not None), None)
         if data is None or failure is not None:
@@ -210,11 +210,11 @@ class _Worker:
         return None
 
     def _failure_of(self, planned: PlannedSubject, exc: Exception, out_of_step: bool) -> Failure:
-        """Say what became of the subject.
+        """The failure to report for a subject.
 
         Raises:
-            LaneLost: ranks or device are out of order, which the queue knows by now. The workers
-                of the lane end with it, and Ray Train starts them anew.
+            LaneLost: the ranks are out of step or the device is lost; the failure is reported. The
+                workers of the lane end, and Ray Train starts new ones.
         """
         name = planned.subject.id
         must_end = out_of_step or self.engine.broken or device_is_lost(self.device, exc)
@@ -223,7 +223,7 @@ class _Worker:
             failure = Failure.of(exc)
         else:
             logger.error("subject failed id=%s", name, exc_info=exc)
-            # What the device or another rank did is not the subject's fault: it is tried again.
+            # An error of the device or of another rank is not the subject's fault: it is retried.
             kind = LaneLost if must_end else TrainError
             failure = Failure.of(kind(f"{type(exc).__name__}: {exc}"))
         if must_end:
@@ -232,7 +232,7 @@ class _Worker:
         return failure
 
     def _carry_out(self, planned: PlannedSubject, clock: Clock, data: TrainingData) -> None:
-        """What the ranks do together: the steps, and what comes of them."""
+        """Train and publish one subject: what the ranks do together."""
         resources = self.spec.job.resources
         with clock.phase("reset"):
             self.engine.reset()
@@ -250,7 +250,7 @@ class _Worker:
         def on_step(progress: Progress) -> None:
             beat(progress.step)
             if every and progress.step % every == 0 and progress.step < self.recipe.steps:
-                # Blocks on the device: do not beat meanwhile, or a hang would look alive.
+                # Blocks on the device: no beats meanwhile, or a hanging device would seem alive.
                 state = self.engine.state()
                 with beat.meanwhile():
                     checkpoint.save(state, progress)

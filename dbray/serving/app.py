@@ -1,4 +1,4 @@
-"""The Ray Serve application: its deployments, and what each may use of the cluster."""
+"""The Ray Serve application: its deployments and their resources."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from dbray.serving.options import ServeOptions
 from dbray.serving.router import RendezvousRouter
 from dbray.storage.store import Store
 
-# Serve counts requests that are still being routed as queued, so a burst must fit; callers are
-# answered by the limits of the ingress and the replicas, which know how long things take.
+# Serve counts requests that are being routed as queued, so a burst has to fit. The limits that
+# callers meet are those of the ingress and the replicas, which know how long requests take.
 _BURST = 10_000
 _BUSY = BackpressureConfig(status_code=503, retry_after_s=2)
 
@@ -40,7 +40,7 @@ def application(options: ServeOptions) -> serve.Application:
         name="Model",
         ray_actor_options=_resources(options),
         request_router_config=RequestRouterConfig(request_router_class=router),
-        # More than a replica queues, so that the replica refuses, and by tenant.
+        # More than a replica queues: the replica itself refuses, per tenant.
         max_ongoing_requests=8 * options.max_queued_images,
         max_queued_requests=_BURST,
         backpressure_config=_BUSY,
@@ -61,7 +61,7 @@ def application(options: ServeOptions) -> serve.Application:
         name="Ingress",
         num_replicas=options.num_ingress,
         ray_actor_options={"num_cpus": 0},
-        # Unfinished bodies count here: they must not keep health checks out.
+        # Unfinished bodies count here, and must not block health checks.
         max_ongoing_requests=_BURST,
         max_queued_requests=_BURST,
         backpressure_config=_BUSY,

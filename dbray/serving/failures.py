@@ -1,4 +1,4 @@
-"""Errors that are remembered for a short time, so that asking again costs nothing."""
+"""Errors that are remembered for a short time, so that a repeated request costs nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MAX_FAILURES = 10_000
 
 
 class Failures:
-    """Errors by key, remembered for a short time, so that asking again costs nothing."""
+    """Errors by key, each remembered for a short time."""
 
     def __init__(self, seconds: float, clock: Clock = time.monotonic) -> None:
         self._seconds = seconds
@@ -22,7 +22,7 @@ class Failures:
         self._lock = threading.Lock()
 
     def remember(self, key: Hashable, error: Exception) -> None:
-        """Keep an error; the oldest is dropped when there are too many."""
+        """Remember an error; beyond a limit the oldest is dropped."""
         with self._lock:
             self._errors.pop(key, None)
             self._errors[key] = (self._clock() + self._seconds, error.with_traceback(None))
@@ -30,7 +30,7 @@ class Failures:
                 self._errors.popitem(last=False)
 
     def get(self, key: Hashable) -> Exception | None:
-        """Return the error of a key, if it is fresh."""
+        """Return the error of a key, if it is still remembered."""
         with self._lock:
             expires, error = self._errors.get(key, (0.0, None))
             if error is not None and self._clock() >= expires:

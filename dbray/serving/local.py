@@ -66,18 +66,18 @@ def launch(
     previous = {name: signal.signal(name, signal.default_int_handler) for name in _SIGNALS}
     try:
         start(given, port, host)
-        for name in _SIGNALS:  # not before: Ray installs its own handlers
+        for name in _SIGNALS:  # after Ray, which installs its own handlers
             signal.signal(name, lambda *_: stop.set())
         if on_ready:
             on_ready(f"http://{host}:{port}")
-        # Not wait() without a limit: on some platforms it blocks signals.
+        # wait() without a time limit blocks signals on some platforms.
         while not stop.wait(_POLL_SECONDS):
             pass
         drain(given.drain_seconds)
     except KeyboardInterrupt:
         _log.warning("stopped before it was ready")
     finally:
-        if ray.is_initialized():  # else Serve would start Ray, only to shut it down
+        if ray.is_initialized():  # otherwise Serve would start Ray in order to shut it down
             serve.shutdown()
             ray.shutdown()
         for name, handler in previous.items():
@@ -85,7 +85,7 @@ def launch(
 
 
 def _check_port(host: str, port: int) -> None:
-    """Listen there for a moment: Ray itself would share the port with another Ray Serve."""
+    """Listen on the port for a moment: Ray would share it with another Ray Serve."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         socket.create_server((host, port), family=family, reuse_port=False).close()
@@ -108,14 +108,14 @@ def start(options: ServeOptions, port: int, host: str = "127.0.0.1") -> None:
     options = with_base(options)
     if is_ours:
         edge.prepare()
-        # Ray's workers are nice by default; here people wait for them.
+        # Ray runs workers at a low priority by default, but here users wait for them.
         os.environ.setdefault("RAY_worker_niceness", "0")
         start_local(
             _log.warning,
             num_cpus=max(8, options.num_replicas * options.threads + 1),
             logging_level=logging.WARNING,
             log_to_driver=False,
-            # Ray's ports and exporters of metrics listen where the node's address says.
+            # The address on which Ray's own ports and exporters of metrics listen.
             _node_ip_address="127.0.0.1",
         )
     serve.start(http_options={"host": host, "port": port})
@@ -123,11 +123,11 @@ def start(options: ServeOptions, port: int, host: str = "127.0.0.1") -> None:
 
 
 def drain(seconds: float) -> int:
-    """Refuse new requests and wait for those in flight; returns how many were left."""
+    """Refuse new requests and wait for those in flight; return how many remain."""
     handle, ends = serve.get_app_handle(APP), time.monotonic() + seconds
 
     def ask_all() -> int:
-        """Drain every ingress, new ones too; one that died has nothing in flight."""
+        """Drain every ingress, including new ones; one that has died has nothing in flight."""
         try:
             asked = handle.broadcast("drain")
             counts = asked.results(timeout_s=seconds + 5, return_exceptions=True)

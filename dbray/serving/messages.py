@@ -1,7 +1,7 @@
-"""What passes between the HTTP ingress and the replicas, and how a request is refused.
+"""The messages between the HTTP ingress and the replicas, and the refusals of requests.
 
-Plain data: it crosses processes. Between processes an expected refusal is a value, because Ray logs
-an exception of a replica with its text; within a process it is raised, as Refused.
+Plain data that crosses processes. Between processes a refusal is a value, because Ray would log an
+exception of a replica with its text; within a process it is raised, as Refused.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ _TYPES = {
     403: "permission_error",
     429: "rate_limit_error",
 }
-# Where more of a request may still arrive, it would be read as the next one.
+# The rest of the request may still arrive, and would be read as the next request.
 _CLOSE = {"connection": "close"}
 _HEADERS = {401: {"www-authenticate": "Bearer"}, 408: _CLOSE, 413: _CLOSE, 431: _CLOSE}
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a request is not served: an HTTP status and OpenAI's error body.
+    """Why a request is refused: an HTTP status and OpenAI's error body.
 
-    `retry_after` in seconds says that trying again later helps. OpenAI's client retries every 5xx
-    unless a header forbids it, which is sent for a Refusal without `retry_after`.
+    `retry_after` (seconds) is set if a later request may succeed. OpenAI's clients retry every 5xx
+    unless a header forbids it; a Refusal without `retry_after` sends that header.
     """
 
     status: int
@@ -56,11 +56,11 @@ class Refusal:
         }
 
     def encoded(self) -> bytes:
-        """The same as JSON."""
+        """The body as JSON."""
         return json.dumps(self.body()).encode()
 
     def headers(self) -> dict[str, str]:
-        """Headers that say when to try again, or not to, and what the status requires."""
+        """Headers about retries, and those that the status requires."""
         headers = dict(_HEADERS.get(self.status, {}))
         if self.retry_after is None:
             return headers | {"x-should-retry": "false"}
@@ -68,7 +68,7 @@ class Refusal:
 
 
 class Refused(Exception):
-    """Carries a Refusal to the edge of a process; never across one."""
+    """Raises a Refusal within a process; it never crosses processes."""
 
     def __init__(self, refusal: Refusal) -> None:
         super().__init__(refusal.code)
@@ -77,12 +77,12 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Ask:
-    """One request for images, checked and authorised.
+    """A request for images, checked and authorised.
 
     `subject` and `revision` name a published model; both are empty for the untouched base.
-    `sampling` holds the fields of `method.generate.Sampling` that the caller set; the base has
-    defaults for the others. `resolution` is that at which the model was trained: the default of
-    `size`, which is width and height. A size that the base cannot draw is refused if `strict_size`.
+    `sampling` holds the fields of `bases.generate.Sampling` that the caller set; the base has
+    defaults for the others. `resolution` is that of the model's training, and the default of `size`
+    (width, height). If `strict_size`, a size that the base cannot draw is refused.
     """
 
     subject: str
@@ -105,7 +105,7 @@ class Ask:
         return f"{self.subject}@{self.revision}" if self.subject else BASE
 
     def within(self, deadline_seconds: float) -> Ask:
-        """The same with less time."""
+        """The same request with another deadline."""
         return replace(self, deadline_seconds=deadline_seconds)
 
 
@@ -127,7 +127,7 @@ class Begun:
 
 @dataclass(frozen=True)
 class Partial:
-    """An image as it is so far; `number` counts the partial images of image `index`."""
+    """An unfinished image; `number` counts the partial images of image `index`."""
 
     index: int
     number: int
@@ -147,7 +147,7 @@ Event: TypeAlias = Begun | Partial | Finished | Refusal
 
 @dataclass(frozen=True)
 class Answer:
-    """All images of a request, and their names on the shelf if they were put there."""
+    """All images of a request, and their names on the shelf if they are kept there."""
 
     begun: Begun
     images: tuple[bytes, ...]
@@ -158,7 +158,7 @@ T = TypeVar("T")
 
 
 def unless_refused(answer: T | Refusal) -> T:
-    """Return an answer. Raises Refused where it is a refusal from another process."""
+    """Return an answer. Raises Refused if it is a refusal of another process."""
     if isinstance(answer, Refusal):
         raise Refused(answer)
     return answer
@@ -178,5 +178,5 @@ BROKEN = Refusal(500, "internal_error", "The server failed; the failure was logg
 
 
 def base_name(base: str) -> str:
-    """A base's name as callers may see it: of a folder, only its last part."""
+    """The name of a base as callers see it: of a folder only the last part."""
     return base.rstrip("/").rpartition("/")[2] if base.startswith(("/", ".", "~")) else base

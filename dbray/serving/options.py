@@ -52,7 +52,7 @@ class ServeOptions(Spec):
     patience_seconds: float = Field(
         2.0,
         ge=0,
-        description="Longest wait for a swap while there are requests for the resident subject.",
+        description="Longest wait for other weights while there are requests for the present ones.",
     )
     deadline_seconds: float = Field(60.0, gt=0, description="A request fails after this time.")
     drain_seconds: float = Field(30.0, ge=0, description="Time for requests in flight at the end.")

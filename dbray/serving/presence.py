@@ -1,4 +1,4 @@
-"""Whether a registry is there at all: a folder that vanished does not mean deleted models."""
+"""Whether a registry exists at all: a missing folder does not mean that its models were deleted."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ class Presence:
     def check(self) -> None:
         """Raise StoreError if the registry's folder is missing, or emptied from outside.
 
-        An unmounted folder is there and empty. A takedown leaves the folder of models; object
-        stores have no folders, and report what they cannot reach themselves.
+        The mount point of an unmounted disk exists and is empty; a takedown leaves the folder of
+        models. Object stores have no folders, and raise errors of their own.
         """
         if not self._store.is_local:
             return
-        is_there = self._holds_models()
-        if self._store.is_missing or (self._has_held_models and not is_there):
+        exists = self._holds_models()
+        if self._store.is_missing or (self._has_held_models and not exists):
             raise StoreError(f"{self._store.uri} is missing or not mounted")
-        self._has_held_models = is_there
+        self._has_held_models = exists
 
     def _holds_models(self) -> bool:
         return Path(self._store.uri, _MODELS).is_dir()

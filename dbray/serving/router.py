@@ -1,8 +1,8 @@
 """Which replica gets a request: the one that a hash of the model's id ranks first.
 
-Rendezvous hashing (Thaler and Ravishankar 1998): every ingress ranks alike without talking, so a
-subject is loaded by one replica; when a replica goes, only its own subjects move. A replica that is
-full passes the request to the next in rank. Requests without a model id go to any replica.
+Rendezvous hashing (Thaler and Ravishankar 1998): every ingress computes the same ranks, so one
+replica loads a subject, and when a replica ends only its own subjects move. If a replica is full,
+the next in rank gets the request. Requests without a model id go to any replica.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ray.serve.request_router import PendingRequest, RequestRouter, RunningRepli
 
 
 def rank(model_id: str, replica_ids: Sequence[str]) -> list[int]:
-    """Positions of the replicas, best first."""
+    """Positions of the replicas, the preferred one first."""
     scores = [sha256(f"{model_id} {replica_id}".encode()).digest() for replica_id in replica_ids]
     return sorted(range(len(scores)), key=scores.__getitem__)
 

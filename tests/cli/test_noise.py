@@ -61,6 +61,6 @@ def test_a_normal_job_prints_nothing_foreign_and_needs_no_reader(tiny_base, tmp_
     environment = os.environ | {"TMPDIR": str(long)}
     done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True)
     assert done.stderr == ""
-    assert done.stdout == "the path of TMPDIR is too long for Ray's sockets: Ray uses /tmp/ray\n"
+    assert done.stdout == "the path of TMPDIR is too long for Ray's sockets: Ray uses /tmp\n"
     assert done.returncode == 0
     assert [one.id for one in Registry(Store(Job.load(job_file).storage)).list()] == ["ace"]

@@ -357,7 +357,7 @@ def test_lanes_look_for_a_base_of_the_hub_on_their_own_node(
 
 
 class Assassin(Silence):
-    """Kills the process that hands out the subjects."""
+    """Kills the process that assigns the subjects."""
 
     def progress(self, phase, done, total, detail=""):
         [queue] = [
@@ -371,11 +371,11 @@ class Assassin(Silence):
 
 def test_a_lost_queue_ends_the_run_and_says_so(ray_session, tiny_base, tmp_path):
     job = load_job(tmp_path, tiny_base, {"ace": "cat"}, **BARE)
-    with pytest.raises(LaneLost, match="hands out the subjects died"):
+    with pytest.raises(LaneLost, match="assigns the subjects died"):
         run_job(job, watch=Assassin())
     summary = read_summary(Store(job.storage), job.id)
     assert summary.state == "broken"
-    assert "hands out the subjects died" in summary.error
+    assert "assigns the subjects died" in summary.error
 
 
 def test_a_job_stops_at_max_failures(ray_session, tiny_base, tmp_path):

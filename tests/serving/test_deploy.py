@@ -10,16 +10,18 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 import yaml
 from kit.serving import free_port, publish
 
 from dbray.errors import SpecError
 from dbray.serving import local
-from dbray.serving.http.access.tenants import new_key
+from dbray.serving.http.access.tenants import is_loopback, new_key
 from dbray.serving.options import ServeOptions
 
 pytestmark = [pytest.mark.timeout(280), pytest.mark.ray]
@@ -192,11 +194,22 @@ def test_a_configuration_deploys_from_the_wheel(name, wheel, storage, tiny_base,
         end(process)
 
 
-def test_launch_finishes_what_was_begun(storage, tiny_base, tmp_path):
+def addresses_of(process):
+    """The addresses on which a process and its descendants listen: metrics, dashboard, all."""
+    found = set()
+    for one in psutil.Process(process.pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            connections = one.net_connections("inet")
+            found |= {c.laddr.ip for c in connections if c.status == psutil.CONN_LISTEN}
+    return found
+
+
+def test_launch_listens_on_loopback_and_finishes_what_was_begun(storage, tiny_base, tmp_path):
     port = free_port()
     process = start(LAUNCH, storage, port, tiny_base, cwd=tmp_path)
     try:
         assert process.stdout.readline() == f"ready http://127.0.0.1:{port}\n"
+        assert {is_loopback(address) for address in addresses_of(process)} == {True}
         answers = []
 
         def ask(**changes):

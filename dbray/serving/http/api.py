@@ -1,4 +1,4 @@
-"""The application: which path is served by which route, the errors it can give, and its schema."""
+"""The application: the paths and their routes, the possible errors, and the schema."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _NOT_OFFERED = Refusal(
 _ERRORS = {
     400: "The request is not valid.",
     401: "The key is missing or not valid.",
-    403: "The key lacks a scope, or a page of another site asked.",
+    403: "The key lacks a scope, or the request came from a page of another site.",
     404: "It does not exist, or belongs to another tenant.",
     408: "The body did not arrive in time.",
     409: "The id is in use for another request.",
@@ -128,7 +128,7 @@ def _content(*media_types: str) -> dict[str, Any]:
 
 
 def _schema(api: FastAPI, service: Service) -> dict[str, Any]:
-    """The schema with this server's bounds, and without FastAPI's own error body."""
+    """The schema with this server's limits, and without FastAPI's own error body."""
     schema = get_openapi(
         title=api.title, version=api.version, description=api.description, routes=api.routes
     )

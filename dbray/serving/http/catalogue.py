@@ -1,11 +1,11 @@
 """What the ingress reads of the registry: which models exist, and their previews.
 
 Every request reads names and markers again (unless `fresh_seconds` allows an older answer), so that
-a retrained subject is served by the next request after it was published; records never change, and
-are read once. After a model's removal only its record stays in memory, and is not returned. All of
-it blocks: call it from a thread.
+the next request after a publication is served the new revision. Records never change, and are read
+once. After a model's removal only its record stays in memory, and is not returned. All calls block:
+make them from a thread.
 
-Raises StoreError where storage cannot be read, which does not mean that a model does not exist.
+Raises StoreError if storage cannot be read, which does not mean that a model does not exist.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ T = TypeVar("T")
 Clock = Callable[[], float]
 
 _MAX_FOUND = 10_000
-# A listing reads all in order. With room for fewer records than there are models, each would be
-# dropped before it is read again.
+# A listing reads all records in order: with room for fewer, each would be dropped before it is read
+# again.
 _MAX_RECORDS = 100_000
 _UNKNOWN_SECONDS = 1.0
 _LIST_SECONDS = 2.0
@@ -41,8 +41,7 @@ _LIST_SECONDS = 2.0
 class Recent(Generic[T]):
     """The last values by key, for a time since they were made. Thread-safe.
 
-    While a value is made, other callers wait for it, however long it takes: slow storage is not
-    read twice.
+    While a value is made, other callers wait for it, so that slow storage is not read twice.
     """
 
     def __init__(self, count: int, seconds: float, clock: Clock = time.monotonic) -> None:
@@ -51,7 +50,7 @@ class Recent(Generic[T]):
         self._lock = threading.Lock()
 
     def get(self, key: str, make: Callable[[], T]) -> T:
-        """Return the value, made now if there is no fresh one; failures are not kept."""
+        """Return the value, made now unless there is a recent one; failures are not kept."""
         with self._lock:
             at, value = self._values.get(key, (float("-inf"), None))
             if value is None or self._clock() - at >= self._seconds:
@@ -84,13 +83,13 @@ class Recent(Generic[T]):
         return self._values.get(key, (0.0, None))[1] is made
 
     def clear(self) -> None:
-        """Drop all."""
+        """Drop all values."""
         with self._lock:
             self._values.clear()
 
 
 class _Remembering(Registry):
-    """Reads a record once. Its digest, in the marker, says that it is still the same."""
+    """Reads a record once, as long as its digest in the marker stays the same."""
 
     def __init__(self, store: Store, clock: Clock) -> None:
         super().__init__(store)
@@ -133,18 +132,18 @@ class Catalogue:
 
     def _look(self, model: str) -> ModelRecord:
         try:
-            # Without suggestions: they list the whole registry, as often as strangers like.
+            # Without suggestions: they list the whole registry, for any stranger who asks.
             return self._registry.open(model, suggest=False).record
         except RegistryError:
             self.check()
             raise
 
     def owner(self, model: str) -> str | None:
-        """The tenant of a damaged model, if one of its records was read before; else EVERYONE."""
+        """The tenant of a damaged model, if a record of it was read before; else EVERYONE."""
         return self._registry.owners.get(model.partition("@")[0], EVERYONE)
 
     def check(self) -> None:
-        """Raise StoreError if the registry as a whole has vanished."""
+        """Raise StoreError if the whole registry is missing."""
         self._presence.check()
 
     def models(self) -> list[ModelRecord]:

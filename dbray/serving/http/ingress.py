@@ -1,4 +1,4 @@
-"""The HTTP ingress as a Ray Serve deployment: thin, without torch, one or several."""
+"""The HTTP ingress as a Ray Serve deployment: one or several replicas, without torch."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from dbray.serving.options import ServeOptions
 _log = logging.getLogger(__name__)
 
 OPEN_WARNING = (
-    "no keys are configured: every process of this machine has full access; give a key file before "
-    "a proxy forwards requests from others here"
+    "no keys are configured: every process on this machine has full access; add a key file before "
+    "a proxy forwards the requests of others to this server"
 )
 
 
 class _Remote:
-    """The methods of a deployment through its handle, as if it were here."""
+    """The methods of a deployment, called through its handle."""
 
     def __init__(self, handle: DeploymentHandle) -> None:
         self._handle = handle
@@ -53,13 +53,13 @@ class Ingress:
         self._guard: Guard | None = None
 
     def __serve_build_asgi_app__(self) -> Guard:
-        """Called by Ray Serve, once, in the replica."""
+        """Called once by Ray Serve, in the replica."""
         predictions = cast(Predictions, _Remote(self._predictions))
         self._guard = guarded(self._service, predictions)
         return self._guard
 
     async def drain(self) -> int:
-        """Refuse new images from now on; returns how many requests are still being answered."""
+        """Refuse new requests for images; return how many requests are still being answered."""
         self._service.draining = True
         running = await self._predictions.num_running.remote()
         return running + (self._guard.num_requests if self._guard else 0)

@@ -1,10 +1,9 @@
-"""Asynchronous requests: put under an id of the caller's choice, looked up later, cancelled.
+"""Asynchronous requests: put under an id that the caller chooses, looked up later, cancelled.
 
-One replica keeps them all in memory, for an hour. Beyond `MAX_BYTES` of images over all tenants,
-the oldest of the tenant with the most are dropped first. A caller whose prediction was dropped
-(404) puts it again, and with a seed gets the same images. Putting the same request twice is one
-request, unless the first failed in a way that may pass. The same replica keeps images that have
-URLs.
+One replica keeps all of them in memory, for an hour. Beyond `MAX_BYTES` of images, the oldest of
+the tenant with the most are dropped first. A caller whose prediction was dropped (404) puts it
+again; with a seed, the images are the same. The same request put twice is one request, unless the
+first failed for a reason that may pass. The same replica keeps images that have URLs.
 """
 
 from __future__ import annotations
@@ -66,7 +65,7 @@ class _Kept:
 
 
 class Predictions:
-    """The predictions of all tenants, each seen by its own only."""
+    """The predictions of all tenants; each tenant sees its own."""
 
     def __init__(self, models: Replicas | DeploymentHandle, clock: Clock = time.monotonic) -> None:
         self._models = Replicas(models) if isinstance(models, DeploymentHandle) else models
@@ -75,9 +74,9 @@ class Predictions:
         self._kept: OrderedDict[tuple[str, str], _Kept] = OrderedDict()
 
     async def known(self, tenant: str, name: str, digest: str) -> PredictionState | Refusal | None:
-        """The prediction of the same request; None if it has to begin.
+        """The prediction of the same request; None if it has to be started.
 
-        It begins again after a failure that may pass.
+        After a failure that may pass, it is started again.
         """
         self._make_room()
         kept = self._kept.get((tenant, name))
@@ -92,7 +91,7 @@ class Predictions:
     async def put(
         self, name: str, digest: str, ask: Ask, request: GenerationRequest
     ) -> PredictionState | Refusal:
-        """Begin a prediction, or return the one that was begun with the same request."""
+        """Start a prediction, or return the one that was started by the same request."""
         known = await self.known(ask.tenant, name, digest)
         if known is not None:
             return known
@@ -106,13 +105,13 @@ class Predictions:
         return state
 
     async def get(self, tenant: str, name: str) -> PredictionState | None:
-        """Look one up."""
+        """Return a prediction, if it is kept."""
         self._make_room()
         kept = self._kept.get((tenant, name))
         return kept.state if kept else None
 
     async def cancel(self, tenant: str, name: str) -> PredictionState | None:
-        """Stop one that runs; one that has ended is forgotten."""
+        """Cancel a running prediction, or drop one that has ended."""
         kept = self._kept.get((tenant, name))
         if kept is None:
             return None
@@ -132,7 +131,7 @@ class Predictions:
         return self._shelf.get(name)
 
     async def num_running(self) -> int:
-        """How many are not over."""
+        """How many predictions are running."""
         return sum(not kept.is_over for kept in self._kept.values())
 
     async def forget(self, keys: Collection[str]) -> None:
@@ -151,7 +150,7 @@ class Predictions:
             result = await self._models.generate(state.ask)
             if isinstance(result, Answer) and state.request.response_format == "url":
                 result = replace(result, names=self._shelf.put(state.ask, result.images))
-        except Exception as exc:  # noqa: BLE001 - it must not stay "processing" for ever
+        except Exception as exc:  # noqa: BLE001 - or it would be "processing" forever
             _log.error("a prediction failed: %s", type(exc).__name__)
         finally:
             if state.status == "processing":
@@ -159,7 +158,7 @@ class Predictions:
                 state.status = "failed" if isinstance(result, Refusal) else "succeeded"
 
     def _make_room(self) -> None:
-        """Forget what is too old, then the oldest of the tenant with the most."""
+        """Drop what is too old, then the oldest of the tenant with the most."""
         for name, kept in list(self._kept.items()):
             if kept.is_over and self._clock() > kept.ends:
                 del self._kept[name]

@@ -1,6 +1,6 @@
-"""The replicas behind a Ray Serve handle: routed by subject, tried again when one dies or is full.
+"""The replicas behind a Ray Serve handle: routed by subject, retried if one dies or is full.
 
-A request carries its seeds, so trying it again elsewhere gives the same images.
+A request contains its seeds, so another replica makes the same images.
 """
 
 from __future__ import annotations
@@ -76,18 +76,18 @@ class Replicas:
         return await _persist(lambda: handle.warm.remote(subject, revision), ends)
 
     async def forget(self, keys: Collection[str]) -> None:
-        """Drop revisions from all replicas; one that does not answer drops them at its next sweep.
+        """Drop revisions from all replicas; one that does not answer drops them in its next sweep.
 
-        Replicas that start later never had them.
+        Replicas that start later do not have them.
         """
         try:
             asked = self._handle.broadcast("forget", list(keys))
             results = await asked.results_async(timeout_s=_FORGET_SECONDS, return_exceptions=True)
         except DeploymentUnavailableError:
-            return  # scaled to zero: nothing is held
+            return  # scaled to zero: nothing is loaded
         except TimeoutError as exc:  # such as a device that is busy with one large batch
             results = [exc]
-        # One that died meanwhile holds nothing.
+        # A replica that died holds nothing.
         failures = [result for result in results if isinstance(result, Exception)]
         if any(not isinstance(failure, RayActorError) for failure in failures):
             _log.error("a takedown has not reached every replica yet")
@@ -95,7 +95,7 @@ class Replicas:
     async def ready(self) -> dict[str, Any]:
         """What is loaded. Raises Refused while no replica can serve.
 
-        Asks only the replicas that run, so that a probe starts none.
+        Calls only running replicas, so that a probe starts none.
         """
         try:
             asked = self._handle.broadcast("ready")
@@ -105,12 +105,12 @@ class Replicas:
             raise Refused(NOT_READY) from exc
 
     def _for(self, subject: str) -> DeploymentHandle:
-        """The base needs no loading, so any replica will do."""
+        """A handle for a subject's replica; any replica can serve the base."""
         return self._handle.options(multiplexed_model_id=subject) if subject else self._handle
 
 
 def _may_pass_on(ask: Ask, answer: object) -> bool:
-    """Whether another replica may have room. Without a model id, Serve takes the least loaded."""
+    """Whether another replica may have room: without a model id, Serve chooses the least loaded."""
     refused = isinstance(answer, Refusal) and answer.code == OVERLOADED.code
     return refused and bool(ask.subject)
 
@@ -120,7 +120,7 @@ async def _generate(handle: DeploymentHandle, ask: Ask, ends: float) -> Answer |
 
 
 async def _persist(call: Callable[[], Any], ends: float) -> Any:
-    """Await a call; call again when the replica died. Cancelling this cancels the work too."""
+    """Await a call, and repeat it if the replica dies. Cancelling this cancels the work too."""
     refusal = LOST
     for _ in range(_TRIES):
         response = call()
@@ -139,7 +139,7 @@ async def _persist(call: Callable[[], Any], ends: float) -> Any:
 
 
 async def _events(handle: DeploymentHandle, ask: Ask, ends: float) -> AsyncGenerator[Event]:
-    """Events of one replica. One that dies before the first is replaced by another."""
+    """Events of a replica; of another one if it dies before the first event."""
     streaming = handle.options(stream=True)
     for attempt in range(_TRIES):
         begun, over = False, False
@@ -162,7 +162,7 @@ async def _events(handle: DeploymentHandle, ask: Ask, ends: float) -> AsyncGener
 
 async def _next(events: Any, ends: float) -> Event | None:
     try:
-        # Around one event, not all: another task may take the next one.
+        # Around one event, not all: another task may await the next one.
         async with asyncio.timeout(_remaining(ends)):
             return await anext(events)
     except StopAsyncIteration:
@@ -170,7 +170,7 @@ async def _next(events: Any, ends: float) -> Event | None:
 
 
 def _remaining(ends: float) -> float:
-    """Time for an answer. Replicas enforce the deadline; this is for those that hang."""
+    """Time for an answer. Replicas enforce the deadline, except those that hang."""
     return max(0.0, ends - time.monotonic()) + _GRACE_SECONDS
 
 

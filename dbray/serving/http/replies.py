@@ -1,4 +1,4 @@
-"""What the routes send: images, events, models and predictions, from what the service has."""
+"""The bodies and headers of responses: images, events, models and predictions."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _PRIVATE = {"cache-control": "private, max-age=3600"}
 def dumped(
     body: BaseModel, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> Response:
-    """A body as JSON."""
+    """A response with a JSON body."""
     text = body.model_dump_json(exclude_none=True)
     return Response(text, status, dict(headers or {}), media_type="application/json")
 
@@ -46,7 +46,7 @@ def refusal(refused: Refusal) -> Response:
 
 
 def timing(begun: Begun) -> dict[str, str]:
-    """Headers that say where the weights were and what the request waited for."""
+    """Headers with the tier that had the weights, and the times of loading and waiting."""
     return {
         "x-dbray-cache": begun.source,
         "x-dbray-load-ms": f"{begun.load_ms:.2f}",
@@ -57,7 +57,7 @@ def timing(begun: Begun) -> dict[str, str]:
 def images(
     request: GenerationRequest, ask: Ask, answer: Answer, address: str = ""
 ) -> wire.ImagesResponse:
-    """The body of an answer; `address` is that of this server."""
+    """The body of an answer; `address` is the server's."""
     if request.response_format == "url":
         data = [
             wire.ImageData(url=f"{address}{IMAGES_PATH}/{name}", seed=seed)

@@ -24,8 +24,8 @@ from dbray.serving.http.predictions import Predictions, PredictionState
 from dbray.serving.http.service import Prepared, Service
 from dbray.serving.messages import BASE, NOT_FOUND, Begun, Event, Refusal, Refused, unless_refused
 
-_NO_PREDICTION = Refusal(404, "prediction_not_found", "There is no such prediction.", "name")
-_NO_IMAGE = Refusal(404, "image_not_found", "There is no such image, or its hour is over.", "name")
+_NO_PREDICTION = Refusal(404, "prediction_not_found", "The prediction does not exist.", "name")
+_NO_IMAGE = Refusal(404, "image_not_found", "The image does not exist, or has expired.", "name")
 
 PredictionName = Annotated[str, Path(pattern=wire.PREDICTION_PATTERN)]
 Limit = Annotated[int | None, Query(ge=1, le=wire.MAX_LIST, description="Absent: all.")]
@@ -55,7 +55,7 @@ class Routes:
         )
 
     async def get_image(self, name: str) -> Response:
-        """An image that was asked for as a URL; its name is the permission."""
+        """An image that was requested as a URL; whoever has its name may read it."""
         content = await self._predictions.image(name)
         if content is None:
             raise Refused(_NO_IMAGE)
@@ -71,7 +71,7 @@ class Routes:
 
     async def _streamed(self, prepared: Prepared) -> Response:
         events = self._service.models.stream(prepared.ask)
-        # It decides the status, which is sent before the rest.
+        # The first event decides the status.
         first = unless_refused(await anext(events))
         assert isinstance(first, Begun)
         headers = prepared.headers(first) | replies.timing(first)
@@ -115,7 +115,7 @@ class Routes:
         return replies.preview(name, content)
 
     async def warm_model(self, request: Request, model: str) -> Response:
-        """Load a model's weights ahead of its first request."""
+        """Load a model's weights before its first request."""
         key = self._entered(request)
         with self._service.charged(key, 1):
             record = await self._service.find(key, _checked(self._service.meant(model)))
@@ -130,16 +130,16 @@ class Routes:
         """Take a model down: out of the registry, every tier of every replica, and predictions."""
         key = self._entered(request, "manage")
         keys = await self._service.take_down(key, _checked(model))
-        await self._predictions.forget(keys)  # before the replicas, which may take long
+        await self._predictions.forget(keys)  # first: replicas may take long
         await self._service.models.forget(keys)
         return replies.dumped(wire.Deletion(id=model))
 
     async def put_prediction(self, request: Request, name: PredictionName) -> Response:
-        """Begin an asynchronous request; again with the same body is the same request."""
+        """Start an asynchronous request; a repetition with the same body starts nothing."""
         key, parsed = await self._parsed(request)
         digest = hashlib.sha256(parsed.model_dump_json().encode()).hexdigest()
         known = await self._predictions.known(key.tenant, name, digest)
-        if known is not None:  # begun and charged before
+        if known is not None:  # started and charged before
             return self._prediction(request, name, unless_refused(known))
         with self._service.charged(key, parsed.n):
             prepared = await self._service.prepare(key, parsed)

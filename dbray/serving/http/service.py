@@ -1,6 +1,6 @@
-"""What the HTTP routes do, apart from HTTP: permissions, models, charges, requests to replicas.
+"""The operations of the HTTP routes: permissions, models, charges, requests to replicas.
 
-Knows Ray only through `Replicas`, so that all of it can be tested without.
+Uses Ray only through `Replicas`, so that it can be tested without Ray.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ from dbray.serving.messages import BASE, UNUSABLE, Ask, Begun, Refusal, Refused
 from dbray.serving.options import ServeOptions
 from dbray.spec.prompts import fill_prompt, named_until
 
-# Unknown and foreign models are refused at the same time after the request: the next multiple of
-# this.
+# Unknown and foreign models are refused after the same time: the next multiple of this.
 _QUANTUM_SECONDS = 0.05
 _SEEDS = 2**63
 
@@ -36,7 +35,7 @@ NAMES_NEITHER = "the prompt names neither {subject} nor the model's identifier"
 
 @dataclass(frozen=True)
 class Prepared:
-    """A request that may be served: what to ask the replicas, and what to warn the caller of."""
+    """A request that may be served: the request to replicas, and warnings for the caller."""
 
     request: GenerationRequest
     ask: Ask
@@ -45,7 +44,7 @@ class Prepared:
     """Characters of the prompt up to the end of the subject's name, where {subject} stands."""
 
     def headers(self, begun: Begun | None = None) -> dict[str, str]:
-        """Headers of the answer, where it began or before."""
+        """Headers of the answer; `begun` is None before sampling has begun."""
         warnings = list(self.warnings)
         if begun and self.ask.size not in (None, (begun.width, begun.height)):
             width, height = self.ask.size or (0, 0)
@@ -82,11 +81,11 @@ class Service:
         self.draining = False
         self.places = Places(options.max_requests, options.tenant_share)
         self.bodies = Bodies(options.body_seconds, options.max_requests)
-        # Its own thread, so that slow listings do not take the threads that look for models.
+        # A thread of its own, so that slow listings do not block the threads that find models.
         self._lister = ThreadPoolExecutor(1, "lister")
 
     async def find(self, key: Key, model: str) -> ModelRecord:
-        """Find a model for a tenant. Raises Refused, alike for unknown and foreign ones."""
+        """Find a model for a tenant. Raises the same Refused for unknown and foreign models."""
         started = time.monotonic()
         try:
             record = await asyncio.to_thread(self.catalogue.find, model)
@@ -102,11 +101,11 @@ class Service:
         raise Refused(not_found(model))
 
     def meant(self, model: str) -> str:
-        """The model that an alias stands for; any other name is its own."""
+        """The model of an alias; any other name is returned unchanged."""
         return self.options.aliases.get(model, model)
 
     async def visible(self, key: Key) -> list[ModelRecord]:
-        """All models that exist for a tenant."""
+        """All models that a tenant may use."""
         loop = asyncio.get_running_loop()
         records = await loop.run_in_executor(self._lister, self.catalogue.models)
         return [record for record in records if key.sees(record.tenant)]
@@ -115,7 +114,7 @@ class Service:
     def charged(self, key: Key, num_images: int) -> Iterator[None]:
         """Count images against a tenant's rate, unless the block ends in a 503: then none is made.
 
-        The model is looked for inside the block, so that guessing names is not free.
+        Models are looked up inside the block, so that guessing names is not free.
         """
         if self.draining:
             raise Refused(DRAINING)
@@ -128,7 +127,7 @@ class Service:
             raise
 
     def check(self, request: GenerationRequest) -> None:
-        """Check what can be checked without the model. Raises Refused."""
+        """Check what does not depend on the model. Raises Refused."""
         steps = request.num_inference_steps
         if steps is not None and steps > self.options.max_steps:
             raise Refused(Refusal(

@@ -1,7 +1,7 @@
-"""Images that were asked for as URLs: kept in memory for an hour under names that nobody can guess.
+"""Images that were requested as URLs: kept in memory for an hour under unguessable names.
 
-The name is the permission, as with OpenAI's URLs. Beyond `MAX_BYTES` over all tenants, the oldest
-images of the tenant with the most bytes are dropped first.
+Whoever has the name may read the image, as with OpenAI's URLs. Beyond `MAX_BYTES` over all tenants,
+the oldest images of the tenant with the most bytes are dropped first.
 """
 
 from __future__ import annotations

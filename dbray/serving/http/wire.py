@@ -1,8 +1,7 @@
 """The JSON of the HTTP interface: OpenAI's Images API, and dbray's extensions to it.
 
-Owns the fields, their limits, what they mean for sampling, and the translation of pydantic's
-findings to OpenAI's error body. Nothing of a request's content is ever put into an error: it would
-end up in somebody's log.
+Owns the fields, their limits, their meaning for sampling, and the translation of pydantic's
+findings to OpenAI's error body. Errors never contain the content of a request: they are logged.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ MAX_LIST = 1000
 ModelId = Annotated[str, Field(pattern=MODEL_PATTERN)]
 Prompt = Annotated[str, Field(max_length=MAX_PROMPT)]
 
-# OpenAI's own fields that change nothing here, and the values that describe what happens anyway.
+# OpenAI's fields that have no effect here, and the values that ask for what happens anyway.
 _WITHOUT_EFFECT: dict[str, tuple[str, ...]] = {
     "quality": ("auto", "standard"),
     "background": ("auto", "opaque"),
@@ -39,7 +38,7 @@ class Wire(BaseModel):
 
 
 def _allow_null(schema: dict[str, Any]) -> None:
-    """Say in the schema that null is the same as an absent field."""
+    """Allow null in the schema: it is the same as an absent field."""
     for name, field in schema["properties"].items():
         if name in schema["required"] or "anyOf" in field:
             continue
@@ -103,7 +102,7 @@ class GenerationRequest(Wire):
 
     @property
     def width_height(self) -> tuple[int, int] | None:
-        """The size asked for; None for 'auto'. What the base can draw is for the replica to say."""
+        """The requested size; None for 'auto'. Replicas know which sizes the base can draw."""
         if self.size == "auto":
             return None
         width, height = map(int, self.size.split("x"))
@@ -111,7 +110,7 @@ class GenerationRequest(Wire):
 
     @property
     def sampling(self) -> dict[str, Any]:
-        """What the request sets of `method.generate.Sampling`, by the names it has there."""
+        """The fields of `bases.generate.Sampling` that the request sets, by their names there."""
         given = {
             "sampler": self.scheduler,
             "steps": self.num_inference_steps,
@@ -122,7 +121,7 @@ class GenerationRequest(Wire):
 
     @property
     def without_effect(self) -> list[str]:
-        """Names of the fields that ask for something that does not happen."""
+        """Names of the fields that request something that does not happen."""
         values = {name: getattr(self, name) for name in _WITHOUT_EFFECT}
         return [
             name
@@ -140,7 +139,7 @@ class ImageData(Wire):
 
 
 class Usage(Wire):
-    """Zeros: OpenAI's clients expect these fields, and images are not billed by token here."""
+    """Zeros: OpenAI's clients expect these fields, but images are not billed by token here."""
 
     input_tokens: int = 0
     output_tokens: int = 0

@@ -1,14 +1,15 @@
 """Where a model's weights are: storage -> local disk -> RAM -> device, each within a byte budget.
 
-Owns what stays and what goes. Knows neither torch nor Ray nor what the values are. The rules:
+Owns what is kept and what is evicted. Does not know what the values are; uses neither torch nor
+Ray. The rules:
 
-1. Load before evicting: a value is made and verified before anything makes room for it, so that
-   an unknown or corrupt model evicts nothing.
-2. What is in use is pinned, and never evicted. Where pins leave no room, the new value is used,
-   but not kept. How much is in use at once is bounded by `loads`.
-3. One load per key, however many ask for it; different keys load in parallel.
+1. Load before evicting: a value is made and verified before others are evicted for it, so that an
+   unknown or corrupt model evicts nothing.
+2. A value in use is pinned, and never evicted. If pins leave no room, a new value is used but not
+   kept. `loads` limits how much is in use at once.
+3. One load per key, for any number of requests; different keys load in parallel.
 4. Unknown and corrupt keys are remembered for a short time.
-5. A key is `subject@revision`, so a retrained subject never gets stale weights.
+5. A key is `subject@revision`, so a retrained subject never gets old weights.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 
 class CacheFull(DbrayError):
-    """No room: all that is held is in use. Trying again later helps."""
+    """No room: everything that is held is in use. A later attempt may succeed."""
 
     retryable = True
 
@@ -79,7 +80,7 @@ class TieredCache:
         self._lock = threading.Lock()
 
     def hold_if_loaded(self, key: str) -> Hold | None:
-        """Hold a key that is in a tier, at no cost of memory; None if it must be loaded."""
+        """Hold a key that is in a tier, without further memory; None if it has to be loaded."""
         return self._pin(key, self._clock(), None)
 
     async def hold(self, key: str, readers: Executor) -> Hold:
@@ -106,17 +107,17 @@ class TieredCache:
     async def _lead(self, key: str, flight: Flight, started: float, readers: Executor) -> Hold:
         loading = readers.submit(self._first, key, flight, started)
         try:
-            # Shielded: a caller that hangs up must not end a load that others wait for.
+            # Shielded: a caller that disconnects must not end a load that others wait for.
             return await asyncio.shield(asyncio.wrap_future(loading))
         except asyncio.CancelledError:
             loading.add_done_callback(_give_back)
             raise
 
     def purge(self, doomed: Callable[[str], bool], error: Exception) -> int:
-        """Drop every key that `doomed` names from every tier, and refuse it for a short time."""
+        """Drop every key that `doomed` selects from every tier, and refuse it for a short time."""
         with self._lock:
             flying = {key: flight for key, flight in self._flights.items() if doomed(key)}
-            for flight in flying.values():  # when it lands, it will not be kept
+            for flight in flying.values():  # its value will not be kept
                 flight.error = error
         chosen = flying.keys() | {key for key in self.keys() if doomed(key)}
         for key in chosen:
@@ -125,7 +126,7 @@ class TieredCache:
         return len(chosen)
 
     def keys(self) -> set[str]:
-        """Everything held in any tier."""
+        """The keys of all tiers."""
         return {key for level in self.levels for key in level.tier.keys()}  # noqa: SIM118
 
     def _discard(self, key: str) -> None:
@@ -160,16 +161,16 @@ class TieredCache:
             return flight, True
 
     def _rise(self, key: str) -> None:
-        """Bring a key that is in a lower tier to the top, in the background."""
+        """Load a key from a lower tier into the highest, in the background."""
         try:
             flight, leads = self._join(key)
-        except Exception:  # noqa: BLE001 - purged since: the next hold will say so
+        except Exception:  # noqa: BLE001 - purged meanwhile: the next hold raises it
             return
         if leads:
             self._background.submit(self._fly, key, flight, lambda: None)
 
     def _first(self, key: str, flight: Flight, started: float) -> Hold:
-        """Read a key that no tier has. It is verified and admitted in the background."""
+        """Read a key that is in no tier. It is verified and kept in the background."""
         level = self.levels[self._lowest_usable]
         try:
             below, flight.source, held = self._fetch(key)
@@ -197,7 +198,7 @@ class TieredCache:
         return self._given(hold)
 
     def _fetch(self, key: str) -> tuple[Any, str, Tier[Any] | None]:
-        """Bring a key to the level below the lowest usable; returns value, source, pinned tier."""
+        """Load a key into the level below the lowest usable; return value, source, pinned tier."""
         if self._lowest_usable == 0:
             return None, self._storage, None
         level = self.levels[self._lowest_usable - 1]
@@ -217,7 +218,7 @@ class TieredCache:
             flight.verified.set()
             self._climb(key)
         except Exception as exc:  # noqa: BLE001 - kept for all who wait for this key
-            if flight.verified.is_set():  # what the lower tiers hold is good
+            if flight.verified.is_set():  # the value in the lower tiers is good
                 _log.warning("model=%s stays in a lower tier: %s", key, type(exc).__name__)
             else:
                 error = exc
@@ -228,14 +229,14 @@ class TieredCache:
             self.failures.remember(key, error)
         with self._lock:
             flight.error = flight.error or error
-            if flight.error is not None:  # perhaps set by a purge: drop what was made since
+            if flight.error is not None:  # perhaps of a purge: drop what was made since
                 self._discard(key)
             del self._flights[key]
         flight.verified.set()
         flight.landed.set_result(None)
 
     def _climb(self, key: str) -> None:
-        """Make a key in every level above the highest usable one that has it, if there is room."""
+        """Make a key's value in every level above the one that has it, while there is room."""
         held, value = None, None
         for level in self.levels[self._lowest_usable :]:
             here = level.tier.pin(key)

@@ -1,13 +1,12 @@
 """Requests that wait for the device: which is next, which share a batch, which are refused.
 
-Owns fairness between tenants, affinity to the resident weights, and the limits.
-Knows neither devices nor Ray. Thread-safe: requests arrive on one thread, the device takes on
-another.
+Owns fairness between tenants, preference of the resident weights, and the limits. Does not use
+devices or Ray. Thread-safe: requests arrive on one thread, and the device takes them on another.
 
 Tenants share the device by start-time fair queueing (Goyal, Vin and Cheng 1996): each has a tag,
-the service that it has had. The lowest goes first, and the virtual time is the tag of the last one
-served. A new tenant starts from the virtual time: an absence earns nothing, and a short one forgets
-nothing. Service is counted in sampling steps of images of the base's own size.
+the service that it has received. The lowest tag is served next; the virtual time is the tag of the
+last one served. A new tenant starts at the virtual time, so absence earns nothing, and a short
+absence erases nothing. Service is counted in sampling steps of images of the base's own size.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ _SMOOTHING = 0.2
 class Request:
     """A request in a replica. `emit` may be called from any thread.
 
-    `area` is that of one image; the base's own size has 1.
+    `area` is that of one image, in units of the base's own size.
     """
 
     ask: Ask
@@ -54,35 +53,35 @@ class Request:
 
     @property
     def cost(self) -> float:
-        """What one image costs."""
+        """Cost of one image."""
         return self.sampling.steps * self.area
 
     @property
     def deadline(self) -> float:
-        """When nobody waits for it any more."""
+        """When the caller stops waiting."""
         return self.arrived + self.ask.deadline_seconds
 
     def refuse(self, refusal: Refusal) -> None:
-        """End it; only the first end counts."""
+        """End the request; later calls do nothing."""
         if not self.over:
             self.over = True
             self.emit(refusal)
 
 
 Batch = list[tuple[Request, int]]
-"""Images to sample together: requests of one kind, and the index of the image within each."""
+"""Images to sample together: requests of one kind, each with the index of an image."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How much may wait, and how long.
+    """How many images may wait, and how long.
 
     Attributes:
-        max_images: that would be sampled until a new request is done; more is refused with 503.
+        max_images: sampled before the end of a new request; more is refused with 503.
         max_images_per_tenant: of one tenant; more is refused with 429.
         batch_images: in one batch, of the base's own size; of larger ones fewer.
-        patience_seconds: longest wait of a ready request while those with resident weights
-            go first.
+        patience_seconds: longest time that a ready request waits for those whose weights are
+            resident.
     """
 
     max_images: int = 64
@@ -92,7 +91,7 @@ class Limits:
 
 
 class FairQueue:
-    """Requests, in the order of their tenants' use of the device so far."""
+    """Requests, ordered by their tenants' past use of the device."""
 
     def __init__(self, limits: Limits, clock: Clock = time.monotonic) -> None:
         self.limits = limits
@@ -106,7 +105,7 @@ class FairQueue:
 
     @property
     def num_images(self) -> int:
-        """Images that wait."""
+        """Waiting images."""
         with self._condition:
             return sum(len(request.waiting) for request in self._requests)
 
@@ -116,7 +115,7 @@ class FairQueue:
             self._check(request)
             tenant = request.ask.tenant
             active = {other.ask.tenant for other in self._requests}
-            # Other tags are at or behind the virtual time, where a new tenant starts.
+            # All other tags are at most the virtual time, at which a new tenant starts.
             self._used = {
                 name: used
                 for name, used in self._used.items()
@@ -151,7 +150,7 @@ class FairQueue:
             self._condition.notify()
 
     def withdraw(self, request: Request) -> None:
-        """Drop a request that is done or abandoned. Its place is free at once."""
+        """Remove a request that is done or abandoned; its place is free at once."""
         with self._condition:
             request.over = True
             request.waiting.clear()
@@ -159,18 +158,18 @@ class FairQueue:
                 self._requests.remove(request)
 
     def refuse(self, chosen: Callable[[Request], bool], refusal: Refusal) -> None:
-        """End the requests that are chosen."""
+        """End the chosen requests."""
         with self._condition:
             for request in [request for request in self._requests if chosen(request)]:
                 request.refuse(refusal)
 
     def wake(self) -> None:
-        """Make `take` return, perhaps with nothing."""
+        """Make `take` return, even with an empty batch."""
         with self._condition:
             self._condition.notify()
 
     def take(self, resident: str, timeout_seconds: float) -> Batch:
-        """Wait for the next batch. `resident` is the key whose weights are in place."""
+        """Wait for the next batch. `resident` is the key of the weights in the module."""
         with self._condition:
             batch = self._choose(resident)
             if not batch:
@@ -180,7 +179,7 @@ class FairQueue:
             return batch
 
     def done(self, cost: float, seconds: float) -> None:
-        """Learn how long some work took."""
+        """Note how long work of a cost took."""
         with self._condition:
             self._running_cost = 0.0
             if cost:
@@ -212,14 +211,14 @@ class FairQueue:
         return batch
 
     def turn(self, request: Request) -> Turn:
-        """Where a request stands among those that wait: the lowest is next."""
+        """The place of a request among those that wait: the lowest is next."""
         return self._used.get(request.ask.tenant, 0.0), request.arrived
 
 
 def _until_done(waiting: Mapping[str, float], tenant: str, new: float) -> float:
-    """How much is served until a tenant's new request is done, given what each tenant has waiting.
+    """How much is served until a tenant's new request is done, given how much of each tenant waits.
 
-    All of its own comes first, and at most as much of every other tenant, since they take turns.
+    That is all of its own, and at most as much of every other tenant, because they take turns.
     """
     mine = waiting.get(tenant, 0) + new
     return mine + sum(min(theirs, mine) for other, theirs in waiting.items() if other != tenant)

@@ -1,6 +1,6 @@
-"""Values of the cache in use, and keys on their way up.
+"""Values of the cache that are in use, and keys that are being loaded.
 
-Knows neither torch nor Ray nor what the values are.
+Does not know what the values are; uses neither torch nor Ray.
 """
 
 from __future__ import annotations
@@ -16,31 +16,31 @@ from dbray.serving.replica.tiers import Tier
 
 
 class Flight:
-    """A key on its way up, and how that ended.
+    """The load of a key into the tiers, and its result.
 
-    `verified` is set first: what was made with the value may leave. `landed`: the key is as far up
-    as there is room. `error` may be set at any time, by a purge.
+    `verified` is set first: images made with the value may be sent. `landed`: the key is in the
+    highest tier that has room. `error` may be set at any time, by a purge.
     """
 
     def __init__(self) -> None:
         self.verified = threading.Event()
         self.landed: Future[None] = Future()
-        self.landed.set_running_or_notify_cancel()  # one that stops waiting must not stop others
+        self.landed.set_running_or_notify_cancel()  # nobody who stops waiting may cancel it
         self.error: Exception | None = None
         self.source = ""
 
     def check(self) -> None:
-        """Raise what went wrong."""
+        """Raise the error of the load, if there is one."""
         if self.error is not None:
             raise self.error.with_traceback(None)
 
 
 @dataclass
 class Hold:
-    """A value in use. `source` is the tier that had it when it was asked for.
+    """A value in use. `source` is the tier that had it at the time of the request.
 
-    A value fresh from storage is given before it is verified, so that work with it can begin; it
-    is in no tier until then. Nothing made with it may leave before `settle` has returned.
+    A value from storage is given before it is verified, so that work can begin; it is in no tier
+    until then. Nothing made with it may be sent before `settle` has returned.
     """
 
     key: str
@@ -54,9 +54,9 @@ class Hold:
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def rise(self) -> None:
-        """Let the key be brought up in the background, when that disturbs least.
+        """Load the key into higher tiers in the background; called at the best moment for that.
 
-        `release` does it at the latest.
+        `release` calls it at the latest.
         """
         lift, self._lift = self._lift, None
         if lift is not None:
@@ -64,24 +64,24 @@ class Hold:
 
     @property
     def is_settled(self) -> bool:
-        """Whether the value is known to be what was published."""
+        """Whether the value is verified."""
         flight = self._flight
         return flight is None or (flight.verified.is_set() and flight.error is None)
 
     def settle(self) -> None:
-        """Wait until the value is verified. Raises what was found wrong with it."""
+        """Wait until the value is verified. Raises the error if it is not what was published."""
         if self._flight is not None:
             self._flight.verified.wait()
             self._flight.check()
 
     async def landed(self) -> None:
-        """Wait until the key is as far up as there is room. Raises like `settle`."""
+        """Wait until the key is in the highest tier that has room. Raises as `settle`."""
         if self._flight is not None:
             await asyncio.wrap_future(self._flight.landed)
             self._flight.check()
 
     def release(self) -> None:
-        """Give it back; twice is harmless."""
+        """Stop using it; a second call does nothing."""
         self.rise()
         with self._lock:
             pinned = None if self._released else self.tier
@@ -90,7 +90,7 @@ class Hold:
             pinned.unpin(self.key)
 
     def keep(self, tier: Tier[Any]) -> None:
-        """Take over a pin of the tier that the value came into; it may be released already."""
+        """Take over a pin of the tier that now has the value; this hold may be released already."""
         with self._lock:
             if not self._released:
                 self.tier = tier

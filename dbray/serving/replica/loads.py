@@ -1,6 +1,6 @@
-"""Loading ahead of turn: a bounded number of models at once, in the order of serving.
+"""Loads models before their requests are served: a limited number at once, in the order of serving.
 
-Owns the bound on models in use beside those that the cache keeps: without it, every model asked for
+Owns the limit of models in use beside those that the cache keeps: without it, all requested models
 would be in memory at once. For one event loop.
 """
 
@@ -18,7 +18,7 @@ from dbray.serving.replica.fair_queue import Turn
 
 @dataclass(eq=False)
 class _Load:
-    """A model on its way or in use: one hold for all its users."""
+    """A model that is being loaded or in use: one hold for all its users."""
 
     hold: asyncio.Task[Hold]
     num_users: int = 0
@@ -32,7 +32,7 @@ class _Waiter:
 
 
 class Loads:
-    """Holds of a cache; a bounded number of them needs memory beyond that of its tiers."""
+    """Holds of a cache, of which a limited number needs memory beyond that of its tiers."""
 
     def __init__(self, cache: TieredCache, readers: Executor, count: int) -> None:
         self._cache = cache
@@ -43,7 +43,7 @@ class Loads:
 
     @asynccontextmanager
     async def using(self, key: str, turn: Callable[[], Turn]) -> AsyncGenerator[Hold]:
-        """Hold for a block: at once what is in a tier, else when there is room for one more.
+        """Hold for a block: at once if it is in a tier, else when there is room for one more.
 
         The room goes to the lowest `turn`, called when it is given. Raises as the cache's `hold`.
         """
@@ -56,7 +56,7 @@ class Loads:
             return
         await self._enter(key, turn)
         try:
-            # Shielded: the other users still wait for it.
+            # Shielded: other users wait for it too.
             yield await asyncio.shield(self._loads[key].hold)
         finally:
             self._leave(key)
@@ -79,10 +79,10 @@ class Loads:
             raise
 
     def _admit(self) -> None:
-        """Admit the next waiter, together with all that wait for the same model.
+        """Admit the next waiter, together with all others for the same model.
 
-        A later one for a model in use waits too: otherwise a model in constant demand would never
-        make room.
+        A later waiter for a model in use has to wait: a model in constant demand would otherwise
+        never make room.
         """
         while self._waiting:
             key = min(self._waiting, key=lambda waiter: waiter.turn()).key
@@ -101,7 +101,7 @@ class Loads:
         load.num_users -= 1
         if load.hold.done():
             self._end(key, load)
-        elif not load.num_users:  # a read cannot be stopped: its room is taken until it ends
+        elif not load.num_users:  # a read cannot be stopped, and takes its room until it ends
             load.hold.add_done_callback(lambda _: self._end(key, load))
 
     def _end(self, key: str, load: _Load) -> None:

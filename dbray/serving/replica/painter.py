@@ -1,7 +1,7 @@
-"""The one thread that uses the device: it takes batches, swaps weights, and samples.
+"""The thread that uses the device: it takes batches, swaps weights, and samples.
 
-One subject's weights are resident at a time, and all images of a batch share them. Owns the
-order of swap, sampling and cancellation; knows neither HTTP nor Ray Serve.
+The weights of one subject are resident at a time, and all images of a batch share them. Owns the
+order of swap, sampling and cancellation; uses neither HTTP nor Ray Serve.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ UNKNOWN = "?"
 
 
 class _Cancelled(Exception):
-    """Nobody is waiting for this batch any more."""
+    """All requests of a batch are over."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Painter:
         self._thread = threading.Thread(target=self._run, name="painter", daemon=True)
 
     def start(self) -> None:
-        """Take one real step with the base, then begin."""
+        """Take one real step with the base, then start the thread."""
         self._probe()
         self._thread.start()
 
@@ -89,18 +89,18 @@ class Painter:
         generate(self._backbone, ["a photo"], [0], Sampling(sampler, steps=1))
 
     def stop(self) -> None:
-        """End after the batch at hand."""
+        """End after the present batch."""
         self._stopping = True
         self._queue.wake()
         if self._thread.is_alive():
             self._thread.join(_IDLE_SECONDS * 10)
 
     def seconds_silent(self) -> float:
-        """Time since the thread last showed that it is alive; infinite if it is dead."""
+        """Time since the thread last reported; infinite if it is dead."""
         return time.monotonic() - self._beat if self._thread.is_alive() else float("inf")
 
     def forget(self, chosen: Callable[[str], bool]) -> Future[None]:
-        """Put the base's weights back, if those of a chosen key are resident."""
+        """Restore the base's weights, if those of a chosen key are resident."""
         done: Future[None] = Future()
         self._errands.append((lambda: self._clear(chosen), done))
         self._queue.wake()
@@ -132,13 +132,13 @@ class Painter:
         except _Cancelled:
             if not all(request.hold is None or request.hold.is_settled for request, _ in batch):
                 self.resident = UNKNOWN
-        except DbrayError as exc:  # the weights are not what was published
+        except DbrayError as exc:  # the weights are damaged
             refusal = load_refusal(exc, batch[0][0].ask.key)
         except torch.cuda.OutOfMemoryError:
             refusal = Refusal(503, "out_of_memory", "The device is out of memory.", retry_after=5)
-        except Exception as exc:  # noqa: BLE001 - whatever it is, the next batch may be served
+        except Exception as exc:  # noqa: BLE001 - the next batch may be served
             refusal = BROKEN
-            # Foreign messages may quote a prompt: log only the kind and the place.
+            # Messages of libraries may quote a prompt: log only the type and the place.
             place = "".join(traceback.format_tb(exc.__traceback__))
             _log.error("sampling failed: %s\n%s", type(exc).__name__, place)
         finally:
@@ -151,15 +151,15 @@ class Painter:
             self._recover()
 
     def _recover(self) -> None:
-        """See whether the device still works. If not, the thread ends, and so does the replica.
+        """Check whether the device still works. If not, the thread ends, and then the replica.
 
-        After some errors CUDA fails whatever it is asked, until its process ends.
+        After some errors every call of CUDA fails, until the process ends.
         """
         try:
             self._resident.put(None)
             self._probe()
             self.resident = BASE
-        except Exception as exc:  # noqa: BLE001 - whatever it is, nothing can be served here
+        except Exception as exc:  # noqa: BLE001 - after any error, nothing can be served here
             _log.error("the device does not work any more: %s", type(exc).__name__)
             self._stopping = True
 
@@ -225,7 +225,7 @@ class Painter:
         return on_step
 
     def _sketch(self, batch: Batch, step: int, num_steps: int, latents: Tensor) -> None:
-        """Send unfinished images where they were asked for, evenly spread over the steps."""
+        """Send the unfinished images that were requested, evenly spread over the steps."""
         due = []
         for row, (request, index) in enumerate(batch):
             parts = request.ask.partial_images + 1
@@ -240,7 +240,7 @@ class Painter:
 
 
 def _settle(batch: Batch) -> None:
-    """Wait until the weights are verified, before anything made with them leaves."""
+    """Wait until the weights are verified, before images made with them are sent."""
     for request, _ in batch:
         if request.hold:
             request.hold.settle()

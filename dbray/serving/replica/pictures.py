@@ -1,4 +1,4 @@
-"""Pixels to the files that are sent."""
+"""Encodes pixels as files."""
 
 from __future__ import annotations
 

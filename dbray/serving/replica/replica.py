@@ -1,7 +1,7 @@
 """The model deployment: a warm base, a cache of subjects' weights, and one thread on the device.
 
-Owns the life of a request within a replica: queued, its weights fetched meanwhile, sampled,
-encoded; and withdrawn as soon as nobody waits for it.
+Owns the life of a request within a replica: queued while its weights are loaded, sampled, encoded;
+and withdrawn as soon as its caller stops waiting.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _log = logging.getLogger(__name__)
 _NUM_READERS = 4
 _NUM_LIFTERS = 4
 _NUM_ENCODERS = 2
-_LEAST_LOADS = 2  # one model serves, and the next comes
+_LEAST_LOADS = 2  # one model serves while the next is loaded
 _STUCK_SECONDS = 120.0
 
 
@@ -76,7 +76,7 @@ class Replica:
         self._sampling = Sampling(defaults.sampler, defaults.steps, defaults.guidance)
         self._sizes = Sizes.of(self._backbone.resolution, self._backbone.latent_shape()[1])
         self._scratch = Scratch(options.scratch)
-        # Apart, so that slow storage delays neither loading nor sampling.
+        # Separate threads, so that slow storage delays neither loading nor sampling.
         self._readers = ThreadPoolExecutor(_NUM_READERS, "reader")
         self._lifters = ThreadPoolExecutor(_NUM_LIFTERS, "lifter")
         self._encoders = ThreadPoolExecutor(_NUM_ENCODERS, "encoder")
@@ -114,7 +114,7 @@ class Replica:
         return Answer(begun, tuple(images[index] for index in range(len(ask.seeds))))
 
     async def stream(self, ask: Ask) -> AsyncGenerator[Event]:
-        """Sample, giving events as they happen; a Refusal is the last."""
+        """Sample, yielding events as they happen; a Refusal is the last."""
         self._sweep_in_background()
         loop, inbox = asyncio.get_running_loop(), asyncio.Queue[Any]()
 
@@ -137,7 +137,7 @@ class Replica:
                     return
                 remaining -= isinstance(event, Finished)
         finally:
-            # Also when the caller hung up: its place is free at once, and a batch of its own ends.
+            # Also if the caller disconnected: its place is free at once, and its batch ends.
             self._queue.withdraw(request)
             fetching.cancel()
 
@@ -164,7 +164,7 @@ class Replica:
         return fitted
 
     async def _fetch(self, request: Request) -> None:
-        """Load the weights while the request waits its turn, and hold them until cancelled."""
+        """Load the weights while the request waits, and hold them until cancelled."""
         if request.ask.key == BASE:
             self._queue.ready(request, None)
             return
@@ -174,7 +174,7 @@ class Replica:
             ) as hold:
                 self._queue.ready(request, hold)
                 await asyncio.get_running_loop().create_future()
-        except Exception as exc:  # noqa: BLE001 - every failure must reach the one who waits
+        except Exception as exc:  # noqa: BLE001 - every failure has to reach the caller
             request.refuse(weights.load_refusal(exc, request.ask.key))
 
     async def _encoded(self, ask: Ask, event: Any) -> Event:
@@ -188,20 +188,20 @@ class Replica:
         return Finished(event.index, data)
 
     async def warm(self, subject: str, revision: str) -> tuple[str, float] | Refusal:
-        """Load a model's weights; returns the tier that had them, and milliseconds.
+        """Load a model's weights; return the tier that had them, and milliseconds.
 
-        Requests for images go first.
+        Requests for images have priority.
         """
         key, started = f"{subject}@{revision}", time.monotonic()
         try:
             async with self._loads.using(key, lambda: (math.inf, started)) as hold:
                 await hold.landed()
-        except Exception as exc:  # noqa: BLE001 - every failure must reach the one who waits
+        except Exception as exc:  # noqa: BLE001 - every failure has to reach the caller
             return weights.load_refusal(exc, key)
         return hold.source, (time.monotonic() - started) * 1000
 
     async def forget(self, keys: Collection[str]) -> int:
-        """Drop revisions from every tier and the module; requests for them are ended."""
+        """Drop revisions from every tier and the module, and end requests for them."""
         return await self._forget(keys.__contains__)
 
     async def _forget(self, chosen: Callable[[str], bool]) -> int:
@@ -215,7 +215,7 @@ class Replica:
             self._sweeper = asyncio.create_task(self._sweep())
 
     async def _sweep(self) -> None:
-        """Drop what was removed from the registry by others, such as `dbray models remove`."""
+        """Drop models that others removed from the registry, such as `dbray models remove`."""
         while True:
             await asyncio.sleep(self.options.sweep_seconds)
             held = self._cache.keys() | {self._painter.resident} - {BASE, UNKNOWN}
@@ -231,14 +231,14 @@ class Replica:
             return set()
 
     def _is_removed(self, key: str) -> bool:
-        """A model whose whole registry has vanished was not removed: raises StoreError then."""
+        """Whether a model was removed. Raises StoreError if the whole registry is missing."""
         if self._registry.has(*key.split("@")):
             return False
         self._presence.check()
         return True
 
     async def ready(self) -> dict[str, Any]:
-        """Return what is loaded. A replica exists only after one real step was taken."""
+        """Return the loaded base. A replica exists only after one real step with it."""
         return {
             "base": base_name(self._backbone.base.name),
             "device": str(self._backbone.device),
@@ -246,7 +246,7 @@ class Replica:
         }
 
     async def figures(self) -> dict[str, Any]:
-        """Return what is held, for tests and benchmarks."""
+        """Return what the tiers hold, for tests and benchmarks."""
         tiers = {level.tier.name: level.tier for level in self._cache.levels}
         return {
             "pid": os.getpid(),
@@ -257,20 +257,20 @@ class Replica:
         }
 
     def check_health(self) -> None:
-        """Ask Serve for a new replica if the device thread is dead or stuck."""
+        """Raise if the device's thread is dead or stuck, so that Serve replaces this replica."""
         if self._painter.seconds_silent() > _STUCK_SECONDS:
             raise RuntimeError("the device does not answer")
 
     def close(self) -> None:
-        """End the threads and remove local copies; twice is harmless."""
+        """End the threads and remove local copies; a second call does nothing."""
         self._painter.stop()
         for pool in (self._readers, self._lifters, self._encoders):
             pool.shutdown(wait=False, cancel_futures=True)
         self._scratch.close()
 
     def __del__(self) -> None:
-        """Called by Ray Serve at the end, and by nobody else before `close`."""
-        if hasattr(self, "_painter"):  # else it never began
+        """Called by Ray Serve at the end."""
+        if hasattr(self, "_painter"):  # otherwise it was never started
             self.close()
 
 

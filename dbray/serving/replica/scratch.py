@@ -1,4 +1,4 @@
-"""A folder of local copies that goes with its process, even with a killed one.
+"""A folder of local copies that is removed after its process, even a killed one.
 
 A process locks a file in its folder for as long as it lives. A new folder's owner removes those
 beside it that nobody has locked: their owners are dead.
@@ -19,7 +19,7 @@ _LOCK = "lock"
 
 
 class Scratch:
-    """A new folder under `parent`, or among temporary files; abandoned ones are removed first."""
+    """A new folder under `parent`, or in the temporary folder; abandoned ones are removed first."""
 
     def __init__(self, parent: str | None = None) -> None:
         place = Path(parent or tempfile.gettempdir())
@@ -27,14 +27,14 @@ class Scratch:
         for other in place.glob(f"{_PREFIX}*"):
             _remove_if_abandoned(other)
         self.folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
-        # Locked before it gets the name that others look for: it is never seen unlocked.
+        # Locked before it is renamed to what others look for, so it is never seen unlocked.
         unlocked = self.folder / f"{_LOCK}.new"
         self._lock = os.open(unlocked, os.O_CREAT | os.O_RDWR, 0o600)
         locks.lock(self._lock, wait=True)
         unlocked.rename(self.folder / _LOCK)
 
     def close(self) -> None:
-        """Remove the folder; twice is harmless."""
+        """Remove the folder; a second call does nothing."""
         if self._lock >= 0:
             shutil.rmtree(self.folder, ignore_errors=True)
             os.close(self._lock)
@@ -42,7 +42,7 @@ class Scratch:
 
 
 def _remove_if_abandoned(folder: Path) -> None:
-    with suppress(OSError):  # no lock file yet, somebody else's, or held: not ours to remove
+    with suppress(OSError):  # it has no lock file yet, or belongs to another user
         lock = os.open(folder / _LOCK, os.O_RDWR)
         try:
             if locks.lock(lock) == "held":

@@ -1,4 +1,4 @@
-"""Which sizes a base can draw, and the nearest of them to any other."""
+"""The sizes that a base can draw, and the nearest of them to any other size."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sides from `least` to `most`, in multiples of `step`, which the base's layers can halve."""
+    """Sides from `least` to `most` in multiples of `step`, which the base's layers can halve."""
 
     least: int
     most: int
@@ -20,7 +20,7 @@ class Sizes:
         return cls(resolution // 2, 2 * resolution, step)
 
     def nearest(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Keep the aspect ratio as far as possible: what is too large is scaled down as a whole."""
+        """The nearest size. One that is too large keeps its aspect ratio as far as possible."""
         scale = min(1.0, self.most / max(size))
         width, height = (self._side(side * scale) for side in size)
         return width, height

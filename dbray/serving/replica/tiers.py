@@ -1,6 +1,6 @@
 """One tier of the cache: values by key, least recently used first out, within a budget of bytes.
 
-Knows neither what the values are nor which tiers are above or below.
+Does not know what the values are, or which tiers are above or below.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ T = TypeVar("T")
 
 
 class Watcher(Protocol):
-    """Receives what happens, for metrics. Must return at once."""
+    """Receives events for metrics. Its methods must return at once."""
 
     def hit(self, tier: str) -> None:
-        """A hold was given from this tier without a load, or from storage with one."""
+        """A hold was given: from this tier, or after a load from storage."""
 
     def load(self, tier: str, seconds: float) -> None:
         """A value was made for this tier."""
@@ -57,7 +57,7 @@ class Tier(Generic[T]):
         self._lock = threading.RLock()
 
     def keys(self) -> list[str]:
-        """List what is held, least recently used first."""
+        """List the keys, the least recently used first."""
         with self._lock:
             return [key for key, entry in self._entries.items() if not entry.doomed]
 
@@ -68,7 +68,7 @@ class Tier(Generic[T]):
             return entry.num_pins if entry else 0
 
     def pin(self, key: str) -> T | None:
-        """Take a value into use, or return None; every pin needs an `unpin`."""
+        """Take a value into use, or return None. Every pin needs an `unpin`."""
         with self._lock:
             entry = self._entries.get(key)
             if entry is None or entry.doomed:
@@ -78,7 +78,7 @@ class Tier(Generic[T]):
             return entry.value
 
     def unpin(self, key: str) -> None:
-        """Give a value back."""
+        """Stop using a value."""
         with self._lock:
             entry = self._entries[key]
             entry.num_pins -= 1
@@ -86,14 +86,14 @@ class Tier(Generic[T]):
                 self._drop(key)
 
     def could_hold(self, size_bytes: int) -> bool:
-        """Whether evicting what is not in use would make enough room. Evicts nothing."""
+        """Whether evicting all unused values would make enough room. Evicts nothing."""
         with self._lock:
             free = self.budget_bytes - self.used_bytes
             idle = sum(e.size_bytes for e in self._entries.values() if e.num_pins == 0)
             return size_bytes <= free + idle
 
     def reserve(self, size_bytes: int) -> bool:
-        """Make room and take it; follow with `commit` or `cancel`. Evicts nothing in vain."""
+        """Reserve room, evicting only if that suffices. `commit` or `cancel` has to follow."""
         with self._lock:
             if not self.could_hold(size_bytes):
                 return False
@@ -106,15 +106,15 @@ class Tier(Generic[T]):
             return True
 
     def cancel(self, size_bytes: int) -> None:
-        """Give back room that was reserved."""
+        """Release reserved room."""
         with self._lock:
             self._use(-size_bytes)
 
     def commit(self, key: str, value: T, size_bytes: int) -> None:
-        """Hold a value in room that was reserved for it, pinned once for the caller."""
+        """Keep a value in the room reserved for it, pinned once for the caller."""
         with self._lock:
             doomed = self._entries.get(key)
-            if doomed is not None:  # still in use since it was discarded: the same content again
+            if doomed is not None:  # discarded, but still in use: the same content again
                 self._use(-size_bytes)
                 doomed.doomed = False
                 doomed.num_pins += 1
@@ -122,12 +122,12 @@ class Tier(Generic[T]):
                 self._entries[key] = _Entry(value, size_bytes, num_pins=1)
 
     def dispose(self, value: T) -> None:
-        """Clean up after a value that is not held, for example its files."""
+        """Clean up a value that is not kept, for example its files."""
         if self._dispose:
             self._dispose(value)
 
     def discard(self, key: str) -> bool:
-        """Drop a key now, or when its last user is done; it is not given out again."""
+        """Drop a key now, or after its last use; it cannot be pinned again."""
         with self._lock:
             entry = self._entries.get(key)
             if entry is None:
@@ -151,11 +151,11 @@ class Tier(Generic[T]):
 
 @dataclass(frozen=True)
 class Level(Generic[T]):
-    """A tier and how its values are made from those of the level below.
+    """A tier, and how its values are made from those of the level below.
 
-    `make(key, below)` may fail; then nothing was evicted. With `size_of`, the size is known before
-    making, and room is made first, so that not even for a moment more is held than the budget: for
-    memory that is scarce, and values whose making from a verified one cannot fail.
+    If `make(key, below)` fails, nothing was evicted. With `size_of`, the size is known in advance
+    and room is made first, so that the budget is never exceeded: for scarce memory, and for values
+    whose making cannot fail.
     """
 
     tier: Tier[T]

@@ -1,6 +1,6 @@
 """A published model's weights on their way from the registry to the device.
 
-Owns the levels of a replica's cache: files on the local disk (only where the registry is remote),
+Owns the levels of a replica's cache: files on the local disk (only if the registry is remote),
 their bytes in RAM as they were published, and tensors on the device in the compute precision. How
 they are read and put into the resident models is the method's (`dbray.method.methods`).
 """
@@ -33,11 +33,11 @@ from dbray.spec.methods import MethodSettings
 _log = logging.getLogger(__name__)
 
 REMEMBERED = (RegistryError, DigestMismatch, BaseError)
-"""Errors that say a model is unknown or corrupt; others may pass by themselves."""
+"""Errors of unknown or corrupt models; other errors may pass."""
 
 
 def published_bytes(layouts: Mapping[str, Layout]) -> int:
-    """Memory that a model with all parts takes as it is published by default: in float16."""
+    """Memory of a model with all parts as it is published by default, in float16."""
     return sum(2 * _num_values(layout) for layout in layouts.values())
 
 
@@ -49,8 +49,7 @@ def _num_values(layout: Layout) -> int:
 class Published:
     """A model's weights in a tier.
 
-    `contents` are the bytes of the files that they are views of, where they are, and `digests` what
-    the SHA-256 of each must be.
+    If they are views of files, `contents` are the bytes of the files, and `digests` their SHA-256.
     """
 
     weights: Weights
@@ -59,7 +58,7 @@ class Published:
 
     @property
     def size_bytes(self) -> int:
-        """Memory that it holds."""
+        """Memory in use."""
         if self.contents:
             return sum(content.nbytes for content in self.contents.values())
         return self.weights.size_bytes
@@ -67,7 +66,7 @@ class Published:
 
 @dataclass(frozen=True)
 class Files:
-    """A model's weight files on this machine. `folder` holds them, where they are copies."""
+    """A model's weight files on this machine; if they are copies, `folder` contains them."""
 
     method: MethodSettings
     paths: Mapping[str, Path]
@@ -114,7 +113,7 @@ class Source:
         return model, model.size_bytes
 
     def verify(self, key: str, model: Published) -> None:
-        """Compare the digests of the very bytes that are used. Raises DigestMismatch."""
+        """Compare the digests of the bytes in memory. Raises DigestMismatch."""
         for name, content in model.contents.items():
             if hashlib.sha256(_bytes(content)).hexdigest() != model.digests[name]:
                 raise DigestMismatch(f"{key}: {name} is not what was published")
@@ -126,7 +125,7 @@ class Source:
         return prepared, prepared.size_bytes
 
     def _published(self, key: str) -> Files:
-        """The published files themselves, of a registry on this machine."""
+        """The published files, of a registry on this machine."""
         revision = self._open(key)
         return Files(revision.record.recipe.method, revision.local_weights(), revision.digests)
 
@@ -151,7 +150,7 @@ def _read(file: Path, spare: Spare) -> Tensor:
 
 
 class Spare:
-    """One piece of memory that was touched already: first touch is most of the time of a read."""
+    """Memory that was touched before: the first touch is most of the time of a read."""
 
     def __init__(self) -> None:
         self._memory: Tensor | None = None
@@ -164,13 +163,13 @@ class Spare:
         return memory[:size]
 
     def replace(self, size: int) -> None:
-        """Make a new one, for when the next read is in a hurry."""
+        """Prepare memory for the next read."""
         if self._memory is None:
             self._memory = _room(size).fill_(1)
 
 
 def _room(size: int) -> Tensor:
-    """Memory straight from the system, to which it returns; a heap would keep the holes."""
+    """Memory from the system, to which it returns completely, unlike that of a heap."""
     memory = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     return torch.frombuffer(memory, dtype=torch.uint8)[:size]
 
@@ -182,7 +181,7 @@ def _bytes(content: Tensor) -> memoryview:
 
 @dataclass(frozen=True)
 class Budgets:
-    """Bytes that each tier may hold."""
+    """The most bytes of each tier."""
 
     disk_bytes: int
     ram_bytes: int
@@ -192,7 +191,7 @@ class Budgets:
 def make_cache(
     source: Source, budgets: Budgets, background: Executor, watcher: Watcher, is_local: bool
 ) -> TieredCache:
-    """Build a replica's cache. A local registry is its own disk tier: nothing is copied."""
+    """Build a replica's cache. The files of a local registry are not copied."""
     disk = Level(Tier("disk", budgets.disk_bytes, watcher, dispose=Files.remove), source.fetch)
     ram = Level(Tier("ram", budgets.ram_bytes, watcher), source.read)
     device: Level[Published] = Level(
@@ -212,7 +211,7 @@ def make_cache(
 
 
 def load_refusal(exc: Exception, key: str) -> Refusal:
-    """Translate a failed load. The log gets the details, the caller none: they name paths."""
+    """Translate a failed load. Details go to the log only: they contain paths."""
     if isinstance(exc, ModelNotFound):
         return NOT_FOUND
     _log.warning("model=%s cannot be loaded: %s: %s", key, type(exc).__name__, exc)

@@ -1,1 +1,1 @@
-"""Who may request what, how large, and how many at once: what surrounds every route."""
+"""What surrounds every route: keys, tenants, and the limits of size, time and number."""

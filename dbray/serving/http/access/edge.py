@@ -1,7 +1,7 @@
-"""What dbray adds to Ray Serve's HTTP proxy: time and size limits of headers, and error bodies.
+"""Added to Ray Serve's HTTP proxy: limits of the time and size of headers, and error bodies.
 
 The proxy calls `extend` as it starts, where RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names it
-("dbray.serving.http.access.edge:extend"). Everything else works without: see serve/README.md.
+("dbray.serving.http.access.edge:extend"). All else works without it: see serve/README.md.
 """
 
 from __future__ import annotations
@@ -33,52 +33,52 @@ ENVIRONMENT = {
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "3",
 }
-"""What the processes of Ray Serve must find in their environment; see `prepare`."""
+"""Environment of Ray Serve's processes; see `prepare`."""
 
 
 def prepare() -> None:
-    """Set ENVIRONMENT for a Ray that this process starts, but for what the user has set."""
+    """Set ENVIRONMENT for a Ray that this process starts; what the user has set is kept."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
 
 
 def extend() -> list[Middleware]:
-    """Limit headers, and give error bodies to the proxy's own failures."""
+    """Limit headers, and add error bodies to the proxy's own failures."""
     uvicorn.config.HTTP_PROTOCOLS["auto"] = f"{__name__}:LimitedProtocol"
     return [Middleware(OwnErrors)]
 
 
 class LimitedProtocol(HttpToolsProtocol):
-    """A connection whose headers must arrive in time and within a size, for every request."""
+    """A connection on which the headers of each request have limits of time and size."""
 
     _timer: asyncio.TimerHandle | None = None
     _num_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Await the first request."""
+        """Start the timer for the first request."""
         super().connection_made(transport)
         self._await_headers()
 
     def on_message_begin(self) -> None:
-        """Await the headers of a later request."""
+        """Start the timer for a later request."""
         super().on_message_begin()
         if self._timer is None:
             self._await_headers()
 
     def on_headers_complete(self) -> None:
-        """Stop the clock."""
+        """Stop the timer."""
         self._stop()
         super().on_headers_complete()
 
     def data_received(self, data: bytes) -> None:
-        """Count what arrives before the headers are complete."""
+        """Count the bytes that arrive before the headers are complete."""
         self._num_bytes += len(data)
         super().data_received(data)
         if self._timer is not None and self._num_bytes > MAX_HEADER_BYTES:
             self._refuse()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the clock."""
+        """Stop the timer."""
         self._stop()
         super().connection_lost(exc)
 
@@ -98,7 +98,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
 
 class OwnErrors:
-    """Gives the proxy's own failures, which are plain text or nothing, OpenAI's error body."""
+    """Replaces the proxy's own failures, plain text or nothing, by OpenAI's error body."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -120,7 +120,7 @@ class OwnErrors:
                 await send(message)
 
         await self._app(scope, receive, checked)
-        if not has_begun:  # the ingress died: the proxy returns without a word
+        if not has_begun:  # the ingress died: the proxy returns without a response
             await _fail(scope, send, LOST)
 
 
@@ -133,7 +133,7 @@ async def _fail(scope: Scope, send: Send, refusal: Refusal) -> None:
 
 
 def _is_own_failure(start: Message) -> bool:
-    """All responses of the ingress have this header; the proxy's own do not."""
+    """Whether the proxy made it: all responses of the ingress have a header that it lacks."""
     names = {name.lower() for name, _ in start.get("headers", ())}
     return start["status"] >= 400 and b"x-content-type-options" not in names
 

@@ -1,6 +1,6 @@
-"""The outermost layer of the ingress: request ids, sizes, origins, and the time it all took.
+"""The outermost layer of the ingress: request ids, sizes, origins, and the time of requests.
 
-Plain ASGI, so that a refused body is never read and a stream passes through unchanged.
+Plain ASGI, so that a refused body is not read and a stream passes unchanged.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ _LONG_HEADERS = Refusal(431, "headers_too_large", "The headers are too large.")
 _FOREIGN = Refusal(403, "foreign_origin", "Without keys, pages of other sites are refused.")
 
 ON_END = "dbray.on_end"
-"""Callables in a request's scope, called when it is over."""
+"""Callables in a request's scope, called at its end."""
 
 OnAnswer = Callable[[str, int, float], None]
 
 
 class Guard:
-    """Wraps the API. `is_open` says that no keys are needed."""
+    """Wraps the API. `is_open`: no keys are needed."""
 
     def __init__(
         self, app: ASGIApp, max_body_bytes: int, is_open: bool, on_answer: OnAnswer
@@ -86,7 +86,7 @@ class Guard:
         num_bytes = 0
 
         async def limited() -> Message:
-            """Refuse a body that is too large when it is first read: other routes ignore it."""
+            """Refuse a body that is too large when it is read: other routes ignore bodies."""
             nonlocal num_bytes
             if self._is_too_large(scope):
                 raise Refused(_TOO_LARGE)
@@ -102,7 +102,7 @@ class Guard:
             await self._app(scope, limited, response.send)
         except Refused as exc:
             await response.refuse(exc.refusal)
-        except Exception as exc:  # noqa: BLE001 - the edge: only our own error bodies may leave
+        except Exception as exc:  # noqa: BLE001 - callers get our own error bodies only
             # Not the message: it may quote what a tenant wrote.
             place = "".join(traceback.format_tb(exc.__traceback__))
             _log.error("request=%s failed: %s\n%s", response.request_id, type(exc).__name__, place)
@@ -115,15 +115,15 @@ class Guard:
 
 
 class _Response:
-    """Sends a response with the headers that all have."""
+    """Sends a response with the headers that all responses have."""
 
     def __init__(self, send: Send, headers: Headers) -> None:
         self._send = send
         given = headers.get("x-request-id", "")
-        # Serve's proxy gives every request an id and sends it back; ours would be a second one.
+        # Serve's proxy sends back an id that was given; ours would be a second one.
         self._made_id = not REQUEST_ID.fullmatch(given)
         self.request_id = uuid.uuid4().hex if self._made_id else given
-        self.status = 499  # until something is sent: the client hung up
+        self.status = 499  # the client disconnected, unless something is sent
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -153,7 +153,7 @@ def refusal_messages(refusal: Refusal) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _is_own_site(headers: Headers) -> bool:
-    """Without keys, a page of another site must not use its visitor's server (CSRF, rebinding)."""
+    """Whether no other site's page made it: those could use an open server (CSRF, rebinding)."""
     host = _hostname("//" + headers.get("host", ""))
     if not (host == "localhost" or is_loopback(host)):
         return False

@@ -1,7 +1,7 @@
 """Limits of requests in flight: unfinished bodies, and places for requests that were read.
 
-A body that is still arriving takes no place, so that callers who never finish theirs delay nobody:
-it has a time limit, and each tenant a number of unfinished bodies, beyond which the oldest ends.
+A body that is still arriving takes no place, so that callers who never finish theirs delay nobody.
+It has a time limit; each tenant has a number of unfinished bodies, beyond which the oldest ends.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Bodies:
         self._limits = defaultdict(OrderedDict)
 
     async def read(self, tenant: str, body: Awaitable[T]) -> T:
-        """Await a body. Raises Refused when it takes too long, or newer ones need its room."""
+        """Await a body. Raises Refused if it takes too long, or newer ones exceed the limit."""
         try:
             async with asyncio.timeout(self._seconds) as limit:
                 self._begin(tenant, limit)
@@ -57,7 +57,7 @@ class Bodies:
 
 
 class Places:
-    """Counts the requests in flight that were read, in all and per tenant."""
+    """Counts requests in flight whose bodies were read, in all and per tenant."""
 
     def __init__(self, most: int, share: float) -> None:
         self._most = most
@@ -65,7 +65,7 @@ class Places:
         self._taken = Counter[str]()
 
     def take(self, tenant: str) -> None:
-        """Take a place. Raises Refused when none is left, or the tenant has its share."""
+        """Take a place. Raises Refused if none is left, or the tenant has its share."""
         if self._taken[tenant] >= self._most_per_tenant:
             raise Refused(TOO_MANY)
         if self._taken.total() >= self._most:

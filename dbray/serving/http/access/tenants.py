@@ -40,7 +40,7 @@ _log = logging.getLogger(__name__)
 
 Scope = Literal["generate", "manage", "watch"]
 EVERYONE = "*"
-"""The operator's tenant: sees the models of all."""
+"""The operator's tenant, which sees the models of all tenants."""
 
 
 class Key(Spec):
@@ -73,7 +73,7 @@ ANYONE = Key(
     tenant=EVERYONE,
     scopes=frozenset(("generate", "manage", "watch")),
 )
-"""The key of requests without one, where access is open."""
+"""Stands for the key of requests where access is open."""
 
 _NO_KEY = Refusal(401, "missing_api_key", "Give a key: 'Authorization: Bearer <key>'.")
 _BAD_KEY = Refusal(401, "invalid_api_key", "The key is not valid.")
@@ -162,7 +162,7 @@ class Gate:
         # The bytes as they were sent, whatever a key's characters are.
         digest = hashlib.sha256(given.strip().encode("latin-1", "replace")).hexdigest()
         found = None
-        for key in self._key_file.keys:  # always all of them, so that the time reveals nothing
+        for key in self._key_file.keys:  # always all, so that the time reveals nothing
             if hmac.compare_digest(digest, key.sha256):
                 found = key
         if found is None:
@@ -170,7 +170,7 @@ class Gate:
         return found
 
     def charge(self, key: Key, num_images: int) -> None:
-        """Count images against the rate of the key's tenant. Raises Refused when it is used up."""
+        """Count images against the rate of the key's tenant. Raises Refused if it is used up."""
         limit = self._limit(key)
         wait = limit.take(num_images) if limit else 0.0
         if wait > 0:
@@ -181,7 +181,7 @@ class Gate:
             ))  # fmt: skip
 
     def refund(self, key: Key, num_images: int) -> None:
-        """Give back what was charged for images that were not made."""
+        """Undo the charge for images that were not made."""
         limit = self._limit(key)
         if limit:
             limit.put(num_images)
@@ -198,7 +198,7 @@ class Gate:
 
 
 class RateLimit:
-    """A token bucket that holds a minute's tokens, but at least 10: the most one request takes."""
+    """A token bucket for a minute's tokens, but at least for 10: the most of one request."""
 
     def __init__(self, per_second: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._per_second = per_second
@@ -208,7 +208,7 @@ class RateLimit:
         self._at = clock()
 
     def take(self, count: float) -> float:
-        """Take tokens and return 0, or take none and return the seconds until there are enough."""
+        """Take tokens and return 0; or take none and return the seconds until there are enough."""
         now = self._clock()
         self._tokens = min(self._most, self._tokens + (now - self._at) * self._per_second)
         self._at = now

@@ -17,7 +17,7 @@ _TYPES = {
     **{f"{name}.js": "text/javascript; charset=utf-8" for name in _SCRIPTS},
     "icon.svg": "image/svg+xml",
 }
-# Users' text is shown as text only; if that ever fails, this stops it from running.
+# Users' text is shown as text only; should that fail, this prevents its execution.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self' blob: data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
