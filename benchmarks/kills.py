@@ -139,7 +139,7 @@ def one_round(folder: Path, args: argparse.Namespace, victim: str, delay: float,
 
 
 def kill_nodes(args: argparse.Namespace, rng: random.Random, folder: Path) -> None:
-    """Kill every worker node of a cluster while the job runs on it; it has to end without a rerun."""
+    """Kill every worker node of a cluster while a job runs there, which is not run again."""
     undisturbed = prepare(folder / "undisturbed", args)
     whole = nodes.run(undisturbed, args.nodes)
     wanted = weights(published(undisturbed))

@@ -1,8 +1,8 @@
 """What does the death of a node cost? SIGKILL of the raylets of worker nodes, at random moments.
 
 Each round starts a cluster on this machine, runs the job on it once, and kills every worker node
-meanwhile; some of the dead nodes, chosen at random, are replaced after a few seconds. The run has to
-end with 0. Started by `kills.py --nodes 3`.
+meanwhile; some of the dead nodes, chosen at random, are replaced after a few seconds. The run has
+to end with 0. Started by `kills.py --nodes 3`.
 """
 
 from __future__ import annotations
