@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from concurrent.futures import Executor, ThreadPoolExecutor
 
@@ -190,16 +191,26 @@ def test_a_value_larger_than_the_budget_evicts_nothing():
     assert ram.keys() == device.keys() == ["a"]
 
 
+def asked_meanwhile(cache, key, count, readers, gate):
+    """Ask for a key that is being loaded, then open the gate; what each gets, or its error."""
+
+    async def ask():
+        tasks = [asyncio.create_task(cache.hold(key, readers)) for _ in range(count)]
+        await asyncio.sleep(0)  # all of them wait now
+        gate.set()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    return asyncio.run(ask())
+
+
 def test_one_load_however_many_ask(pool):
     storage = Storage()
     storage.gates["a"], storage.entered["a"] = threading.Event(), threading.Event()
     cache, _, device, watched = make_cache(storage, background=pool)
     first = held(cache, "a")  # given before it is verified
     assert storage.entered["a"].wait(30)
-    asking = [pool.submit(held, cache, "a") for _ in range(6)]
     assert device.keys() == []
-    storage.gates["a"].set()
-    holds = [future.result(30) for future in asking]
+    holds = asked_meanwhile(cache, "a", 6, pool, storage.gates["a"])
     first.settle()
     assert storage.reads == storage.verified == ["a"]
     assert device.num_pins("a") == 6
@@ -231,11 +242,10 @@ def test_everyone_who_waits_for_a_bad_load_hears_of_it(pool):
     cache, *_ = make_cache(storage, background=pool)
     first = held(cache, "a")
     assert storage.entered["a"].wait(30)
-    asking = [pool.submit(held, cache, "a") for _ in range(4)]
-    storage.gates["a"].set()
-    for wait in (first.settle, *(future.result for future in asking)):
-        with pytest.raises(DigestMismatch, match="a is damaged"):
-            wait()
+    errors = asked_meanwhile(cache, "a", 4, pool, storage.gates["a"])
+    assert [str(error) for error in errors] == ["a is damaged"] * 4
+    with pytest.raises(DigestMismatch, match="a is damaged"):
+        first.settle()
     assert storage.reads == ["a"]
 
 
