@@ -6,22 +6,24 @@ wrong with it. Needs neither torch nor Ray, and reads no registry.
 
 from __future__ import annotations
 
-import stat
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dbray import bases
 from dbray.bases import Base, defaults
-from dbray.errors import BaseError, Problem, SpecError
+from dbray.errors import BaseError, Problem, SpecError, StoreError
 from dbray.planning import names
 from dbray.planning.long_prompts import check_job_prompts
 from dbray.planning.names import Naming
+from dbray.planning.storage_place import check_storage
 from dbray.scores import embedders
 from dbray.spec.job import Job, anchored, draft_job
+from dbray.spec.paths import is_folder
 from dbray.spec.subject import Subject
 from dbray.subjects import validation
 from dbray.subjects.listings import Source
+from dbray.subjects.places import is_local, local_path
 from dbray.subjects.validation import CheckedSubject
 
 Sources = Mapping[str, Mapping[str, str]]
@@ -136,9 +138,6 @@ def check_job(job: Job) -> Checked:
 def _check(job: Job, source: Source | None, where: Callable[[str], str], folder: Path) -> Checked:
     """Check what a job names. A base of "" and a missing source are reported already."""
     checked = Checked(job)
-    if reason := _why_no_folder(job.storage):
-        fix = "name a folder, there already or not"
-        checked.problems.append(Problem("error", where("storage"), f"storage: {reason}", fix))
     if job.base:
         try:
             checked.base = bases.resolve(job.base, job.base_revision)
@@ -155,8 +154,9 @@ def _check(job: Job, source: Source | None, where: Callable[[str], str], folder:
         found = validation.validate(source, folder=folder, resolution=resolution)
         checked.problems += found.problems
         checked.subjects, checked.invalid = found.subjects, found.invalid
+    subjects = [one.subject for one in checked.subjects]
+    checked.problems += check_storage(job.storage, _folder_of(source, folder), subjects, where)
     if checked.base is not None and checked.job is not None:
-        subjects = [one.subject for one in checked.subjects]
         checked.naming, problems = names.check_names(checked.job, checked.base, subjects)
         checked.problems += problems
         drawn = checked.naming.drawn if checked.naming else {}
@@ -199,17 +199,15 @@ def _missing_embedders(job: Job, where: Callable[[str], str]) -> Iterator[Proble
                       "add 'embedder: ...': without it nothing is scored")  # fmt: skip
 
 
-def _why_no_folder(storage: str) -> str | None:
-    """Why results cannot be put here, as far as this machine knows without writing."""
-    if "://" in storage:
+def _folder_of(source: Source | None, folder: Path) -> Path | None:
+    """The folder that subjects are read from; None if they are listed elsewhere."""
+    if not isinstance(source, str) or not is_local(source):
         return None
     try:
-        is_folder = stat.S_ISDIR(Path(storage).stat().st_mode)
-    except FileNotFoundError:
+        path = local_path(source, str(folder))
+    except (StoreError, ValueError):
         return None
-    except OSError as exc:
-        return f"{storage:.200} cannot be a folder: {exc.strerror}"
-    return None if is_folder else f"{storage} is a file"
+    return path if is_folder(path) else None
 
 
 def resolve_job(job: Job, base: Base) -> tuple[Job, Sources]:

@@ -83,7 +83,7 @@ def estimate(plan: Plan, hardware: Hardware, rates: Rates | None) -> Cost:
         model_bytes=method.published_bytes(plan.base, recipe),
         storage_bytes={
             "weights": len(plan.to_train) * method.published_bytes(plan.base, recipe),
-            "class images": plan.num_prior_images * image_bytes,
+            "class images": (plan.num_prior_images + plan.num_copied_images) * image_bytes,
             "previews": len(plan.to_train) * num_previews * preview_bytes,
         },
         memory_bytes=memory_plan(

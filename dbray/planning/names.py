@@ -13,6 +13,7 @@ from dbray.bases import Base, load_tokenizer
 from dbray.errors import BaseError, Problem, SpecError
 from dbray.planning import identifiers
 from dbray.planning.identifiers import Vocabulary
+from dbray.planning.nouns import check_nouns
 from dbray.records.models import ModelRecord, Registry
 from dbray.spec.job import Job
 from dbray.spec.prompts import fill_prompt
@@ -78,6 +79,7 @@ def check_names(
     problems: list[Problem] = []
     try:
         tokenizer, texts = load_tokenizer(base), _texts_in_use(job, subjects)
+        problems += check_nouns(tokenizer, subjects)
         given, findings = _given(job, tokenizer, subjects, texts)
         problems += findings + _shared_names(given, ())
         rare = identifiers.candidates(tokenizer, job.identifiers.rank_range, ())

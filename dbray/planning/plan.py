@@ -17,10 +17,12 @@ from dbray.planning.checks import InvalidSubject, Ready
 from dbray.planning.ids import origin
 from dbray.planning.names import Latest, name_subjects, read_latest
 from dbray.records.models import REVISION_LENGTH, Registry
-from dbray.records.prior_sets import PriorPlan, is_made
+from dbray.records.prior_reuse import full_parts_elsewhere
+from dbray.records.prior_sets import IMAGES_PER_PART, PriorPlan, is_made
 from dbray.records.results import Outcome, read_outcomes
 from dbray.spec.canon import digest_json
 from dbray.spec.job import Job
+from dbray.spec.prompts import has_an
 from dbray.spec.subject import Subject
 from dbray.storage.store import Store
 from dbray.subjects.validation import CheckedSubject
@@ -65,6 +67,8 @@ class Plan:
     """Subjects that are skipped because they have errors."""
     file: str | None = None
     """Path of the job file, where it identifies the job."""
+    num_copied_images: int = 0
+    """Class images that are copied from sets with another count."""
 
     @cached_property
     def to_train(self) -> tuple[PlannedSubject, ...]:
@@ -84,8 +88,8 @@ class Plan:
 
     @property
     def num_prior_images(self) -> int:
-        """Class images to make, at most (parts of an interrupted set are kept)."""
-        return len(self.missing_priors) * self.job.prior.count
+        """Class images to sample, at most (parts of an interrupted set are kept)."""
+        return len(self.missing_priors) * self.job.prior.count - self.num_copied_images
 
 
 def make_plan(ready: Ready, store: Store, retry_failed: bool = False) -> Plan:
@@ -124,7 +128,9 @@ def make_plan(ready: Ready, store: Store, retry_failed: bool = False) -> Plan:
         needed = [priors[noun] for noun in plan.class_nouns if noun in priors]
         made = threads.map(lambda prior: is_made(store, prior), needed)
         missing = tuple(prior for prior, there in zip(needed, made, strict=True) if not there)
-    return replace(plan, missing_priors=missing)
+    elsewhere = full_parts_elsewhere(store, missing)
+    num_copied = IMAGES_PER_PART * sum(len(parts) for parts in elsewhere.values())
+    return replace(plan, missing_priors=missing, num_copied_images=num_copied)
 
 
 def _is_published(
@@ -151,6 +157,10 @@ def _failed_before(
     }
 
 
+def _has_an(subject: Subject) -> bool:
+    return any(has_an(caption, subject.class_noun) for caption in subject.captions or ())
+
+
 def _plan_subject(
     job: Job, base: Base, checked: CheckedSubject, identifier: str, priors: dict[str, PriorPlan]
 ) -> PlannedSubject:
@@ -169,6 +179,7 @@ def _plan_subject(
             "recipe": job.recipe.identity(),
             "prior": prior.digest if prior else None,
             **({"decodings": checked.decodings} if checked.decodings else {}),
+            **({"article": "an"} if _has_an(subject) else {}),
         }
     )
     return PlannedSubject(

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from dbray.errors import DigestMismatch, FileMissing, StoreError
 from dbray.spec.canon import digest_json
-from dbray.spec.prompts import fill_prompt
+from dbray.spec.prompts import fill_prompt, has_an
 from dbray.spec.sections import Prior
 from dbray.storage.committed import Committed
 from dbray.storage.store import Store
@@ -48,6 +48,8 @@ class PriorPlan:
                 "base": self.base_digest,
                 "class_noun": self.class_noun,
                 "prior": self.prior.identity(),
+                # The first versions wrote "a" before every class noun.
+                **({"prompt": self.prompt} if has_an(self.prior.prompt, self.class_noun) else {}),
             }
         )
 

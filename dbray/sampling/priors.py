@@ -21,6 +21,7 @@ from typing import Any
 from dbray import metrics
 from dbray.bases import Base
 from dbray.bases.generate import Sampling
+from dbray.records.prior_reuse import copy_part, full_parts_elsewhere
 from dbray.records.prior_sets import (
     DESCRIPTION,
     PriorPlan,
@@ -97,7 +98,8 @@ def make_priors(
 ) -> PriorReport:
     """Make sure that every PriorSet is published and undamaged.
 
-    Finished sets are kept, interrupted ones are continued, and damaged parts are made again.
+    Finished sets are kept, interrupted ones are continued, and damaged parts are made again. Where
+    the count of images was raised, only the new images are sampled.
 
     Args:
         store: where the sets are kept.
@@ -120,6 +122,7 @@ def make_priors(
         missing = list(threads.map(lambda plan: _open(store, plan), unique.values()))
     open_sets = {plan: parts for plan, parts in zip(unique.values(), missing, strict=True)
                  if parts is not None}  # fmt: skip
+    open_sets = _without_copied(store, open_sets)
     num_images = _make_parts(store, base, open_sets, pool or SamplingPool(), on_progress)
     return PriorReport(num_images, time.monotonic() - started, tuple(unique))
 
@@ -134,6 +137,21 @@ def _open(store: Store, plan: PriorPlan) -> list[int] | None:
     # The marker would not match the new parts, so the set must not look finished until then.
     store.remove(f"{plan.folder}/{COMMITTED}")
     return [part for part in range(plan.num_parts) if part_name(part) in broken]
+
+
+def _without_copied(
+    store: Store, open_sets: dict[PriorPlan, list[int]]
+) -> dict[PriorPlan, list[int]]:
+    """Copy what another set holds already; return what is left to sample."""
+    elsewhere = full_parts_elsewhere(store, list(open_sets))
+
+    def is_left(plan: PriorPlan, part: int) -> bool:
+        folder = elsewhere[plan].get(part)
+        return folder is None or not copy_part(store, plan, part, folder)
+
+    return {
+        plan: [part for part in parts if is_left(plan, part)] for plan, parts in open_sets.items()
+    }
 
 
 def _make_parts(

@@ -6,6 +6,7 @@ Owns how relative paths become absolute. Opens nothing: the reader of a path rep
 from __future__ import annotations
 
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +15,8 @@ from pydantic import AfterValidator, BeforeValidator
 
 MINIATURE = "miniature"
 """The base that is part of dbray."""
+_DRIVE = re.compile(r"(?:^|/)[A-Za-z]:[\\/]")
+_ONE_SLASH = re.compile(r"(?:^|/)(file|s3|gs|gcs|hdfs|viewfs|abfss?|https?):/")
 
 
 def is_address(value: Any) -> bool:
@@ -37,6 +40,27 @@ def _text_of_path(value: Any) -> Any:
 
 Address = Annotated[str, BeforeValidator(_text_of_path), AfterValidator(_check_address)]
 """A local path or a URI."""
+
+
+def foreign_form(path: str) -> tuple[str, str] | None:
+    """What is wrong with a Windows path or a URI with one slash, and a fix; else None.
+
+    Both are valid names of local files, and so would be taken for such.
+    """
+    if "://" in path:
+        return None
+    if drive := _DRIVE.search(path):
+        written = path[drive.start() :].lstrip("/")
+        unix = f"/mnt/{written[0].lower()}/{written[3:]}".replace("\\", "/")
+        fix = f"give a path of this machine, which in WSL is {unix}"
+        return f"{written} is a Windows path", fix
+    if "\\" in path:
+        return f"{path} has Windows separators", "write '/' in place of '\\'"
+    if scheme := _ONE_SLASH.search(path):
+        name, rest = scheme[1], path[scheme.end() :]
+        what = f"{name}:/{rest} would be a folder of this machine named '{name}:'"
+        return what, f"write {name}://{rest}"
+    return None
 
 
 def anchor(path: str, folder: Path) -> str:

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
+# Words that begin with the sound of a vowel: by their letters, with the exceptions of English.
+_VOWEL_SOUND = re.compile(
+    r"(?!eu|ewe|one\b|uni(?![mn])|u[st][aeiou]|uk[eu]|ur[aeiou]|ufo)[aeiou]|hour|honest|honou?r|heir",
+    re.IGNORECASE,
+)
+
 
 def check_template(prompt: str, allowed: tuple[str, ...], required: str | None = None) -> str:
     """Return `prompt` if its only placeholders are the allowed ones. Raises ValueError."""
@@ -30,7 +38,18 @@ def named_until(prompt: str, class_noun: str, identifier: str | None = None) -> 
 def fill_prompt(prompt: str, class_noun: str, identifier: str | None = None) -> str:
     """Fill {subject} with '[identifier] [class noun]' and {class} with the class noun.
 
-    Without an identifier (the untouched base), {subject} is the class noun.
+    Without an identifier (the untouched base), {subject} is the class noun. Before a class noun
+    that begins with the sound of a vowel, "a" becomes "an"; before an identifier it stays.
     """
     subject = f"{identifier} {class_noun}" if identifier else class_noun
+    if _VOWEL_SOUND.match(class_noun):
+        nouns = r"\{class\}" if identifier else r"\{(?:class|subject)\}"
+        prompt = re.sub(rf"\b([Aa]) (?={nouns})", r"\1n ", prompt)
     return prompt.replace("{subject}", subject).replace("{class}", class_noun)
+
+
+def has_an(prompt: str, class_noun: str) -> bool:
+    """Whether the filled prompt says "an" where the template says "a" before {class}."""
+    return fill_prompt(prompt, class_noun, "x") != prompt.replace(
+        "{subject}", f"x {class_noun}"
+    ).replace("{class}", class_noun)

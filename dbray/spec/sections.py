@@ -190,8 +190,16 @@ class Prior(Spec):
 
     first_fields = frozenset({"count", "prompt", "sampler", "steps", "guidance", "seed"})
 
-    count: int = Field(default=200, ge=1, le=10_000, description="Class images per class noun.")
-    prompt: str = Field(default="a {class}", description='The paper\'s "a [class noun]".')
+    count: int = Field(
+        default=200,
+        ge=1,
+        le=10_000,
+        description="Class images per class noun; where it is raised, only new ones are sampled.",
+    )
+    prompt: str = Field(
+        default="a {class}",
+        description='The paper\'s "a [class noun]"; "an" before the sound of a vowel.',
+    )
     sampler: Sampler = Field(
         default="ddpm",
         description="The paper uses an ancestral sampler. Bases trained by flow matching have "

@@ -27,7 +27,11 @@ class Subject(Spec):
     """What a model is personalised for: a few photographs of one thing, and its class noun."""
 
     id: SubjectId = Field(description="Unique name; becomes the published model's id.")
-    class_noun: str = Field(min_length=1, max_length=64, description='Coarse class, e.g. "dog".')
+    class_noun: str = Field(
+        min_length=1,
+        max_length=64,
+        description='Coarse class in one or two words, in the singular and without article: "dog".',
+    )
     images: Annotated[tuple[Address, ...], BeforeValidator(_in_list)] = Field(
         description="Paths or URIs of 3 to 6 photographs, or the path of a folder of them on this "
         "machine."

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dbray.errors import Problem, SpecError, StoreError, without_secrets
-from dbray.spec.paths import is_address, is_folder
+from dbray.spec.paths import foreign_form, is_address, is_folder
 from dbray.spec.subject import Subject, subject_fields
 from dbray.spec.text_files import Item, read_text
 from dbray.storage import store
@@ -57,7 +57,7 @@ def _read_file(source: str, name: str, local: Path | None, class_noun: str | Non
         _refuse_scheme(source, name)
     elif not local.exists():
         fix = "check the path, or make a manifest with 'dbray init'"
-        raise SpecError.of(name, "does not exist", fix)
+        raise SpecError.of(name, *(foreign_form(source) or ("does not exist", fix)))
     if reader is None:
         fix = "give a .jsonl, .yaml or .csv file, or a folder on this machine"
         raise SpecError.of(name, "is not a manifest", fix)

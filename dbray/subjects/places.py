@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from dbray.spec.paths import anchor
+from dbray.spec.paths import anchor, foreign_form
 from dbray.storage import local
 
 SCHEMES = ("file", "s3", "gs")
@@ -78,8 +78,8 @@ def why_missing(path: Path) -> tuple[str, str] | None:
     real = os.path.realpath(path)
     if path.is_symlink() and not os.path.lexists(real):
         return f"{path} is a link to {real}, which does not exist", "repair the link, or remove it"
-    if "\\" in str(path):
-        return f"{path} has Windows separators", "write '/' in place of '\\'"
+    if reason := foreign_form(str(path)):
+        return reason
     form = unicodedata.normalize("NFC", path.name)
     with suppress(OSError):
         for other in path.parent.iterdir():

@@ -17,10 +17,13 @@ from dbray.hardware import Hardware
 from dbray.planning.checks import check_job, resolve_job
 from dbray.planning.cost import estimate, latest_rates, num_lanes, num_prior_actors, too_small
 from dbray.planning.plan import make_plan
+from dbray.records.prior_sets import DESCRIPTION, PriorPlan, describe, encode_part, part_name
 from dbray.records.results import RESULTS_FILE, Failure, Outcome, Rates
 from dbray.run.journal import Journal
+from dbray.spec.canon import digest_json
 from dbray.spec.job import Job
 from dbray.spec.sections import Recipe, Resources
+from dbray.spec.subject import Subject
 from dbray.storage.store import Store
 from dbray.subjects import validation
 
@@ -137,6 +140,41 @@ def test_the_name_of_a_preset_is_not_part_of_a_fingerprint(tmp_path, tiny_base):
     values = {"learning_rate": 1e-3, "prior_weight": 0}
     written = load_job(tmp_path, tiny_base, SUBJECTS, recipe=values)
     assert by_id(plan_of(named)) == by_id(plan_of(written))
+
+
+@pytest.mark.parametrize(("noun", "caption", "added"), [
+    ("dog", "a {subject} beside a {class}", {}),
+    ("owl", "a {subject}", {}),
+    ("owl", "a {subject} beside a {class}", {"article": "an"}),
+])  # fmt: skip
+def test_only_prompts_that_say_an_have_other_fingerprints_than_in_the_first_versions(
+    job, base, noun, caption, added
+):
+    images = [str(path) for path in sorted(Path(job.subjects, "rex").glob("*.png"))]
+    rex = Subject(id="rex", class_noun=noun, images=images, captions=[caption] * len(images))
+    plan = plan_of(job.model_copy(update={"subjects": (rex,)}))
+    [planned] = plan.to_train
+    prior = {"base": base.digest, "class_noun": noun, "prior": plan.job.prior.identity()}
+    prior |= {"prompt": "an owl"} if noun == "owl" else {}
+    assert planned.prior_digest == digest_json(prior)
+    assert planned.fingerprint == digest_json({
+        "version": 1, "base": base.digest, "subject": "rex", "images": planned.image_digests,
+        "class_noun": noun, "captions": rex.captions, "identifier": planned.identifier,
+        "recipe": plan.job.recipe.identity(), "prior": planned.prior_digest, **added,
+    })  # fmt: skip
+
+
+def test_class_images_of_a_set_with_another_count_are_not_counted(job, base):
+    prior = check_job(job).ready().job.prior.model_copy(update={"count": 20})
+    made, store = PriorPlan(base.digest, "dog", prior), Store(job.storage)
+    for part in range(made.num_parts):
+        indices = made.indices(part)
+        data = encode_part(indices, [0] * len(indices), [b"png"] * len(indices))
+        store.write_bytes(f"{made.folder}/{part_name(part)}", data)
+    store.write_json(f"{made.folder}/{DESCRIPTION}", describe(made, "base", {}))
+    store.seal(made.folder, made.files)
+    more = job.model_copy(update={"prior": job.prior.model_copy(update={"count": 40})})
+    assert plan_of(more).num_prior_images == 40 + 24
 
 
 def test_changed_images_are_trained_anew(tmp_path, tiny_base, job):

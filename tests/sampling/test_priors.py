@@ -17,6 +17,7 @@ import torch
 from dbray import bases
 from dbray.bases.generate import Sampling, generate
 from dbray.errors import BaseError, DigestMismatch, LaneLost, StoreError
+from dbray.records.prior_reuse import copy_part, full_parts_elsewhere
 from dbray.records.prior_sets import (
     PriorPlan,
     broken_files,
@@ -152,6 +153,40 @@ def test_two_actors_make_the_same_bits_and_a_finished_set_is_kept(made, base, st
         assert files_of(store, plan) == files_of(made[0], plan)
     kept = make_priors(store, base, again, SamplingPool(num_actors=2))
     assert (kept.num_images, kept.images_per_second) == (0, 0.0)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(("count", "num_sampled"), [(56, 24), (32, 0)])
+def test_another_count_samples_only_what_no_full_part_holds(
+    made, base, tmp_path, count, num_sampled
+) -> None:
+    store = copy_of(made[0], tmp_path / "storage")
+    prior = PRIOR.model_copy(update={"count": count})
+    [plan] = plans_of(base, "dog", prior=prior)
+    report = make_priors(store, base, [plan], SamplingPool(num_actors=1))
+    assert report.num_images == num_sampled
+    assert is_made(store, made[1][0])
+    fresh = Store(str(tmp_path / "fresh"))
+    assert make_priors(fresh, base, [plan], SamplingPool(num_actors=1)).num_images == count
+    assert files_of(store, plan) == files_of(fresh, plan)
+
+
+def test_sets_that_differ_in_more_than_the_count_share_nothing(made, base, tmp_path) -> None:
+    store = copy_of(made[0], tmp_path / "storage")
+    larger = PRIOR.model_copy(update={"count": 80})
+    [plan] = plans_of(base, "dog", prior=larger)
+    others = [
+        *plans_of(base, "clock", prior=larger),
+        *plans_of(base, "dog", prior=larger.model_copy(update={"seed": 4})),
+        dataclasses.replace(plan, base_digest="0" * 64),
+    ]
+    found = full_parts_elsewhere(store, [plan, *others])
+    assert found[plan] == dict.fromkeys((0, 1), made[1][0].folder)
+    assert not any(found[other] for other in others)
+    (Path(store.uri) / made[1][0].folder / part_name(1)).write_bytes(b"damaged")
+    assert copy_part(store, plan, 0, made[1][0].folder)
+    assert not copy_part(store, plan, 1, made[1][0].folder)
+    assert missing_parts(store, plan) == [1, 2, 3, 4]
 
 
 @pytest.mark.ray
@@ -291,6 +326,8 @@ class Overtaken(Store):
 
     def names(self, path: str = "") -> list[str]:
         found = super().names(path)
+        if path == "priors":
+            return found
         for name, data in self.missing.items():
             self.write_bytes(f"{path}/{name}", data)
         self.seal(path, [*found, *self.missing])

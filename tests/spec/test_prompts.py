@@ -2,9 +2,35 @@
 
 from __future__ import annotations
 
-from dbray.spec.prompts import fill_prompt
+import pytest
+
+from dbray.spec.prompts import fill_prompt, has_an
 
 
 def test_prompts_are_filled():
     assert fill_prompt("a {subject} and a {class}", "dog", "zb") == "a zb dog and a dog"
     assert fill_prompt("a {subject}", "dog") == "a dog"
+
+
+@pytest.mark.parametrize("noun", [
+    "elephant", "owl", "umbrella", "hourglass", "antique vase", "urn", "Alpaca",
+    "uninflated balloon",
+])  # fmt: skip
+def test_the_article_agrees_with_a_class_noun_that_begins_with_a_vowel_sound(noun):
+    assert fill_prompt("a {class}", noun) == f"an {noun}"
+    assert fill_prompt("A photo of a {subject}", noun) == f"A photo of an {noun}"
+    assert (
+        fill_prompt("a {subject} beside a {class}", noun, "zb") == f"a zb {noun} beside an {noun}"
+    )
+    assert fill_prompt("panda {class}, the {class}", noun) == f"panda {noun}, the {noun}"
+    assert has_an("a {subject} beside a {class}", noun)
+    assert not has_an("a {subject}", noun)
+
+
+@pytest.mark.parametrize("noun", [
+    "dog", "unicorn", "university", "euro", "one-eyed robot", "ukulele", "utensil", "ufo", "horse",
+    "hat", "uniform",
+])  # fmt: skip
+def test_other_articles_stay(noun):
+    assert fill_prompt("a {class} and a {subject}", noun) == f"a {noun} and a {noun}"
+    assert not has_an("a {class}", noun)

@@ -23,7 +23,9 @@ def rex(tmp_path) -> Path:
 
 def write_job(folder: Path, base: Path, subjects: str) -> Path:
     file = folder / "job.yaml"
-    file.write_text(yaml.safe_dump({"base": str(base), "subjects": subjects}))
+    file.write_text(
+        yaml.safe_dump({"base": str(base), "subjects": subjects, "previews": {"prompts": []}})
+    )
     return file
 
 

@@ -1,0 +1,68 @@
+"""Class images that another PriorSet holds already: sets that differ only in their count.
+
+Image i is sampled from (seed, i), in one batch with the others of its part. So a full part is the
+same, bit for bit, in all such sets; a last part that is not full was sampled in another batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from dbray.errors import DbrayError
+from dbray.records.prior_sets import DESCRIPTION, IMAGES_PER_PART, PriorPlan, part_name
+from dbray.spec.sections import Prior
+from dbray.storage.committed import Committed
+from dbray.storage.store import Store
+
+_READ_AT_ONCE = 16
+
+
+def full_parts_elsewhere(
+    store: Store, plans: Sequence[PriorPlan]
+) -> dict[PriorPlan, dict[int, str]]:
+    """Find the full parts of some sets that other published sets hold: folders by part."""
+    if not plans:
+        return {}
+    with ThreadPoolExecutor(_READ_AT_ONCE) as threads:
+        read = threads.map(lambda name: _published(store, name), store.names("priors"))
+        known = [plan for plan in read if plan is not None]
+    return {plan: dict(_parts_of(plan, known)) for plan in plans}
+
+
+def copy_part(store: Store, plan: PriorPlan, part: int, folder: str) -> bool:
+    """Copy a verified part from another set's folder; False if it is damaged or gone."""
+    try:
+        data = Committed(store, folder).read(part_name(part))
+    except DbrayError:
+        return False
+    store.write_bytes(f"{plan.folder}/{part_name(part)}", data)
+    return True
+
+
+def _parts_of(plan: PriorPlan, known: Sequence[PriorPlan]) -> Iterator[tuple[int, str]]:
+    for other in known:
+        if other.digest != plan.digest and _family(other) == _family(plan):
+            full = min(plan.prior.count, other.prior.count) // IMAGES_PER_PART
+            yield from ((part, other.folder) for part in range(full))
+
+
+def _family(plan: PriorPlan) -> str:
+    """Equal for sets that differ only in their count."""
+    one = plan.prior.model_copy(update={"count": 1})
+    return PriorPlan(plan.base_digest, plan.class_noun, one).digest
+
+
+def _published(store: Store, name: str) -> PriorPlan | None:
+    """The plan of a published set; None if it cannot be read, or does not give the set's name."""
+    folder = f"priors/{name}"
+    try:
+        if not store.is_committed(folder):
+            return None
+        found = store.read_json(f"{folder}/{DESCRIPTION}")
+        plan = PriorPlan(
+            found["base_digest"], found["class_noun"], Prior.model_validate(found["prior"])
+        )
+    except (DbrayError, ValueError, LookupError, TypeError):
+        return None
+    return plan if plan.digest == name else None
