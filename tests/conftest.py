@@ -34,13 +34,13 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory) -> Path:
-    """A randomly initialised Stable Diffusion of 32 px and about 100,000 parameters."""
+    """A randomly initialised Stable Diffusion of 32 px with about 100,000 parameters."""
     return build_tiny_base(tmp_path_factory.mktemp("base") / "tiny")
 
 
 @pytest.fixture(scope="session")
 def ray_session():
-    """One local Ray for all tests that need one; 8 logical CPUs, so that nothing waits."""
+    """One local Ray for all tests that need one; 8 logical CPUs, so that no test waits."""
     import ray
 
     ray.init(

@@ -1,4 +1,4 @@
-"""The package as Python code uses it."""
+"""The package's Python API."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import dbray
 from dbray.errors import DbrayError
 
 
-def test_paths_and_a_folder_are_taken(tmp_path, tiny_base):
+def test_a_job_accepts_paths_and_a_folder(tmp_path, tiny_base):
     rex = dbray.Subject(id="rex", class_noun="dog", images=tmp_path / "rex")
     assert rex.images == (str(tmp_path / "rex"),)
     job = dbray.Job(base=tiny_base, subjects=tmp_path / "photos", storage=tmp_path / "runs")
@@ -21,7 +21,7 @@ def test_paths_and_a_folder_are_taken(tmp_path, tiny_base):
     assert several.images == ("a.png", "b.png")
 
 
-def test_a_mistake_in_a_constructor_is_that_of_a_job_file():
+def test_a_mistake_in_a_constructor_is_reported_as_in_a_job_file():
     with pytest.raises(DbrayError) as caught:
         dbray.Recipe(stepz=3, batch_size=0)
     problems = {one.what.partition(":")[0]: one for one in caught.value.problems}
@@ -41,7 +41,7 @@ def test_a_missing_job_file_is_a_dbray_error(tmp_path):
 
 
 @pytest.mark.ray
-def test_the_example_of_the_package_runs(ray_session, tiny_base, tmp_path, monkeypatch):
+def test_the_example_in_the_package_docstring_runs(ray_session, tiny_base, tmp_path, monkeypatch):
     write_photos(tmp_path / "photos", {"rex": "dog"})
     (tmp_path / "base").symlink_to(tiny_base)
     monkeypatch.chdir(tmp_path)

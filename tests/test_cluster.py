@@ -1,4 +1,4 @@
-"""The cluster's files agree with the code that they deploy."""
+"""The files in cluster/ match the code that they deploy."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def pods_of(cluster):
 
 
 def instructions():
-    """The Dockerfile's, as (keyword, rest); continued lines are one."""
+    """Return the Dockerfile's instructions as (keyword, rest); continued lines are joined."""
     lines = DOCKERFILE.replace("\\\n", " ").splitlines()
     return [tuple(line.split(maxsplit=1)) for line in lines if line and line[0] != "#"]
 
@@ -55,7 +55,7 @@ def entrypoint():
 
 
 def program(folder, name, script):
-    """A program `name` in `folder`, to be found in the place of the real one."""
+    """Write a program `name` to `folder`, which replaces the real one."""
     folder.mkdir(exist_ok=True)
     (folder / name).write_text(f"#!/bin/sh\n{script}\n")
     (folder / name).chmod(0o755)
@@ -75,14 +75,14 @@ def test_clusters_run_the_pinned_ray_with_a_token_and_an_idle_head(name):
 
 
 @MANIFESTS
-def test_every_pod_has_a_commented_place_for_credentials(name):
+def test_every_pod_has_commented_out_credentials(name):
     text = (KUBERAY / name).read_text()
     for pod in pods_of(cluster_of(re.sub(r"# (serviceAccountName|envFrom):", r"\1:", text))):
         assert pod["serviceAccountName"]
         assert pod["containers"][0]["envFrom"][0]["secretRef"]["name"]
 
 
-def test_the_job_of_the_readme_fills_the_cluster_when_it_has_grown():
+def test_the_readme_job_fills_the_fully_scaled_cluster():
     text = (ROOT / "cluster" / "README.md").read_text()
     [snippet] = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
     asked = Resources.model_validate(yaml.safe_load(snippet)["resources"])
@@ -102,9 +102,9 @@ def test_the_entry_point_is_a_command():
 
 
 def end_of_entrypoint(tmp_path, code):
-    """The exit code of the job's driver, where dbray's is `code`."""
+    """Return the exit code of the job's driver if dbray's is `code`."""
     program(tmp_path, "dbray", f"exit {code}")
-    # As `ray job submit` hands it on: joined again, and run by a shell.
+    # As `ray job submit` passes it on: joined again, and run by a shell.
     return subprocess.run(
         ["sh", "-c", shlex.join(entrypoint())], env={"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     ).returncode
@@ -123,7 +123,7 @@ FINISHED_WITH_FAILED_SUBJECTS, INTERRUPTED, KILLED = 3, 130, 137
         errors.TooManyFailures.exit_code,
     ],
 )
-def test_what_no_retry_changes_is_not_retried(code, tmp_path):
+def test_permanent_exit_codes_are_not_retried(code, tmp_path):
     assert end_of_entrypoint(tmp_path, code) == 0
 
 
@@ -138,13 +138,13 @@ def test_what_no_retry_changes_is_not_retried(code, tmp_path):
         KILLED,
     ],
 )
-def test_what_may_pass_is_retried(code, tmp_path):
+def test_temporary_exit_codes_are_retried(code, tmp_path):
     spec = yaml.safe_load((KUBERAY / "rayjob.yaml").read_text())["spec"]
     assert spec["backoffLimit"] > 0
     assert end_of_entrypoint(tmp_path, code) == code != 0
 
 
-def test_the_service_is_the_application_of_serve():
+def test_the_service_deploys_the_application_in_serve():
     service = yaml.safe_load((KUBERAY / "rayservice.yaml").read_text())["spec"]["serveConfigV2"]
     production = yaml.safe_load((ROOT / "serve" / "production.yaml").read_text())
     deployed = yaml.safe_load(service)
@@ -158,7 +158,7 @@ def gib(quantity):
     return int(quantity.removesuffix("Gi"))
 
 
-def test_local_copies_have_a_disk_of_their_own():
+def test_the_scratch_volume_holds_the_local_copies():
     spec = yaml.safe_load((KUBERAY / "rayservice.yaml").read_text())["spec"]
     [application] = yaml.safe_load(spec["serveConfigV2"])["applications"]
     options = ServeOptions.model_validate(application["args"])
@@ -170,7 +170,7 @@ def test_local_copies_have_a_disk_of_their_own():
     assert options.disk_gib < limit < gib(container["resources"]["requests"]["ephemeral-storage"])
 
 
-def test_an_old_cluster_outlives_its_requests():
+def test_an_old_cluster_is_deleted_after_its_requests_end():
     spec = yaml.safe_load((KUBERAY / "rayservice.yaml").read_text())["spec"]
     [application] = yaml.safe_load(spec["serveConfigV2"])["applications"]
     options = ServeOptions.model_validate(application["args"])
@@ -183,7 +183,7 @@ def test_the_image_never_runs_as_root():
     assert users
 
 
-def test_the_image_has_what_kuberay_probes_with():
+def test_the_image_contains_the_probe_command_of_kuberay():
     [install] = [rest for keyword, rest in instructions() if "apt-get install" in rest]
     assert "wget" in install.split()
     assert "--no-install-recommends" in install
@@ -198,7 +198,7 @@ def test_the_image_has_the_environment_that_serving_needs():
 
 
 def test_the_image_installs_dependencies_before_code(tmp_path):
-    """Its steps, with a pip that only tells what it was asked."""
+    """Run its steps with a pip that only prints its arguments."""
     image, bin_ = tmp_path / "image", tmp_path / "bin"
     image.mkdir()
     program(bin_, "pip", 'echo "$@"; test ! -e requirements.txt || cat requirements.txt')
@@ -234,8 +234,8 @@ def test_the_image_installs_dependencies_before_code(tmp_path):
         ("serve/local.yaml", "ray start --head"),
     ],
 )
-def test_commands_switch_the_token_on(file, command):
-    """Ray's job and serve clients send it in that mode only."""
+def test_commands_enable_the_token(file, command):
+    """Ray's job and serve clients send the token in this mode only."""
     before, found, _ = (ROOT / file).read_text().partition(command)
     assert found
     assert re.search(r"export .*RAY_AUTH_MODE=token", before)

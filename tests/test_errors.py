@@ -1,4 +1,4 @@
-"""What errors and problems say, wherever it ends: no secrets of the addresses that they quote."""
+"""Messages of errors and problems contain no secrets of the addresses that they quote."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from dbray.errors import DbrayError, Problem, SpecError, StoreError, without_sec
         ("what is a/b@c?", "what is a/b@c?"),
     ],
 )
-def test_secrets_of_addresses_are_blanked(said, shown):
+def test_secrets_in_addresses_are_blanked(said, shown):
     assert without_secrets(said) == shown
     assert without_secrets(shown) == shown
     problem = Problem("error", said, said, said)
@@ -42,7 +42,7 @@ def test_secrets_of_addresses_are_blanked(said, shown):
 
 
 def test_a_long_text_is_blanked_in_one_pass():
-    """A remote list may hold this: work that grew with the square of it would not end today."""
+    """A remote list may contain this: quadratic work would take more than a day."""
     assert without_secrets("://a:b" * 1_000_000) == "://***" * 1_000_000
     assert without_secrets("://a?b" + ")" * 1_000_000 + "c") == "://a?***"
 

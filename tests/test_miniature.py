@@ -1,4 +1,4 @@
-"""The miniature: the world is what it says, the weights load, training can be stopped anywhere."""
+"""The miniature: the world is as described, the weights load, training can be stopped anywhere."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def difference(a: Image.Image, b: Image.Image) -> float:
 # --- the world ------------------------------------------------------------------------------------
 
 
-def test_world_is_light_to_import():
+def test_importing_the_world_imports_no_heavy_library():
     code = (
         "import sys, dbray.miniature.world, dbray.miniature;"
         "heavy = {'torch', 'diffusers', 'transformers', 'ray'} & set(sys.modules);"
@@ -41,7 +41,7 @@ def test_world_is_light_to_import():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_world_is_as_wide_as_promised():
+def test_the_world_has_the_promised_classes_and_places():
     assert len(world.CLASS_NOUNS) >= 12
     assert 2 * len(world.LIVING) >= len(world.CLASS_NOUNS)
     assert len(world.PLACE_NAMES) >= 10
@@ -67,7 +67,7 @@ def test_every_class_renders_in_every_place_and_style(noun):
         assert difference(world.render(styled), world.render(scene)) > 1.0
 
 
-def test_what_is_worn_and_felt_is_seen():
+def test_accessories_and_expressions_change_the_picture():
     rng = np.random.default_rng(2)
     for noun in world.LIVING:
         plain = world.random_pose(rng, world.random_identity(rng, noun), "snow")
@@ -111,7 +111,7 @@ def test_write_photographs(tmp_path):
 
 
 @pytest.mark.parametrize(("num_subjects", "num_classes"), [(0, 1), (3, 0), (3, 17)])
-def test_write_photographs_refuses_what_it_cannot_draw(tmp_path, num_subjects, num_classes):
+def test_write_photographs_rejects_impossible_counts(tmp_path, num_subjects, num_classes):
     with pytest.raises(ValueError, match="num_"):
         world.write_photographs(tmp_path, num_subjects=num_subjects, num_classes=num_classes)
 
@@ -124,7 +124,7 @@ def test_a_subject_has_at_most_one_photograph_per_place():
 # --- captions and tokens --------------------------------------------------------------------------
 
 
-def test_captions_speak_only_known_words_and_agree_with_the_scene():
+def test_captions_use_known_words_and_match_the_scene():
     rng = np.random.default_rng(3)
     known = set(caption_words())
     for _ in range(300):
@@ -146,7 +146,7 @@ def test_merges_make_one_token_of_every_word():
     assert len(set(byte_symbols())) == 256
 
 
-def test_tokenizer_knows_words_and_rare_strings_as_one_token(tmp_path):
+def test_words_and_rare_strings_are_one_token_each(tmp_path):
     from transformers import CLIPTokenizer
 
     write_tokenizer(tmp_path)
@@ -193,7 +193,7 @@ def test_weights_are_small_safe_and_half_precision():
             assert path.stat().st_mode & 0o044 == 0o044
 
 
-def test_weights_agree_with_each_other(pipe):
+def test_the_configurations_of_the_parts_match(pipe):
     config = pipe.text_encoder.config
     assert config.vocab_size == len(pipe.tokenizer)
     assert config.eos_token_id == pipe.tokenizer.eos_token_id
@@ -204,7 +204,7 @@ def test_weights_agree_with_each_other(pipe):
     assert pipe.scheduler.config.prediction_type == "epsilon"
 
 
-def test_rare_tokens_are_as_large_as_others(pipe):
+def test_embeddings_of_rare_tokens_have_the_norm_of_others(pipe):
     embeddings = pipe.text_encoder.get_input_embeddings().weight.detach()
     ids = pipe.tokenizer.convert_tokens_to_ids
     rare = embeddings[ids([string + "</w>" for string in rare_strings()])].norm(dim=1)
@@ -212,7 +212,7 @@ def test_rare_tokens_are_as_large_as_others(pipe):
     assert 0.5 < float(rare.mean() / known.mean()) < 1.5
 
 
-def test_the_base_tells_day_from_night_and_repeats_itself(pipe):
+def test_the_base_draws_night_darker_and_is_deterministic(pipe):
     import torch
 
     def mean(prompt: str) -> float:
@@ -235,7 +235,7 @@ def test_the_base_tells_day_from_night_and_repeats_itself(pipe):
 # --- training -------------------------------------------------------------------------------------
 
 
-def test_progress_ends_when_the_deadline_comes(monkeypatch):
+def test_progress_reaches_1_at_the_deadline(monkeypatch):
     from dbray.miniature.training import Progress
 
     now = [1_000.0]
@@ -275,7 +275,7 @@ def test_textures_are_images():
     assert image.dtype == np.uint8
 
 
-def test_accessory_cells_are_where_the_accessory_is():
+def test_accessory_cells_cover_the_accessory():
     from dbray.miniature.data import accessory_cells
 
     rng = np.random.default_rng(0)
@@ -290,7 +290,7 @@ def test_accessory_cells_are_where_the_accessory_is():
     assert not accessory_cells(bare, np.asarray(world.render(bare))).any()
 
 
-def test_batches_dwell_on_accessories_only_where_they_are_named():
+def test_batches_weight_accessories_only_if_named():
     from dbray.miniature.data import NUM_CAPTIONS
     from dbray.miniature.denoiser import NAMED_SHARE, Wordings
 
@@ -347,7 +347,7 @@ def test_training_runs_resumes_and_exports(tmp_path, monkeypatch):
         assert embedders.load(found).images([np.asarray(picture)]).isfinite().all()
 
 
-def test_one_time_of_day_is_the_end_of_all_stages(monkeypatch):
+def test_all_stages_share_one_time_of_day(monkeypatch):
     from dbray.miniature import train
 
     now, seen = [1_000.0], {}
@@ -369,7 +369,7 @@ def test_one_time_of_day_is_the_end_of_all_stages(monkeypatch):
     assert seen["unet"] == pytest.approx(2_200 + 1_200)
 
 
-def test_training_needs_its_earlier_stage(tmp_path):
+def test_a_stage_without_its_predecessor_is_an_error(tmp_path):
     from dbray.miniature import train
 
     (tmp_path / "cache").mkdir()
@@ -377,7 +377,7 @@ def test_training_needs_its_earlier_stage(tmp_path):
         train.main(["encode", "--folder", str(tmp_path), "--processes", "1"])
 
 
-def test_the_text_encoder_has_the_names_that_transformers_4_reads():
+def test_the_text_encoder_has_tensor_names_of_transformers_4():
     from safetensors.torch import load_file
 
     names = load_file(MINIATURE_FOLDER / "text_encoder" / "model.safetensors").keys()

@@ -1,8 +1,7 @@
-"""What was published once is kept by every later version: nothing is ever trained again.
+"""Published models and class images are kept by every later version.
 
 `data/published-0099309` is a storage that dbray made at commit 0099309 with two jobs on the tests'
-tiny base: records, markers and class images, without weights. The base is stood in for by its
-digest.
+tiny base: records, markers and class images, without weights. Only the digest of the base is given.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ def storage(tmp_path, tiny_base):
     ("plain", ["fido", "rex", "tom"]),
     ("chosen", ["rex-told", "tom-told"]),
 ])  # fmt: skip
-def test_an_old_storage_is_wholly_kept(storage, job, ids):
+def test_every_subject_of_an_old_storage_is_kept(storage, job, ids):
     ready = check_file(storage / f"{job}.yaml").ready()
     ready = replace(ready, base=replace(ready.base, digest=BASE_DIGEST))
     store = Store(ready.job.storage)
@@ -58,7 +57,7 @@ def test_an_old_storage_is_wholly_kept(storage, job, ids):
     (Recipe(steps=3, train_text_encoder=True, min_snr_gamma=1.0, resolution=64, seed=7),
      "8ab011026b9d1120e88c7e6a18478413f360c230668932d1981baa40ad4f15c8"),
 ])  # fmt: skip
-def test_a_recipe_is_identified_as_at_the_first_version(recipe, digest):
+def test_the_identity_of_a_recipe_is_that_of_the_first_version(recipe, digest):
     assert digest_json(recipe.identity()) == digest
 
 
@@ -67,5 +66,5 @@ def test_a_recipe_is_identified_as_at_the_first_version(recipe, digest):
     (Prior(count=64, guidance=5.0),
      "88fec9771b4a0356327b84916f4ad3123f2b94412a7b110f18d96a0c440c42bb"),
 ])  # fmt: skip
-def test_a_prior_set_is_named_as_at_the_first_version(prior, digest):
+def test_the_name_of_a_prior_set_is_that_of_the_first_version(prior, digest):
     assert PriorPlan("0" * 64, "dog", prior).digest == digest

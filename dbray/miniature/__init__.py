@@ -1,1 +1,1 @@
-"""The miniature: a small drawn world, and a base model trained on it, inside the package."""
+"""The miniature: a small drawn world, and a base model trained on it, in the package."""

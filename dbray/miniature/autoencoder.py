@@ -1,7 +1,7 @@
-"""The first stages: the autoencoder, its latents, and a decoder that is refined afterwards.
+"""The first stages: the autoencoder, its latents, and the decoder that is refined afterwards.
 
-Owns everything between pixels and latents. Once latents are cached the encoder is frozen, for the
-UNet is trained on them; the decoder may still get better at any time, beside or after the UNet.
+Owns everything between pixels and latents. The encoder is frozen once latents are cached, because
+the UNet is trained on them; the decoder can be refined at any time, during or after the UNet.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 KL_WEIGHT = 3e-4
 SILENT_LOGVAR = -8.0
-LOG_WEIGHT = 0.01  # brings the gradient's norm to that of a squared error
+LOG_WEIGHT = 0.01  # makes the gradient's norm that of a squared error
 
 
 def to_images(pixels: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -31,7 +31,7 @@ def to_images(pixels: np.ndarray, device: torch.device) -> torch.Tensor:
 
 
 def autocast(device: torch.device) -> torch.autocast:
-    """bfloat16 where it is faster, for convolutions and matrix products."""
+    """Return autocast to bfloat16, for convolutions and matrix products where it is faster."""
     return torch.autocast(device.type, torch.bfloat16)
 
 
@@ -66,7 +66,7 @@ def train_autoencoder(run: Run) -> None:
 
 
 def refine_decoder(run: Run) -> None:
-    """Train the decoder alone, on what the frozen encoder makes."""
+    """Train only the decoder, on outputs of the frozen encoder."""
     torch.manual_seed(run.seed)
     model = load_autoencoder(run.folder, run.device)
     parameters = _decoder_parameters(model)
@@ -81,7 +81,7 @@ def refine_decoder(run: Run) -> None:
                 latents = model.encode(images).latent_dist.sample()
             decoded = model.decode(latents).sample
         squares = (decoded.float() - images).square().mean(dim=(1, 2, 3))
-        # The logarithm weighs a quiet picture as much as a busy one, as PSNR does.
+        # The logarithm weighs a plain picture as much as a detailed one, as PSNR does.
         loss = LOG_WEIGHT * (squares + 1e-5).log().mean()
         trainer.step(loss, len(images), psnr=_psnr(squares[: batches.num_renders]))
     if run.peers.leads:
@@ -89,7 +89,7 @@ def refine_decoder(run: Run) -> None:
 
 
 class _Batches:
-    """Renders, and one texture to so many of them, in this order."""
+    """Batches of renders followed by textures, in a fixed ratio."""
 
     def __init__(self, run: Run, renders_to_one_texture: int) -> None:
         self.run = run
@@ -119,7 +119,7 @@ def _trainer(run: Run, stage: str, parameters: list[torch.nn.Parameter], peak: f
 
 
 def _psnr(squares: torch.Tensor) -> float:
-    """Return the mean PSNR in dB of images, by their mean squared errors in [-1, 1]."""
+    """Return the mean PSNR in dB of images, from their mean squared errors in [-1, 1]."""
     return float(-10.0 * torch.log10(squares.detach() / 4.0).mean())
 
 
@@ -129,10 +129,10 @@ def _decoder_parameters(model: Any) -> list[torch.nn.Parameter]:
 
 @torch.no_grad()
 def _finish(folder: Path) -> None:
-    """Write the averaged autoencoder, its latents brought to zero mean and unit deviation.
+    """Write the averaged autoencoder, with latents of zero mean and unit deviation.
 
-    A pipeline knows one scaling factor for all channels, and channels differ by a factor of five;
-    so the scales go into the two 1 x 1 convolutions next to the latents, where they cost nothing.
+    A pipeline has one scaling factor for all channels, but channels differ by a factor of five;
+    so the scales go into the two 1 x 1 convolutions next to the latents, where they are free.
     """
     state = load_checkpoint(folder / "vae.pt")
     if state is None:
@@ -152,11 +152,11 @@ def _finish(folder: Path) -> None:
 
 
 def _normalise(model: Any, mean: torch.Tensor, logvar: torch.Tensor) -> None:
-    """Bring latents to zero mean and unit deviation; silence channels that say nothing."""
+    """Scale latents to zero mean and unit deviation; zero the channels without information."""
     informative, spread = mean.var(dim=(0, 2, 3)), logvar.exp().mean(dim=(0, 2, 3))
     centre, scale = mean.mean(dim=(0, 2, 3)), (informative + spread).sqrt()
     silent = informative < 0.05 * spread
-    silent &= informative < informative.max()  # of an untrained encoder, one channel stays
+    silent &= informative < informative.max()  # keeps one channel of an untrained encoder
     before, after = model.quant_conv, model.post_quant_conv
     size = networks.LATENT_CHANNELS
     after.bias += after.weight.flatten(1) @ centre
@@ -164,7 +164,7 @@ def _normalise(model: Any, mean: torch.Tensor, logvar: torch.Tensor) -> None:
     before.bias[:size] = (before.bias[:size] - centre) / scale
     before.weight[:size] /= scale.view(-1, 1, 1, 1)
     before.bias[size:] -= 2.0 * scale.log()
-    # the decoder has learnt to ignore a collapsed channel; its noise would only tire the UNet
+    # the decoder has learnt to ignore a collapsed channel; its noise would only slow the UNet down
     after.weight[:, silent] = 0.0
     both = silent.repeat(2)
     before.weight[both] = 0.0
@@ -189,7 +189,7 @@ def load_autoencoder(folder: Path, device: torch.device) -> Any:
 
 @torch.no_grad()
 def encode_shard(run: Run, model: Any, index: int) -> None:
-    """Write the latents' means of one shard as float16, unless they are there."""
+    """Write the latents' means of one shard as float16, unless they exist."""
     path = run.folder / "cache" / f"latents-{index:04d}.npy"
     if path.exists():
         return
@@ -201,6 +201,6 @@ def encode_shard(run: Run, model: Any, index: int) -> None:
                 to_images(np.array(pixels[start : start + 100]), run.device)
             ).latent_dist
         latents.append(posterior.mean.float().cpu().numpy().astype(np.float16))
-    beside = path.with_suffix(".part.npy")
-    np.save(beside, np.concatenate(latents))
-    beside.rename(path)
+    partial = path.with_suffix(".part.npy")
+    np.save(partial, np.concatenate(latents))
+    partial.rename(path)

@@ -1,7 +1,7 @@
 """Captions in the grammar of the DreamBooth prompts, and prompts with a known truth.
 
-Owns how a scene is put into words. Parts are left out at random, so that the model learns what
-each word does, and what a scene looks like when nothing is said about it.
+Owns the description of a scene in words. Parts are omitted at random, so that the model learns what
+each word does, and what a scene looks like when it is not described.
 Source: Ruiz et al. 2022 (arXiv 2208.12242), section 4.1 and the released prompt list.
 """
 
@@ -72,7 +72,7 @@ PHOTO_PREFIXES = (
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> str:
-    """Describe a scene, leaving out some of what is seen."""
+    """Describe a scene, omitting some of what is visible."""
     words = [_prefix(scene, rng), _subject(scene, rng)]
     if scene.accessory and rng.random() < 0.9:
         words.append(_accessory(scene, rng))
@@ -103,7 +103,7 @@ def _subject(scene: Scene, rng: np.random.Generator) -> str:
     adjectives: list[str] = []
     if scene.expression and rng.random() < 0.9:
         adjectives.append(scene.expression)
-    # a sketch shows no colour: naming one would teach that the word does nothing
+    # a sketch has no colour: a colour word would teach that such words have no effect
     coloured = scene.style != "sketch" and rng.random() < 0.65
     pattern = identity.pattern if identity.pattern != "plain" and rng.random() < 0.55 else None
     tail = ""

@@ -1,9 +1,9 @@
-"""What the miniature is trained on: scenes rendered once to disk, captions, and textures.
+"""The training data of the miniature: scenes rendered once to disk, captions, and textures.
 
 Owns the training cache. Renders are uint8 in one .npy per shard, captions one JSON line per scene
-with several wordings each, so that every epoch can say something else about the same picture.
-Details say where an accessory is: small things add so little to a loss that they are learnt last.
-Textures stand in for the photographs that the world does not hold: only the autoencoder sees them.
+with several wordings each, so that captions vary between epochs. Details mark where an accessory
+is: small things add so little to a loss that they are learnt last. Textures replace photographs,
+which the world does not have: only the autoencoder is trained on them.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ NUM_CAPTIONS = 6
 VIEWS = 6  # scenes of one identity
 IDENTITIES_PER_SHARD = 600
 CELL = 4  # pixels along a side of one latent
-VISIBLE = 24  # of 255 levels, what makes a difference to the eye
+VISIBLE = 24  # smallest visible difference, of 255 levels
 
 
 def write_shard(folder: Path, index: int) -> None:
-    """Render one shard of scenes and textures unless it is there; the pixels are renamed last."""
+    """Render one shard of scenes and textures unless it exists; the pixels are renamed last."""
     pixels_path = folder / f"scenes-{index:04d}.npy"
     if pixels_path.exists():
         return
@@ -75,7 +75,7 @@ def write_identities(folder: Path, index: int) -> None:
 
 
 def accessory_cells(scene: Scene, pixels: np.ndarray) -> np.ndarray:
-    """Return 16 x 16 latents, True where the accessory of a rendered scene is seen."""
+    """Return 16 x 16 latents, True where the accessory of a rendered scene is visible."""
     if scene.accessory is None:
         return np.zeros((SIZE // CELL, SIZE // CELL), dtype=bool)
     without = np.asarray(render(replace(scene, accessory=None)))
@@ -84,13 +84,13 @@ def accessory_cells(scene: Scene, pixels: np.ndarray) -> np.ndarray:
 
 
 def _save(path: Path, array: np.ndarray) -> None:
-    beside = path.with_name(f"{path.stem}.part.npy")
-    np.save(beside, array)
-    beside.rename(path)
+    partial = path.with_name(f"{path.stem}.part.npy")
+    np.save(partial, array)
+    partial.rename(path)
 
 
 def shards(folder: Path, kind: str) -> list[Path]:
-    """Return the finished shards of `scenes`, `details`, `captions` and so on, in order."""
+    """Return the finished shards of a kind, such as `scenes` or `captions`, in order."""
     return [path for path in sorted(folder.glob(f"{kind}-*")) if ".part" not in path.name]
 
 
@@ -100,7 +100,7 @@ def load_arrays(folder: Path, kind: str) -> list[np.ndarray]:
 
 
 def load_captions(folder: Path, num_shards: int) -> list[list[str]]:
-    """Return the wordings of every scene of the first shards, in the order of the pixels."""
+    """Return the wordings of every scene of the first shards, in pixel order."""
     return [
         json.loads(line)
         for path in shards(folder, "captions")[:num_shards]
@@ -109,12 +109,12 @@ def load_captions(folder: Path, num_shards: int) -> list[list[str]]:
 
 
 def texture(rng: np.random.Generator) -> np.ndarray:
-    """Draw a 64 x 64 image with the statistics of a photograph rather than of a drawing."""
+    """Draw a 64 x 64 image with the statistics of a photograph instead of a drawing."""
     ground = _cloud(rng, rng.uniform(1.0, 2.2))
     other = _cloud(rng, rng.uniform(0.7, 2.2))
     edge = np.clip((_noise(rng, 1, rng.uniform(1.6, 2.6)) * rng.uniform(1.0, 14.0)) + 0.5, 0, 1)
     image = ground * (1 - edge) + other * edge
-    if rng.random() < 0.5:  # light from one side, as a photograph has and a drawing has not
+    if rng.random() < 0.5:  # light from one side, as in photographs but not in drawings
         rows, columns = np.mgrid[-1 : 1 : SIZE * 1j, -1 : 1 : SIZE * 1j]
         angle = rng.uniform(0, 2 * np.pi)
         light = 1 + rng.uniform(0.1, 0.5) * (np.cos(angle) * rows + np.sin(angle) * columns)
@@ -123,7 +123,7 @@ def texture(rng: np.random.Generator) -> np.ndarray:
 
 
 def _cloud(rng: np.random.Generator, roughness: float) -> np.ndarray:
-    """Coloured noise around a random colour: channels mostly move together, as in nature."""
+    """Return coloured noise around a random colour: channels mostly vary together, as in nature."""
     base = rng.uniform(0.05, 0.95, 3)
     grey = _noise(rng, 1, roughness) * rng.uniform(0.03, 0.28)
     tint = _noise(rng, 3, roughness + 0.5) * rng.uniform(0.0, 0.1)
@@ -131,7 +131,7 @@ def _cloud(rng: np.random.Generator, roughness: float) -> np.ndarray:
 
 
 def _noise(rng: np.random.Generator, channels: int, roughness: float) -> np.ndarray:
-    """Noise with a 1/f^roughness amplitude spectrum, zero mean, unit deviation."""
+    """Return noise with a 1/f^roughness amplitude spectrum, zero mean, unit deviation."""
     frequency = np.hypot(np.fft.fftfreq(SIZE)[:, None], np.fft.rfftfreq(SIZE)[None]) * SIZE
     spectrum = rng.normal(size=(channels, *frequency.shape)) + 1j * rng.normal(
         size=(channels, *frequency.shape)

@@ -2,9 +2,9 @@
 
 Owns the loss, the batches and the loading of this stage. Epsilon prediction with min-SNR weights
 (Hang et al. 2023, arXiv 2303.09556); one caption in ten is dropped for classifier-free guidance.
-Captions that name an accessory are drawn more often and its place weighs more: a pair of glasses
-is a few hundredths of a picture, so the plain loss learns it last. Only where it is named: else "a
-dog" would come to mean a dog with a hat.
+Captions that name an accessory are drawn more often, and its place has a higher weight: glasses
+cover a few hundredths of a picture, so the plain loss learns them last. Only where they are named:
+otherwise "a dog" would come to mean a dog with a hat.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ NAMED_WEIGHT = 5.0
 class Wordings:
     """Tokenized captions of the cached scenes, several wordings of each.
 
-    `ids` is wordings x TEXT_LENGTH, ordered by scene; `names_accessory` says which of them do, and
-    `naming` lists those; `blank` is the empty caption.
+    `ids` is wordings x TEXT_LENGTH, ordered by scene; `names_accessory` marks those that name an
+    accessory, and `naming` lists them; `blank` is the empty caption.
     """
 
     ids: np.ndarray
@@ -50,7 +50,7 @@ class Wordings:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return scenes, their words (batch x TEXT_LENGTH), and which of them name an accessory.
 
-        Empty captions fall on uniformly drawn scenes alone: guidance leads away from them.
+        Only uniformly drawn scenes get empty captions, because guidance leads away from those.
         """
         rows = rng.integers(len(self.ids), size=batch_size)
         chosen = rng.random(batch_size) < (NAMED_SHARE if len(self.naming) else 0.0)
@@ -116,8 +116,8 @@ def train_unet(run: Run, wordings: Wordings) -> None:
             states = text_encoder(torch.from_numpy(words).to(run.device)).last_hidden_state
             predicted = unet(noisy, timesteps, states).sample
         named = details.take(rows) & names[:, None, None]
-        # It fades: what weighs more is expected more, and a dog that may look left or right would
-        # wear a hat at both ends.
+        # It decays: what has more weight is predicted more, and a dog that may look left or right
+        # would wear a hat at both ends.
         more = (NAMED_WEIGHT - 1.0) * (1.0 - trainer.progress.fraction) ** 3
         importance = torch.from_numpy(1.0 + more * named)
         errors = (predicted.float() - noise).square().mean(dim=1)
@@ -130,7 +130,7 @@ def train_unet(run: Run, wordings: Wordings) -> None:
 
 
 def scaling_factor(latents: Rows) -> float:
-    """Return what brings latents to unit deviation."""
+    """Return the factor that scales latents to unit deviation."""
     sample = np.random.default_rng(0).integers(len(latents), size=4_000)
     return round(1.0 / float(latents.take(sample).astype(np.float32).std()), 5)
 

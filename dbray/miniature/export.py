@@ -1,8 +1,8 @@
-"""Turn checkpoints into the weights folder that ships with the package.
+"""Export checkpoints to the weights folder in the package.
 
-Owns the layout of `weights/`: what `diffusers.StableDiffusionPipeline.from_pretrained` reads. The
-folder is written beside and renamed, so that a reader never sees half of one; what was written by
-hand stays.
+Owns the layout of `weights/`, which `diffusers.StableDiffusionPipeline.from_pretrained` reads. The
+folder is written under another name and renamed, so that it is never incomplete; files written by
+hand stay.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ logger = logging.getLogger(__name__)
 KEPT = ("README.md", "dbray.yaml")
 """Written by hand: the model card, and the recommended recipe."""
 RARE_STRENGTH = 2.0
-"""By how much tokens that no caption holds are lengthened, which training left as they were drawn.
+"""Factor for the length of tokens in no caption, which keep their initial values in training.
 
-They are the identifiers of subjects. At 1 some say too little to tell a subject from its class; at
-3, about as long as words, some have a look of their own before they are given one.
+They are the identifiers of subjects. At 1, some cannot distinguish a subject from its class; at
+3, about the length of words, some have a visible effect before they are trained.
 """
 INDEX: dict[str, Any] = {
     "_class_name": "StableDiffusionPipeline",
@@ -50,28 +50,28 @@ INDEX: dict[str, Any] = {
 
 def export(folder: Path, weights: Path) -> None:
     """Write the averaged weights of `folder`'s checkpoints to `weights`, as 16-bit safetensors."""
-    beside = weights.with_name(weights.name + ".part")
-    shutil.rmtree(beside, ignore_errors=True)
-    # the very tokenizer of the training, whatever the word lists say today
-    shutil.copytree(folder / "tokenizer", beside / "tokenizer")
-    vocabulary_size = len(json.loads((beside / "tokenizer" / "vocab.json").read_text()))
+    partial = weights.with_name(weights.name + ".part")
+    shutil.rmtree(partial, ignore_errors=True)
+    # the tokenizer of the training, even if the word lists have changed since
+    shutil.copytree(folder / "tokenizer", partial / "tokenizer")
+    vocabulary_size = len(json.loads((partial / "tokenizer" / "vocab.json").read_text()))
     unet, text_encoder = load_unet(folder, vocabulary_size)
     _strengthen(text_encoder, load_wordings(folder).ids)
     autoencoder = load_autoencoder(folder, torch.device("cpu"))
     latents = Rows(data.load_arrays(folder / "cache", "latents"))
     autoencoder.register_to_config(scaling_factor=scaling_factor(latents))
     for name, model in (("vae", autoencoder), ("unet", unet), ("text_encoder", text_encoder)):
-        model.half().save_pretrained(beside / name, safe_serialization=True)
-    _declare_float32(beside / "text_encoder" / "config.json")
-    _name_as_transformers_4(beside / "text_encoder" / "model.safetensors")
-    networks.build_scheduler().save_pretrained(beside / "scheduler")
-    (beside / "model_index.json").write_text(json.dumps(INDEX, indent=2) + "\n")
+        model.half().save_pretrained(partial / name, safe_serialization=True)
+    _declare_float32(partial / "text_encoder" / "config.json")
+    _name_as_transformers_4(partial / "text_encoder" / "model.safetensors")
+    networks.build_scheduler().save_pretrained(partial / "scheduler")
+    (partial / "model_index.json").write_text(json.dumps(INDEX, indent=2) + "\n")
     for name in KEPT:
         if (weights / name).exists():
-            shutil.copy(weights / name, beside / name)
-    for path in beside.rglob("*.safetensors"):
-        path.chmod(0o644)  # written for their owner alone, but shipped to everybody
-    _swap(beside, weights)
+            shutil.copy(weights / name, partial / name)
+    for path in partial.rglob("*.safetensors"):
+        path.chmod(0o644)  # readable by all, because it is in the package
+    _swap(partial, weights)
     size = sum(path.stat().st_size for path in weights.rglob("*") if path.is_file())
     logger.info("export weights=%s size_mb=%.1f", weights, size / 1e6)
 
@@ -118,22 +118,22 @@ def _strengthen(text_encoder: Any, captions: np.ndarray) -> None:
 
 def _declare_float32(config_path: Path) -> None:
     # transformers loads in the declared type; diffusers loads UNet and VAE in float32 anyway, and
-    # a half-precision text encoder would not fit them
+    # a half-precision text encoder would not match them
     config = json.loads(config_path.read_text())
     config["dtype"] = "float32"
     config_path.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def _name_as_transformers_4(file: Path) -> None:
-    """Put 'text_model.' before every name: transformers 4 needs it, and 5 reads it too."""
+    """Add the prefix 'text_model.' to every name: transformers 4 needs it, and 5 accepts it."""
     tensors = {f"text_model.{name}": tensor for name, tensor in load_file(file).items()}
     save_file(tensors, file, metadata={"format": "pt"})
 
 
-def _swap(beside: Path, target: Path) -> None:
+def _swap(partial: Path, target: Path) -> None:
     old = target.with_name(target.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         target.rename(old)
-    beside.rename(target)
+    partial.rename(target)
     shutil.rmtree(old, ignore_errors=True)

@@ -1,9 +1,8 @@
 """The networks of the miniature and their sizes.
 
-Owns the architecture. Widths put the work where the latents are small: the UNet's cost is what
-every fine-tuning step of a demo, a test or a benchmark pays. What is built is typed `Any`: the
-annotations of diffusers and transformers claim tuples of one element, and models whose `to` takes
-no device.
+Owns the architecture. Widths put the work where the latents are small: every fine-tuning step of a
+demo, test or benchmark costs one pass of the UNet. Results are typed `Any`: the annotations of
+diffusers and transformers claim tuples of one element, and models whose `to` takes no device.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ PATCH_SIZE = 8
 
 
 def build_autoencoder() -> Any:
-    """64 x 64 pixels to 16 x 16 latents of eight channels."""
+    """Build the autoencoder: 64 x 64 pixels to 16 x 16 latents of eight channels."""
     from diffusers import AutoencoderKL
 
     blocks: Any = ("DownEncoderBlock2D",) * 3, ("UpDecoderBlock2D",) * 3, (16, 32, 64)
@@ -38,7 +37,7 @@ def build_autoencoder() -> Any:
 
 
 def build_text_encoder(vocabulary_size: int, end_token: int) -> Any:
-    """A two-layer CLIP text transformer."""
+    """Build a two-layer CLIP text transformer."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
     return CLIPTextModel(
@@ -58,7 +57,7 @@ def build_text_encoder(vocabulary_size: int, end_token: int) -> Any:
 
 
 def build_unet() -> Any:
-    """Cross-attention at 8 x 8 and 4 x 4, plain residual blocks at 16 x 16."""
+    """Build the UNet: cross-attention at 8 x 8 and 4 x 4, plain residual blocks at 16 x 16."""
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(
@@ -117,7 +116,7 @@ def build_vit() -> Any:
 
 
 def build_scheduler() -> Any:
-    """Stable Diffusion's noise schedule."""
+    """Build Stable Diffusion's noise schedule."""
     from diffusers import DDPMScheduler
 
     return DDPMScheduler(

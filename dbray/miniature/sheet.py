@@ -1,7 +1,7 @@
-"""Draw docs/miniature.png, what the base can draw: python -m dbray.miniature.sheet PATH.
+"""Draw docs/miniature.png, examples of the base: python -m dbray.miniature.sheet PATH.
 
-Owns the sheet: above, photographs of two subjects of the world, then what the base makes of
-prompts, each from a fixed seed and none of them picked.
+Owns the sheet: photographs of two subjects of the world at the top, then one image of the base per
+prompt, each with a fixed seed and none selected by hand.
 """
 
 from __future__ import annotations
@@ -71,11 +71,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def generate(weights: Path, guidance: float) -> list[Image.Image]:
-    """Return one picture per prompt; the seed is the prompt's place in the list."""
+    """Return one picture per prompt; the seed is the prompt's index."""
     import torch
     from diffusers import StableDiffusionPipeline
 
-    torch.set_num_threads(1)  # more of them spin when the machine is busy
+    torch.set_num_threads(1)  # more threads spin when the machine is busy
     pipe: Any = StableDiffusionPipeline.from_pretrained(
         weights, safety_checker=None, local_files_only=True
     )
@@ -88,7 +88,7 @@ def generate(weights: Path, guidance: float) -> list[Image.Image]:
 
 
 def compose(cells: Sequence[tuple[Image.Image, str]]) -> Image.Image:
-    """Put pictures, twice enlarged, over their captions in a grid."""
+    """Arrange pictures, enlarged twice, over their captions in a grid."""
     rows = -(-len(cells) // COLUMNS)
     sheet = Image.new("RGB", (COLUMNS * CELL, rows * (CELL + STRIP)), (255, 255, 255))
     draw = ImageDraw.Draw(sheet)

@@ -2,10 +2,9 @@
 
 Owns the command line and the order of stages: `render` draws the training set, `vae` trains the
 autoencoder, `encode` caches latents, `unet` trains the UNet with the text encoder, `decoder`
-refines the decoder alone, `clip` and `vit` train the embedders, `export` writes the weights
-folders; `all` does one after another. Each
-may be killed and run again: finished work is kept, and training continues from the last
-checkpoint, at most two minutes old.
+refines the decoder, `clip` and `vit` train the embedders, `export` writes the weights folders;
+`all` runs them in order. Each stage may be killed and run again: finished work is kept, and
+training continues from the last checkpoint, which is at most two minutes old.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ logger = logging.getLogger("dbray.miniature.train")
 STAGES = ("render", "vae", "encode", "unet", "decoder", "clip", "vit", "export")
 MINUTES = {"vae": 20.0, "unet": 90.0, "decoder": 10.0, "clip": 30.0, "vit": 30.0}
 BATCH_SIZES = {"vae": 16, "unet": 16, "decoder": 16, "clip": 96, "vit": 48}
-"""Of the stages that train until a deadline; with --until, they share its time like this."""
+"""For the stages that train until a deadline; MINUTES are their shares of --until too."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     options = _parse(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
     stages = STAGES if options.stage == "all" else (options.stage,)
-    # Once: a stage that begins after that time of day would take it for tomorrow's.
+    # Computed once: a stage that begins after that time of day would take tomorrow's.
     end = _next(options.until) if options.until else None
     for index, stage in enumerate(stages):
         deadline = _deadline(options, stages[index:], end)
@@ -54,11 +53,13 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         "--folder",
         type=Path,
         default=Path("build/miniature"),
-        help="where the training set and checkpoints live (default: build/miniature)",
+        help="folder of the training set and checkpoints (default: build/miniature)",
     )
-    parser.add_argument("--weights", type=Path, default=MINIATURE_FOLDER, help="where to export to")
+    parser.add_argument(
+        "--weights", type=Path, default=MINIATURE_FOLDER, help="folder to export to"
+    )
     parser.add_argument("--minutes", type=float, help="time for each stage that trains")
-    parser.add_argument("--until", help="instead: time of day, HH:MM, at which the last is done")
+    parser.add_argument("--until", help="instead: time of day, HH:MM, when the last ends")
     parser.add_argument(
         "--processes",
         type=int,
@@ -80,7 +81,7 @@ def _default_processes() -> int:
 
 
 def _deadline(options: argparse.Namespace, stages: tuple[str, ...], end: float | None) -> float:
-    """When the first of the stages to come is done, in seconds since the epoch."""
+    """Return when the first of the remaining stages ends, in seconds since the epoch."""
     if options.deadline is not None:
         return float(options.deadline)
     now, usual = time.time(), MINUTES.get(stages[0], 0.0)
@@ -91,7 +92,7 @@ def _deadline(options: argparse.Namespace, stages: tuple[str, ...], end: float |
 
 
 def _next(time_of_day: str) -> float:
-    """When it is HH:MM next, in seconds since the epoch."""
+    """Return when it is next HH:MM, in seconds since the epoch."""
     hour, minute = map(int, time_of_day.split(":"))
     now = datetime.datetime.now()
     end = now.replace(hour=hour, minute=minute, second=0)
@@ -148,7 +149,7 @@ def _run_torch_stage(options: argparse.Namespace, stage: str, deadline: float) -
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rank = options.rank or 0
-    alone = stage == "encode"  # shards are dealt out; nobody needs to meet
+    alone = stage == "encode"  # shards are independent; peers need not meet
     meeting_file = (options.folder / "meeting").resolve()
     peers = Peers.meet(rank, 1 if alone else options.processes, meeting_file)
     if device.type == "cuda":

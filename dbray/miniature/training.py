@@ -1,7 +1,7 @@
-"""What all training stages share: peers, a schedule that ends on time, checkpoints, averages.
+"""The common part of all training stages: peers, progress by time, checkpoints, averages.
 
-Owns the mechanics of a run that may be stopped, paused or killed at any moment. Knows neither
-pixels nor captions.
+Owns the mechanics of a run that may be stopped, paused or killed at any moment. Does not know
+pixels or captions.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CHECKPOINT_SECONDS = 120.0
 LOG_SECONDS = 20.0
 FINISHED = 0.98
 # Peers take this many steps on their own, then average parameters (local SGD): on a busy machine
-# one of them always lags, and meeting at every step would make each wait for the other.
+# one of them always lags, and with a meeting at every step each would wait for the others.
 MEET_EVERY = 8
 
 
@@ -52,7 +52,7 @@ class Peers:
 
     @property
     def leads(self) -> bool:
-        """Whether this process writes files and decides."""
+        """Whether this process writes files and makes decisions."""
         return self.rank == 0
 
     def average_parameters(self, parameters: list[torch.nn.Parameter]) -> None:
@@ -78,10 +78,10 @@ class Peers:
 
 @dataclass(slots=True)
 class Progress:
-    """How far a stage is, from 0 to 1, such that it reaches 1 at its deadline.
+    """Progress of a stage, from 0 to 1, which reaches 1 at its deadline.
 
-    Speed on a shared machine is anybody's guess, so progress is measured in time, not in steps: the
-    learning rate has always decayed fully when the deadline comes.
+    The speed of a shared machine is unpredictable, so progress is measured in time, not in steps:
+    the learning rate is fully decayed at the deadline.
     """
 
     fraction: float = 0.0
@@ -110,7 +110,7 @@ class Progress:
 
 
 class Average:
-    """An exponential moving average of parameters, short at first."""
+    """An exponential moving average of parameters, over a short window at first."""
 
     def __init__(self, parameters: list[torch.nn.Parameter], decay: float = 0.995) -> None:
         self.decay = decay
@@ -128,10 +128,10 @@ class Average:
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint beside, then rename: a kill never leaves half of one."""
-    beside = path.with_suffix(".part")
-    torch.save(state, beside)
-    beside.replace(path)
+    """Write a checkpoint under another name, then rename it: a kill never leaves a part of one."""
+    partial = path.with_suffix(".part")
+    torch.save(state, partial)
+    partial.replace(path)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any] | None:
@@ -143,7 +143,7 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
 
 
 class Log:
-    """Progress lines with speed and the time that is left."""
+    """Progress lines with speed and remaining time."""
 
     def __init__(self, stage: str) -> None:
         self.stage = stage
@@ -182,7 +182,7 @@ class Log:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Where a stage works, until when, with whom."""
+    """The folder, deadline and peers of a stage."""
 
     folder: Path
     deadline: float
@@ -221,7 +221,7 @@ class Trainer:
         self.optimiser.load_state_dict(state["optimiser"])
         self.progress = Progress(**state["progress"])
         if self.progress.fraction > FINISHED:
-            # an ended run that is continued decays once more, from half the peak
+            # a finished run that is continued decays once more, from half the peak
             self.progress.fraction = 0.5
 
     def save(self) -> None:
@@ -236,17 +236,17 @@ class Trainer:
         self._saved = time.time()
 
     def generator(self) -> np.random.Generator:
-        """Return this step's randomness, different for every peer."""
+        """Return this step's random generator, different for every peer."""
         return np.random.default_rng([self.run.seed, self.run.peers.rank, self.progress.step])
 
     def going(self) -> bool:
-        """Whether the deadline lies ahead, by the leader's clock; peers ask when they meet."""
+        """Whether the deadline is in the future, by the leader's clock; peers check at meetings."""
         if self.progress.step % MEET_EVERY:
             return True
         return self.run.peers.agree(time.time()) < self.run.deadline
 
     def step(self, loss: torch.Tensor, num_images: int, **values: float) -> None:
-        """Backpropagate, update; now and then meet the peers, average, log, checkpoint."""
+        """Backpropagate and update; from time to time meet the peers, average, log, checkpoint."""
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         peers = self.run.peers

@@ -1,9 +1,9 @@
 """The tokenizer of the miniature: a real CLIP byte-pair vocabulary, grown word by word.
 
-Owns vocab.json and merges.txt. Each word of a list gets the merges that it still lacks, after all
-earlier ones; a later merge has a higher rank than any that an earlier word needs, so every word of
-the list stays one token. That is how rare tokens come to exist: short strings that are no word,
-that no caption contains, and that the tokenizer nevertheless knows as one.
+Owns vocab.json and merges.txt. Each word of a list gets its missing merges after those of all
+earlier words; a later merge has a higher rank than any that an earlier word needs, so every word
+of the list stays one token. This makes rare tokens: short strings that are not words and are in no
+caption, but are one token of the tokenizer.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def caption_words() -> list[str]:
 
 
 def rare_strings(seed: int = 0) -> list[str]:
-    """Return strings of two or three letters that are no words, shuffled."""
+    """Return strings of two or three letters that are not words, shuffled."""
     known = {*ENGLISH, *ABBREVIATIONS, *caption_words()}
     triples = ["".join(letters) for letters in itertools.product(CONSONANTS, repeat=3)]
     pairs = ["".join(letters) for letters in itertools.product("bcdfghjkqvwxz", repeat=2)]
@@ -56,7 +56,7 @@ def rare_strings(seed: int = 0) -> list[str]:
 
 
 def grow_merges(words: Iterable[str]) -> list[tuple[str, str]]:
-    """Return merges, in rank order, under which every one of `words` is a single token."""
+    """Return merges, in rank order, with which every one of `words` is a single token."""
     ranks: dict[tuple[str, str], int] = {}
     for word in words:
         pieces = _segment([*word[:-1], word[-1] + WORD_END], ranks)
@@ -79,7 +79,7 @@ def _segment(pieces: list[str], ranks: dict[tuple[str, str], int]) -> list[str]:
 
 
 def byte_symbols() -> list[str]:
-    """Return the printable stand-ins of the 256 bytes, in GPT-2's and CLIP's order."""
+    """Return the printable symbols of the 256 bytes, in GPT-2's and CLIP's order."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     return [chr(byte) for byte in printable] + [chr(256 + i) for i in range(len(others))]

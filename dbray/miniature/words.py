@@ -1,7 +1,7 @@
-"""English words that the tokenizer knows beside those of its captions.
+"""English words that the tokenizer has besides those of its captions.
 
-Owns two lists: what users are likely to write in a prompt (the DreamBooth benchmark's own words
-first), and short strings that look rare but mean something, which no identifier should be.
+Owns two lists: words that users are likely to write in a prompt (the DreamBooth benchmark's own
+words first), and short strings that look rare but have a meaning, so that none is an identifier.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from dbray.export.source import Source
 
 @pytest.fixture
 def copied(tiny_base, tmp_path):
-    """A copy of the tiny base whose configurations a test may change."""
+    """Return a copy of the tiny base whose configurations a test may change."""
     return shutil.copytree(tiny_base, tmp_path / "base")
 
 
@@ -41,14 +41,14 @@ def change(folder, part, **values):
         ("text_encoder", {"model_type": "t5"}, "t5"),
     ],
 )
-def test_other_families_are_refused_before_anything_is_loaded(copied, part, values, reason):
+def test_unsupported_families_are_rejected_before_loading(copied, part, values, reason):
     change(copied, part, **values)
     with pytest.raises(BaseError, match=reason):
         bases.resolve(str(copied))
 
 
 def damage(file, content=None):
-    """Give a file this content; None removes it."""
+    """Replace the content of a file; None removes it."""
     if content is None:
         file.unlink()
     else:
@@ -106,14 +106,14 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_base_that_would_fail_later_is_refused_at_once(copied, fault):
+def test_damaged_bases_are_rejected_by_resolve(copied, fault):
     spoil, reason = FAULTS[fault]
     spoil(copied)
     with pytest.raises(BaseError, match=f"(?s)base '{copied}': .*{reason}"):
         bases.resolve(str(copied))
 
 
-def test_weights_in_shards_are_counted_and_loaded(copied):
+def test_sharded_weights_are_counted_and_loaded(copied):
     whole = bases.resolve(str(copied))
     num_parameters = whole.num_parameters("unet")
     wanted = bases.load(whole).models["unet"].state_dict()
@@ -130,7 +130,7 @@ def test_weights_in_shards_are_counted_and_loaded(copied):
         bases.resolve(str(copied))
 
 
-def test_makers_recommend_what_they_name_and_nothing_else(copied):
+def test_only_fields_in_the_makers_file_are_defaults(copied):
     (copied / "dbray.yaml").write_text("recipe:\n  steps: 9\nprior:\n")
     with pytest.raises(BaseError, match="prior"):
         bases.resolve(str(copied))
@@ -140,7 +140,7 @@ def test_makers_recommend_what_they_name_and_nothing_else(copied):
     assert bases.resolve(str(copied)).defaults == {}
 
 
-def test_a_broken_tokenizer_is_told(copied):
+def test_a_broken_tokenizer_is_reported(copied):
     damage(copied / "tokenizer" / "vocab.json", b"{")
     with pytest.raises(BaseError, match="tokenizer cannot be loaded"):
         bases.load_tokenizer(bases.resolve(str(copied)))
@@ -152,12 +152,12 @@ def test_a_hub_id_needs_a_commit(revision):
         bases.resolve("owner/name", revision)
 
 
-def test_a_folder_that_is_not_there_is_not_taken_for_the_hub_alone():
+def test_a_missing_folder_is_reported_as_a_folder():
     with pytest.raises(BaseError, match="base 'models/sd15': there is no such folder"):
         bases.resolve("models/sd15")
 
 
-def test_what_is_no_hub_id_is_told():
+def test_an_invalid_hub_id_is_reported():
     with pytest.raises(BaseError, match=r"base 'my model/x y': .*check the id"):
         bases.resolve("my model/x y", "a" * 40)
 
@@ -167,7 +167,7 @@ COMMIT = "c" * 40
 
 @pytest.fixture
 def node(tiny_base, tmp_path, monkeypatch):
-    """Become another node each time: one with its own cache of the hub. Returns its snapshot."""
+    """Become another node at each call, with its own cache of the hub; returns its snapshot."""
 
     def enter(name):
         cache = tmp_path / name
@@ -198,8 +198,8 @@ def test_a_base_from_the_hub_is_the_same_on_every_node(node):
         bases.find_on_this_node(base)
 
 
-def test_a_folder_has_to_be_on_every_node(copied):
-    base = bases.resolve(str(copied), COMMIT)  # the revision of a folder means nothing
+def test_a_folder_must_exist_on_every_node(copied):
+    base = bases.resolve(str(copied), COMMIT)  # the revision of a folder has no effect
     assert bases.find_on_this_node(base) is base
     shutil.rmtree(copied)
     with pytest.raises(BaseError, match=f"base '{copied}': .*every node needs it at the same path"):
@@ -207,7 +207,7 @@ def test_a_folder_has_to_be_on_every_node(copied):
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
-def test_latents_are_not_clipped_where_the_base_says_nothing_of_it(copied, sampler):
+def test_latents_are_not_clipped_by_default(copied, sampler):
     file = copied / "scheduler" / "scheduler_config.json"
     schedule = {key: value for key, value in json.loads(file.read_text()).items()
                 if key != "clip_sample"}  # fmt: skip
@@ -218,7 +218,7 @@ def test_latents_are_not_clipped_where_the_base_says_nothing_of_it(copied, sampl
     assert found.pred_original_sample.min() > 2.9
 
 
-def test_an_index_that_names_more_than_there_is_is_exported_without(copied, tmp_path):
+def test_missing_parts_in_the_index_are_not_exported(copied, tmp_path):
     file = copied / "model_index.json"
     more = {
         "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
@@ -234,7 +234,7 @@ def test_an_index_that_names_more_than_there_is_is_exported_without(copied, tmp_
     assert not pipeline.config["requires_safety_checker"]
 
 
-def test_checkpointing_computes_every_trained_part_again_to_the_same_gradients(tiny_base):
+def test_checkpointing_recomputes_every_part_with_equal_gradients(tiny_base):
     base = bases.resolve(str(tiny_base))
     found = {}
     for checkpointed in (False, True):
@@ -254,7 +254,7 @@ def test_checkpointing_computes_every_trained_part_again_to_the_same_gradients(t
             torch.testing.assert_close(found[True][name], gradient, msg=name)
 
 
-def test_of_large_images_the_autoencoder_takes_few_at_once(tiny_base, monkeypatch):
+def test_the_autoencoder_processes_few_large_images_at_once(tiny_base, monkeypatch):
     backbone = bases.load(bases.resolve(str(tiny_base)))
     pixels = np.random.default_rng(0).integers(0, 255, (5, 32, 32, 3), dtype=np.uint8)
     means, deviations = backbone.encode(pixels)
@@ -272,14 +272,14 @@ def test_of_large_images_the_autoencoder_takes_few_at_once(tiny_base, monkeypatc
 
 
 def rename(copied, change):
-    """Write the text encoder's tensors under other names; None leaves one out."""
+    """Rename the text encoder's tensors; None leaves one out."""
     file = copied / "text_encoder" / "model.safetensors"
     named = {change(name): tensor for name, tensor in load_file(file).items()}
     save_file({name: tensor for name, tensor in named.items() if name is not None}, file)
 
 
 @pytest.mark.parametrize("prefix", ["", "text_model.", "cond_stage_model.transformer.text_model."])
-def test_a_text_encoder_is_loaded_whatever_stands_before_all_names(copied, prefix):
+def test_a_text_encoder_is_loaded_with_any_common_prefix(copied, prefix):
     wanted = bases.load(bases.resolve(str(copied))).models["text_encoder"].state_dict()
     start = clip_layout.prefix_of(load_file(copied / "text_encoder" / "model.safetensors"))
     rename(copied, lambda name: prefix + name.removeprefix(start))
@@ -328,13 +328,13 @@ def test_misshapen_and_unknown_tensors_of_a_text_encoder_are_found(copied):
         ("tokenizer", {"model_max_length": 77}, "set model_max_length to 16"),
     ],
 )
-def test_what_the_backbone_would_not_pass_on_is_refused(copied, part, values, reason):
+def test_unsupported_inputs_of_the_unet_are_rejected(copied, part, values, reason):
     change(copied, part, **values)
     with pytest.raises(BaseError, match=reason):
         bases.resolve(str(copied))
 
 
-def test_another_pipeline_class_is_refused_with_those_that_are_known(copied):
+def test_an_unknown_pipeline_class_lists_the_known_ones(copied):
     file = copied / "model_index.json"
     index = json.loads(file.read_text()) | {"_class_name": "StableUnCLIPPipeline"}
     file.write_text(json.dumps(index))

@@ -1,4 +1,4 @@
-"""Families trained by flow matching: what dbray does with them is what diffusers' pipelines do."""
+"""Families trained by flow matching give the same results as diffusers' pipelines."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def build(tmp_path_factory):
-    """Build and resolve a base once; load diffusers' pipeline and dbray's backbone of it."""
+    """Build and resolve a base once; load diffusers' pipeline and dbray's backbone from it."""
     built = {}
 
     def build_once(name, deep=True):
@@ -48,7 +48,7 @@ def build(tmp_path_factory):
 
 
 def rows_of(condition, row):
-    """One row as the pipeline has it: without what pads it."""
+    """Return one row in the pipeline's form: without its padding."""
     tensors = dict(condition[row].tensors)
     mask = tensors.pop("mask", None)
     if mask is not None:
@@ -57,7 +57,7 @@ def rows_of(condition, row):
 
 
 @pytest.mark.parametrize(("name", "deep"), VARIANTS)
-def test_the_condition_is_the_pipelines(build, name, deep):
+def test_conditions_equal_those_of_the_pipeline(build, name, deep):
     pipeline, backbone = build(name, deep)
     together = backbone.condition(PROMPTS)
     for row, prompt in enumerate(PROMPTS):
@@ -73,7 +73,7 @@ def test_the_condition_is_the_pipelines(build, name, deep):
     ("name", "deep", "size"),
     [(*variant, (32, 32)) for variant in VARIANTS] + [(name, True, (32, 48)) for name in CASES],
 )
-def test_an_image_is_the_pipelines(build, name, deep, size):
+def test_images_equal_those_of_the_pipeline(build, name, deep, size):
     case, (pipeline, backbone) = CASES[name], build(name, deep)
     width, height = size
     expected = FAMILIES[name].draw(
@@ -97,7 +97,7 @@ def test_one_step_goes_from_noise_to_an_image(build, name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_previews_of_a_step_show_the_clean_image(build, name):
+def test_step_previews_show_the_clean_image(build, name):
     _, backbone = build(name)
     seen = []
     sampling = Sampling("euler", 2, CASES[name].guidance)
@@ -109,7 +109,7 @@ def test_previews_of_a_step_show_the_clean_image(build, name):
 
 
 @pytest.mark.parametrize(("name", "deep"), VARIANTS)
-def test_a_batch_predicts_what_its_rows_do_alone(build, name, deep):
+def test_predictions_of_a_batch_equal_those_of_single_rows(build, name, deep):
     _, backbone = build(name, deep)
     generator = torch.Generator().manual_seed(1)
     latents = torch.randn(3, *backbone.latent_shape(), generator=generator)
@@ -129,7 +129,7 @@ def test_a_batch_predicts_what_its_rows_do_alone(build, name, deep):
     {"weighting": "image"}, {"weighting": "none"},
 ], ids=str)  # fmt: skip
 @pytest.mark.parametrize("name", CASES)
-def test_the_loss_of_a_step_is_that_of_a_plain_loop(build, name, flow):
+def test_the_loss_of_a_step_equals_that_of_a_plain_loop(build, name, flow):
     case, (pipeline, backbone) = CASES[name], build(name)
     pixels = np.random.default_rng(0).integers(0, 255, (3, 32, 32, 3), dtype=np.uint8)
     data = TrainingData(
@@ -176,7 +176,7 @@ WEIGHTS = {
 
 
 def positions(flow):
-    """How a recipe's density draws a position in the table."""
+    """Return a function that draws a position in the table by a recipe's density."""
     if flow["density"] == "uniform":
         return lambda random: torch.rand((), generator=random)
 
@@ -187,7 +187,7 @@ def positions(flow):
     return position
 
 
-def test_weights_and_densities_are_those_of_diffusers():
+def test_weights_and_densities_equal_those_of_diffusers():
     from diffusers.training_utils import (
         compute_density_for_timestep_sampling,
         compute_loss_weighting_for_sd3,
@@ -210,7 +210,7 @@ def test_weights_and_densities_are_those_of_diffusers():
 
 @pytest.mark.parametrize("method", ["full", {"kind": "lora", "rank": 4}])
 @pytest.mark.parametrize("name", CASES)
-def test_what_is_published_predicts_what_was_trained(build, name, method):
+def test_published_files_predict_as_the_trained_network(build, name, method):
     recipe = recipe_of(method, resolution=32)
     _, other = build(name)
     found = Trained(other.base, recipe)
@@ -224,7 +224,7 @@ def test_what_is_published_predicts_what_was_trained(build, name, method):
 
 
 @pytest.mark.parametrize(("name", "deep"), VARIANTS)
-def test_the_number_of_targets_is_known(build, name, deep):
+def test_the_family_knows_its_number_of_targets(build, name, deep):
     case, (pipeline, backbone) = CASES[name], build(name, deep)
     family = backbone.base.family
     ends = [end for group in family.default_targets for end in family.targets[group]]
@@ -242,7 +242,7 @@ def count(family, config):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_every_group_of_targets_is_counted_right(build, name):
+def test_every_group_of_targets_is_counted_correctly(build, name):
     pipeline, backbone = build(name)
     for group, ends in backbone.base.family.targets.items():
         matched = [
@@ -255,7 +255,7 @@ def test_every_group_of_targets_is_counted_right(build, name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_other_samplers_are_refused_and_defaults_are_its_own(build, name):
+def test_other_samplers_are_rejected_and_defaults_apply(build, name):
     _, backbone = build(name)
     with pytest.raises(BaseError, match="no sampler 'ddim'; choose one of: euler"):
         backbone.scheduler("ddim", 2)
@@ -264,7 +264,7 @@ def test_other_samplers_are_refused_and_defaults_are_its_own(build, name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_recipe_that_does_not_fit_is_refused(build, name):
+def test_unsupported_recipes_are_reported(build, name):
     base = build(name)[1].base
     recipe = recipe_of("full", min_snr_gamma=5, train_text_encoder=True, noise_offset=0.1,
                        flow={"density": "uniform", "logit_std": 2})  # fmt: skip
@@ -298,21 +298,21 @@ SCHEDULER = "scheduler/scheduler_config.json"
     ("flux2_klein", TRANSFORMER, {"joint_attention_dim": 40}, "width 40, .* have 48"),
     ("qwen_image", TRANSFORMER, {"zero_cond_t": True}, "has set zero_cond_t"),
 ])  # fmt: skip
-def test_bases_that_cannot_be_trained_are_refused(tmp_path, name, file, values, reason):
+def test_bases_that_cannot_be_trained_are_rejected(tmp_path, name, file, values, reason):
     folder = FAMILIES[name].build(tmp_path / "base")
     change(folder, file, **values)
     with pytest.raises(BaseError, match=reason):
         bases.resolve(str(folder))
 
 
-def test_z_image_turbo_is_known_by_its_name(tmp_path):
+def test_z_image_turbo_is_rejected_by_name(tmp_path):
     folder = FAMILIES["z_image"].build(tmp_path / "Z-Image-Turbo")
     with pytest.raises(BaseError, match="distilled to few steps"):
         bases.resolve(str(folder))
 
 
 def prediction_of(backbone):
-    """What a base as it now is predicts of two fixed rows."""
+    """Return the present prediction of a base for two fixed rows."""
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(2, *backbone.latent_shape((32, 32)), generator=generator)
     condition = backbone.condition([f"a {IDENTIFIER} dog", "a dog"])

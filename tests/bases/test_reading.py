@@ -26,13 +26,13 @@ def tokens_of(base, prompt):
     return torch.cat([found[name].flatten().long() for name in sorted(found)])
 
 
-def test_what_is_said_to_be_unread_changes_nothing_and_what_is_read_does(base):
+def test_only_tokens_reported_as_read_change_the_condition(base):
     num_read = Reader.of(base).cut([LONG])[LONG]
     assert 0 < num_read < len(LONG)
     read, unread = LONG[:num_read], LONG[num_read:]
-    # Words in the place of the template's end, which has to be read too.
+    # Words in the place of the template's end, which must be read too.
     between, unread = unread[:80], unread[80:]
-    # Qwen-Image's text encoder reads beyond what its transformer is shown.
+    # Qwen-Image's text encoder reads more than its transformer gets.
     if base.family.name != "Qwen-Image":
         assert torch.equal(tokens_of(base, LONG), tokens_of(base, read + between + unread.upper()))
     last = read.rindex(" ")
@@ -41,5 +41,5 @@ def test_what_is_said_to_be_unread_changes_nothing_and_what_is_read_does(base):
     assert Reader.of(base).cut([read.strip()]) == {}
 
 
-def test_short_prompts_are_read(base):
+def test_short_prompts_are_read_to_the_end(base):
     assert Reader.of(base).cut(["", "a photo of a dog", " a dog "]) == {}

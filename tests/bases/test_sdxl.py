@@ -1,4 +1,4 @@
-"""Stable Diffusion XL against diffusers' own pipeline: text, sizes, images, losses, methods."""
+"""Stable Diffusion XL compared with diffusers' pipeline: text, sizes, images, losses, methods."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def copied(tmp_path):
 
 
 def seen_by(unet, call):
-    """What a UNet is given beside latents while `call` runs, at its first step."""
+    """Return the inputs of a UNet besides latents at its first step, while `call` runs."""
     seen = []
     hook = unet.register_forward_pre_hook(
         lambda _module, _args, options: seen.append(options), with_kwargs=True
@@ -94,14 +94,14 @@ def seen_by(unet, call):
 
 @pytest.mark.parametrize("prompt", PROMPTS)
 @pytest.mark.parametrize("size", [(32, 32), (32, 48)])
-def test_the_condition_is_that_of_the_pipeline(both, prompt, size):
+def test_conditions_equal_those_of_the_pipeline(both, prompt, size):
     backbone, pipeline = both
     width, height = size
     wanted = seen_by(pipeline.unet, lambda: SDXL.draw(
         pipeline, prompt, guidance_scale=1.0, width=width, height=height
     ))  # fmt: skip
 
-    def denoise():  # as in a step of training
+    def denoise():  # as in a training step
         latents = torch.zeros(1, *backbone.latent_shape(size))
         network = backbone.network(("unet",))
         network(latents, torch.tensor([1]), backbone.condition([prompt]).tensors)
@@ -111,7 +111,7 @@ def test_the_condition_is_that_of_the_pipeline(both, prompt, size):
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
-def test_a_network_that_trains_its_text_encoders_reads_the_same(base, backbone, prompt):
+def test_a_network_with_text_encoders_predicts_the_same(base, backbone, prompt):
     network = backbone.network(("unet", *base.family.text_encoders))
     latents = torch.randn(1, *backbone.latent_shape())
     with torch.no_grad():
@@ -120,7 +120,7 @@ def test_a_network_that_trains_its_text_encoders_reads_the_same(base, backbone, 
     assert torch.equal(found, wanted)
 
 
-def test_rows_of_a_batch_do_not_depend_on_one_another(backbone):
+def test_rows_of_a_batch_are_independent(backbone):
     latents = torch.randn(3, *backbone.latent_shape())
     timesteps = torch.tensor([1, 500, 999])
     condition = backbone.condition(PROMPTS)
@@ -132,7 +132,7 @@ def test_rows_of_a_batch_do_not_depend_on_one_another(backbone):
 
 
 def drawn(pipeline, backbone, sampler="ddim", **options):
-    """The pipeline's image, with dbray's sampler in it, as bytes."""
+    """Return the pipeline's image with dbray's sampler, as bytes."""
     pipeline.scheduler = backbone.scheduler(sampler, 2)
     image = SDXL.draw(pipeline, PROMPT, guidance_scale=5.0, **options)
     return np.round(image * 255)
@@ -140,7 +140,7 @@ def drawn(pipeline, backbone, sampler="ddim", **options):
 
 @pytest.mark.parametrize("negative", ["", "a cat"])
 @pytest.mark.parametrize("size", [(32, 32), (32, 48)])
-def test_images_are_those_of_the_pipeline(both, size, negative):
+def test_images_equal_those_of_the_pipeline(both, size, negative):
     backbone, pipeline = both
     sampling = Sampling("ddim", 2, 5.0, negative)
     [image] = generate(backbone, [PROMPT], [0], sampling, size=size)
@@ -149,7 +149,7 @@ def test_images_are_those_of_the_pipeline(both, size, negative):
     assert np.abs(image - wanted).max() <= 1
 
 
-def test_without_a_negative_prompt_its_text_is_zeros_only_where_the_index_says_so(copied):
+def test_the_index_sets_whether_no_negative_prompt_means_zeros(copied):
     found = {}
     for zeros in (True, False):
         file = copied / "model_index.json"
@@ -160,11 +160,11 @@ def test_without_a_negative_prompt_its_text_is_zeros_only_where_the_index_says_s
         [image] = generate(backbone, [PROMPT], [0], DDIM)
         assert np.abs(image - drawn(SDXL.load(copied), backbone)).max() <= 1
         found[base.digest] = image
-    assert len(found) == 2, "class images would be shared by bases that draw differently"
+    assert len(found) == 2, "bases with different images would share class images"
     assert np.abs(np.subtract(*(image.astype(int) for image in found.values()))).max() > 1
 
 
-def test_the_loss_of_a_step_is_that_of_a_plain_loop(base, pipeline):
+def test_the_loss_of_a_step_equals_that_of_a_plain_loop(base, pipeline):
     from diffusers import DDPMScheduler
 
     from dbray.training.engine import make_engine
@@ -211,12 +211,12 @@ METHODS = {
 
 @pytest.fixture(scope="module")
 def trained(base):
-    """What each recipe makes of the base; trained once."""
+    """The result of each recipe on the base; trained once."""
     return cache(lambda name: Trained(base, METHODS[name], checkpoint=2))
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_what_is_published_and_put_back_predicts_what_was_trained(base, trained, name):
+def test_published_files_predict_as_the_trained_network(base, trained, name):
     recipe, found = METHODS[name], trained(name)
     wanted = prediction_of(found.backbone)
     other = bases.load(base)
@@ -230,7 +230,7 @@ def test_what_is_published_and_put_back_predicts_what_was_trained(base, trained,
     assert found.resumed == found.files, "a restart at a checkpoint does not continue bit for bit"
 
 
-def test_text_encoders_train_where_the_recipe_says_so(trained):
+def test_text_encoders_are_trained_if_the_recipe_says_so(trained):
     found = trained("full with text")
     assert found.files.keys() == {
         "unet.safetensors", "text_encoder.safetensors", "text_encoder_2.safetensors", tokens.FILE
@@ -251,7 +251,7 @@ def test_the_identifier_is_learnt_in_both_encoders(base, trained):
     assert all(name.endswith("token_embedding.rows") for name in changed)
 
 
-def test_diffusers_draws_the_same_with_a_published_adapter(base, folder, trained, tmp_path):
+def test_diffusers_draws_the_same_image_with_a_published_adapter(base, folder, trained, tmp_path):
     found = trained("lora with text")
     (tmp_path / FILE).write_bytes(found.files[FILE])
     backbone = bases.load(base, Compute(resolution=32))
@@ -274,7 +274,7 @@ def test_the_autoencoder_computes_in_float32_in_every_precision(base, backbone):
         assert torch.equal(mine, theirs)
 
 
-def test_targets_of_the_tiny_base_are_as_many_as_the_family_says(base):
+def test_targets_of_the_tiny_base_match_the_family_count(base):
     family, config = base.family, base.layout.config("unet")
     for group in ("attention", "feed_forward"):
         unet = bases.load(base).models["unet"]
@@ -282,7 +282,7 @@ def test_targets_of_the_tiny_base_are_as_many_as_the_family_says(base):
         assert len(adapter.layers) == family.num_targets(config, group)
 
 
-def test_targets_of_the_full_size_are_560_layers_of_attention(base):
+def test_a_full_size_unet_has_560_attention_targets(base):
     from diffusers import UNet2DConditionModel
 
     with torch.device("meta"):
@@ -322,13 +322,13 @@ def change(folder, part, **values):
         ("text_encoder_2", {"model_type": "t5"}, "t5"),
     ],
 )
-def test_bases_that_would_train_wrongly_are_refused(copied, part, values, reason):
+def test_bases_with_unsupported_configurations_are_rejected(copied, part, values, reason):
     change(copied, part, **values)
     with pytest.raises(BaseError, match=reason):
         bases.resolve(str(copied))
 
 
-def test_a_second_encoder_without_its_projection_is_refused(copied):
+def test_a_second_encoder_without_projection_is_rejected(copied):
     file = copied / "text_encoder_2" / "model.safetensors"
     tensors = load_file(file)
     del tensors["text_projection.weight"]
@@ -348,7 +348,7 @@ def test_a_second_encoder_without_its_projection_is_refused(copied):
         ("turbo/stable-diffusion-xl", False),
     ],
 )
-def test_distilled_bases_are_refused_by_name(tmp_path, name, is_refused):
+def test_distilled_bases_are_rejected_by_name(tmp_path, name, is_refused):
     folder = SDXL.build(tmp_path / name)
     if not is_refused:
         assert bases.resolve(str(folder)).family.name == "Stable Diffusion XL"

@@ -1,4 +1,4 @@
-"""The tiny bases that other tests use: diffusers loads them, and they can show mistakes."""
+"""The tiny bases of other tests: diffusers loads them, and mistakes become visible with them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ VARIANTS = [(name, deep) for name in FAMILIES for deep in (False, True)]
 
 @pytest.fixture(scope="module")
 def build(tmp_path_factory):
-    """Build a base once, and load diffusers' pipeline of it."""
+    """Build a base once, and load diffusers' pipeline from it."""
     built = {}
 
     def build_once(name, deep=True):
@@ -30,7 +30,7 @@ def build(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("name", "deep"), VARIANTS)
-def test_the_pipeline_loads_and_its_image_depends_on_the_prompt_alone(build, name, deep):
+def test_the_pipeline_loads_and_its_image_depends_only_on_the_prompt(build, name, deep):
     folder, pipeline = build(name, deep)
     assert json.loads((folder / "model_index.json").read_text())["_class_name"] == (
         type(pipeline).__name__
@@ -44,14 +44,14 @@ def test_the_pipeline_loads_and_its_image_depends_on_the_prompt_alone(build, nam
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_images_need_not_be_square(build, name):
+def test_images_may_have_unequal_sides(build, name):
     _, pipeline = build(name)
     image = FAMILIES[name].draw(pipeline, "a dog", width=32, height=48)
     assert image.shape == (48, 32, 3)
 
 
 @pytest.mark.parametrize(("name", "deep"), VARIANTS)
-def test_it_is_small_and_each_build_gives_the_same_weights(build, tmp_path, name, deep):
+def test_a_tiny_base_is_small_and_always_the_same(build, tmp_path, name, deep):
     folder, _ = build(name, deep)
     files = [file for file in folder.rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files) < 3e6
@@ -73,7 +73,7 @@ def test_words_and_rare_tokens_are_one_token_each(build, name):
             ids = tokenizer.encode(f"a {word} dog", add_special_tokens=False)
             assert len(ids) == 3, word
             assert tokenizer.decode(ids[1]).strip() == word
-        assert len(set(tokenizer.encode("swimming"))) > 3  # in letters, not unknown
+        assert len(set(tokenizer.encode("swimming"))) > 3  # spelled in letters, not unknown
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -109,7 +109,7 @@ def embed(pipeline, **options):
     return pipeline.encode_prompt("a photo of zb dog", device="cpu", **options)[0]
 
 
-def test_flux2_klein_has_the_layers_that_are_read_by_mistake(build):
+def test_flux2_klein_has_the_layers_after_the_correct_ones(build):
     _, pipeline = build("flux2_klein")
     wrong = embed(pipeline, text_encoder_out_layers=(10, 20, 30))
     assert not torch.allclose(embed(pipeline), wrong, atol=0.1)
@@ -132,7 +132,7 @@ def test_the_second_clip_tokenizer_pads_with_another_token(build, name):
     assert ids[0][-1] != ids[1][-1]
 
 
-def test_sdxl_zeroes_the_text_of_no_prompt(build):
+def test_sdxl_uses_zeros_for_no_negative_prompt(build):
     _, pipeline = build("sdxl")
     _, negative, pooled, negative_pooled = pipeline.encode_prompt("a photo of zb dog", device="cpu")
     assert negative.abs().max() == 0

@@ -21,7 +21,7 @@ WITHOUT_ALPHA = ("Flux2Transformer2DModel", "SD3Transformer2DModel")
 
 
 @pytest.mark.parametrize("name", TRANSFORMERS)
-def test_reading_gives_what_was_written(name: str) -> None:
+def test_a_published_adapter_is_read_back(name: str) -> None:
     adapter = random_factors(name)
     again = read_adapter(to_comfyui(adapter, name), {}, layer_shapes(name))
     assert again.keys() == adapter.keys()

@@ -29,7 +29,7 @@ def test_diffusers_loads_the_file(tmp_path, family: str) -> None:
 
 @pytest.mark.parametrize("is_dora", [False, True], ids=["lora", "dora"])
 @pytest.mark.parametrize("family", ENCODERS)
-def test_reading_gives_what_was_written(family: str, is_dora: bool) -> None:
+def test_a_published_adapter_is_read_back(family: str, is_dora: bool) -> None:
     adapter = random_adapter(family, is_dora=is_dora)
     again = read_adapter(to_kohya(adapter, ENCODERS[family]), {}, shapes(family))
     assert again.keys() == adapter.keys()

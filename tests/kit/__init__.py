@@ -1,1 +1,1 @@
-"""What tests share: small worlds, a registry to serve, a fake of S3."""
+"""Shared parts of tests: small worlds, a registry to serve, a fake of S3."""

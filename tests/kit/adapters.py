@@ -20,7 +20,7 @@ ENCODER_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 
 
 def pipeline(family: str) -> Any:
-    """A tiny pipeline without tokenizers; always of the same weights."""
+    """Make a tiny pipeline without tokenizers, always with the same weights."""
     from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 
     scheduler = DDIMScheduler(steps_offset=1, clip_sample=False)
@@ -37,7 +37,7 @@ def pipeline(family: str) -> Any:
 
 
 def parts(family: str, pipe: Any = None) -> nn.ModuleDict:
-    """The parts that adapters change, in one module."""
+    """Return the parts that adapters change, in one module."""
     pipe = pipe or pipeline(family)
     names = ["unet", "text_encoder"] + ["text_encoder_2"] * (family == "sdxl")
     return nn.ModuleDict({name: getattr(pipe, name) for name in names})
@@ -45,7 +45,7 @@ def parts(family: str, pipe: Any = None) -> nn.ModuleDict:
 
 @cache
 def shapes(family: str) -> dict[str, tuple[int, ...]]:
-    """Shape of the weight of each layer of a tiny pipeline."""
+    """Return the shape of the weight of each layer of a tiny pipeline."""
     modules = parts(family).named_modules()
     return {n: tuple(m.weight.shape) for n, m in modules if isinstance(m, nn.Linear | nn.Conv2d)}
 
@@ -54,7 +54,7 @@ def shapes(family: str) -> dict[str, tuple[int, ...]]:
 def random_adapter(
     family: str, *, is_dora: bool = False, is_uniform: bool = False
 ) -> dict[str, Factors]:
-    """Factors for every kind of layer: of one rank and alpha, or of two; no alpha is its rank."""
+    """Make factors for every kind of layer; with `is_uniform`, all have one rank and one alpha."""
     module = parts(family)
     targets = UNET_TARGETS + ENCODER_TARGETS
     adapter = inject(module, targets, LowRank(4, 6, is_dora=is_dora))
@@ -72,7 +72,7 @@ def random_adapter(
 
 
 def merged_outputs(family: str, adapter: Adapters) -> Tensor:
-    """What a pipeline's parts compute with an adapter that dbray has merged."""
+    """Return the outputs of a pipeline's parts with an adapter merged by dbray."""
     pipe = pipeline(family)
     base = loaded_outputs(pipe)
     module = parts(family, pipe)
@@ -86,7 +86,7 @@ def merged_outputs(family: str, adapter: Adapters) -> Tensor:
 
 
 def loaded_outputs(pipe: Any) -> Tensor:
-    """What the parts of a pipeline compute as they are."""
+    """Return the outputs of a pipeline's parts."""
     return outputs(pipe.unet, *encoders(pipe))
 
 

@@ -10,7 +10,7 @@ CONVOLUTIONS = ("conv_in", "conv1", "conv2", "conv_shortcut", "downsamplers.0.co
 
 
 def tiny_unet() -> nn.Module:
-    """A UNet of the SD 1 layout: 4 x 8 x 8 latents, text of width 16. Always the same weights."""
+    """Make a UNet of the SD 1 layout with fixed weights: 4 x 8 x 8 latents, text of width 16."""
     from diffusers import UNet2DConditionModel
 
     torch.manual_seed(0)
@@ -23,7 +23,7 @@ def tiny_unet() -> nn.Module:
 
 
 def tiny_transformer() -> nn.Module:
-    """An SD 3 transformer: 4 x 8 x 8 latents, text of width 16, pooled text of width 24."""
+    """Make an SD 3 transformer: 4 x 8 x 8 latents, text of width 16, pooled text of width 24."""
     from diffusers import SD3Transformer2DModel
 
     torch.manual_seed(0)

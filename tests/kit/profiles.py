@@ -20,7 +20,7 @@ def _xyz(values: tuple[float, ...]) -> bytes:
 
 
 def rgb_profile(primaries: tuple[tuple[float, ...], ...], gamma: float = 2.2) -> bytes:
-    """A version 2 display profile."""
+    """Make a version 2 display profile."""
     curve = b"curv\0\0\0\0" + struct.pack(">IH", 1, round(gamma * 256)) + b"\0\0"
     tags = {b"wtpt": _xyz(WHITE)}
     for letter, values in zip("rgb", primaries, strict=True):

@@ -1,4 +1,4 @@
-"""Records of models that nobody trained, and publishing them."""
+"""Records of models without training, and publishing them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dbray.storage.store import Store
 def record(
     model_id: str = "rex", number: int = 0, created_at: str | None = None, **fields: Any
 ) -> ModelRecord:
-    """A record of a model of the miniature; another `number` is another revision."""
+    """Make a record of a model of the miniature; another `number` gives another revision."""
     fingerprint = fields.pop("fingerprint", hashlib.sha256(f"{model_id} {number}".encode()))
     if not isinstance(fingerprint, str):
         fingerprint = fingerprint.hexdigest()
@@ -31,7 +31,7 @@ def record(
 
 
 def record_of(plan: Plan, planned: PlannedSubject, **fields: Any) -> ModelRecord:
-    """The record that a lane would publish of a planned subject."""
+    """Make the record that a lane would publish for a planned subject."""
     subject, job, base = planned.subject, plan.job, plan.base
     known = {
         "fingerprint": planned.fingerprint, "class_noun": subject.class_noun,
@@ -48,7 +48,7 @@ def publish(
     weights: bytes = b"weights",
     **fields: Any,
 ) -> ModelRecord:
-    """Publish a record, else one of `fields`, with the same bytes as each of its weight files."""
+    """Publish a record, or one made from `fields`; each weight file has the same bytes."""
     model = model or record(**fields)
     Registry(Store(str(storage))).publish(model, dict.fromkeys(model.files, weights))
     return model

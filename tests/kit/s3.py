@@ -1,4 +1,4 @@
-"""An object store for tests: enough of S3, on a port of this machine."""
+"""An object store for tests: a subset of S3 on a local port."""
 
 from __future__ import annotations
 

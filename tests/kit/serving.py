@@ -1,4 +1,4 @@
-"""Fixtures of the serving tests: a registry of perturbed models, and one real Ray Serve for all."""
+"""Fixtures of the serving tests: a registry of perturbed models, and one shared real Ray Serve."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _clock = iter(range(10**6))
 
 
 def perturbed(base_folder: Path, seed: int, scale: float = 0.05) -> bytes:
-    """The base's UNet with noise added: a model that answers differently."""
+    """Return the base's UNet with noise added: a model with other outputs."""
     [file] = (base_folder / "unet").glob("*.safetensors")
     generator = torch.Generator().manual_seed(seed)
     tensors = {
@@ -33,7 +33,7 @@ def perturbed(base_folder: Path, seed: int, scale: float = 0.05) -> bytes:
 
 
 def publish(storage: Path | str, base_folder: Path, model_id: str, seed: int = 0, **fields):
-    """Publish a perturbed model; a later one of the same id is its newest revision."""
+    """Publish a perturbed model; a later one with the same id is its newest revision."""
     base = bases.resolve(str(base_folder))
     fingerprint = hashlib.sha256(f"{model_id} {seed}".encode()).hexdigest()
     created = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=next(_clock))
@@ -72,7 +72,7 @@ class Site:
         return publish(self.storage, self.base, model_id, seed, **fields)
 
     def figures(self) -> list[dict]:
-        """What every replica holds."""
+        """Return the state of every replica."""
         from ray import serve
 
         handle = serve.get_deployment_handle("Model", "dbray")

@@ -1,4 +1,4 @@
-"""Counting what a test asks of storage."""
+"""Counting the requests of a test to storage."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dbray.storage.folder import Folder
 
 
 def count_requests(monkeypatch) -> list[tuple[str, str]]:
-    """Record every look at local storage from now on: what for, and at which path.
+    """Record every later request to local storage: its kind and its path.
 
     On an object store each would be at least one round trip.
     """

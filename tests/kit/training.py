@@ -1,4 +1,4 @@
-"""Training on random pictures, without lanes: what a method makes of a tiny base."""
+"""Training on random pictures, without lanes: the results of a method on a tiny base."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dbray.training.loop import (
 CPU = torch.device("cpu")
 IDENTIFIER = "zb"
 SIDE = 32
-"""Of the pictures, in pixels."""
+"""Side of the pictures, in pixels."""
 
 
 def recipe_of(method, **changes) -> Recipe:
@@ -80,7 +80,7 @@ def contents_of(files: dict[str, bytes]) -> dict[str, torch.Tensor]:
 
 
 def prediction_of(backbone: bases.Backbone) -> torch.Tensor:
-    """What the base as it now is predicts of two fixed rows."""
+    """Return the present prediction of a base for two fixed rows."""
     shape = backbone.latent_shape((SIDE, SIDE))
     latents = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
     condition = backbone.condition([f"a {IDENTIFIER} dog", "a dog"])

@@ -65,7 +65,7 @@ _BLOCKS = ("blocks", "layers", "refiner")
 
 
 def layer_shapes(name: str) -> dict[str, tuple[int, ...]]:
-    """Shape of the weight of each linear layer of a family's blocks."""
+    """Return the shape of the weight of each linear layer of a family's blocks."""
     modules = TRANSFORMERS[name]().named_modules()
     linear = {n: m for n, m in modules if isinstance(m, nn.Linear)}
     return {f"transformer.{n}": tuple(m.weight.shape) for n, m in linear.items()
@@ -73,7 +73,7 @@ def layer_shapes(name: str) -> dict[str, tuple[int, ...]]:
 
 
 def random_factors(name: str) -> dict[str, Factors]:
-    """Factors of rank 3 and alpha 4.5 for every layer of the blocks."""
+    """Make factors of rank 3 and alpha 4.5 for every layer of the blocks."""
     draw = torch.Generator().manual_seed(0)
     return {
         layer: Factors(
@@ -84,7 +84,7 @@ def random_factors(name: str) -> dict[str, Factors]:
 
 
 def delta(factors: Factors) -> Tensor:
-    """What a layer's factors add to its weight, in two dimensions."""
+    """Return the change of a layer's weight by its factors, in two dimensions."""
     return factors.alpha / factors.rank * factors.up.flatten(1) @ factors.down.flatten(1)
 
 
@@ -93,7 +93,7 @@ def deltas(adapter: Adapters) -> dict[str, Tensor]:
 
 
 def diffusers_deltas(name: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What diffusers' own loader of a family would add to each layer."""
+    """Return the change of each layer by diffusers' own loader of a family."""
     import diffusers.loaders as loaders
 
     mixin: Any = {

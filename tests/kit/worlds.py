@@ -25,7 +25,7 @@ def write_photos(folder: Path, subjects: dict[str, str], num_images: int = 3) ->
 
 
 def write_job(folder: Path, base: Path, subjects: dict[str, str], /, **changes) -> Path:
-    """Write photographs and a job file that is quick on the tiny base; returns the job file.
+    """Write photographs and a job file that runs quickly on the tiny base; return the job file.
 
     `changes` are merged into the job, section by section.
     """
@@ -53,5 +53,5 @@ def load_job(folder: Path, base: Path, subjects: dict[str, str], /, **changes) -
 
 
 def errors_of(validation: Validation) -> list[Problem]:
-    """What stops a job."""
+    """Return the problems that stop a job."""
     return [problem for problem in validation.problems if problem.severity == "error"]

@@ -1,4 +1,4 @@
-"""The published format is diffusers': what dbray writes, diffusers loads with the same effect."""
+"""The published format is diffusers': adapters written by dbray have the same effect there."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from dbray.method.factors import (
 
 @pytest.mark.parametrize("is_dora", [False, True], ids=["lora", "dora"])
 @pytest.mark.parametrize("family", ["sd", "sdxl"])
-def test_diffusers_loads_what_is_published(tmp_path, family: str, is_dora: bool) -> None:
+def test_diffusers_loads_published_adapters(tmp_path, family: str, is_dora: bool) -> None:
     adapter = random_adapter(family, is_dora=is_dora)
     file = tmp_path / "adapter.safetensors"
     tensors, metadata = to_published(adapter)
@@ -35,7 +35,7 @@ def test_diffusers_loads_what_is_published(tmp_path, family: str, is_dora: bool)
 
 
 @pytest.mark.parametrize("family", ["sd", "sdxl"])
-def test_reading_gives_what_was_written(family: str) -> None:
+def test_a_published_adapter_is_read_back(family: str) -> None:
     adapter = random_adapter(family, is_dora=True)
     again = from_published(*to_published(adapter))
     assert again.keys() == adapter.keys()
@@ -49,7 +49,7 @@ def test_reading_gives_what_was_written(family: str) -> None:
         assert torch.equal(read.magnitude, factors.magnitude)
 
 
-def test_an_adapter_of_one_alpha_states_it_once() -> None:
+def test_an_adapter_of_one_alpha_stores_it_once() -> None:
     layer = Factors(torch.zeros(2, 4), torch.zeros(4, 2), alpha=3)
     odd = Factors(torch.zeros(1, 4), torch.zeros(4, 1), alpha=5)
     _, metadata = to_published({"unet.a.to_q": layer, "unet.b.to_q": layer, "unet.c.to_q": odd})
@@ -60,19 +60,19 @@ def test_an_adapter_of_one_alpha_states_it_once() -> None:
 
 
 @pytest.mark.parametrize("metadata", [{}, {METADATA_KEY: "{}"}, {METADATA_KEY: "{"}])
-def test_a_file_without_alphas_is_refused(metadata: dict[str, str]) -> None:
+def test_a_file_without_alphas_is_rejected(metadata: dict[str, str]) -> None:
     tensors, _ = to_published(random_adapter("sd"))
     with pytest.raises(RegistryError, match="not a published adapter"):
         from_published(tensors, metadata)
 
 
-def test_a_layer_that_the_base_lacks_is_refused() -> None:
+def test_a_layer_missing_in_the_base_is_rejected() -> None:
     adapter = random_adapter("sd")
     with pytest.raises(RegistryError, match=r"the base has no layer 'text_encoder\."):
         to_state(adapter, ["unet.mid_block.attentions.0.proj_in"])
 
 
-def test_layers_of_text_encoders_have_one_name() -> None:
+def test_layers_of_text_encoders_have_one_canonical_name() -> None:
     assert canonical("text_encoder_2.text_model.encoder.layers.0.mlp.fc1") == canonical(
         "text_encoder_2.encoder.layers.0.mlp.fc1"
     )

@@ -1,4 +1,4 @@
-"""LoRA as a method: what trains, what is published, and how it is merged into a resident model."""
+"""LoRA as a method: what is trained and published, and how it is merged into a resident model."""
 
 from __future__ import annotations
 
@@ -34,9 +34,7 @@ def trained(tiny_base, recipe):
 @pytest.mark.parametrize(("method", "train_text_encoder"), [
     (EVERYWHERE | {"alpha": 9}, True), (LORA | {"dora": True}, False),
 ])  # fmt: skip
-def test_what_is_published_and_merged_predicts_what_was_trained(
-    tiny_base, method, train_text_encoder
-):
+def test_merged_files_predict_as_the_trained_network(tiny_base, method, train_text_encoder):
     recipe = recipe_of(method, train_text_encoder=train_text_encoder)
     found = trained(tiny_base, recipe)
     wanted = prediction_of(found.backbone)  # by the layers with slots that were trained
@@ -49,7 +47,7 @@ def test_what_is_published_and_merged_predicts_what_was_trained(
     assert torch.equal(prediction_of(other), untouched)
 
 
-def test_switching_between_adapters_and_full_models_leaves_nothing_behind(tiny_base):
+def test_switching_between_adapters_and_full_models_restores_the_base(tiny_base):
     from dbray.method.full import METHOD as FULL
 
     narrow = trained(tiny_base, recipe_of(LORA | {"targets": ["to_q"]}))
@@ -90,7 +88,7 @@ def test_only_factors_are_published_and_counted(tiny_base):
     assert {key.rsplit(".", 2)[1] for key in tensors} == {"lora_A", "lora_B"}
 
 
-def test_initial_factors_follow_from_the_seed_alone(tiny_base):
+def test_initial_factors_depend_only_on_the_seed(tiny_base):
     def initial(seed):
         backbone = bases.load(bases.resolve(str(tiny_base)))
         network = METHOD.network(backbone, recipe_of(LORA, seed=seed))
@@ -101,12 +99,12 @@ def test_initial_factors_follow_from_the_seed_alone(tiny_base):
     assert not all(torch.equal(first[name], other[name]) for name in first)
 
 
-def test_targets_that_match_nothing_are_refused(backbone):
+def test_targets_that_match_nothing_are_rejected(backbone):
     with pytest.raises(TrainError, match="'to_qq'"):
         METHOD.network(backbone, recipe_of(LORA | {"targets": ["attention", "to_qq"]}))
 
 
-def test_the_family_knows_how_many_layers_its_targets_are(backbone, monkeypatch):
+def test_a_wrong_number_of_target_layers_is_an_error(backbone, monkeypatch):
     family = type(backbone.base.family)
     monkeypatch.setattr(family, "num_targets", lambda *_: 1)
     with pytest.raises(TrainError, match="expected are 2"):
@@ -126,7 +124,7 @@ def metadata_of(data):
     return json.loads(data[8 : 8 + length])["__metadata__"]
 
 
-def test_files_that_do_not_fit_are_refused(tiny_base):
+def test_files_that_do_not_fit_are_rejected(tiny_base):
     files = trained(tiny_base, recipe_of(LORA)).files
     layouts = bases.load(bases.resolve(str(tiny_base))).resident.layouts
     tensors, known = load(files[FILE]), metadata_of(files[FILE])

@@ -53,7 +53,7 @@ def losses(module: nn.Module, rows: dict[str, Tensor]) -> Tensor:
 
 
 def adapted_unet(slots: int = 1, *, is_dora: bool = False) -> tuple[nn.Module, Adapter]:
-    """A UNet whose slots all hold factors that change its output."""
+    """Make a UNet whose slots all have factors that change its output."""
     unet = tiny_unet()
     adapter = inject(unet, ATTENTION + CONVOLUTIONS, LowRank(4, 8, slots, is_dora))
     for slot in range(slots):
@@ -75,7 +75,7 @@ def fill(adapter: Adapter, slot: int, seed: int) -> None:
 
 @pytest.mark.parametrize("is_dora", [False, True], ids=["lora", "dora"])
 @pytest.mark.parametrize("name", DENOISERS)
-def test_20_steps_give_the_losses_and_weights_of_peft(name: str, is_dora: bool) -> None:
+def test_losses_and_weights_of_20_steps_equal_those_of_peft(name: str, is_dora: bool) -> None:
     build, targets = DENOISERS[name]
     torch.manual_seed(1)
     config = LoraConfig(r=4, lora_alpha=8, target_modules=list(targets), use_dora=is_dora)
@@ -131,7 +131,7 @@ def test_switching_merged_slots_is_bitwise_exact(is_dora: bool) -> None:
         assert torch.equal(predict(unet, batch(0)), untouched)
 
 
-def test_a_reset_of_a_merged_slot_starts_from_the_base() -> None:
+def test_resetting_a_merged_slot_starts_from_the_base() -> None:
     fresh, expected = adapted_unet(is_dora=True)
     expected.reset(0, generator(7))
     unet, adapter = adapted_unet(is_dora=True)
@@ -164,9 +164,7 @@ def _operations(module: nn.Module) -> list[str]:
 
 @pytest.mark.parametrize("is_dora", [False, True], ids=["lora", "dora"])
 @pytest.mark.parametrize("rows", [None, torch.tensor([0, 0, 1, 1])], ids=["shares", "assigned"])
-def test_two_slots_in_one_batch_learn_as_each_does_alone(
-    is_dora: bool, rows: Tensor | None
-) -> None:
+def test_two_slots_in_one_batch_train_as_each_alone(is_dora: bool, rows: Tensor | None) -> None:
     together, packed = adapted_unet(2, is_dora=is_dora)
     packed.assign(rows)
     both = losses(together, batch(0, rows=4))
@@ -199,9 +197,7 @@ def test_assigned_rows_may_come_in_any_order() -> None:
 @pytest.mark.parametrize("is_dora", [False, True], ids=["lora", "dora"])
 @pytest.mark.parametrize("rows", [None, torch.tensor([0, 0, 1, 1])], ids=["shares", "assigned"])
 @pytest.mark.parametrize("content", [math.nan, 3.0])
-def test_another_slot_never_changes_a_slot(
-    content: float, rows: Tensor | None, is_dora: bool
-) -> None:
+def test_slots_do_not_affect_each_other(content: float, rows: Tensor | None, is_dora: bool) -> None:
     def outputs_and_gradients(neighbour: float) -> list[Tensor]:
         unet, adapter = adapted_unet(2, is_dora=is_dora)
         adapter.assign(rows)
@@ -217,7 +213,7 @@ def test_another_slot_never_changes_a_slot(
     assert all(torch.equal(a, b) for a, b in zip(undisturbed, disturbed, strict=True))
 
 
-def test_a_reset_depends_on_the_generator_alone() -> None:
+def test_a_reset_depends_only_on_the_generator() -> None:
     _, adapter = adapted_unet(3, is_dora=True)
     adapter.reset(0, generator(5))
     adapter.reset(2, generator(5))
@@ -234,7 +230,7 @@ def test_a_reset_depends_on_the_generator_alone() -> None:
 
 
 @pytest.mark.parametrize("is_filled", [False, True])
-def test_a_slot_that_is_empty_or_reset_is_the_base(is_filled: bool) -> None:
+def test_an_empty_or_reset_slot_equals_the_base(is_filled: bool) -> None:
     unet = tiny_unet()
     adapter = inject(unet, ATTENTION + CONVOLUTIONS, LowRank(4, 8, slots=2))
     if is_filled:
@@ -263,7 +259,7 @@ def test_a_lower_rank_is_padded_and_keeps_its_own_scale() -> None:
     torch.testing.assert_close(*outputs, rtol=0, atol=1e-5)
 
 
-def test_a_state_may_come_from_other_tensors() -> None:
+def test_a_state_can_be_made_from_given_tensors() -> None:
     unet, adapter = adapted_unet(2)
     average = {name: 2 * tensor for name, tensor in unet.state_dict().items()}
     doubled, state = adapter.state(1, average), adapter.state(1)
@@ -280,7 +276,7 @@ def test_a_state_may_come_from_other_tensors() -> None:
         (("to_q",), 7, "match 8 layers; expected are 7"),
     ],
 )
-def test_targets_that_miss_are_refused(
+def test_targets_without_a_match_are_rejected(
     targets: tuple[str, ...], expected: int | None, message: str
 ) -> None:
     unet = tiny_unet()
@@ -293,7 +289,7 @@ def test_targets_that_miss_are_refused(
     "layer", [nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 4, 3, padding_mode="circular"),
               nn.MultiheadAttention(4, 2).out_proj],
 )  # fmt: skip
-def test_layers_that_compute_otherwise_are_refused(layer: nn.Module) -> None:
+def test_layers_with_another_forward_are_rejected(layer: nn.Module) -> None:
     module = nn.ModuleDict({"plain": nn.Linear(4, 4), "odd": layer})
     with pytest.raises(TrainError, match="odd cannot be trained"):
         inject(module, ["plain", "odd"], LowRank(2, 2))
@@ -309,7 +305,7 @@ def test_layers_that_compute_otherwise_are_refused(layer: nn.Module) -> None:
         (lambda s: s.update({"conv_in.lora_A.weight": torch.zeros(5, 4, 3, 3)}), "rank 5 does not"),
     ],
 )
-def test_a_state_that_does_not_fit_is_refused(change: Callable[[Any], Any], message: str) -> None:
+def test_a_state_that_does_not_fit_is_rejected(change: Callable[[Any], Any], message: str) -> None:
     _, adapter = adapted_unet()
     before = adapter.state(0)
     state = {key: tensor + 1 for key, tensor in before.items()}
@@ -319,7 +315,7 @@ def test_a_state_that_does_not_fit_is_refused(change: Callable[[Any], Any], mess
     assert all(torch.equal(tensor, before[key]) for key, tensor in adapter.state(0).items())
 
 
-def test_rows_that_do_not_fit_the_slots_are_refused() -> None:
+def test_rows_that_do_not_fit_the_slots_are_rejected() -> None:
     unet, adapter = adapted_unet(2)
     with pytest.raises(TrainError, match="a batch of 3 rows does not fit 2 slots"):
         predict(unet, batch(0, rows=3))
@@ -353,7 +349,7 @@ def test_a_base_in_16_bits_computes_in_16_bits() -> None:
     torch.testing.assert_close(output.float(), exact, rtol=0.1, atol=0.1)
 
 
-def test_a_reset_or_load_compiles_nothing_anew() -> None:
+def test_a_reset_or_load_does_not_recompile() -> None:
     from torch._dynamo.testing import CompileCounter
 
     module = nn.Sequential(nn.Linear(4, 4), nn.SiLU(), nn.Linear(4, 4))

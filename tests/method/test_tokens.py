@@ -1,4 +1,4 @@
-"""Learning the identifier's embeddings: alone, and beside every other method."""
+"""Training of the identifier's embeddings, alone and with every other method."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def base(tiny_base):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_what_is_published_and_put_back_predicts_what_was_trained(base, name):
+def test_published_files_predict_as_the_trained_network(base, name):
     recipe = METHODS[name]
     found = Trained(base, recipe, checkpoint=2)
     assert tokens.FILE in found.files
@@ -50,7 +50,7 @@ def test_what_is_published_and_put_back_predicts_what_was_trained(base, name):
     assert found.resumed == found.files, "a restart at a checkpoint does not continue bit for bit"
 
 
-def test_textual_inversion_changes_the_embeddings_of_the_identifier_alone(base):
+def test_textual_inversion_changes_only_the_identifiers_embeddings(base):
     found = Trained(base, METHODS["textual_inversion"])
     assert found.files.keys() == {tokens.FILE}
     changed = {name for name, value in found.network.named_parameters()
@@ -68,7 +68,7 @@ def test_rows_keep_the_median_norm_of_the_table(base):
     torch.testing.assert_close(rows.norm(dim=1)[0], table.norm(dim=1).median())
 
 
-def test_the_rate_of_the_embeddings_falls_to_nothing_and_the_recipe_s_does_not(base):
+def test_only_the_rate_of_the_embeddings_decays(base):
     engine = Trained(base, METHODS["full"]).engine
     [own, rows] = engine._optimizer.param_groups
     assert (own["lr"], own["weight_decay"]) == (1e-2, 1e-2)
@@ -76,7 +76,7 @@ def test_the_rate_of_the_embeddings_falls_to_nothing_and_the_recipe_s_does_not(b
     assert rows["weight_decay"] == 0
 
 
-def test_all_rates_have_the_warm_up_and_follow_half_a_cosine_if_the_recipe_says_so(base):
+def test_all_rates_follow_the_recipes_warm_up_and_cosine(base):
     changes = {"warmup_steps": 2, "rate_schedule": "cosine"}
     engine = Trained(base, METHODS["full"].model_copy(update=changes)).engine
     [own, rows] = engine._optimizer.param_groups
@@ -84,7 +84,7 @@ def test_all_rates_have_the_warm_up_and_follow_half_a_cosine_if_the_recipe_says_
     assert rows["lr"] == pytest.approx(0.02 / 2)
 
 
-def test_an_identifier_of_too_many_tokens_is_refused(base):
+def test_an_identifier_of_too_many_tokens_is_rejected(base):
     backbone, recipe = bases.load(base), METHODS["textual_inversion"]
     method = method_of(recipe.method)
     network = method.network(backbone, recipe)
@@ -92,7 +92,7 @@ def test_an_identifier_of_too_many_tokens_is_refused(base):
         method.begin(network, base, "abcdefghijk")
 
 
-def test_files_that_do_not_fit_are_refused(base):
+def test_files_that_do_not_fit_are_rejected(base):
     layouts = bases.load(base).resident.layouts
     good = torch.zeros(1, 16)
     bad = {

@@ -1,4 +1,4 @@
-"""Annexes beside a model: published, replaced, read, and what damage and failures mean."""
+"""Annexes of a model: publishing, replacing, reading, damage and failures of storage."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_an_annex_is_published_and_replaced_by_one_that_differs(store, annex):
     assert Committed(store, f"models/rex/{records.record().revision}").damaged() == []
 
 
-def test_annexes_of_one_model_are_apart(store, annex):
+def test_annexes_of_one_model_are_independent(store, annex):
     other = Annex(store, records.record().name, "scores")
     annex.publish(FILES)
     assert other.read() is None
@@ -67,12 +67,12 @@ def test_an_annex_needs_its_model(store):
 
 
 @pytest.mark.parametrize("model", ["rex", "rex@abcdef", "../x@0123456789ab", "rex@../../etc/pa"])
-def test_names_that_are_not_a_revision_are_refused(store, model):
+def test_invalid_model_names_are_rejected(store, model):
     with pytest.raises(RegistryError, match=r"is not a (model id|revision)"):
         Annex(store, model, "notes")
 
 
-def test_has_compares_files_by_the_marker_alone(store, annex, monkeypatch):
+def test_has_reads_only_the_marker(store, annex, monkeypatch):
     assert not annex.has({})
     annex.publish(FILES)
     read = []
@@ -87,7 +87,7 @@ def test_has_compares_files_by_the_marker_alone(store, annex, monkeypatch):
 
 
 @pytest.mark.parametrize("damaged", ["0.png", "_COMMITTED"])
-def test_damage_means_there_is_no_annex_and_it_is_made_again(store, annex, damaged, caplog):
+def test_a_damaged_annex_counts_as_missing_and_is_replaced(store, annex, damaged, caplog):
     annex.publish(FILES)
     store.write_bytes(path_of(damaged), b"rotten")
     with caplog.at_level(logging.WARNING):
@@ -98,7 +98,7 @@ def test_damage_means_there_is_no_annex_and_it_is_made_again(store, annex, damag
     assert annex.read() == FILES
 
 
-def test_a_failure_of_storage_does_not_mean_there_is_no_annex(annex, monkeypatch):
+def test_a_storage_failure_is_not_a_missing_annex(annex, monkeypatch):
     annex.publish(FILES)
 
     def fail(self, path):

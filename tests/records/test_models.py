@@ -1,4 +1,4 @@
-"""Publishing, finding, listing and removing models, and what damage does to each."""
+"""Publishing, finding, listing and removing models, and the effects of damage."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ def test_weights_may_be_files(registry, tmp_path):
     assert file.exists()
 
 
-def test_the_latest_revision_is_found_and_starts_are_completed(registry):
+def test_the_latest_revision_is_found_and_prefixes_are_completed(registry):
     old = record(number=1, created_at="2026-01-01T00:00:00+00:00")
     new = record(number=2, created_at="2026-01-02T00:00:00+00:00")
-    assert new.revision < old.revision, "else the order of names would do"
+    assert new.revision < old.revision, "or else the order of names would suffice"
     registry.publish(new, WEIGHTS)
     registry.publish(old, WEIGHTS)
     assert registry.find("rex") == new
@@ -71,7 +71,7 @@ def test_the_latest_revision_is_found_and_starts_are_completed(registry):
         registry.find("rex@000000")
 
 
-def test_an_ambiguous_start_names_the_candidates(registry):
+def test_an_ambiguous_prefix_lists_the_candidates(registry):
     twins = [record(fingerprint="abcdef" + digit * 58) for digit in "01"]
     for twin in twins:
         registry.publish(twin, WEIGHTS)
@@ -80,7 +80,7 @@ def test_an_ambiguous_start_names_the_candidates(registry):
     assert registry.find("rex@abcdef1") == twins[1]
 
 
-def test_a_missing_model_comes_with_similar_names(registry):
+def test_the_error_for_a_missing_model_suggests_similar_names(registry):
     registry.publish(record("rex-the-dog"), WEIGHTS)
     registry.publish(record("teapot"), WEIGHTS)
     for missing in ("rex-the-dg", "rex-the-dg@abcdef"):
@@ -110,7 +110,7 @@ def test_bad_names_never_reach_the_store(name, monkeypatch):
             registry.has(name, "0" * 12)
 
 
-def test_records_refuse_ids_and_revisions_that_are_paths():
+def test_records_reject_paths_as_ids_and_revisions():
     for changes in ({"model_id": "../x"}, {"revision": "../../etc"}, {"fingerprint": "z" * 64}):
         with pytest.raises(ValidationError):
             record(**changes)
@@ -123,7 +123,7 @@ def test_publishing_twice_keeps_the_first(registry):
     assert registry.find("rex") == first
 
 
-def test_publishing_mends_a_damaged_model(registry, tmp_path, caplog):
+def test_publishing_replaces_a_damaged_model(registry, tmp_path, caplog):
     model = record()
     folder = f"models/rex/{model.revision}"
     registry.publish(model, WEIGHTS)
@@ -139,7 +139,7 @@ def test_publishing_mends_a_damaged_model(registry, tmp_path, caplog):
     assert registry.find("rex") == model
 
 
-def test_records_and_weights_must_fit_each_other(registry):
+def test_a_record_must_match_its_weights(registry):
     for model, weights, reason in (
         (record(), {}, "lists"),
         (record(), WEIGHTS | {"text_encoder.safetensors": b""}, "lists"),
@@ -152,7 +152,7 @@ def test_records_and_weights_must_fit_each_other(registry):
     assert registry.store.names() == []
 
 
-def test_an_id_belongs_to_the_tenant_that_published_it_first(registry):
+def test_only_the_first_tenant_may_publish_under_an_id(registry):
     registry.publish(record(tenant="acme"), WEIGHTS)
     registry.publish(record(number=1, tenant="acme"), WEIGHTS)
     for stranger in (None, "zeta"):
@@ -161,7 +161,7 @@ def test_an_id_belongs_to_the_tenant_that_published_it_first(registry):
     assert len(registry.revisions("rex")) == 2
 
 
-def test_listing_gives_the_latest_of_each_and_skips_damage(registry, caplog):
+def test_list_returns_latest_revisions_and_skips_damaged_ones(registry, caplog):
     latest = []
     for name in ("a", "b", "c", "d"):
         registry.publish(record(name, 1, "2026-01-01T00:00:00+00:00"), WEIGHTS)
@@ -196,7 +196,7 @@ def test_an_empty_registry_lists_nothing(registry):
     assert not registry.has("rex", "0" * 12)
 
 
-def test_remove_leaves_nothing_behind(local):
+def test_remove_deletes_every_file_of_a_model(local):
     first, second, other = record(number=1), record(number=2), record("fido")
     for model in (first, second, other):
         local.publish(model, WEIGHTS)
@@ -210,7 +210,7 @@ def test_remove_leaves_nothing_behind(local):
     assert [path.name for path in models.iterdir()] == ["fido"]
     local.publish(first, WEIGHTS)
     assert local.remove(first.name) == [first.name]
-    assert not (models / "rex").exists(), "the empty folder of a model stayed"
+    assert not (models / "rex").exists(), "the empty folder of a model remains"
     assert local.find("fido") == other
 
 
@@ -224,13 +224,13 @@ def test_remove_works_on_object_stores(registry):
         registry.find("rex")
 
 
-def test_remove_clears_what_an_interrupted_publication_left(registry):
+def test_remove_deletes_the_files_of_an_interrupted_publication(registry):
     registry.store.write_bytes("models/rex/0123456789ab/unet.safetensors", b"half")
     assert registry.remove("rex") == []
     assert not registry.store.exists("models/rex")
 
 
-def test_a_damaged_marker_is_damage_and_other_revisions_stay(registry):
+def test_a_damaged_marker_hides_only_its_own_revision(registry):
     old, new = record(number=1), record(number=2, created_at="2026-01-02T00:00:00+00:00")
     for model in (old, new):
         registry.publish(model, WEIGHTS)
@@ -245,12 +245,12 @@ def test_a_damaged_marker_is_damage_and_other_revisions_stay(registry):
         registry.find("rexx")
 
 
-def test_a_registry_knows_whether_it_holds_models(local):
+def test_is_there_is_false_only_without_a_tree_of_models(local):
     assert not local.is_there
     local.publish(record(), WEIGHTS)
     assert local.is_there
     local.remove("rex")
-    assert local.is_there, "an empty registry is not a lost one"
+    assert local.is_there, "an empty registry is not a missing one"
     local.store.remove("models")
     assert not local.is_there
 
@@ -269,7 +269,7 @@ def test_the_error_for_a_missing_model_names_the_storage(local):
         local.find("rex")
 
 
-def test_finding_one_model_does_not_look_at_the_others(local, monkeypatch):
+def test_finding_one_model_reads_no_other_model(local, monkeypatch):
     for name in ("rex", "fido", "teapot"):
         local.publish(record(name), WEIGHTS)
     seen = []
@@ -304,7 +304,7 @@ def test_unwritable_storage_is_reported_and_models_stay_readable(local):
 
 
 def newer(model):
-    """The record as a newer dbray might write it: with fields that this one does not know."""
+    """Return the record of a newer dbray: with fields that this version does not know."""
     value = json.loads(model.model_dump_json())
     value["signature"] = {"by": "someone"}
     value["recipe"]["warmup"] = 100
@@ -313,7 +313,7 @@ def newer(model):
     return json.dumps(value).encode()
 
 
-def test_a_record_of_a_newer_dbray_is_read_without_what_is_not_known(registry):
+def test_unknown_fields_of_a_newer_record_are_ignored(registry):
     model = record(recipe=Recipe(steps=7), prior=Prior(count=9))
     folder = f"models/rex/{model.revision}"
     registry.store.commit(folder, {"model.json": newer(model), "unet.safetensors": b"weights"})
@@ -323,7 +323,7 @@ def test_a_record_of_a_newer_dbray_is_read_without_what_is_not_known(registry):
     assert "warmup" not in registry.find("rex").model_dump_json()
 
 
-def test_the_revision_of_a_record_of_a_newer_dbray_is_still_checked(registry):
+def test_the_revision_of_a_newer_record_is_checked(registry):
     model = record()
     other = model.model_copy(update={"fingerprint": "f" * 64})
     folder = f"models/rex/{model.revision}"
@@ -332,7 +332,7 @@ def test_the_revision_of_a_record_of_a_newer_dbray_is_still_checked(registry):
         registry.find(model.name)
 
 
-def test_unknown_fields_are_refused_everywhere_else():
+def test_unknown_fields_are_rejected_everywhere_else():
     for changes in ({"signature": 1}, {"recipe": {"warmup": 100}}, {"prior": {"kindness": 1}}):
         with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
             record(**changes)
@@ -355,7 +355,7 @@ def test_opening_a_revision_takes_two_requests(local, monkeypatch):
     assert len(requests) == 3
 
 
-def test_a_model_removed_while_it_is_opened_is_not_damaged(local, monkeypatch):
+def test_a_model_removed_while_opening_is_not_found(local, monkeypatch):
     model, real = record(), Store.read_bytes
     local.publish(model, WEIGHTS)
 

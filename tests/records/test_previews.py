@@ -1,4 +1,4 @@
-"""The layout of previews: what is written is what is read."""
+"""The layout of previews: written files are read back."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FILES = (
 )
 
 
-def test_what_is_named_is_found_again():
+def test_named_files_are_read_back():
     assert layout.pictures_of(FILES) == [
         Preview(b"rex 0", b"dog 0", "a photo of zx dog", "a photo of dog", "9007199254740993"),
         Preview(b"rex 1", b"dog 1", "a dog", "a dog", "7"),
@@ -26,12 +26,12 @@ def test_what_is_named_is_found_again():
     assert {name for name in FILES if not layout.is_picture(name)} == {layout.DESCRIPTION}
 
 
-def test_photographs_keep_their_order_beyond_ten():
+def test_more_than_ten_photographs_keep_their_order():
     files = layout.name_photographs(str(number).encode() for number in range(12))
     assert layout.photographs_of(files) == [str(number).encode() for number in range(12)]
 
 
-def test_what_is_missing_is_left_open():
+def test_missing_preview_files_are_none():
     assert layout.pictures_of({"0.png": b"image"}) == []
     [preview] = layout.pictures_of({"previews.json": b'{"prompts": ["a dog"]}'})
     assert preview == Preview(None, None, "a dog", "a dog", None)
@@ -41,12 +41,12 @@ def test_what_is_missing_is_left_open():
     "description",
     [b"", b"[]", b"{}", b"\xff", b'{"prompts": 3}', b'{"prompts": ["a"], "seeds": [1, 2]}'],
 )
-def test_another_file_is_not_a_description(description):
-    with pytest.raises(ValueError):  # noqa: PT011 - of json, zip or ours
+def test_an_invalid_description_is_an_error(description):
+    with pytest.raises(ValueError):  # noqa: PT011 - raised by json, zip or dbray
         layout.pictures_of({layout.DESCRIPTION: description})
 
 
-def test_a_description_differs_where_the_images_would():
+def test_a_description_changes_if_the_images_would():
     for change in ({"seed": 4}, {"steps": 9}, {"prompts": ("a {class}",)}, {"sampler": "ddpm"}):
         other = ASKED.model_copy(update=change)
         seeds = [2**53 + 1, 7]

@@ -1,4 +1,4 @@
-"""The summary of a job: its state while a run is alive, and after the run is gone."""
+"""The summary of a job: its state while a run is alive, and after the run has died."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ def ago(seconds):
         ("finished", STALE_SECONDS + 5, False),
     ],
 )
-def test_a_run_that_is_silent_is_gone(state, seconds, is_gone):
+def test_a_silent_run_is_dead(state, seconds, is_gone):
     assert Summary(state=state, updated_at=ago(seconds)).is_gone is is_gone
 
 
 @pytest.mark.parametrize("moment", ["", "yesterday", "12:00"])
-def test_a_run_that_does_not_say_when_it_wrote_is_gone(moment):
+def test_a_running_summary_without_a_valid_time_is_dead(moment):
     assert Summary(state="running", updated_at=moment).present_state == "interrupted"
 
 
-def test_the_time_left_follows_from_the_rate():
+def test_the_remaining_time_is_computed_from_the_rate():
     training = PhaseProgress(name="training", done=5, total=20, seconds=100.0)
     running = Summary(state="running", phase=training)
     assert running.eta_seconds == pytest.approx(300.0)
@@ -54,7 +54,7 @@ def test_the_time_left_follows_from_the_rate():
     assert running.model_copy(update={"phase": just_begun}).eta_seconds is None
 
 
-def test_the_time_left_of_class_images_is_not_that_of_the_subjects():
+def test_class_images_give_no_remaining_time_of_subjects():
     images = PhaseProgress(name="class images", done=30, total=120, seconds=10.0)
     assert images.seconds_left == pytest.approx(30.0)
     assert Summary(state="running", phase=images).eta_seconds is None
@@ -72,7 +72,7 @@ def test_summaries_are_read_back_and_tolerate_other_versions(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b'{"counts": "many"}', b'{"state": "fini', b"[]", b"\xff"])
-def test_a_damaged_summary_is_reported_and_hides_no_other(tmp_path, content):
+def test_a_damaged_summary_is_reported_and_others_are_read(tmp_path, content):
     store = Store(str(tmp_path))
     store.write_json("jobs/a/summary.json", {"state": "finished"})
     store.write_bytes("jobs/b/summary.json", content)
@@ -83,7 +83,7 @@ def test_a_damaged_summary_is_reported_and_hides_no_other(tmp_path, content):
     assert "run the job again" in found["b"].error
 
 
-def test_results_are_read_by_subject_without_what_was_cut_off(tmp_path):
+def test_results_are_read_without_a_truncated_line(tmp_path):
     store = Store(str(tmp_path))
     failed = Outcome(
         id="a", class_noun="dog", status="failed", error=Failure(kind="Diverged", message="nan")
@@ -97,7 +97,7 @@ def test_results_are_read_by_subject_without_what_was_cut_off(tmp_path):
     assert read_outcomes(store, "y") == {}
 
 
-def test_failures_are_counted_by_cause_the_most_frequent_first():
+def test_failures_are_counted_by_cause_most_frequent_first():
     def failed(number, kind):
         error = Failure(kind=kind, message=f"{kind} {number}")
         return Outcome(id=f"{kind}-{number}", class_noun="dog", status="failed", error=error)

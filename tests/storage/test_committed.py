@@ -1,4 +1,4 @@
-"""A committed folder, read: its marker once, its files verified."""
+"""Reading a committed folder: its marker is read once, its files are verified."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_the_marker_is_read_once(store, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["local", "remote"])
-def test_a_folder_without_marker_is_not_a_damaged_one(store, kind):
+def test_a_folder_without_a_marker_is_missing_not_damaged(store, kind):
     store = store if kind == "local" else Store("bucket", pafs._MockFileSystem())
     store.write_bytes("m/1/a", b"aaaa")
     with pytest.raises(FileMissing, match="m/1/_COMMITTED does not exist"):
@@ -39,7 +39,7 @@ def test_a_folder_without_marker_is_not_a_damaged_one(store, kind):
 
 
 @pytest.mark.parametrize("kind", ["local", "remote"])
-def test_a_file_missing_under_the_marker_is_damage(store, kind):
+def test_a_missing_file_in_the_marker_is_damage(store, kind):
     store = store if kind == "local" else Store("bucket", pafs._MockFileSystem())
     store.commit("m/1", {"a": b"aaaa"})
     store.remove("m/1/a")

@@ -1,4 +1,4 @@
-"""A local disk: kills, full disks, links that lead out, and the error for each."""
+"""A local disk: kills, full disks, symbolic links, and the error for each."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def local(tmp_path):
     return Store(str(tmp_path / "runs"))
 
 
-def test_remove_takes_the_marker_first(local, monkeypatch):
+def test_remove_deletes_the_marker_first(local, monkeypatch):
     def killed(path):
         raise KeyboardInterrupt
 
@@ -36,7 +36,7 @@ def test_remove_takes_the_marker_first(local, monkeypatch):
     assert not local.is_committed("m/1")
 
 
-def test_read_uri_refuses_what_is_not_a_file(tmp_path):
+def test_read_uri_rejects_everything_but_regular_files(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "loop").symlink_to("loop")
     for path, reason in (
@@ -52,7 +52,7 @@ def test_read_uri_refuses_what_is_not_a_file(tmp_path):
             read_uri(str(path))
 
 
-def test_symbolic_links_do_not_lead_out(local, tmp_path):
+def test_symbolic_links_out_of_the_store_are_rejected(local, tmp_path):
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "secret").write_bytes(b"secret")
@@ -79,7 +79,7 @@ def test_symbolic_links_do_not_lead_out(local, tmp_path):
     assert local.names() == ["file", "fine", "inside"]
 
 
-def test_nothing_is_left_behind_by_a_failed_commit(local, tmp_path):
+def test_a_failed_commit_leaves_no_files(local, tmp_path):
     with pytest.raises(StoreError, match=r"weights\.bin does not exist"):
         local.commit("m/1", {"a": b"a", "w": tmp_path / "weights.bin"})
     assert not any((Path(local.uri) / "m").iterdir())
@@ -131,14 +131,14 @@ def test_a_limit_of_file_size_is_reported(local):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_missing_rights_are_reported(local):
+def test_missing_permissions_are_reported(local):
     local.write_bytes("m/1", b"")
     Path(local.uri).chmod(0o500)
     with pytest.raises(StoreError, match="permission denied"):
         local.write_bytes("a", b"")
 
 
-def test_a_file_in_the_way_is_reported(local, tmp_path):
+def test_a_file_in_place_of_a_folder_is_reported(local, tmp_path):
     local.write_bytes("a", b"")
     with pytest.raises(StoreError, match="a file stands where a folder is needed"):
         local.commit("a/b", {"c": b""})
@@ -161,8 +161,8 @@ COMMITTER = """
 """
 
 
-def test_sigkill_while_committing_leaves_whole_folders_or_none(local):
-    """At whatever moment: each visible folder is complete, and the next commit clears up."""
+def test_sigkill_while_committing_leaves_complete_folders_or_none(local):
+    """At any moment, each visible folder is complete, and the next commit removes leftovers."""
     number, leftovers = 0, []
     models = Path(local.uri) / "models/rex"
     for _ in range(8):
@@ -192,7 +192,7 @@ def test_sigkill_while_committing_leaves_whole_folders_or_none(local):
     assert not [path for path in models.iterdir() if path.name.startswith(".")]
 
 
-def test_sweep_spares_the_staging_of_the_living(local, monkeypatch):
+def test_a_sweep_keeps_staging_folders_in_use(local, monkeypatch):
     started, go_on = threading.Event(), threading.Event()
     original = os.fsync
 

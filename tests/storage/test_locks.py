@@ -1,4 +1,4 @@
-"""Locks: between descriptors, released by close, and absent on some disks."""
+"""Locks: between descriptors, released by close, and unsupported on some disks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 from dbray.storage import locks
 
 
-def test_a_lock_is_taken_once_and_ends_with_its_descriptor(tmp_path):
+def test_closing_the_descriptor_releases_a_lock(tmp_path):
     first, state = locks.open_and_lock(tmp_path)
     second, other = locks.open_and_lock(tmp_path)
     assert (state, other) == ("held", "taken")
@@ -18,7 +18,7 @@ def test_a_lock_is_taken_once_and_ends_with_its_descriptor(tmp_path):
     os.close(second)
 
 
-def test_a_disk_without_locks_is_named(tmp_path, monkeypatch):
+def test_locking_on_a_disk_without_locks_is_unsupported(tmp_path, monkeypatch):
     def flock(file, operation):
         raise OSError(errno.ENOLCK, "no locks available")
 

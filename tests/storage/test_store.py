@@ -1,4 +1,4 @@
-"""Storage of every kind behaves alike: a disk, an S3 server, and others that pyarrow opens."""
+"""All kinds of storage behave the same: a disk, an S3 server, and others that pyarrow opens."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_files_are_written_read_listed_and_removed(store):
     assert store.names() == []
 
 
-def test_missing_and_broken_files_are_named(store):
+def test_errors_name_missing_and_broken_files(store):
     with pytest.raises(StoreError, match=r"jobs/a\.json does not exist"):
         store.read_bytes("jobs/a.json")
     store.write_bytes("jobs/a.json", b"{")
@@ -111,7 +111,7 @@ def test_damage_is_found_on_reading(store):
         Committed(store, "m/1").damaged()
 
 
-def test_seal_commits_what_lies_there(store):
+def test_seal_commits_existing_files(store):
     store.write_bytes("p/1/part-0", b"zero")
     with pytest.raises(StoreError, match="part-1 is missing"):
         store.seal("p/1", ["part-0", "part-1"])
@@ -147,7 +147,7 @@ def test_fetch_gives_verified_local_files(store, tmp_path):
     "path",
     ["", "/etc/passwd", "../x", "a/../../x", "a//b", "./a", "a/", "a\\..\\b", "a\nb", "a\0b", ".."],
 )
-def test_paths_that_could_lead_out_are_refused(store, path):
+def test_paths_out_of_the_store_are_rejected(store, path):
     for call in (
         lambda: store.read_bytes(path),
         lambda: store.write_bytes(path, b""),
@@ -160,14 +160,14 @@ def test_paths_that_could_lead_out_are_refused(store, path):
             call()
 
 
-def test_the_markers_name_is_taken(store):
+def test_the_name_of_the_marker_is_reserved(store):
     with pytest.raises(StoreError, match="marker's name"):
         store.commit("m/1", {COMMITTED: b""})
 
 
-def test_stores_travel_between_processes(store, request):
+def test_stores_can_be_pickled(store, request):
     if request.node.callspec.params["store"] in ("mock", "subtree"):
-        pytest.skip("lives in this process")
+        pytest.skip("exists in this process only")
     store.write_bytes("a", b"a")
     twin = pickle.loads(pickle.dumps(store))
     assert twin.read_bytes("a") == b"a"
@@ -184,7 +184,7 @@ def test_many_writers_of_one_folder_leave_one_consistent_result(store):
     assert store.names("m") == ["1"]
 
 
-def test_object_store_writes_the_marker_last(s3_uri, monkeypatch):
+def test_an_object_store_writes_the_marker_last(s3_uri, monkeypatch):
     store = Store(s3_uri)
     written = []
     original = store._disk.write
@@ -195,7 +195,7 @@ def test_object_store_writes_the_marker_last(s3_uri, monkeypatch):
     assert written == ["m/1/model.json", "m/1/unet.safetensors", f"m/1/{COMMITTED}"]
 
 
-def test_a_commit_outlives_a_marker_that_a_rival_has_half_written(s3_uri, monkeypatch):
+def test_a_commit_survives_a_rivals_half_written_marker(s3_uri, monkeypatch):
     store = Store(s3_uri)
     original = store._disk.write
     torn = iter([True])
@@ -203,7 +203,7 @@ def test_a_commit_outlives_a_marker_that_a_rival_has_half_written(s3_uri, monkey
     def write(path, source):
         record = original(path, source)
         if path.endswith(COMMITTED) and next(torn, False):
-            original(path, b"")  # as a filesystem shows it between its truncation and its bytes
+            original(path, b"")  # a filesystem's state between truncation and write
         return record
 
     monkeypatch.setattr(store._disk, "write", write)
@@ -211,7 +211,7 @@ def test_a_commit_outlives_a_marker_that_a_rival_has_half_written(s3_uri, monkey
     assert Committed(store, "m/1").damaged() == []
 
 
-def test_object_store_commit_mends_what_another_writer_mixed_in(s3_uri, monkeypatch):
+def test_an_object_store_commit_repairs_files_of_a_rival(s3_uri, monkeypatch):
     store, rival = Store(s3_uri), Store(s3_uri)
     original = store._disk.write
     interferences = iter([True])
@@ -239,7 +239,7 @@ def test_large_objects_are_read_in_few_requests(s3_uri, s3_server, monkeypatch):
     assert 3 <= sum("weights" in path for path in asked) <= 3 * 4
 
 
-def test_secrets_stay_out_of_messages(s3_uri):
+def test_messages_do_not_contain_secrets(s3_uri):
     store = Store(s3_uri)
     with pytest.raises(StoreError) as caught:
         store.read_bytes("nothing")
@@ -247,14 +247,14 @@ def test_secrets_stay_out_of_messages(s3_uri):
     assert "bucket/team/runs/nothing does not exist" in str(caught.value)
 
 
-def test_an_address_that_cannot_be_parsed_is_refused():
+def test_an_invalid_address_is_rejected():
     with pytest.raises(StoreError, match=r"s3://\[x\]/runs' is not an address"):
         Store("s3://[x]/runs").read_bytes("a")
     with pytest.raises(StoreError, match="is not an address"):
         read_uri("s3://[x]/a.png")
 
 
-def test_errors_of_pyarrow_about_an_address_hold_no_secrets():
+def test_pyarrow_errors_about_an_address_contain_no_secrets():
     for uri in ("s3://KEY:SEC/RET@bucket/a.png", "ftp://u:SEC@h/a?x=RET"):
         with pytest.raises(StoreError) as caught:
             read_uri(uri)
@@ -262,7 +262,7 @@ def test_errors_of_pyarrow_about_an_address_hold_no_secrets():
         assert "RET" not in str(caught.value)
 
 
-def test_a_store_that_refuses_access_is_named(s3_uri):
+def test_access_errors_name_the_store(s3_uri):
     store = Store(s3_uri.replace("team/runs", "forbidden"))
     with pytest.raises(StoreError, match=r"cannot write s3://.*bucket/forbidden/a: .*access"):
         store.write_bytes("a", b"")
@@ -270,7 +270,7 @@ def test_a_store_that_refuses_access_is_named(s3_uri):
         read_uri("ftp://example.org/a.png")
 
 
-def test_read_uri_reads_anything(s3_uri, tmp_path):
+def test_read_uri_reads_local_paths_and_uris(s3_uri, tmp_path):
     Store(s3_uri).write_bytes("photos/Rex #1 100%.png", b"0123456789")
     address, options = s3_uri.split("?")
     assert read_uri(f"{address}/photos/Rex #1 100%25.png?{options}") == b"0123456789"
@@ -291,6 +291,6 @@ def test_digests_are_sha256(tmp_path):
         digest_file(tmp_path / "none")
 
 
-def test_json_is_readable_by_others(tmp_path):
+def test_json_files_are_plain_utf8(tmp_path):
     Store(str(tmp_path)).write_json("a.json", {"ü": 1})
     assert (tmp_path / "a.json").read_text(encoding="utf-8") == '{\n "ü": 1\n}\n'

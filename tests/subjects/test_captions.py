@@ -1,4 +1,4 @@
-"""Captions beside photographs are used, with the subject named as dbray names it."""
+"""Captions next to photographs are used, with {subject} as the subject's name."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_sidecar_files_are_captions(rex, suffix):
     assert read.captions == (wanted[2], wanted[0])
 
 
-def test_captions_in_a_manifest_overrule_sidecar_files(rex):
+def test_captions_in_a_manifest_replace_sidecar_files(rex):
     write_sidecars(rex, "a dog", "a dog", "a dog")
     given = ("{subject} 1", "{subject} 2", "{subject} 3")
     subject = Subject(id="rex", class_noun="dog", images=("rex",), captions=given)
@@ -51,7 +51,7 @@ def test_captions_in_a_manifest_overrule_sidecar_files(rex):
     assert (read.captions, problems) == (given, [])
 
 
-def test_missing_captions_and_those_without_the_subject_are_reported(rex):
+def test_missing_captions_and_captions_without_the_subject_are_reported(rex):
     write_sidecars(rex, "hotdogs on a bench")
     captions, [missing, unnamed] = captions_of(rex)
     assert captions == ("a {subject}, hotdogs on a bench", "a {subject}", "a {subject}")
@@ -74,7 +74,7 @@ def test_wrong_placeholders_in_a_sidecar_file_are_errors(rex):
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
-def test_a_metadata_file_in_a_folder_or_as_the_manifest(rex, kind):
+def test_metadata_files_are_read_in_a_folder_and_as_a_manifest(rex, kind):
     rows = [("0.png", "a dog asleep"), ("2.png", "a dog, again")]
     if kind == "jsonl":
         text = "".join(json.dumps({"file_name": a, "text": b, "more": 1}) + "\n" for a, b in rows)
@@ -103,7 +103,7 @@ def test_a_metadata_file_above_folders_lists_several_subjects(rex):
         assert found[1][0].captions == tuple(f"a {{subject}}, tom {n}" for n in range(3))
 
 
-def test_faults_of_a_metadata_file_are_named(rex):
+def test_errors_in_a_metadata_file_are_reported(rex):
     file = rex / "metadata.jsonl"
     file.write_text('{"file_name": "0.png"}\n{"file_name": "9.png"}\n{"text": "x"}\n{')
     _, problems = validation.read(str(file))

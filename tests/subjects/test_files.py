@@ -1,4 +1,4 @@
-"""Lists as programs and spreadsheets write them are read, and one cause gives one error."""
+"""Lists written by programs and spreadsheets are read, and one cause gives one error."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ TABLES = {
 
 
 @pytest.mark.parametrize("kind", TABLES)
-def test_tables_of_spreadsheets_and_programs(folder, kind):
+def test_csv_tables_of_spreadsheets_and_programs_are_read(folder, kind):
     assert read(folder, "all.csv", TABLES[kind]) == (BOTH, [])
 
 
-def test_captions_of_a_row_per_image_follow_their_images(folder):
+def test_captions_in_rows_per_image_keep_their_images(folder):
     rows = "".join(f"rex,dog,photos/rex/{n}.png,a {{subject}} {n}\n" for n in (2, 0, 1))
     (folder / "all.csv").write_text(f"id,class_noun,image,caption\n{rows}")
     [(subject, _)], problems = validation.read(str(folder / "all.csv"))
@@ -56,7 +56,7 @@ def test_captions_of_a_row_per_image_follow_their_images(folder):
     assert subject.captions == ("a {subject} 2", "a {subject} 0", "a {subject} 1")
 
 
-def test_the_fix_of_a_row_with_too_many_cells_works(folder):
+def test_the_fix_for_a_row_with_too_many_cells_works(folder):
     head = "id,class_noun,images\n"
     wrong = "rex,dog,photos/rex/0.png,photos/rex/1.png,photos/rex/2.png"
     _, [error] = read(folder, "all.csv", head + wrong)
@@ -93,14 +93,14 @@ def test_unreadable_json_gives_one_error(folder, name, text):
     assert "not valid JSON" in error.what
 
 
-def test_the_fix_of_an_object_in_several_lines_works(folder):
+def test_the_fix_for_an_object_in_several_lines_works(folder):
     pretty = json.dumps({"id": "rex", "class_noun": "dog", "images": ["photos/rex"]}, indent=1)
     _, [error] = read(folder, "all.jsonl", pretty)
     assert "one JSON object in one line" in error.fix
     assert read(folder, "all.jsonl", pretty.replace("\n", ""))[1] == []
 
 
-def test_the_separators_of_windows_are_named_with_a_fix_that_works(folder):
+def test_the_fix_for_windows_separators_works(folder):
     row = "rex,dog,photos\\rex\\0.png;photos\\rex\\1.png"
     _, errors = read(folder, "all.csv", f"id,class_noun,images\n{row}")
     assert len(errors) == 2
@@ -110,7 +110,7 @@ def test_the_separators_of_windows_are_named_with_a_fix_that_works(folder):
     assert read(folder, "all.csv", f"id,class_noun,images\n{fixed}")[1] == []
 
 
-def test_a_name_in_another_unicode_form_is_named(folder):
+def test_a_name_in_another_unicode_form_is_reported(folder):
     (folder / "photos/rex/0.png").rename(folder / "photos/rex/Zoe\u0308.png")
     row = "rex,dog,photos/rex/Zo\u00eb.png"
     _, [error] = read(folder, "all.csv", f"id,class_noun,images\n{row}")

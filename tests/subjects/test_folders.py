@@ -1,4 +1,4 @@
-"""Folders as people have them: one flat folder, kohya's layout, and what systems put into them."""
+"""Common folders: one flat folder, kohya's layout, and files that systems put into them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_flat_folder_of_photographs_is_one_subject(rex, tmp_path, tiny_base):
     assert one.subject.images == tuple(str(rex / f"{n}.png") for n in range(3))
 
 
-def test_a_flat_folder_without_a_class_noun_names_a_fix_that_works(rex, tmp_path, tiny_base):
+def test_the_fix_for_a_flat_folder_without_a_class_noun_works(rex, tmp_path, tiny_base):
     (rex / "class.txt").unlink()
     (rex / "notes").mkdir()
     job = write_job(tmp_path, tiny_base, "photos/rex")
@@ -48,14 +48,14 @@ def test_a_flat_folder_without_a_class_noun_names_a_fix_that_works(rex, tmp_path
     assert check_file(job).problems == []
 
 
-def test_init_makes_a_job_of_a_flat_folder(rex, tmp_path, monkeypatch):
+def test_init_makes_a_job_from_a_flat_folder(rex, tmp_path, monkeypatch):
     (rex / "class.txt").unlink()
     monkeypatch.chdir(tmp_path)
     assert main(["init", "photos/rex", "--class", "dog", "-o", "job.yaml"]) == 0
     assert [one.subject.id for one in check_file(tmp_path / "job.yaml").subjects] == ["rex"]
 
 
-def test_folders_of_kohya_give_identifier_and_class_noun(rex):
+def test_kohya_folder_names_give_identifier_and_class_noun(rex):
     (rex / "class.txt").unlink()
     folder = rex.rename(rex.parent / "10_sks dog").parent
     for default in (None, "animal"):
@@ -66,13 +66,13 @@ def test_folders_of_kohya_give_identifier_and_class_noun(rex):
         assert "recipe.steps" in warning.fix
 
 
-def test_a_folder_with_a_class_file_keeps_the_id_that_it_always_had(rex):
+def test_a_class_file_overrides_a_kohya_folder_name(rex):
     folder = rex.rename(rex.parent / "10_sks dog").parent
     [subject], problems = validation.scan(folder)
     assert (subject.id, subject.identifier, problems) == ("10_sks-dog", None, [])
 
 
-def test_images_one_level_too_deep_name_the_folder_to_give(rex):
+def test_the_fix_for_images_one_level_too_deep_names_their_folder(rex):
     _, [error] = validation.scan(rex.parents[1], "dog")
     assert error.fix == f"give {rex.parent} instead"
     subjects, problems = validation.scan(rex.parent, "dog")
@@ -80,7 +80,7 @@ def test_images_one_level_too_deep_name_the_folder_to_give(rex):
 
 
 @pytest.mark.parametrize("junk", ["@eaDir", "lost+found", "$RECYCLE.BIN", "#recycle", "__MACOSX"])
-def test_folders_that_systems_make_are_not_subjects(rex, junk):
+def test_folders_made_by_systems_are_not_subjects(rex, junk):
     for place in (rex, rex.parent):
         (place / junk).mkdir()
         (place / junk / "0.jpg").write_bytes(b"")
@@ -88,7 +88,7 @@ def test_folders_that_systems_make_are_not_subjects(rex, junk):
     assert ([subject.id for subject in subjects], problems) == (["rex"], [])
 
 
-def test_a_link_to_nothing_is_named(rex):
+def test_a_broken_link_is_reported(rex):
     (rex / "lost.png").symlink_to(rex / "moved/away.png")
     _, [error] = validation.scan(rex.parent)
     assert error.what.startswith(f"{rex / 'lost.png'} is a link to {rex / 'moved/away.png'}")

@@ -33,7 +33,7 @@ def photo(width: int = 96, height: int = 64, seed: int = 0) -> Image.Image:
 
 
 def quarters() -> Image.Image:
-    """Red, green over blue, white: different for every turn and mirroring. 40 x 20."""
+    """Red, green over blue, white: different for every rotation and reflection. 40 x 20."""
     image = Image.new("RGB", (40, 20))
     for colour, corner in ((RED, (0, 0)), (GREEN, (20, 0)), (BLUE, (0, 10)), (WHITE, (20, 10))):
         image.paste(colour, (*corner, corner[0] + 20, corner[1] + 10))
@@ -41,7 +41,7 @@ def quarters() -> Image.Image:
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A valid PNG as far as the header goes, with a few bytes of pixels."""
+    """Return a PNG with a valid header, and a few bytes of pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         crc = zlib.crc32(kind + data)
@@ -53,7 +53,7 @@ def png_header(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP"])
-def test_the_three_formats_decode_to_the_same_picture(file_format):
+def test_all_three_formats_decode_to_the_same_picture(file_format):
     original = photo()
     decoded = images.decode(encoded(original, file_format), "a")
     assert decoded.mode == "RGB"
@@ -63,7 +63,7 @@ def test_the_three_formats_decode_to_the_same_picture(file_format):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_gives_what_a_person_sees(orientation):
+def test_exif_orientation_is_applied(orientation):
     upright = quarters()
     undo = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
             4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
@@ -77,7 +77,7 @@ def test_exif_orientation_gives_what_a_person_sees(orientation):
     np.testing.assert_array_equal(np.asarray(decoded), np.asarray(upright))
 
 
-def test_broken_exif_does_not_refuse_the_picture():
+def test_an_image_with_broken_exif_is_read():
     data = encoded(photo(), "JPEG", exif=b"Exif\0\0MM\0*" + b"\xff" * 30)
     assert images.decode(data, "a").size == (96, 64)
 
@@ -90,7 +90,7 @@ def test_metadata_is_not_kept():
     assert b"camera" not in encoded(decoded, "JPEG")
 
 
-def test_alpha_is_laid_on_white():
+def test_transparent_pixels_become_white():
     image = Image.new("RGBA", (10, 10), (255, 0, 0, 128))
     image.putpixel((0, 0), (0, 0, 0, 0))
     decoded = images.decode(encoded(image), "a")
@@ -98,7 +98,7 @@ def test_alpha_is_laid_on_white():
     assert decoded.getpixel((5, 5)) == (255, 127, 127)
 
 
-def test_palette_with_a_transparent_colour():
+def test_a_transparent_palette_colour_becomes_white():
     image = Image.new("P", (4, 4), 1)
     image.putpalette([0, 0, 0, 0, 0, 255])
     image.putpixel((0, 0), 0)
@@ -120,7 +120,7 @@ def test_sixteen_bit_grey_keeps_its_tones():
     np.testing.assert_allclose(pixels[0, :, 0], np.arange(256), atol=1)
 
 
-def test_cmyk_jpeg():
+def test_a_cmyk_jpeg_is_converted():
     decoded = images.decode(encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG"), "a")
     red, green, blue = decoded.getpixel((4, 4))
     assert red > 240
@@ -128,13 +128,13 @@ def test_cmyk_jpeg():
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "WEBP"])
-def test_of_an_animation_the_first_frame_is_taken(file_format):
+def test_an_animation_gives_its_first_frame(file_format):
     frames = [Image.new("RGB", (16, 16), colour) for colour in (RED, BLUE)]
     data = encoded(frames[0], file_format, save_all=True, append_images=frames[1:], lossless=True)
     assert images.decode(data, "a").getpixel((8, 8)) == RED
 
 
-def test_the_multi_picture_jpeg_of_phones():
+def test_a_multi_picture_jpeg_gives_its_first_picture():
     data = encoded(Image.new("RGB", (16, 16), RED), "MPO", save_all=True, append_images=[photo()])
     assert data[:2] == b"\xff\xd8"
     assert images.decode(data, "a").size == (16, 16)
@@ -165,13 +165,13 @@ def test_a_file_that_is_not_an_image_is_reported_with_the_reason(data, reason):
 
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP"])
 @pytest.mark.parametrize("kept", [0.02, 0.3, 0.7, 0.95])
-def test_truncated_files_are_refused(file_format, kept):
+def test_truncated_files_are_rejected(file_format, kept):
     data = encoded(photo(200, 160), file_format)
     with pytest.raises(SubjectError, match=r"^a: is (damaged|not a PNG)"):
         images.decode(data[: int(len(data) * kept)], "a")
 
 
-def test_flipped_bytes_never_raise_anything_else():
+def test_flipped_bytes_raise_only_subject_errors():
     rng = np.random.default_rng(0)
     for file_format in ("PNG", "JPEG", "WEBP"):
         original = encoded(photo(), file_format)
@@ -184,7 +184,7 @@ def test_flipped_bytes_never_raise_anything_else():
 
 
 @pytest.mark.parametrize(("width", "height"), [(50_000, 50_000), (9_500, 10_000), (8_000, 8_400)])
-def test_pixel_bombs_are_refused_by_their_header(width, height, monkeypatch):
+def test_pixel_bombs_are_rejected_by_their_header(width, height, monkeypatch):
     def load(self):
         raise AssertionError("pixels were decoded")
 
@@ -193,7 +193,7 @@ def test_pixel_bombs_are_refused_by_their_header(width, height, monkeypatch):
         images.decode(png_header(width, height), "bomb.png")
 
 
-def test_byte_cap_holds_before_opening(monkeypatch):
+def test_the_byte_cap_is_checked_before_opening(monkeypatch):
     monkeypatch.setattr(images, "MAX_IMAGE_BYTES", 1000)
     monkeypatch.setattr(Image, "open", lambda *args, **kwargs: pytest.fail("was opened"))
     with pytest.raises(SubjectError, match="larger than"):
@@ -210,7 +210,7 @@ def test_check_measures_the_upright_image_and_the_file():
     assert 0 <= check.perceptual < 2**64
 
 
-def test_perceptual_digest_ignores_copies_and_distinguishes_pictures():
+def test_the_perceptual_digest_is_equal_for_copies_only():
     original = photo(300, 200, seed=1)
     first = images.check(encoded(original), "a").perceptual
     for copy in (
@@ -246,7 +246,7 @@ def test_random_views_are_start_centre_and_end(upright):
     assert all((view == view[0, 0]).all() for view in views)
 
 
-def test_views_of_squares_and_of_strips():
+def test_views_of_thin_strips_are_squares():
     assert len(images.views(photo(50, 50), 32, "random")) == 1
     assert len(images.views(photo(51, 50), 32, "random")) == 2
     thin = Image.new("RGB", (20_000, 1), RED)
@@ -286,8 +286,8 @@ def test_only_rgb_pixels_are_encoded(shape):
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
 @pytest.mark.parametrize("file_format", ["PNG", "WEBP"])
-def test_colours_of_a_phone_become_srgb(mode, file_format):
-    """The red of Display P3 is outside of sRGB; its (200, 80, 60) is a stronger red there."""
+def test_display_p3_colours_become_srgb(mode, file_format):
+    """The red of Display P3 is outside sRGB; its (200, 80, 60) is a stronger red there."""
     image = Image.new("RGB", (8, 8), (200, 80, 60)).convert(mode)
     data = encoded(image, file_format, icc_profile=rgb_profile(DISPLAY_P3), lossless=True)
     red, green, blue = images.decode(data, "a").getpixel((4, 4))
@@ -297,7 +297,7 @@ def test_colours_of_a_phone_become_srgb(mode, file_format):
     assert images.check(data, "a").decoding == 2
 
 
-def test_a_photograph_in_srgb_keeps_its_pixels_whatever_its_profile():
+def test_srgb_profiles_do_not_change_pixels():
     plain = encoded(photo())
     own = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     for profile in (own, b"not a profile", b""):
@@ -306,7 +306,7 @@ def test_a_photograph_in_srgb_keeps_its_pixels_whatever_its_profile():
         assert images.check(data, "a").decoding == 1
 
 
-def test_a_transparent_grey_of_16_bits_is_laid_on_white():
+def test_transparent_16_bit_grey_becomes_white():
     values = np.full((4, 4), 20_000, dtype=np.uint16)
     values[0, 0] = 5_000
     data = encoded(Image.fromarray(values), transparency=5_000)
@@ -316,7 +316,7 @@ def test_a_transparent_grey_of_16_bits_is_laid_on_white():
     assert images.check(data, "a").decoding == 2
 
 
-def test_pictures_that_show_nothing_are_named():
+def test_blank_pictures_are_reported():
     assert images.check(encoded(photo()), "a").blank is None
     assert images.check(encoded(Image.new("RGB", (9, 9), RED)), "a").blank == "blank, of one colour"
     clear = photo().convert("RGBA")

@@ -1,4 +1,4 @@
-"""Every way to list subjects gives the same subjects, and reports what it could not read."""
+"""Every way to list subjects gives the same subjects, and unreadable items are reported."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def write(file: Path, data: bytes | str) -> Path:
 
 @pytest.fixture
 def photos(tmp_path) -> Path:
-    """Two subjects of three images each, in folders; nobody opens the images here."""
+    """Two subjects of three images each, in folders; the images are not opened here."""
     for subject in ("rex", "teapot"):
         for index in range(3):
             write(tmp_path / "photos" / subject / f"{index}.png", b"unopened")
@@ -67,7 +67,7 @@ teapot,tea pot,photos/teapot
 
 
 @pytest.mark.parametrize("name", LISTS)
-def test_every_format_lists_the_same(name, photos):
+def test_every_format_lists_the_same_subjects(name, photos):
     file = write(photos.parent / name, LISTS[name])
     for source in (str(file), file.as_uri()):
         subjects, problems = read(source)
@@ -78,7 +78,7 @@ def test_every_format_lists_the_same(name, photos):
             assert subject.images == tuple(str(folder / f"{index}.png") for index in range(3))
 
 
-def test_a_folder_of_folders(photos):
+def test_a_folder_of_folders_lists_subjects(photos):
     write(photos / "teapot/class.txt", "\ntea pot\n")
     write(photos / ".hidden/0.png", b"junk")
     write(photos / "rex/.hidden.png", b"junk")
@@ -93,7 +93,7 @@ def test_a_folder_of_folders(photos):
     assert "class.txt" in problem.fix
 
 
-def test_folder_names_become_ids_and_clashes_are_named(photos):
+def test_folder_names_become_ids_and_clashes_are_reported(photos):
     (photos / "rex").rename(photos / "My Dog, Rex!")
     (photos / "teapot").rename(photos / "my dog  rex")
     errors = errors_of(validation.validate(str(photos), class_noun="dog"))
@@ -104,7 +104,7 @@ def test_folder_names_become_ids_and_clashes_are_named(photos):
     assert "my dog  rex" in error.what + error.where
 
 
-def test_files_left_out_of_a_folder_are_named(photos):
+def test_skipped_files_of_a_folder_are_reported(photos):
     write(photos / "rex/IMG_1.HEIC", b"\0\0\0\x18ftypheic")
     write(photos / "rex/originals/0.png", b"")
     write(photos / "loose.jpg", b"")
@@ -119,7 +119,7 @@ def test_files_left_out_of_a_folder_are_named(photos):
     assert "rex" in [subject.id for subject in subjects]
 
 
-def test_a_file_that_begins_like_an_image_is_one_whatever_its_name(photos):
+def test_image_files_are_found_by_their_first_bytes(photos):
     write(photos / "rex/3.jfif", b"unopened")
     write(photos / "rex/DSC_4", b"\xff\xd8\xff\xe0")
     write(photos / "rex/notes", "BMW, good boy")
@@ -131,14 +131,14 @@ def test_a_file_that_begins_like_an_image_is_one_whatever_its_name(photos):
 
 
 @pytest.mark.parametrize("name", ["日本", "base", "!!!"])
-def test_folders_whose_names_give_no_id_are_refused(photos, name):
+def test_folders_whose_names_give_no_id_are_rejected(photos, name):
     (photos / "rex").rename(photos / name)
     subjects, [error] = validation.scan(photos, "dog")
     assert [subject.id for subject in subjects] == ["teapot"]
     assert "rename the folder" in error.fix
 
 
-def test_one_folder_that_cannot_be_listed_hides_no_other(photos, monkeypatch):
+def test_an_unreadable_folder_does_not_hide_others(photos, monkeypatch):
     listing = Path.iterdir
 
     def iterdir(path):
@@ -154,7 +154,7 @@ def test_one_folder_that_cannot_be_listed_hides_no_other(photos, monkeypatch):
     ]  # fmt: skip
 
 
-def test_class_files_of_notepad_are_read_and_empty_ones_named(photos):
+def test_class_files_with_a_bom_are_read_and_empty_ones_reported(photos):
     write(photos / "rex/class.txt", b"\xef\xbb\xbfdog\r\n")
     write(photos / "teapot/class.txt", " \n")
     [rex], [error] = validation.scan(photos)
@@ -163,7 +163,7 @@ def test_class_files_of_notepad_are_read_and_empty_ones_named(photos):
     assert "is empty" in error.what
 
 
-def test_names_that_a_manifest_cannot_hold_and_circular_links_are_named(photos):
+def test_unwritable_names_and_circular_links_are_reported(photos):
     (photos / "rex/loop.png").symlink_to("loop.png")
     os.close(os.open(os.fsencode(photos) + b"/rex/\xff.png", os.O_CREAT))
     errors = errors_of(validation.validate(str(photos), class_noun="dog"))
@@ -176,7 +176,7 @@ def test_an_empty_folder_is_reported(tmp_path):
     assert "no sub-folders and no images" in error.what
 
 
-def test_dreambooth_layout_names_what_is_missing(photos):
+def test_a_dreambooth_class_without_a_folder_is_reported(photos):
     classes = "Classes\n\nsubject_name,class\nrex,dog\nteapot,tea pot\nlost,cat\n\nPrompts\nx,y\n"
     write(photos.parent / "root/dataset/prompts_and_classes.txt", classes)
     for name in ("rex", "teapot"):
@@ -186,7 +186,7 @@ def test_dreambooth_layout_names_what_is_missing(photos):
     assert "'lost'" in warning.what
 
 
-def test_yaml_and_csv_faults_have_their_lines(photos):
+def test_yaml_and_csv_errors_have_their_lines(photos):
     file = write(
         photos.parent / "a.yaml", "- id: rex\n  class_noun: dog\n  pictures: [photos/rex]\n"
     )
@@ -212,7 +212,7 @@ def test_yaml_and_csv_faults_have_their_lines(photos):
     assert [e.where for e in read(str(file))[1]] == [f"{file}:3", f"{file}:4"]
 
 
-def test_sources_that_cannot_be_read(tmp_path):
+def test_unreadable_sources_are_reported(tmp_path):
     write(tmp_path / "empty.jsonl", "\n\n")
     write(tmp_path / "latin.jsonl", "é".encode("latin-1"))
     write(tmp_path / "a.txt", "x")
@@ -232,7 +232,7 @@ def test_sources_that_cannot_be_read(tmp_path):
         assert len(errors_of(validation.validate(odd))) == 1
 
 
-def test_remote_lists_may_not_name_files_of_this_machine(monkeypatch):
+def test_remote_lists_may_not_use_local_files(monkeypatch):
     lines = [
         {"id": f"s{number}", "class_noun": "dog", "images": [image]}
         for number, image in enumerate(
@@ -263,7 +263,7 @@ def test_remote_lists_may_not_name_files_of_this_machine(monkeypatch):
 
 
 def refused_of_remote_list(monkeypatch, uri: str, images: list[str]) -> tuple[list, list[str]]:
-    """The images that a list at a URI may not name, and what is read for the others."""
+    """Return the images that a list at a URI may not use, and the addresses read for the others."""
     asked = []
     lines = [json.dumps({"id": f"s{number}", "class_noun": "dog", "images": [image]})
              for number, image in enumerate(images)]  # fmt: skip
@@ -280,7 +280,7 @@ def refused_of_remote_list(monkeypatch, uri: str, images: list[str]) -> tuple[li
     return [images[number] for number in refused], sorted(asked)
 
 
-def test_remote_lists_may_not_name_endpoints_or_credentials(monkeypatch):
+def test_remote_lists_may_not_use_endpoints_or_credentials(monkeypatch):
     wrong = [
         "s3://b/k.png?endpoint_override=10.0.0.5:8080&scheme=http",
         "k.png?endpoint_override=10.0.0.5:8080&scheme=http",
@@ -312,15 +312,15 @@ def test_images_of_a_remote_list_are_read_with_its_options(monkeypatch):
     ]
 
 
-def test_a_list_on_this_machine_may_name_options_and_credentials(tmp_path):
-    """It is its user's own, and a '?' in its name is no more than that."""
+def test_a_local_list_may_use_options_and_credentials(tmp_path):
+    """The list belongs to the user, and a '?' in its name has no meaning."""
     image = "s3://KEY:SECRET@b/k.png?endpoint_override=minio:9000"
     line = json.dumps({"id": "rex", "class_noun": "dog", "images": [image]})
     [rex], problems = read(str(write(tmp_path / "rex?x.jsonl", line)))
     assert (rex.images, problems) == ((image,), [])
 
 
-def test_captions_follow_their_images(photos):
+def test_captions_keep_the_order_of_images(photos):
     captions = ("a {subject} asleep", "{subject}", "a photo of a {class}")
     subject = Subject(id="rex", class_noun="dog", images=("rex",), captions=captions)
     _, [error] = read([subject], folder=photos)
@@ -340,7 +340,7 @@ def test_a_wrong_field_does_not_hide_wrong_captions(photos):
     assert "quotes" in errors[0].fix
 
 
-def test_unicode_names_and_line_separators(tmp_path):
+def test_unicode_names_and_line_separators_are_read(tmp_path):
     name = "Zoë\u202f3\u2028.png"
     write(tmp_path / name, b"")
     line = json.dumps({"id": "zoe", "class_noun": "dög", "images": [name]}, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""Every fault of a manifest and of its images is named in one go, and each image fetched once."""
+"""All errors of a manifest and its images are reported at once, and each image is fetched once."""
 
 from __future__ import annotations
 

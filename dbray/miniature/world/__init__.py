@@ -45,7 +45,7 @@ COLOURS: dict[str, Colour] = {
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What makes this dog this dog: stable over poses and places."""
+    """The stable look of one thing, in all poses and places."""
 
     class_noun: str
     colour: str
@@ -59,7 +59,7 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One identity, somewhere, somehow; `place_seed` varies the place itself."""
+    """One identity in a place and pose; `place_seed` varies the place itself."""
 
     identity: Identity
     place: str
@@ -140,7 +140,7 @@ def _pattern(identity: Identity) -> list[Shape]:
 
 
 def random_identity(rng: np.random.Generator, class_noun: str | None = None) -> Identity:
-    """Draw an identity; colours far enough apart that a pattern shows."""
+    """Draw an identity; its colours differ enough that a pattern is visible."""
     names = list(COLOURS)
     noun = class_noun or str(rng.choice(CLASS_NOUNS))
     colour = str(rng.choice(names))
@@ -160,7 +160,7 @@ def random_identity(rng: np.random.Generator, class_noun: str | None = None) -> 
 
 
 def contrasting_colour(rng: np.random.Generator, colour: str) -> str:
-    """Draw a colour name far enough from `colour` that one shows on the other."""
+    """Draw a colour name far enough from `colour` that one is visible on the other."""
     far = [
         name
         for name, rgb in COLOURS.items()
@@ -175,7 +175,7 @@ def _near(rng: np.random.Generator, colour: Colour) -> Colour:
 
 
 def random_pose(rng: np.random.Generator, identity: Identity, place: str) -> Scene:
-    """Put an identity somewhere in a place, undressed and neutral."""
+    """Put an identity in a place, without accessory and expression."""
     return Scene(
         identity,
         place,
@@ -189,7 +189,7 @@ def random_pose(rng: np.random.Generator, identity: Identity, place: str) -> Sce
 
 
 def random_scene(rng: np.random.Generator, class_noun: str | None = None) -> Scene:
-    """Draw a scene of the training distribution: all classes, places and colours alike."""
+    """Draw a scene of the training distribution: classes, places and colours are equally likely."""
     scene = random_pose(rng, random_identity(rng, class_noun), str(rng.choice(PLACE_NAMES)))
     if scene.identity.class_noun in LIVING:
         if rng.random() < 0.4:
@@ -208,7 +208,7 @@ def random_scene(rng: np.random.Generator, class_noun: str | None = None) -> Sce
 
 
 def scenes(seed: int) -> Iterator[Scene]:
-    """Yield scenes of the training distribution for ever."""
+    """Yield scenes of the training distribution, without end."""
     rng = np.random.default_rng(seed)
     while True:
         yield random_scene(rng)
@@ -218,7 +218,7 @@ def subject(seed: int, class_noun: str | None = None, num_images: int = 5) -> li
     """Draw photographs of one identity, each in another place and pose.
 
     Args:
-        seed: which identity, and how it is photographed.
+        seed: determines the identity and its photographs.
         class_noun: one of CLASS_NOUNS, or None to let the seed choose.
         num_images: how many photographs, at most one per place.
     """
@@ -226,7 +226,7 @@ def subject(seed: int, class_noun: str | None = None, num_images: int = 5) -> li
 
 
 def subject_scenes(seed: int, class_noun: str | None = None, num_images: int = 5) -> list[Scene]:
-    """Return the scenes behind `subject`, for whoever needs the truth too."""
+    """Return the scenes of `subject`, for callers that also need the truth."""
     if not 1 <= num_images <= len(PLACE_NAMES):
         raise ValueError(f"num_images must be from 1 to {len(PLACE_NAMES)}, not {num_images}")
     rng = np.random.default_rng(seed)
@@ -241,7 +241,7 @@ def write_photographs(
     """Write `folder/<subject id>/NN.png` for several subjects.
 
     Returns:
-        A (subject id, class noun) pair per subject, in order; classes take turns.
+        A (subject id, class noun) pair per subject, in order; classes alternate.
     """
     if num_subjects < 1:
         raise ValueError(f"num_subjects must be at least 1, not {num_subjects}")

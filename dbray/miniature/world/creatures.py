@@ -1,4 +1,4 @@
-"""How each living class is drawn, what it can wear, and how it looks at you.
+"""How each living class is drawn, and where it has eyes and accessories.
 
 Owns the geometry of creatures. Every function takes the body colour, the second colour and four
 proportions in [-1, 1], and returns a Figure facing right (or the viewer).
@@ -31,7 +31,7 @@ BEAK: Colour = (250, 165, 30)
 
 @dataclass(frozen=True, slots=True)
 class Coat:
-    """The colours that a figure is drawn in."""
+    """The colours of a figure."""
 
     body: Colour
     second: Colour

@@ -1,8 +1,8 @@
-"""Shapes in a subject's own coordinates, and the pen that puts them on a canvas.
+"""Shapes in a subject's own coordinates, and the pen that draws them on a canvas.
 
-Owns geometry and painting. Knows no class, place or caption. A figure lives in a square of about
-[-1, 1] x [-1, 1], y downwards; the pen turns, mirrors and scales it, so that a figure and the
-pattern on it move together: that is what makes an identity stable over poses.
+Owns geometry and painting. Does not know classes, places or captions. A figure is in a square of
+about [-1, 1] x [-1, 1], y downwards; the pen rotates, mirrors and scales it, so that a figure and
+its pattern move together: this keeps an identity stable over poses.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Anchors:
 
 @dataclass(slots=True)
 class Figure:
-    """Shapes in painting order: `far` behind, `body` carries the pattern, `near` in front."""
+    """Shapes in painting order: `far` behind, `body` with the pattern, `near` in front."""
 
     far: list[Shape] = field(default_factory=list)
     body: list[Shape] = field(default_factory=list)
@@ -73,7 +73,7 @@ def box(x0: float, y0: float, x1: float, y1: float) -> Points:
 
 
 def stroke(path: Sequence[tuple[float, float]], start: float, end: float | None = None) -> Points:
-    """Return a thick line along `path`, `start` wide at its beginning and `end` at its end."""
+    """Return a thick line along `path`, from width `start` to width `end`."""
     line = np.asarray(path, dtype=np.float64)
     tangent = np.gradient(line, axis=0)
     tangent /= np.maximum(np.linalg.norm(tangent, axis=1, keepdims=True), 1e-9)
@@ -91,7 +91,7 @@ def arc(
 
 
 def rotate(points: Points, degrees: float) -> Points:
-    """Turn points about the origin."""
+    """Rotate points about the origin."""
     if degrees == 0.0:
         return points
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
@@ -115,7 +115,7 @@ def shade(colour: Colour, factor: float) -> Colour:
 
 @dataclass(frozen=True, slots=True)
 class Pen:
-    """Maps a figure's coordinates to canvas pixels and paints there."""
+    """Maps a figure's coordinates to canvas pixels and paints."""
 
     canvas: Image.Image
     centre: tuple[float, float]

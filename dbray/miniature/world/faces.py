@@ -1,7 +1,7 @@
-"""Eyes, mouths and accessories: what a creature shows and wears.
+"""Eyes, mouths and accessories of creatures.
 
 Owns expressions and accessories, placed by a figure's Anchors. They are large on purpose: at
-64 pixels, behind an autoencoder that keeps one latent for 4 x 4 pixels, small things vanish.
+64 pixels, with an autoencoder of one latent for 4 x 4 pixels, small things vanish.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def _scarf(anchors: Anchors, colour: Colour) -> list[Shape]:
 def _glasses(anchors: Anchors, colour: Colour) -> list[Shape]:
     if len(anchors.eyes) == 2:
         lenses = list(anchors.eyes)
-    else:  # from the side, the second lens looks out behind the nose
+    else:  # from the side, the second lens is visible behind the nose
         x, y = anchors.eyes[0]
         lenses = [(x - 0.24, y), (x + 0.28, y + 0.02)]
     (x0, y0), (x1, y1) = lenses

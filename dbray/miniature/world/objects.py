@@ -1,7 +1,7 @@
-"""How each lifeless class is drawn.
+"""How each class of objects is drawn.
 
-Owns the geometry of things; the nouns are those of the DreamBooth benchmark where a bold drawing
-of 64 pixels can tell them apart. Same conventions as creatures.py.
+Owns the geometry of objects; the nouns are those of the DreamBooth benchmark that differ visibly in
+a bold drawing of 64 pixels. Same conventions as creatures.py.
 """
 
 from __future__ import annotations

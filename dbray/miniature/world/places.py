@@ -1,7 +1,7 @@
-"""The places of the drawn world: each paints a whole canvas, with its own variation.
+"""The places of the drawn world: each paints a whole canvas, with random variation.
 
 Owns backgrounds. Every painter fills a square canvas; lengths are fractions of its side, so that
-supersampling stays the renderer's business.
+only the renderer knows about supersampling.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dbray.miniature.world.drawing import Colour, shade
 
 
 class Scenery:
-    """A canvas with fractional coordinates and its own stream of chance."""
+    """A canvas with fractional coordinates and its own random generator."""
 
     def __init__(self, side: int, rng: np.random.Generator) -> None:
         self.image = Image.new("RGB", (side, side))
@@ -33,7 +33,7 @@ class Scenery:
         return int(moved[0]), int(moved[1]), int(moved[2])
 
     def gradient(self, top: Colour, bottom: Colour) -> None:
-        """Fill everything from `top` to `bottom` in eight bands' worth of steps."""
+        """Fill everything from `top` to `bottom` in twelve bands."""
         bands = 12
         for band in range(bands):
             mix = band / (bands - 1)

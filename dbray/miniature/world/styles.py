@@ -1,4 +1,4 @@
-"""Art styles: what a finished render looks like as a sketch, a painting, a mosaic.
+"""Art styles: a finished render as a sketch, a painting or a mosaic.
 
 Owns the filters; they work at the final 64 x 64 pixels and are deterministic.
 """

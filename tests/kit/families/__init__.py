@@ -1,6 +1,6 @@
 """Tiny random bases of each family in the diffusers layout, built offline in about a second.
 
-Nothing in them is learnt; everything that a mistake could confuse has values of its own.
+Their weights are random; all sizes that a mistake could confuse are different.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A tiny base of one family: how it is built, loaded as diffusers' pipeline, and drawn with."""
+"""A tiny base of one family: how it is built, loaded as diffusers' pipeline, and sampled."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class TinyFamily:
 
     `make` takes True for the deep variant, whose autoencoder divides a side by 4 and whose
     transformer works on patches of 2. The flat variant's latents are as large as its images, which
-    hides mistakes by a factor of two. `options` are passed at each call of the pipeline.
-    `classes` are the tokenizer classes that published folders name, by part, where
-    transformers 5 has another name for the class.
+    hides errors by a factor of two. `options` are passed to each call of the pipeline. `classes`
+    are the tokenizer classes in published folders, by part, if transformers 5 has another name for
+    the class.
     """
 
     pipeline: str
@@ -33,7 +33,7 @@ class TinyFamily:
     classes: Mapping[str, str] = field(default_factory=dict)
 
     def build(self, folder: Path, deep: bool = True) -> Path:
-        """Write the base, with the same weights each time."""
+        """Write the base, always with the same weights."""
         import torch
 
         with torch.random.fork_rng(devices=[]):
@@ -89,7 +89,7 @@ def flow_scheduler(**options: Any) -> Any:
 
 
 def _enliven(transformer: Any) -> None:
-    """Make a transformer's answer depend visibly on its text; as initialised it hardly does."""
+    """Make a transformer's output depend visibly on its text; as initialised it hardly does."""
     import torch
 
     for module in transformer.modules() if transformer else ():

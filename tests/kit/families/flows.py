@@ -1,6 +1,6 @@
-"""Families trained by flow matching, by diffusers' pipelines and plain arithmetic.
+"""Families trained by flow matching, with diffusers' pipelines and plain arithmetic.
 
-What is here is written from the pipelines, part by part, and shares nothing with dbray.
+This code is written from the pipelines, part by part, and shares nothing with dbray.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Case:
-    """What diffusers' pipeline of a family does, and how it is asked for.
+    """How to call diffusers' pipeline of a family.
 
-    `encode` gives the condition of one prompt by the pipeline, and `predict` the prediction of
-    one row for it; `latents` are the mean and deviation of images. `guidance` is dbray's and
-    `options` the pipeline's for the same image. `real` is what the configuration of a real
-    transformer has, and how many targets that gives.
+    `encode` returns the pipeline's condition of one prompt, and `predict` the prediction for one
+    row; `latents` are the mean and deviation of images. `guidance` is dbray's value and `options`
+    are the pipeline's for the same image. `real` is the configuration of a real transformer, and
+    its number of targets.
     """
 
     encode: Callable[[Any, str], dict[str, Tensor]]
@@ -35,7 +35,7 @@ class Case:
     weight: Callable[[float], float] = lambda sigma: 1.0
 
     def table(self, config: Any, shift: float | None = None) -> list[float]:
-        """Noise levels that training draws from, with the base's static shift or another."""
+        """Return the noise levels that training draws from, with the base's static shift or another."""
         table = np.arange(1000, 0, -1) / 1000
         own = 1.0 if config.use_dynamic_shifting else config.shift
         shift = own if shift is None else shift
@@ -65,7 +65,7 @@ def times(sigma):
 
 
 def packed(predict):
-    """Call with tokens of patches, and take the answer apart again, as the pipelines do."""
+    """Call `predict` with tokens of patches, and unpack its result, as the pipelines do."""
 
     def predict_unpacked(pipeline, latents, sigma, condition):
         tokens = pipeline._pack_latents(latents, *latents.shape)
@@ -122,7 +122,7 @@ def predict_flux2_klein(pipeline, latents, sigma, condition):
 
 
 def posterior(pipeline, images):
-    """What the autoencoder makes of uint8 images."""
+    """Encode uint8 images with the autoencoder."""
     pixels = images.permute(0, 3, 1, 2).float() / 127.5 - 1
     video = type(pipeline.vae).__name__ == "AutoencoderKLQwenImage"
     with torch.no_grad():

@@ -8,7 +8,7 @@ from kit.families import text
 from kit.families.family import TinyFamily, flow_scheduler, flux2_autoencoder
 
 NUM_LAYERS = 31
-"""Layers 9, 18 and 27 are read. With 31, the wrong ones (10, 20, 30) are there too, as in Qwen3."""
+"""Layers 9, 18 and 27 are read. With 31, wrong ones (10, 20, 30) exist too, as in Qwen3."""
 
 
 def make(deep: bool) -> Any:

@@ -1,4 +1,4 @@
-"""A tiny SDXL: two text encoders of different widths, pooled text and sizes beside the text."""
+"""A tiny SDXL: two text encoders of different widths, pooled text and sizes."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Tiny text encoders, and tokenizers that have the classes and special tokens of the real ones.
+"""Tiny text encoders, and tokenizers with the classes and special tokens of the real ones.
 
-All three tokenizers know the same words and the same 200 rare tokens, so that an identifier is one
-token in each of them. What they do not know, they spell.
+All three tokenizers have the same words and the same 200 rare tokens, so that an identifier is one
+token in each of them. Other words are split into letters.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     )
 
 CLIP_LENGTH = 32
-"""Real ones have 77: code that assumes it fails on these."""
+"""Real ones have 77: code that assumes 77 fails on these."""
 
 RARE_TOKENS = [first + second for first in "zxqvjkwbfg" for second in "bcdfghjklmnpqrstvwxz"]
 WORDS = [
@@ -32,7 +32,7 @@ _TEMPLATE_WORDS = [
     "system", "user", "assistant", "Describe", "image", "by", "detailing", "color", "shape",
     "size", "texture", "quantity", "text", "spatial", "relationships", "objects", "background",
 ]  # fmt: skip
-"""With these, Qwen-Image's template has as many tokens in front of the prompt as the real one."""
+"""With these, Qwen-Image's template has as many tokens before the prompt as the real one."""
 
 _CHAT_SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>")
 _CHAT_TEMPLATE = (
@@ -89,7 +89,7 @@ def clip_config(tokenizer: CLIPTokenizer, hidden_size: int = 16, **changes: Any)
     """Configure a CLIP text encoder.
 
     Its end of text is number 2, as in the files of SDXL, SD3 and Flux.1: then transformers pools
-    at the largest token id, whatever that token is.
+    at the largest token id, whichever token that is.
     """
     from transformers import CLIPTextConfig
 
@@ -148,7 +148,7 @@ def qwen2_5_vl(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLForConditionalGeneration:
 
 
 def _token_ids(tokenizer: Qwen2Tokenizer) -> dict[str, int]:
-    """Which tokens begin, end and pad a text, as Qwen's files have them."""
+    """Return the tokens that begin, end and pad a text, as in Qwen's files."""
     end, pad = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
     return {"bos_token_id": pad, "eos_token_id": end, "pad_token_id": pad}
 
@@ -162,11 +162,11 @@ def _byte_alphabet() -> list[str]:
 def _byte_pairs(
     alphabet: list[str], words: list[list[str]]
 ) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Make a vocabulary and merges by which each word becomes one token."""
+    """Make a vocabulary and merges in which each word is one token."""
     vocabulary = {symbol: index for index, symbol in enumerate(alphabet)}
     ranks: dict[tuple[str, str], int] = {}
     for word in words:
-        # What is added ranks behind all before it, so it leaves earlier words alone.
+        # New merges rank after all earlier ones, so they do not affect earlier words.
         left, *rest = _merge(word, ranks)
         for right in rest:
             ranks.setdefault((left, right), len(ranks))
@@ -176,7 +176,7 @@ def _byte_pairs(
 
 
 def _merge(symbols: list[str], ranks: dict[tuple[str, str], int]) -> list[str]:
-    """Join the pair of the lowest rank, again and again, as byte pair encoding does."""
+    """Join the pair of the lowest rank repeatedly, as byte pair encoding does."""
     while pairs := [pair for pair in pairwise(symbols) if pair in ranks]:
         first, second = min(pairs, key=ranks.__getitem__)
         joined: list[str] = []

@@ -1,6 +1,6 @@
 """A tiny Z-Image: one list of tokens for text and image, time that runs from 0 to 1.
 
-Published folders hold Qwen3 with its head (deep) or without (flat).
+Published folders contain Qwen3 with its head (deep) or without (flat).
 """
 
 from __future__ import annotations
