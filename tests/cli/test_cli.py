@@ -49,7 +49,7 @@ def registry(tiny_base, tmp_path_factory):
     return job.storage
 
 
-def test_help_loads_neither_torch_nor_ray():
+def test_help_imports_neither_torch_nor_ray():
     code = """
 import sys
 from dbray.cli import main
@@ -64,7 +64,7 @@ assert not {"torch", "ray", "diffusers", "transformers"} & set(sys.modules)
     assert "validate" in done.stdout
 
 
-def test_ten_faults_are_named_in_one_go_and_start_nothing(tmp_path, tiny_base):
+def test_run_reports_ten_errors_at_once_and_starts_nothing(tmp_path, tiny_base):
     job = write_job(tmp_path, tiny_base, {"rex": "dog", "tom": "cat", "ace": "cat"})
     photos = tmp_path / "photos"
     (photos / "rex" / "0.png").write_bytes(b"")
@@ -115,7 +115,7 @@ def test_init_writes_a_job_that_validates(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("is_active", [True, False])
-def test_the_next_command_is_one_that_this_shell_finds(tmp_path, monkeypatch, capsys, is_active):
+def test_the_printed_next_command_works_in_this_shell(tmp_path, monkeypatch, capsys, is_active):
     write_photos(tmp_path / "photos", SUBJECTS)
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent) if is_active else str(tmp_path))
     assert main(["init", str(tmp_path / "photos"), "-o", str(tmp_path / "my.yaml")]) == 0
@@ -124,7 +124,7 @@ def test_the_next_command_is_one_that_this_shell_finds(tmp_path, monkeypatch, ca
 
 
 @pytest.mark.parametrize("output", ["z.jsonl", ".", "", "file/job.yaml"])
-def test_init_refuses_an_output_that_cannot_be(tmp_path, monkeypatch, capsys, output):
+def test_init_rejects_an_invalid_output(tmp_path, monkeypatch, capsys, output):
     write_photos(tmp_path / "photos", SUBJECTS)
     (tmp_path / "file").touch()
     monkeypatch.chdir(tmp_path)
@@ -133,7 +133,7 @@ def test_init_refuses_an_output_that_cannot_be(tmp_path, monkeypatch, capsys, ou
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "photos"]
 
 
-def test_init_refuses_folders_whose_ids_clash(tmp_path, capsys):
+def test_init_rejects_folders_with_equal_ids(tmp_path, capsys):
     write_photos(tmp_path / "photos", {"Mein Hund": "dog", "mein-hund": "dog"})
     arguments = ["init", str(tmp_path / "photos"), "-o", str(tmp_path / "my.yaml")]
     assert main(arguments) == 2
@@ -143,13 +143,13 @@ def test_init_refuses_folders_whose_ids_clash(tmp_path, capsys):
     assert "is not a folder" in capsys.readouterr().err
 
 
-def test_the_demo_needs_a_folder(tmp_path, capsys):
+def test_the_demo_rejects_an_output_that_is_not_a_folder(tmp_path, capsys):
     (tmp_path / "file").touch()
     assert main(["demo", "-o", str(tmp_path / "file")]) == 2
     assert "choose another -o" in capsys.readouterr().err
 
 
-def test_commands_are_told_as_a_shell_takes_them(tmp_path, capsys):
+def test_printed_commands_are_quoted_for_a_shell(tmp_path, capsys):
     write_photos(tmp_path / "photos", SUBJECTS)
     job = tmp_path / "my pets.yaml"
     assert main(["init", str(tmp_path / "photos"), "-o", str(job)]) == 0
@@ -158,7 +158,7 @@ def test_commands_are_told_as_a_shell_takes_them(tmp_path, capsys):
     assert shlex.split(second)[1:] == ["run", str(job)]
 
 
-def test_names_that_are_not_utf8_can_be_told(tmp_path):
+def test_names_that_are_not_utf8_are_printed(tmp_path):
     write_photos(tmp_path / "photos", SUBJECTS)
     name = os.fsdecode(b"\xff.png")
     (tmp_path / "photos" / "rex" / "0.png").rename(tmp_path / "photos" / "rex" / name)
@@ -170,14 +170,14 @@ def test_names_that_are_not_utf8_can_be_told(tmp_path):
 
 @pytest.mark.parametrize("words", [["run", "j", "--max-failures", "-1"],
                                    ["generate", "rex", "a dog", "-n", "0"]])  # fmt: skip
-def test_counts_below_their_least_are_refused(words, capsys):
+def test_counts_below_their_minimum_are_rejected(words, capsys):
     with pytest.raises(SystemExit) as caught:
         main(words)
     assert caught.value.code == 2
     assert "or more" in capsys.readouterr().err
 
 
-def test_init_asks_for_class_nouns(tmp_path, capsys):
+def test_init_reports_missing_class_nouns(tmp_path, capsys):
     write_photos(tmp_path / "photos", SUBJECTS)
     (tmp_path / "photos" / "tom" / "class.txt").unlink()
     arguments = ["init", str(tmp_path / "photos"), "-o", str(tmp_path / "my.yaml")]
@@ -186,7 +186,7 @@ def test_init_asks_for_class_nouns(tmp_path, capsys):
     assert main([*arguments, "--class", "cat"]) == 0
 
 
-def test_init_names_the_base_so_that_the_job_finds_it(tmp_path, tiny_base, monkeypatch, capsys):
+def test_init_writes_a_base_that_the_job_finds(tmp_path, tiny_base, monkeypatch, capsys):
     write_photos(tmp_path / "photos", SUBJECTS)
     (tmp_path / "mine").symlink_to(tiny_base)
     monkeypatch.chdir(tmp_path)
@@ -204,7 +204,9 @@ def test_init_names_the_base_so_that_the_job_finds_it(tmp_path, tiny_base, monke
 
 @pytest.mark.parametrize("command", ["validate", "plan", "run"])
 @pytest.mark.parametrize("wrong", ["stepz: 1", "storage: taken", "base: /nowhere/at/all"])
-def test_faults_of_job_and_manifest_are_named_together(tmp_path, tiny_base, capsys, command, wrong):
+def test_errors_in_job_and_manifest_are_reported_together(
+    tmp_path, tiny_base, capsys, command, wrong
+):
     job = write_job(tmp_path, tiny_base, SUBJECTS)
     (tmp_path / "taken").touch()
     (tmp_path / "photos" / "rex" / "0.png").write_text("no image")
@@ -217,7 +219,7 @@ def test_faults_of_job_and_manifest_are_named_together(tmp_path, tiny_base, caps
     assert "0.png" in printed
 
 
-def test_faults_of_inline_subjects_have_their_own_lines(tmp_path, tiny_base, capsys):
+def test_errors_in_inline_subjects_have_their_own_lines(tmp_path, tiny_base, capsys):
     job = write_job(tmp_path, tiny_base, SUBJECTS)
     (tmp_path / "photos" / "tom" / "0.png").write_text("no image")
     rows = [{"id": "Bad Id", "class_noun": "dog", "images": "photos/rex"},
@@ -232,7 +234,7 @@ def test_faults_of_inline_subjects_have_their_own_lines(tmp_path, tiny_base, cap
 
 
 @pytest.mark.parametrize("inline", [True, False])
-def test_validate_looks_at_subjects_beside_a_broken_job(tmp_path, tiny_base, capsys, inline):
+def test_validate_checks_subjects_of_a_broken_job(tmp_path, tiny_base, capsys, inline):
     job = write_job(tmp_path, tiny_base, SUBJECTS)
     (tmp_path / "photos" / "rex" / "0.png").write_text("no image")
     subjects = "s3://user:key@none.invalid/list.txt"
@@ -273,7 +275,7 @@ def test_validate_checks_identifiers(tmp_path, tiny_base, capsys):
     assert "'sks' is" in capsys.readouterr().out
 
 
-def test_validate_loads_neither_torch_nor_ray(tmp_path, tiny_base):
+def test_validate_imports_neither_torch_nor_ray(tmp_path, tiny_base):
     job = write_job(tmp_path, tiny_base, SUBJECTS)
     code = f"""
 import sys
@@ -285,7 +287,7 @@ assert not {{"torch", "ray", "diffusers"}} & set(sys.modules)
     assert done.returncode == 0, done.stderr
 
 
-def test_plan_says_what_would_run(tmp_path, tiny_base, capsys):
+def test_plan_prints_what_would_run(tmp_path, tiny_base, capsys):
     job = write_job(tmp_path, tiny_base, SUBJECTS, recipe={"preset": "hackathon"})
     (tmp_path / "photos" / "rex" / "0.png").unlink()
     assert main(["plan", str(job), "--json"]) == 0
@@ -312,7 +314,7 @@ def test_models_are_listed_and_shown(registry, capsys):
     assert "did you mean rex" in capsys.readouterr().err
 
 
-def test_generate_writes_images_that_tell_how_they_were_made(registry, tmp_path, capsys):
+def test_generate_writes_images_with_their_parameters(registry, tmp_path, capsys):
     out = tmp_path / "out"
     arguments = ["generate", "rex", "a photo of {subject}", "-n", "2", "--steps", "2",
                  "--registry", registry, "-o", str(out), "--seed", "7"]  # fmt: skip
@@ -344,7 +346,7 @@ def test_generate_writes_images_that_tell_how_they_were_made(registry, tmp_path,
         (["rex", "a {subject}", "--seed", "-1"], "seed: Input should be greater"),
     ],
 )
-def test_generate_refuses_what_cannot_be_meant(registry, tmp_path, capsys, arguments, reason):
+def test_generate_rejects_invalid_arguments(registry, tmp_path, capsys, arguments, reason):
     out = tmp_path / "out"
     assert main(["generate", *arguments, "--registry", registry, "-o", str(out)]) == 2
     assert reason in capsys.readouterr().err
@@ -380,7 +382,7 @@ def test_generate_warns_of_prompts_that_are_cut_off(registry, tiny_base, tmp_pat
     assert "warning: --negative: the base does not read" in printed
 
 
-def test_generate_refuses_a_prompt_whose_subject_is_cut_off(registry, tmp_path, capsys):
+def test_generate_rejects_a_prompt_whose_subject_is_cut_off(registry, tmp_path, capsys):
     out = tmp_path / "out"
     prompt = LONG.strip() + " of a {subject}"
     arguments = ["generate", "rex", prompt, "--registry", registry, "-o", str(out)]
@@ -389,7 +391,7 @@ def test_generate_refuses_a_prompt_whose_subject_is_cut_off(registry, tmp_path, 
     assert not out.exists()
 
 
-def test_output_that_is_a_file_is_refused(registry, tmp_path, capsys):
+def test_an_output_that_is_a_file_is_rejected(registry, tmp_path, capsys):
     (tmp_path / "file").write_text("mine")
     for command in (
         ["models", "export", "rex"],
@@ -401,7 +403,7 @@ def test_output_that_is_a_file_is_refused(registry, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("form", ["path", "relative", "uri"])
-def test_report_takes_a_folder_or_a_uri(tmp_path, monkeypatch, capsys, form):
+def test_report_accepts_a_folder_or_a_uri(tmp_path, monkeypatch, capsys, form):
     folder = tmp_path / "runs" / "jobs" / "pets"
     folder.mkdir(parents=True)
     job = Job(id="pets", base="miniature", subjects=(), storage=str(tmp_path / "runs"))
@@ -417,7 +419,7 @@ def test_report_takes_a_folder_or_a_uri(tmp_path, monkeypatch, capsys, form):
         assert "is not the folder of a job" in capsys.readouterr().err
 
 
-def test_serve_passes_the_base_on(tiny_base, tmp_path, monkeypatch):
+def test_serve_passes_the_base_to_the_server(tiny_base, tmp_path, monkeypatch):
     given = {}
     monkeypatch.setattr("dbray.serving.launch", lambda *args, **options: given.update(options))
     monkeypatch.chdir(tiny_base.parent)
@@ -442,7 +444,7 @@ def test_an_exported_model_loads_in_diffusers(registry, tmp_path):
         np.testing.assert_array_equal(exported[name].half().numpy(), wanted, err_msg=name)
 
 
-def test_removal_asks_first_and_leaves_nothing(registry, tmp_path, capsys):
+def test_remove_asks_for_confirmation_and_deletes_every_file(registry, tmp_path, capsys):
     copy = tmp_path / "runs"
     shutil.copytree(registry, copy)
     assert main(["models", "remove", "rex", "--registry", str(copy)]) == 2
@@ -457,14 +459,14 @@ def test_schema_is_json(capsys):
     assert "class_noun" in json.loads(capsys.readouterr().out)["properties"]
 
 
-def test_status_of_an_empty_storage(tmp_path, capsys):
+def test_status_of_an_empty_storage_lists_no_jobs(tmp_path, capsys):
     assert main(["status", str(tmp_path)]) == 0
     assert "no jobs" in capsys.readouterr().out
     assert main(["status", str(tmp_path / "nowhere")]) == 2
     assert "is not a folder" in capsys.readouterr().err
 
 
-def test_unwritable_storage_is_told_and_left_alone(tiny_base, tmp_path, capsys):
+def test_unwritable_storage_is_reported_and_not_changed(tiny_base, tmp_path, capsys):
     job = write_job(tmp_path, tiny_base, SUBJECTS, storage="taken/runs")
     (tmp_path / "taken").write_text("a file where a folder should be")
     assert main(["run", str(job)]) == 2

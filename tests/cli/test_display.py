@@ -36,14 +36,14 @@ def test_a_closed_output_is_reported():
     assert done.stderr == "error: the output cannot be written: Bad file descriptor\n"
 
 
-def test_a_reader_that_leaves_changes_no_exit_code(tmp_path, tiny_base):
+def test_a_reader_that_leaves_does_not_change_the_exit_code(tmp_path, tiny_base):
     job = write_job(tmp_path, tiny_base, {"rex": "dog"})
     (tmp_path / "photos" / "rex" / "0.png").write_text("not an image")
     done = shell(f"{DBRAY} validate {job} | true; echo ${{PIPESTATUS[0]}}")
     assert (done.stdout, done.stderr) == ("2\n", "")
 
 
-def test_a_display_drops_text_after_its_stream_failed():
+def test_a_display_drops_text_after_its_stream_fails():
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "w") as stream:
@@ -56,7 +56,7 @@ def test_a_display_drops_text_after_its_stream_failed():
         assert display.loss is None
 
 
-def test_streams_are_put_back():
+def test_displays_restores_the_streams():
     before = sys.stdout, sys.stderr
     with displays():
         assert sys.stdout is not before[0]

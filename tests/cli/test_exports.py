@@ -113,7 +113,7 @@ def path_for(name, folder):
 
 
 @pytest.mark.parametrize(("model", "name"), WHOLE)
-def test_the_printed_line_draws_what_generate_draws(
+def test_the_printed_line_draws_the_same_image_as_generate(
     storage, base_folder, generated, tmp_path, capsys, model, name
 ):
     pipe = load(export(storage, model, name, path_for(name, tmp_path), capsys))
@@ -126,7 +126,7 @@ def test_the_printed_line_draws_what_generate_draws(
     assert np.abs(drawn(pipe, prompt) - generated[model]).max() <= tolerance
 
 
-def test_a_folder_has_one_type_and_the_card_draws_the_image(storage, tmp_path, capsys):
+def test_an_exported_folder_has_one_dtype_and_its_card_draws_the_image(storage, tmp_path, capsys):
     output = tmp_path / "rex"
     export(storage, "half", "diffusers", output, capsys)
     types = {tensor.dtype for file in output.glob("*/*.safetensors")
@@ -147,9 +147,7 @@ def test_a_folder_has_one_type_and_the_card_draws_the_image(storage, tmp_path, c
 
 
 @pytest.mark.parametrize(("model", "name"), REFUSED)
-def test_a_format_that_a_model_cannot_have_names_those_it_can(
-    storage, tmp_path, capsys, model, name
-):
+def test_an_unsupported_format_lists_the_supported_ones(storage, tmp_path, capsys, model, name):
     output = path_for(name, tmp_path)
     given = [model, "--format", name, "-o", str(output), "--registry", storage]
     assert main(["models", "export", *given]) == 2
@@ -159,7 +157,7 @@ def test_a_format_that_a_model_cannot_have_names_those_it_can(
     assert not output.exists()
 
 
-def test_a_file_needs_its_ending_and_overwrites_nothing(storage, tmp_path, capsys):
+def test_an_exported_file_needs_its_suffix_and_overwrites_nothing(storage, tmp_path, capsys):
     given = ["models", "export", "lora", "--format", "kohya", "--registry", storage, "-o"]
     assert main([*given, str(tmp_path / "rex")]) == 2
     fix = f"give -o {tmp_path / 'rex.safetensors'}\n"
@@ -169,7 +167,7 @@ def test_a_file_needs_its_ending_and_overwrites_nothing(storage, tmp_path, capsy
     assert "exists; choose another -o" in capsys.readouterr().err
 
 
-def test_a_lora_file_without_the_embeddings_says_so(storage, tmp_path, capsys):
+def test_exporting_a_lora_without_its_embeddings_warns(storage, tmp_path, capsys):
     given = ["models", "export", "pivotal", "--format", "kohya", "--registry", storage]
     assert main([*given, "-o", str(tmp_path / "rex.safetensors")]) == 0
     assert "--format embedding too; in prompts write <pivotal>" in capsys.readouterr().err
@@ -195,7 +193,7 @@ def import_(file, registry, base_folder, *more):
 
 
 @pytest.mark.parametrize("name", ["kohya", "lora"])
-def test_an_imported_lora_draws_what_the_model_drew(
+def test_an_imported_lora_draws_the_same_image(
     storage, base_folder, generated, tmp_path, capsys, name
 ):
     path = path_for(name, tmp_path)
@@ -211,7 +209,7 @@ def test_an_imported_lora_draws_what_the_model_drew(
     assert np.abs(image - generated["lora"]).max() <= 1
 
 
-def test_importing_again_is_harmless_and_another_identifier_is_another_revision(
+def test_importing_again_is_idempotent_and_another_identifier_is_another_revision(
     storage, base_folder, tmp_path, capsys
 ):
     file = tmp_path / "a.safetensors"
@@ -223,7 +221,9 @@ def test_importing_again_is_harmless_and_another_identifier_is_another_revision(
     assert sorted(one.identifier for one in revisions) == ["zb", "zc"]
 
 
-def test_what_is_not_a_lora_for_the_base_is_not_imported(storage, base_folder, tmp_path, capsys):
+def test_a_file_that_is_not_a_lora_for_the_base_is_not_imported(
+    storage, base_folder, tmp_path, capsys
+):
     file, registry = tmp_path / "a.safetensors", tmp_path / "imported"
     export(storage, "lora", "kohya", file, capsys)
     tensors = load_file(file)
@@ -244,7 +244,7 @@ def test_what_is_not_a_lora_for_the_base_is_not_imported(storage, base_folder, t
     assert not registry.exists()
 
 
-def test_a_subject_that_cannot_be_named_so_is_not_imported(base_folder, tmp_path, capsys):
+def test_an_invalid_subject_id_is_not_imported(base_folder, tmp_path, capsys):
     named = ["--subject", "Rex!", "--class", "{dog}", "--base", str(base_folder)]
     given = ["models", "import", "a.safetensors", *named, "--registry", str(tmp_path)]
     assert main(given) == 2

@@ -29,26 +29,26 @@ def storage(tiny_base, tmp_path_factory):
     [["models", "list"], ["models", "show", "rex"], ["models", "remove", "rex", "--yes"],
      ["models", "export", "rex", "-o", "out"], ["generate", "rex", "a {subject}"]],
 )  # fmt: skip
-def test_a_storage_that_is_not_there_is_told(tmp_path, monkeypatch, capsys, command):
+def test_a_missing_storage_is_reported(tmp_path, monkeypatch, capsys, command):
     monkeypatch.chdir(tmp_path)
     assert main([*command, "--registry", "nowhere"]) == 2
     assert f"there is no folder {tmp_path / 'nowhere'}" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
-def test_a_storage_without_models_lists_none(tmp_path, capsys):
+def test_a_storage_without_models_lists_no_models(tmp_path, capsys):
     assert main(["models", "list", "--registry", str(tmp_path)]) == 0
     assert "no models" in capsys.readouterr().err
 
 
-def test_what_is_not_published_is_told_with_the_place(storage, capsys):
+def test_a_missing_model_is_reported_with_its_storage(storage, capsys):
     assert main(["models", "show", "zzz", "--registry", storage]) == 2
     assert f"published in {storage}\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("model", ["rex", "base"])
 @pytest.mark.parametrize("prompt", ["a {subjct} dog", "a {subject", "a dog}"])
-def test_braces_that_nothing_fills_are_refused(storage, tiny_base, tmp_path, capsys, model, prompt):
+def test_unknown_placeholders_are_rejected(storage, tiny_base, tmp_path, capsys, model, prompt):
     arguments = ["--registry", storage, "--base", str(tiny_base), "-o", str(tmp_path / "out")]
     assert main(["generate", model, prompt, *arguments]) == 2
     assert repr(prompt) in capsys.readouterr().err
@@ -59,7 +59,7 @@ def test_braces_that_nothing_fills_are_refused(storage, tiny_base, tmp_path, cap
     "command",
     [["models", "export", "rex"], ["generate", "rex", "a {subject}", "--steps", "1"]],
 )
-def test_output_below_a_file_is_refused(storage, tmp_path, capsys, command):
+def test_an_output_below_a_file_is_rejected(storage, tmp_path, capsys, command):
     (tmp_path / "file").write_text("mine")
     output = tmp_path / "file" / "x"
     assert main([*command, "-o", str(output), "--registry", storage]) == 2

@@ -57,6 +57,6 @@ def test_diffusers_reads_the_same_effect(name: str) -> None:
         torch.testing.assert_close(found[layer], expected, rtol=1e-5, atol=1e-5, msg=layer)
 
 
-def test_an_unknown_denoiser_is_refused() -> None:
+def test_an_unknown_denoiser_is_rejected() -> None:
     with pytest.raises(RegistryError, match="no ComfyUI keys are known for HunyuanDiT2DModel"):
         to_comfyui({}, "HunyuanDiT2DModel")

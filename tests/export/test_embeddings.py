@@ -22,7 +22,7 @@ def test_diffusers_loads_the_vectors_of_one_encoder(tmp_path) -> None:
     assert torch.equal(pipe.text_encoder.get_input_embeddings().weight[ids], vectors)
 
 
-def test_two_encoders_have_a_key_each(tmp_path) -> None:
+def test_two_encoders_have_one_key_each(tmp_path) -> None:
     vectors = {"text_encoder": torch.ones(3, 8), "text_encoder_2": torch.zeros(3, 12)}
     save_file(to_embedding(vectors), tmp_path / "rex.safetensors")
     written = load_file(tmp_path / "rex.safetensors")
@@ -47,11 +47,11 @@ def test_one_vector_may_have_one_dimension() -> None:
         ({"clip_l": torch.ones(1, 4), "clip_g": torch.ones(2, 4)}, "different numbers of vectors"),
     ],
 )
-def test_what_is_no_embedding_is_refused(tensors: dict, message: str) -> None:
+def test_a_file_that_is_not_an_embedding_is_rejected(tensors: dict, message: str) -> None:
     with pytest.raises(RegistryError, match=message):
         from_embedding(tensors)
 
 
-def test_parts_without_a_key_are_refused() -> None:
+def test_parts_without_a_key_are_rejected() -> None:
     with pytest.raises(RegistryError, match="no key for 'text_encoder_3'"):
         to_embedding({"text_encoder_3": torch.ones(1, 4)})

@@ -164,7 +164,7 @@ def test_every_format_is_read_back_with_the_same_image(world, tmp_path, capsys, 
 
 
 @pytest.mark.parametrize(("name", "method"), MODELS)
-def test_other_formats_are_refused(world, name, method):
+def test_other_formats_are_rejected(world, name, method):
     here = world(name)
     registry = Registry(Store(str(here.storage)))
     found = registry.find(method)

@@ -42,7 +42,7 @@ def test_a_published_adapter_is_read_back(family: str, is_dora: bool) -> None:
         assert not is_dora or torch.equal(read.magnitude, factors.magnitude)
 
 
-def test_names_are_those_of_kohya() -> None:
+def test_layer_names_are_those_of_kohya() -> None:
     names = {key.partition(".")[0] for key in to_kohya(random_adapter("sdxl"), 2)}
     assert "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_out_0" in names
     assert "lora_te1_text_model_encoder_layers_0_self_attn_q_proj" in names
@@ -75,6 +75,6 @@ def test_names_of_the_original_unet_are_read_as_diffusers_reads_them(tmp_path) -
     torch.testing.assert_close(loaded_outputs(pipe), expected, rtol=0, atol=1e-5)
 
 
-def test_transformers_are_refused() -> None:
+def test_transformers_are_rejected() -> None:
     with pytest.raises(RegistryError, match="no name for the part 'transformer'"):
         to_kohya(random_factors("FluxTransformer2DModel"), 2)

@@ -35,7 +35,7 @@ def test_the_published_format_is_read(is_dora: bool) -> None:
         assert (again[layer].magnitude is None) == (not is_dora)
 
 
-def test_without_an_alpha_it_is_the_rank() -> None:
+def test_a_missing_alpha_is_the_rank() -> None:
     written, _ = to_published(random_adapter("sd"))
     read = read_adapter(written, {}, shapes("sd"))
     assert {factors.alpha == factors.rank for factors in read.values()} == {True}
@@ -114,14 +114,16 @@ def test_pointwise_convolutions_are_read_in_two_and_in_four_dimensions() -> None
          r"'lora_unet_conv_in' has the shapes \(4, 5, 3, 3\)"),
     ],
 )  # fmt: skip
-def test_what_does_not_match_is_refused(change: Callable[[dict], object], message: str) -> None:
+def test_tensors_that_do_not_match_the_base_are_rejected(
+    change: Callable[[dict], object], message: str
+) -> None:
     tensors = to_kohya(random_adapter("sd"), 1)
     change(tensors)
     with pytest.raises(RegistryError, match=message):
         read_adapter(tensors, {}, shapes("sd"))
 
 
-def test_a_file_for_another_base_is_refused() -> None:
+def test_a_file_for_another_base_is_rejected() -> None:
     flux = {
         f"{layer}.lora_A.weight": f.down
         for layer, f in random_factors("FluxTransformer2DModel").items()

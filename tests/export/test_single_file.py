@@ -32,7 +32,7 @@ def test_diffusers_reads_every_tensor_of_version_2(version_2, tmp_path):
             assert torch.equal(read[name], tensor.half().float()), f"{part} {name}"
 
 
-def test_names_tell_the_versions_apart(version_2, tiny_base):
+def test_names_differ_between_versions(version_2, tiny_base):
     encoder = "cond_stage_model"
     of_1 = to_single_file(Source(bases.resolve(str(tiny_base))))
     assert f"{encoder}.transformer.text_model.encoder.layers.0.self_attn.q_proj.weight" in of_1
@@ -70,7 +70,7 @@ def test_an_xl_that_predicts_v_says_so(tmp_path):
     assert found["pipe"].unet.config.addition_embed_type == "text_time"
 
 
-def test_other_pipelines_are_refused(version_2, monkeypatch):
+def test_other_pipelines_are_rejected(version_2, monkeypatch):
     assert why_not(version_2) is None
     monkeypatch.setitem(version_2.base.layout.index, "_class_name", "FluxPipeline")
     assert why_not(version_2) == "single files are of Stable Diffusion 1, 2 and XL"

@@ -56,20 +56,20 @@ def state_file(store, number):
     return store.local_path(f"jobs/job/checkpoints/abc/{number:08d}-of-1-zero-0/rank-0")
 
 
-def test_the_newest_is_restored(store, saved):
+def test_the_newest_checkpoint_is_restored(store, saved):
     engine = make()
     assert checkpoint_of(store).restore(engine) == Progress(2, CURVE)
     assert torch.equal(engine.weights()["weight"], saved[1]["weight"])
 
 
-def test_saving_drops_the_one_before(store, saved):
+def test_saving_removes_the_previous_checkpoint(store, saved):
     engine = make()
     checkpoint_of(store).save(engine.state(), Progress(3, CURVE))
     assert store.names("jobs/job/checkpoints/abc") == ["00000003-of-1-zero-0"]
 
 
 @pytest.mark.parametrize("damage", ["truncated", "uncommitted", "gone"])
-def test_a_damaged_one_costs_its_steps_and_no_more(store, saved, damage):
+def test_a_damaged_checkpoint_loses_only_its_steps(store, saved, damage):
     folder = state_file(store, 2)
     if damage == "truncated":
         file = folder / "state.safetensors"
@@ -82,7 +82,7 @@ def test_a_damaged_one_costs_its_steps_and_no_more(store, saved, damage):
     assert not folder.exists()
 
 
-def test_one_of_another_engine_is_of_no_use(store):
+def test_a_checkpoint_of_another_engine_is_ignored(store):
     other = make(num_features=5)
     checkpoint_of(store).save(other.state(), Progress(2, CURVE))
     engine = make()
@@ -92,11 +92,11 @@ def test_one_of_another_engine_is_of_no_use(store):
     assert checkpoint_of(store, zero_stage=1).restore(engine) == Progress()
 
 
-def test_nothing_there_is_the_beginning(store):
+def test_without_a_checkpoint_training_starts_at_the_beginning(store):
     assert checkpoint_of(store).restore(make()) == Progress()
 
 
-def test_only_those_that_may_be_continued_are_kept(store, saved):
+def test_only_checkpoints_that_may_be_continued_are_kept(store, saved):
     Checkpoint(store, "job", "old", Share(), 0).save(make().state(), Progress(1, CURVE))
     forget_checkpoints(store, "job", {"abc"})
     assert store.names("jobs/job/checkpoints") == ["abc"]
@@ -128,5 +128,5 @@ def be_a_rank(rank: int, folder: Path) -> None:
 
 
 @pytest.mark.timeout(60)
-def test_what_one_rank_lost_no_rank_loads(tmp_path):
+def test_no_rank_loads_a_checkpoint_that_one_rank_lost(tmp_path):
     multiprocessing.spawn(be_a_rank, (tmp_path,), nprocs=2)

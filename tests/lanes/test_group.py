@@ -21,7 +21,7 @@ pytestmark = pytest.mark.ray
         ("cuda", 0, True),  # those that the cluster grows by when it is asked
     ],
 )
-def test_lanes_ask_for_what_the_device_says(
+def test_lanes_request_the_resources_of_their_device(
     ray_session, tiny_base, tmp_path, monkeypatch, device, gpus, use_gpu
 ):
     job = load_job(tmp_path, tiny_base, {"ace": "cat"}, resources={"device": device})

@@ -44,7 +44,7 @@ def statuses(queue):
     return {outcome.id: outcome.status for outcome in queue.snapshot(0).outcomes}
 
 
-def test_each_subject_is_handed_out_once(clock):
+def test_each_subject_is_leased_once(clock):
     queue = make_queue(clock, "a", "b")
     assert take(queue, "lane-0") == ("a", 1)
     assert take(queue, "lane-1") == ("b", 1)
@@ -64,7 +64,7 @@ def test_subjects_of_one_class_noun_are_neighbours(clock):
     assert order == ["a", "c", "b", "d"]
 
 
-def test_a_lane_stays_with_its_class_noun_and_looks_for_one_of_its_own(clock):
+def test_a_lane_keeps_its_class_noun_and_prefers_one_of_its_own(clock):
     nouns = ["dog", "dog", "dog", "cat", "cat", "toy"]
     subjects = [planned(f"{noun}-{number}", noun) for number, noun in enumerate(nouns)]
     queue = LeaseQueue(subjects, 2, 10.0, clock)
@@ -89,7 +89,7 @@ def test_a_silent_lane_loses_its_subject(clock):
     assert take(queue, "lane-1") == ("a", 2)
 
 
-def test_a_lane_that_starts_again_gives_back_what_it_held(clock):
+def test_a_restarted_lane_returns_its_lease(clock):
     queue = make_queue(clock, "a", "b")
     take(queue, "lane-0")
     take(queue, "lane-1")
@@ -98,7 +98,7 @@ def test_a_lane_that_starts_again_gives_back_what_it_held(clock):
     assert queue.snapshot(0).in_flight["lane-1"] == ("b", 0)
 
 
-def test_a_stale_lane_may_complete_but_not_fail(clock):
+def test_a_stale_lease_can_complete_but_not_fail(clock):
     queue = make_queue(clock, "a")
     take(queue, "lane-0")
     clock.now = 11.0
@@ -110,7 +110,7 @@ def test_a_stale_lane_may_complete_but_not_fail(clock):
     assert [outcome.id for outcome in queue.snapshot(0).outcomes] == ["a"]
 
 
-def test_a_subject_that_expired_and_was_published_is_not_done_again(clock):
+def test_a_subject_published_after_expiry_is_not_leased_again(clock):
     queue = make_queue(clock, "a", "b")
     take(queue, "lane-0")
     queue.release("lane-0")
@@ -120,7 +120,7 @@ def test_a_subject_that_expired_and_was_published_is_not_done_again(clock):
     assert queue.lease("lane-0") == (None, True)
 
 
-def test_retryable_errors_are_tried_again_so_often(clock):
+def test_retryable_errors_are_retried_up_to_max_attempts(clock):
     queue = make_queue(clock, "a", max_attempts=3)
     attempts = []
     while (taken := take(queue)) is not None:
@@ -131,7 +131,7 @@ def test_retryable_errors_are_tried_again_so_often(clock):
     assert (outcome.status, outcome.attempts, outcome.error) == ("failed", 3, RETRYABLE)
 
 
-def test_final_errors_are_not_tried_again(clock):
+def test_final_errors_are_not_retried(clock):
     queue = make_queue(clock, "a", "b")
     take(queue)
     queue.fail("lane-0", "a", FINAL)
@@ -139,7 +139,7 @@ def test_final_errors_are_not_tried_again(clock):
     assert statuses(queue) == {"a": "failed"}
 
 
-def test_without_lanes_what_was_tried_has_failed_and_the_rest_waits(clock):
+def test_without_lanes_tried_subjects_fail_and_others_stay_pending(clock):
     queue = make_queue(clock, "a", "b", "c")
     take(queue, "lane-0")
     take(queue, "lane-1")
@@ -155,7 +155,7 @@ def test_without_lanes_what_was_tried_has_failed_and_the_rest_waits(clock):
     assert take(queue) == ("c", 1)
 
 
-def test_a_subject_that_was_given_up_and_is_published_after_all_is_published(clock):
+def test_a_subject_published_after_abandon_is_published(clock):
     queue = make_queue(clock, "a", max_attempts=1)
     take(queue, "lane-0")
     clock.now = 11.0
@@ -166,7 +166,7 @@ def test_a_subject_that_was_given_up_and_is_published_after_all_is_published(clo
     assert queue.snapshot(0).num_ended == 1
 
 
-def test_the_queue_counts_what_ended_in_each_lane(clock):
+def test_the_queue_counts_ended_subjects_per_lane(clock):
     queue = make_queue(clock, "a", "b", "c")
     for lane, end in (("lane-0", "published"), ("lane-1", "failed"), ("lane-0", "published")):
         name, _ = take(queue, lane)
@@ -177,7 +177,7 @@ def test_the_queue_counts_what_ended_in_each_lane(clock):
     assert [queue.num_ended(f"lane-{index}") for index in range(3)] == [2, 1, 0]
 
 
-def test_a_snapshot_tells_only_what_is_new(clock):
+def test_a_snapshot_contains_only_new_outcomes(clock):
     queue = make_queue(clock, "a", "b")
     for name in ("a", "b"):
         take(queue)

@@ -63,7 +63,7 @@ def work_on_breaking_devices(config):
 
 @pytest.mark.ray
 @pytest.mark.parametrize("num_workers", [1, 2])
-def test_a_device_that_breaks_costs_an_attempt_and_no_subject(run, monkeypatch, num_workers):
+def test_a_broken_device_costs_an_attempt_but_no_subject(run, monkeypatch, num_workers):
     monkeypatch.setattr(worker, "_work", work_on_breaking_devices)
     recipe, resources = {"steps": 2, "prior_weight": 0.0}, {"gpus_per_subject": num_workers}
     found = run({"ace": "cat", "bob": "cat"}, recipe=recipe, resources=resources)
@@ -110,7 +110,7 @@ def work_with_slow_storage(config):
 
 
 @pytest.mark.ray
-def test_a_lane_is_not_silent_while_it_waits_for_storage(run, tmp_path, monkeypatch):
+def test_a_lane_sends_beats_while_it_waits_for_storage(run, tmp_path, monkeypatch):
     monkeypatch.setattr(worker, "_work", work_with_slow_storage)
     found = run({"ace": "cat"}, recipe={"steps": 4}, resources={"checkpoint_every": 2})
     assert found == {"ace": ("published", 1, None)}
@@ -118,7 +118,7 @@ def test_a_lane_is_not_silent_while_it_waits_for_storage(run, tmp_path, monkeypa
     assert set(answered) == {name for _, name in STORAGE}
 
 
-def test_a_lease_lasts_as_long_as_the_wait(monkeypatch):
+def test_a_lease_lasts_during_a_wait_and_no_longer(monkeypatch):
     monkeypatch.setattr(beat, "_BEAT_SECONDS", 0.01)
     monkeypatch.setattr(beat.Beat, "now", beat.Beat.now)  # counted below; undone in the end
     told, now = count_beats(), [0.0]

@@ -32,18 +32,18 @@ def changed(job, section, **fields):
     return changes(plan, Registry(Store(job.storage)))
 
 
-def test_what_is_kept_has_no_changes(job):
+def test_kept_subjects_have_no_changes(job):
     assert changes(plan_of(job), Registry(Store(job.storage))) == {}
 
 
-def test_the_fields_that_differ_are_named(job):
+def test_different_fields_are_listed(job):
     assert changed(job, "recipe", steps=600, seed=3) == dict.fromkeys(
         ("rex", "tom"), ("recipe.steps 8 -> 600", "recipe.seed 0 -> 3")
     )
     assert changed(job, "prior", count=80)["rex"] == ("prior.count 6 -> 80",)
 
 
-def test_other_photographs_are_named(job, tmp_path):
+def test_other_photographs_are_listed_as_a_change(job, tmp_path):
     (tmp_path / "photos" / "rex" / "2.png").unlink()
     found = changes(plan_of(job), Registry(Store(job.storage)))
     assert found == {"rex": ("its photographs",)}

@@ -25,20 +25,20 @@ def broken(tmp_path, tiny_base) -> Job:
     return job.model_copy(update={"base": str(tmp_path / "nowhere")})
 
 
-def test_a_base_and_an_image_are_told_together(broken):
+def test_errors_in_base_and_images_are_reported_together(broken):
     with pytest.raises(SpecError) as told:
         check_job(broken).ready()
     assert "nowhere" in str(told.value)
     assert "0.png" in str(told.value)
 
 
-def test_a_job_and_its_file_are_told_the_same(tmp_path, tiny_base):
+def test_a_job_and_its_file_have_the_same_problems(tmp_path, tiny_base):
     file = write_job(tmp_path, tiny_base, SUBJECTS)
     (tmp_path / "photos" / "tom" / "0.png").write_bytes(b"no image")
     assert check_job(Job.load(file)).problems == check_file(file).problems
 
 
-def test_a_job_in_python_has_its_paths_from_the_working_folder(tmp_path, tiny_base, monkeypatch):
+def test_paths_of_a_python_job_are_relative_to_the_working_folder(tmp_path, tiny_base, monkeypatch):
     job = load_job(tmp_path, tiny_base, SUBJECTS)
     monkeypatch.chdir(tmp_path)
     Path("base").symlink_to(tiny_base)
@@ -50,7 +50,7 @@ def test_a_job_in_python_has_its_paths_from_the_working_folder(tmp_path, tiny_ba
     assert "is a file" in problem.what
 
 
-def test_identifiers_are_held_against_the_prompts_that_the_base_recommends(tmp_path, tiny_base):
+def test_identifiers_are_checked_against_the_bases_recommended_prompts(tmp_path, tiny_base):
     base = tmp_path / "base"
     shutil.copytree(tiny_base, base)
     write_photos(tmp_path, {"rex": "dog"})
@@ -69,7 +69,7 @@ def test_identifiers_are_held_against_the_prompts_that_the_base_recommends(tmp_p
     ("storage", "why"),
     [("file", "is a file"), ("file/runs", "Not a directory"), ("a" * 300, "too long")],
 )
-def test_a_storage_that_can_be_no_folder_is_told_with_its_line(tmp_path, tiny_base, storage, why):
+def test_an_invalid_storage_folder_is_reported_with_its_line(tmp_path, tiny_base, storage, why):
     (tmp_path / "file").touch()
     file = write_job(tmp_path, tiny_base, SUBJECTS, storage=storage)
     [problem] = check_file(file).problems
@@ -87,14 +87,14 @@ def test_a_job_that_may_run_keeps_its_warnings(tmp_path, tiny_base):
     assert ready.base.folder == tiny_base
 
 
-def test_small_photographs_are_held_against_the_resolution_of_training(tmp_path, tiny_base):
+def test_small_photographs_are_compared_with_the_training_resolution(tmp_path, tiny_base):
     job = write_job(tmp_path, tiny_base, SUBJECTS, recipe={"resolution": 96})
     warnings = check_file(job).problems
     assert [warning.subject for warning in warnings] == ["rex", "tom"]
     assert all("training sees 96 x 96" in warning.what for warning in warnings)
 
 
-def test_what_the_family_of_a_base_does_not_have_is_reported(tmp_path):
+def test_settings_unsupported_by_the_family_are_reported(tmp_path):
     base = FAMILIES["z_image"].build(tmp_path / "base")
     recipe = {"min_snr_gamma": 5.0, "train_text_encoder": True, "method": "pivotal", "steps": 200}
     job = load_job(tmp_path, base, SUBJECTS, recipe=recipe, prior={"sampler": "ddpm"})

@@ -82,7 +82,7 @@ def test_candidates_are_ranked_and_kept_within_the_range(clip):
     assert identifiers.candidates(clip, bounds, SENTENCE) == ["vyj", "kfw"]
 
 
-def test_words_in_use_are_no_candidates(clip):
+def test_words_in_use_are_not_candidates(clip):
     found = identifiers.candidates(clip, None, ["a Qzx dog", "kfw"])
     assert found == ["vyj", "xj"]
 
@@ -102,7 +102,7 @@ def test_large_vocabularies_use_the_range_of_the_paper(large_clip):
 
 
 @pytest.mark.parametrize("word", ["dog", "cat", "the", "sks", "ak", "gun", "nba", "usa", "der"])
-def test_words_with_a_meaning_are_no_candidates(large_clip, word):
+def test_words_with_a_meaning_are_not_candidates(large_clip, word):
     found = identifiers.candidates(large_clip, (0, 50_000), SENTENCE)
     assert large_clip.encode(word, add_special_tokens=False) == [
         large_clip.get_vocab()[word + "</w>"]
@@ -111,12 +111,12 @@ def test_words_with_a_meaning_are_no_candidates(large_clip, word):
     assert "qzx" in found
 
 
-def test_candidates_of_a_unigram_vocabulary(t5):
+def test_candidates_of_a_unigram_vocabulary_are_rare_words(t5):
     # 'qzx' is 'Qzx' to people, 'für' is beyond ASCII, '77' is a number, 'wvu' begins no word.
     assert identifiers.candidates(t5, None, SENTENCE) == ["Qzx", "vyj", "k7"]
 
 
-def test_range_without_tokens_is_refused(clip):
+def test_a_range_without_tokens_is_rejected(clip):
     with pytest.raises(SpecError, match=r"\[60000, 70000\) holds no token"):
         identifiers.candidates(clip, (60_000, 70_000), [])
     with pytest.raises(SpecError, match="rank_range"):
@@ -130,7 +130,7 @@ def assign(tokens, subjects, given=None, taken=(), seed=0, num_tokens=1):
 TOKENS = ["".join(pair) for pair in itertools.product("bcdfghj", LETTERS)]
 
 
-def test_assignment_is_unique_and_repeats():
+def test_assignment_is_unique_and_deterministic():
     subjects = [f"s{index}" for index in range(len(TOKENS))]
     first = assign(TOKENS, subjects)
     assert sorted(first.values()) == sorted(TOKENS)
@@ -139,12 +139,12 @@ def test_assignment_is_unique_and_repeats():
     assert assign(TOKENS, subjects, seed=1) != first
 
 
-def test_order_of_the_manifest_is_without_effect():
+def test_the_order_of_the_manifest_has_no_effect():
     subjects = [f"s{index}" for index in range(150)]
     assert assign(TOKENS, subjects[::-1]) == assign(TOKENS, subjects)
 
 
-def test_a_draw_follows_from_the_subject_alone():
+def test_a_draw_depends_only_on_the_subject():
     alone = assign(TOKENS, ["rex"])["rex"]
     among = assign(TOKENS, ["zoe", "bello", "rex"])
     assert len(set(among.values())) == 3
@@ -159,13 +159,13 @@ def test_draws_are_uniform():
     assert abs(chi_squared - freedom) < 5 * (2 * freedom) ** 0.5
 
 
-def test_given_and_taken_are_respected():
+def test_given_identifiers_are_kept_and_taken_ones_avoided():
     given, taken = {"rex": "b a", "bello": "ca"}, ["CB", "cc", "elsewhere"]
     names = assign(["ca", "cb", "cc", "cd"], ["fido", "rex", "bello"], given, taken)
     assert names == {"fido": "cd", "rex": "b a", "bello": "ca"}
 
 
-def test_running_out_says_how_many_there_are_and_what_to_do():
+def test_too_few_candidates_are_reported_with_their_number_and_a_fix():
     with pytest.raises(SpecError) as caught:
         assign(["ca", "cb", "cc"], ["a", "b", "c"], taken=["cb"])
     text = str(caught.value)
@@ -185,7 +185,7 @@ def test_two_tokens_reach_every_ordered_pair_once():
 
 
 @pytest.mark.parametrize("num_tokens", [2, 3])
-def test_many_subjects(num_tokens):
+def test_many_subjects_get_unique_identifiers(num_tokens):
     tokens = ["".join(pair) for pair in itertools.product(LETTERS, LETTERS)][:400]
     subjects = [f"subject-{index}" for index in range(100_000)]
     names = assign(tokens, subjects, taken=["aa ab", "zz"], num_tokens=num_tokens)
@@ -215,14 +215,14 @@ def test_good_identifiers_get_no_warning(clip):
         ("qzx ann", ["'ann' is a name"]),
     ],
 )
-def test_warnings_say_why(clip, identifier, reasons):
+def test_warnings_give_their_reasons(clip, identifier, reasons):
     text = " | ".join(check(clip, identifier, SENTENCE))
     for reason in reasons:
         assert reason in text
     assert text.count("'qzx'") == 0
 
 
-def test_warnings_know_the_range(large_clip):
+def test_identifiers_outside_the_range_get_a_warning(large_clip):
     assert check(large_clip, "bqz", []) == [
         f"'bqz' is token {large_clip.get_vocab()['bqz</w>']}, "
         "more frequent than the range [5000, 10000)"
@@ -236,20 +236,20 @@ def test_every_candidate_passes_the_check(large_clip):
         assert check(large_clip, word, SENTENCE) == []
 
 
-def test_the_check_of_a_unigram_vocabulary(t5):
+def test_identifiers_of_a_unigram_vocabulary_are_checked(t5):
     assert check(t5, "vyj", SENTENCE) == []
     assert "whole word" in check(t5, "gazebo", [])[0]
     assert "falls apart" in check(t5, "wvu", [])[0]
 
 
-def test_bundled_list_is_lower_case_and_every_section_has_words():
+def test_the_bundled_list_is_lower_case_and_every_section_has_words():
     meanings = identifiers._meanings()
     assert all(word == word.lower() for word in meanings)
     assert {"sks", "ak", "the", "special", "nba"} <= meanings.keys()
     assert min(Counter(meanings.values()).values()) > 20
 
 
-def test_module_imports_no_heavy_library():
+def test_the_module_imports_no_heavy_library():
     code = (
         "import sys, dbray.planning.identifiers; "
         "print([m for m in ('torch', 'ray', 'transformers') if m in sys.modules])"

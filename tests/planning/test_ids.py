@@ -35,13 +35,13 @@ def world(tmp_path, tiny_base):
     return write
 
 
-def test_projects_that_share_a_storage_have_records_of_their_own(world, tmp_path):
+def test_projects_that_share_a_storage_have_separate_records(world, tmp_path):
     assert begin(world("My Pets", "rex")) == "my-pets"
     assert begin(world("cars", "car")) == "cars"
     assert Store(str(tmp_path / "runs")).names("jobs") == ["cars", "my-pets"]
 
 
-def test_a_record_of_a_job_that_was_called_job_is_continued(world):
+def test_a_record_with_the_old_default_id_is_continued(world):
     file = world("pets", "rex", id="job")
     assert begin(file, file=None) == "job"
     file.write_text(file.read_text().replace("id: job\n", ""))
@@ -49,7 +49,7 @@ def test_a_record_of_a_job_that_was_called_job_is_continued(world):
     assert begin(world("cars", "car")) == "cars"
 
 
-def test_the_record_of_another_file_is_refused_with_its_path_and_a_fix_that_works(world):
+def test_the_fix_for_the_record_of_another_file_works(world):
     first, second = world("a", "rex", id="same"), world("b", "tom", id="same")
     begin(first)
     with pytest.raises(SpecError, match=f"is that of {first}") as caught:
@@ -59,29 +59,29 @@ def test_the_record_of_another_file_is_refused_with_its_path_and_a_fix_that_work
     assert begin(second) == "same-2"
 
 
-def test_the_record_of_other_subjects_is_refused_where_no_file_is_known(world):
+def test_the_record_of_other_subjects_is_rejected_without_a_file(world):
     begin(world("a", "rex", id="same"), file=None)
     with pytest.raises(SpecError, match="another job, with other subjects"):
         begin(world("b", "tom", id="same"))
 
 
-def test_a_project_that_was_moved_keeps_its_record(world, tmp_path):
+def test_a_moved_project_keeps_its_record(world, tmp_path):
     begin(world("a", "rex", id="same"))
     shutil.move(tmp_path / "a", tmp_path / "b")
     assert begin(tmp_path / "b" / "job.yaml") == "same"
 
 
-def test_a_copy_that_ray_unpacked_is_known_by_its_subjects(tmp_path):
+def test_a_job_unpacked_by_ray_is_recognised_by_its_subjects(tmp_path):
     assert origin(tmp_path / "_ray_pkg_0a1b" / "job.yaml") is None
     assert origin(tmp_path / "pets" / "job.yaml") == str(tmp_path / "pets" / "job.yaml")
 
 
-def test_a_damaged_record_is_written_anew(world, tmp_path):
+def test_a_damaged_record_is_rewritten(world, tmp_path):
     Store(str(tmp_path / "runs")).write_bytes("jobs/a/job.json", b"[")
     assert begin(world("a", "rex")) == "a"
 
 
-def test_a_resubmitted_job_whose_photographs_lie_elsewhere_continues(tmp_path, tiny_base):
+def test_a_resubmitted_job_with_moved_photographs_continues(tmp_path, tiny_base):
     storage = str(tmp_path / "runs")
     for package in ("_ray_pkg_1", "_ray_pkg_2"):  # Ray unpacks each submission anew
         file = write_job(tmp_path / package, tiny_base, {"rex": "dog"}, storage=storage, id="pets")

@@ -33,7 +33,7 @@ def listed(tmp_path, tiny_base):
     return job
 
 
-def test_a_caption_that_is_cut_off_is_a_warning_and_without_its_subject_an_error(listed):
+def test_a_cut_off_caption_is_a_warning_or_without_its_subject_an_error(listed):
     short, long, late = "a {subject}", "a {subject}" + END, END + " of a {subject}"
     assert problems_of(listed(short, short, short)) == []
     assert problems_of(listed(short, long, long)) == [("warning", "rex")]
@@ -64,7 +64,9 @@ def test_a_subject_with_an_unread_caption_can_be_skipped(listed):
     ("previews", END, "warning"),
     ("previews", "a {class}" + END + " {subject}", "error"),
 ])  # fmt: skip
-def test_prompts_of_a_job_have_their_line_once(tmp_path, tiny_base, section, prompt, severity):
+def test_prompts_of_a_job_are_reported_once_with_their_line(
+    tmp_path, tiny_base, section, prompt, severity
+):
     text = {"prior": {"prompt": prompt}, "previews": {"prompts": [prompt]}}[section]
     job = write_job(tmp_path, tiny_base, SUBJECTS, **{section: text})
     [problem] = [one for one in check_file(job).problems if "does not read" in one.what]

@@ -57,20 +57,20 @@ def shared(problems):
     return [(one.subject, one.what) for one in problems if "is also that of" in one.what]
 
 
-def test_subjects_that_share_an_identifier_are_reported_without_a_registry(base):
+def test_shared_identifiers_are_reported_without_a_registry(base):
     found = shared(problems_of(base, subject("rex", "zb zd"), subject("tom", "ZB  zd")))
     assert found == [("tom", "its identifier 'ZB  zd' is also that of subject rex")]
     assert not shared(problems_of(base, subject("rex", "zb"), subject("tom", "zd")))
 
 
-def test_an_identifier_of_a_published_model_is_reported_whatever_its_case(base, registry):
+def test_an_identifier_of_a_published_model_is_reported_in_any_case(base, registry):
     registry.publish(record("fido", identifier="zb"), {"unet.safetensors": b"weights"})
     names, warnings = name(JOB, base, [subject("rex", "ZB")], registry)
     assert names == {"rex": "ZB"}
     assert shared(warnings) == [("rex", "its identifier 'ZB' is also that of a published model")]
 
 
-def test_an_identifier_of_spaces_is_refused(base, registry):
+def test_an_identifier_of_spaces_is_rejected(base, registry):
     subjects = [subject("rex", "  "), subject("tom", "zb")]
     [problem] = problems_of(base, *subjects)
     assert (problem.severity, problem.subject) == ("error", "rex")
@@ -78,13 +78,13 @@ def test_an_identifier_of_spaces_is_refused(base, registry):
         name(JOB, base, subjects, registry)
 
 
-def test_a_tokenizer_that_cannot_be_read_is_a_problem(base, tmp_path):
+def test_an_unreadable_tokenizer_is_a_problem(base, tmp_path):
     elsewhere = dataclasses.replace(base, folder=tmp_path)
     [problem] = problems_of(elsewhere, subject("rex"))
     assert (problem.severity, problem.where) == ("error", "base")
 
 
-def test_records_of_published_models_are_not_kept(base, registry, monkeypatch):
+def test_records_of_published_models_are_not_held_in_memory(base, registry, monkeypatch):
     for index in range(9):
         registry.publish(record(f"m{index}", index), {"unet.safetensors": b"weights"})
     seen, most_alive, listed = [], 0, registry.list
@@ -102,7 +102,7 @@ def test_records_of_published_models_are_not_kept(base, registry, monkeypatch):
     assert most_alive <= 3
 
 
-def test_the_subjects_left_of_a_job_that_is_continued_keep_their_names(base, registry):
+def test_remaining_subjects_of_a_continued_job_keep_their_identifiers(base, registry):
     vocabulary = bases.load_tokenizer(base)
     rare = identifiers.candidates(vocabulary, None, ())
     ids = sorted(vocabulary.encode(token, add_special_tokens=False)[0] for token in rare)

@@ -62,7 +62,7 @@ def test_one_prior_set_per_class_noun(job):
     assert planned["rex"].prior_digest != planned["tom"].prior_digest
 
 
-def test_a_plan_is_the_same_every_time(job):
+def test_a_plan_is_deterministic(job):
     assert plan_of(job) == plan_of(job)
 
 
@@ -85,7 +85,7 @@ def test_planning_reads_the_latest_record_of_every_model_once(job, monkeypatch):
     assert len(read) == len(set(read)) == 4, "a marker and a record of each"
 
 
-def test_a_model_whose_record_rotted_is_trained_anew_and_replaced(job):
+def test_a_model_with_a_corrupt_record_is_trained_again_and_replaced(job):
     first = plan_of(job)
     for name in ("fido", "rex"):
         publish(first, by_id(first)[name])
@@ -117,7 +117,7 @@ def test_the_journal_lists_subjects_in_the_order_of_the_manifest(job, published)
         {"recipe": {"prior_weight": 0.5}},
     ],
 )
-def test_what_shapes_the_weights_changes_the_fingerprint(tmp_path, tiny_base, job, change):
+def test_inputs_that_affect_the_weights_change_the_fingerprint(tmp_path, tiny_base, job, change):
     first = plan_of(job)
     publish(first, by_id(first)["rex"])
     changed = load_job(tmp_path, tiny_base, SUBJECTS, **change)
@@ -128,7 +128,7 @@ def test_what_shapes_the_weights_changes_the_fingerprint(tmp_path, tiny_base, jo
     "change",
     [{"previews": {"seed": 1}}, {"resources": {"lanes": 2, "device": "cuda"}}, {"id": "other"}],
 )
-def test_what_does_not_shape_the_weights_keeps_them(tmp_path, tiny_base, job, change):
+def test_other_inputs_keep_the_fingerprint(tmp_path, tiny_base, job, change):
     first = plan_of(job)
     publish(first, by_id(first)["rex"])
     changed = load_job(tmp_path, tiny_base, SUBJECTS, **change)
@@ -147,7 +147,7 @@ def test_the_name_of_a_preset_is_not_part_of_a_fingerprint(tmp_path, tiny_base):
     ("owl", "a {subject}", {}),
     ("owl", "a {subject} beside a {class}", {"article": "an"}),
 ])  # fmt: skip
-def test_only_prompts_that_say_an_have_other_fingerprints_than_in_the_first_versions(
+def test_only_prompts_with_an_have_new_fingerprints(
     job, base, noun, caption, added
 ):
     images = [str(path) for path in sorted(Path(job.subjects, "rex").glob("*.png"))]
@@ -177,7 +177,7 @@ def test_class_images_of_a_set_with_another_count_are_not_counted(job, base):
     assert plan_of(more).num_prior_images == 40 + 24
 
 
-def test_changed_images_are_trained_anew(tmp_path, tiny_base, job):
+def test_subjects_with_changed_images_are_trained_again(tmp_path, tiny_base, job):
     first = plan_of(job)
     publish(first, by_id(first)["rex"])
     image = tmp_path / "photos" / "rex" / "0.png"
@@ -204,7 +204,7 @@ def test_identifiers_avoid_those_of_other_published_models(tmp_path, tiny_base, 
     assert by_id(plan_of(job))["rex"].identifier != taken
 
 
-def test_a_common_word_as_identifier_is_warned_of(tmp_path, tiny_base, job):
+def test_a_common_word_as_identifier_gives_a_warning(tmp_path, tiny_base, job):
     file = tmp_path / "named.jsonl"
     image = str(tmp_path / "photos" / "rex" / "0.png")
     row = {"id": "rex", "class_noun": "dog", "images": [image], "identifier": "beach"}
@@ -214,7 +214,7 @@ def test_a_common_word_as_identifier_is_warned_of(tmp_path, tiny_base, job):
     assert by_id(plan)["rex"].identifier == "beach"
 
 
-def test_the_makers_of_a_base_recommend_and_the_user_decides(base):
+def test_user_settings_override_those_of_the_bases_makers(base):
     recommending = bases.Base(
         base.name, base.folder, base.digest, {"recipe": {"steps": 77, "learning_rate": 1e-4}}
     )
@@ -225,7 +225,7 @@ def test_the_makers_of_a_base_recommend_and_the_user_decides(base):
 
 
 @pytest.mark.parametrize("error", [SubjectError("no image"), LaneLost("killed")])
-def test_what_would_only_fail_again_is_left_out_unless_asked_for(job, error):
+def test_subjects_that_would_fail_again_are_skipped_by_default(job, error):
     tom = next(one for one in plan_of(job).to_train if one.subject.id == "tom")
     failed = Outcome(
         id="tom", class_noun="cat", status="failed", revision=tom.revision, error=Failure.of(error)
@@ -243,7 +243,7 @@ def test_what_would_only_fail_again_is_left_out_unless_asked_for(job, error):
     assert not plan_of(job).failed
 
 
-def test_cost(tmp_path, tiny_base, base):
+def test_the_cost_is_estimated(tmp_path, tiny_base, base):
     plan = plan_of(load_job(tmp_path, tiny_base, SUBJECTS, recipe={"resolution": 64}))
     rates = Rates(step_seconds=0.5, overhead_seconds=1.0, prior_images_per_second=4.0)
     cost = estimate(plan, Hardware(num_cpus=2, num_gpus=0), rates)
@@ -275,7 +275,7 @@ def publish_named(job, base, identifier, **changes):
     publish(replace(plan, base=replace(base, **changes)), plan.to_train[0])
 
 
-def test_an_identifier_that_is_no_good_is_not_kept(job, base):
+def test_a_bad_identifier_is_not_kept(job, base):
     publish_named(job, base, "sks")
     assert by_id(plan_of(job))["rex"].identifier != "sks"
 
@@ -308,7 +308,7 @@ def test_lanes_fill_the_cluster(tmp_path, tiny_base, cpus, gpus, lanes):
         ("auto", 8, 3, 2, 3),
     ],
 )
-def test_a_device_that_the_user_names_is_what_counts(
+def test_lanes_and_actors_are_counted_for_the_given_device(
     tmp_path, tiny_base, device, cpus, gpus, lanes, actors
 ):
     asked = {"device": device, "lanes": None, "prior_actors": None, "threads_per_worker": 4}
@@ -318,14 +318,14 @@ def test_a_device_that_the_user_names_is_what_counts(
 
 
 @pytest.mark.parametrize("device", ["auto", "cpu", "cuda"])
-def test_who_has_no_gpu_is_told_how_to_wait_for_one(device):
+def test_the_error_without_a_gpu_explains_how_to_wait_for_one(device):
     told = too_small(Resources(device=device), Hardware(num_cpus=0, num_gpus=0))
     assert ("with 1 GPU and 1 CPU(s) each" in told.what) == (device == "cuda")
     assert "holds 0 GPU(s) and 0 CPU(s)" in told.what
     assert "set lanes, and device: cuda" in told.fix
 
 
-def test_the_id_of_another_tenant_is_refused(job):
+def test_the_id_of_another_tenant_is_rejected(job):
     ours = job.model_copy(update={"tenant": "acme"})
     plan = plan_of(ours)
     publish(plan, by_id(plan)["rex"])
@@ -335,7 +335,7 @@ def test_the_id_of_another_tenant_is_refused(job):
             plan_of(job.model_copy(update={"tenant": stranger}))
 
 
-def test_a_number_of_lanes_that_the_user_gives_stands(tmp_path, tiny_base):
+def test_a_given_number_of_lanes_is_used(tmp_path, tiny_base):
     job = load_job(tmp_path, tiny_base, SUBJECTS, resources={"lanes": 2, "gpus_per_subject": 2})
     assert num_lanes(plan_of(job), Hardware(num_cpus=1, num_gpus=0)) == 2
     told = str(too_small(job.resources, Hardware(num_cpus=1, num_gpus=0)))
@@ -356,7 +356,7 @@ def test_rates_come_from_the_last_job_on_the_same_base(tmp_path, tiny_base):
     assert latest_rates(store, "z", asked.job) is None
 
 
-def test_rates_count_of_a_job_that_could_not_name_a_device_yet(tmp_path, tiny_base, base):
+def test_rates_of_an_old_job_without_a_device_are_used(tmp_path, tiny_base, base):
     asked = plan_of(load_job(tmp_path, tiny_base, SUBJECTS))
     store = Store(asked.job.storage)
     Journal(store, "ran").begin(asked, "0")
@@ -381,7 +381,7 @@ def test_rates_count_of_a_job_that_could_not_name_a_device_yet(tmp_path, tiny_ba
         ({"resources": {"device": "cuda"}}, False),
     ],
 )
-def test_rates_of_a_job_of_another_pace_do_not_count(tmp_path, tiny_base, base, change, counts):
+def test_rates_of_a_job_of_other_speed_are_not_used(tmp_path, tiny_base, base, change, counts):
     ran = plan_of(load_job(tmp_path, tiny_base, SUBJECTS))
     store = Store(ran.job.storage)
     Journal(store, "ran").begin(ran, "0")
@@ -394,7 +394,7 @@ def test_rates_of_a_job_of_another_pace_do_not_count(tmp_path, tiny_base, base, 
     assert latest_rates(store, base.digest, asked.job) is None
 
 
-def test_hardware_that_holds_no_lane_is_warned_of(tmp_path, tiny_base):
+def test_hardware_without_room_for_a_lane_gives_a_warning(tmp_path, tiny_base):
     job = load_job(tmp_path, tiny_base, SUBJECTS, resources={"lanes": None, "gpus_per_subject": 2})
     plan, rates = plan_of(job), Rates(step_seconds=1.0, overhead_seconds=1.0)
     cost = estimate(plan, Hardware(num_cpus=1, num_gpus=0), rates)

@@ -22,7 +22,7 @@ def plan(tmp_path, tiny_base):
     return make_plan(check_job(job).ready(), Store(job.storage))
 
 
-def test_the_disk_has_to_hold_all_weights(plan, monkeypatch):
+def test_the_disk_must_have_room_for_all_weights(plan, monkeypatch):
     store, needed = Store(plan.job.storage), published_weight_bytes(plan)
     assert needed == 2 * 2 * plan.base.num_parameters("unet")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=needed))
@@ -47,5 +47,5 @@ def test_shortages_are_warnings():
     assert "11 MiB are needed, 1 MiB are free" in found[0].what
 
 
-def test_this_machine_has_memory():
+def test_the_memory_of_this_machine_is_known():
     assert Hardware.local().memory_bytes > 2**20

@@ -180,7 +180,7 @@ def test_list_returns_latest_revisions_and_skips_damaged_ones(registry, caplog):
     assert next(iter(registry.list())) == latest[0]
 
 
-def test_a_record_of_another_model_is_refused(registry):
+def test_a_record_of_another_model_is_damage(registry):
     mine, other = record("rex"), record("fido")
     data = other.model_dump_json().encode()
     registry.store.commit(f"models/rex/{mine.revision}", {"model.json": data})

@@ -227,7 +227,7 @@ def test_commands_name_the_revision_and_the_registry(world):
     assert json.loads(request[1])["model"] == model
 
 
-def test_report_is_written_into_the_job_and_repeats(world):
+def test_the_report_is_written_to_the_job_and_is_deterministic(world):
     for number in range(6):
         world.publish(f"dog-{number}")
     world.write(summary_of(world.rows))
@@ -237,7 +237,7 @@ def test_report_is_written_into_the_job_and_repeats(world):
     assert world.store.read_bytes("jobs/pets/report.html") == first
 
 
-def test_answers_of_the_base_are_in_the_page_once(world):
+def test_images_of_the_base_are_in_the_page_once(world):
     for number in range(5):
         world.publish(f"dog-{number}")
     world.publish("tom", noun="kitten")
@@ -250,7 +250,7 @@ def test_answers_of_the_base_are_in_the_page_once(world):
         assert page.html.count(thumbnail) == 1
 
 
-def test_everything_users_wrote_is_escaped(world):
+def test_user_input_is_escaped(world):
     error = {"kind": EVIL, "message": EVIL, "retryable": False}
     world.publish("rex", identifier=EVIL[:60], metadata={"note": EVIL})
     world.add("bad", row("bad", "failed", noun=EVIL, error=error), noun=EVIL)
@@ -267,7 +267,7 @@ def test_everything_users_wrote_is_escaped(world):
     assert page.text.count(EVIL) >= 7
 
 
-def test_page_asks_for_nothing_and_runs_only_its_own_script(world):
+def test_the_page_loads_nothing_and_runs_only_its_own_script(world):
     world.publish("rex")
     world.write(summary_of(world.rows))
     page = world.build()
@@ -309,7 +309,7 @@ def test_failures_are_grouped_with_the_retry_command(world):
     assert page.card(23)["note"] is None
 
 
-def test_interrupted_job_without_summary_and_with_half_a_line(world):
+def test_an_interrupted_job_without_summary_is_shown(world):
     world.publish("rex")
     error = {"kind": "TrainError", "message": "no", "retryable": False}
     world.add("bad", row("bad", "failed", error=error))
@@ -390,12 +390,12 @@ def test_secrets_in_the_address_of_the_storage_are_left_out(world):
 
 
 @pytest.mark.parametrize("job_id", ["../models", "a/b", "", "UPPER", "rex\n"])
-def test_other_folders_are_refused(world, job_id):
+def test_other_folders_are_rejected(world, job_id):
     with pytest.raises(SpecError, match="not a job id"):
         build_report(world.store, job_id)
 
 
-def test_unknown_and_foreign_jobs_are_refused(world):
+def test_unknown_and_foreign_jobs_are_rejected(world):
     with pytest.raises(StoreError):
         build_report(world.store, "nobody")
     world.store.write_json("jobs/pets/job.json", {"something": "else"})
@@ -414,14 +414,14 @@ def test_thumbnails_shrink_with_their_number_and_never_grow():
     assert few.share(b"no image") is None
 
 
-def test_thumbnails_keep_to_their_budget_whatever_they_show():
+def test_thumbnails_of_any_content_keep_to_their_budget():
     rng = np.random.default_rng(0)
     noise = images.encode_png(rng.integers(0, 256, (128, 128, 3), dtype=np.uint8))
     made = Thumbnails(12_000, budget_bytes=44_000_000).make(noise)
     assert len(made) * 12_000 <= 44_000_000 * 1.001
 
 
-def test_a_thousand_subjects_fit(world):
+def test_a_report_of_a_thousand_subjects_stays_small(world):
     """Six photographs and six previews each; the images themselves repeat, their sizes do not."""
     world.write()
     job = JobFile.model_validate(world.store.read_json("jobs/pets/job.json"))
@@ -469,7 +469,7 @@ def test_a_very_large_job_shows_the_first_of_each_kind_and_lists_the_rest(world,
     assert "are listed with their results" not in world.build().text
 
 
-def test_missing_previews_are_mentioned_only_where_the_job_wants_previews(world):
+def test_missing_previews_are_shown_only_if_the_job_has_previews(world):
     world.publish("rex")
     world.write(summary_of(world.rows))
     world.store.remove(f"models/rex/{record('rex').revision}/previews")
@@ -485,7 +485,7 @@ def test_missing_previews_are_mentioned_only_where_the_job_wants_previews(world)
     [(0.042, "0.042 s"), (9.87, "9.9 s"), (41.4, "41 s"), (59.7, "1 min 0 s"),
      (725, "12 min 5 s"), (12_000, "3 h 20 min")],
 )  # fmt: skip
-def test_durations(seconds, text):
+def test_durations_are_formatted(seconds, text):
     assert duration(seconds) == text
 
 
@@ -519,7 +519,7 @@ def wait(browser, script):
     return WebDriverWait(browser, 30).until(lambda one: one.execute_script(f"return {script}"))
 
 
-def test_in_a_browser(world, browser):
+def test_the_report_works_in_a_browser(world, browser):
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
 
@@ -586,7 +586,7 @@ def test_in_a_browser(world, browser):
     assert browser.get_log("browser") == []
 
 
-def test_listed_subjects_in_a_browser(world, browser, monkeypatch):
+def test_listed_subjects_work_in_a_browser(world, browser, monkeypatch):
     monkeypatch.setattr(report.contents, "MAX_DETAILED", 1)
     error = {"kind": "Diverged", "message": "loss is nan", "retryable": False}
     for number in range(2):

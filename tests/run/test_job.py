@@ -81,7 +81,7 @@ def test_every_subject_is_published_with_one_prior_set_per_noun(finished):
     assert result.summary.retry_command == "run_job(job, RunOptions(retry_failed=True))"
 
 
-def test_a_record_tells_how_the_model_came_to_be(finished):
+def test_a_record_describes_how_its_model_was_made(finished):
     job, _ = finished
     record = Registry(Store(job.storage)).find("bob")
     assert (record.class_noun, record.steps, record.base) == ("dog", 100, job.base)
@@ -91,7 +91,7 @@ def test_a_record_tells_how_the_model_came_to_be(finished):
     assert record.versions["torch"]
 
 
-def test_previews_and_report_are_there(finished):
+def test_previews_and_report_are_written(finished):
     job, result = finished
     store = Store(job.storage)
     previews = layout.annex(store, Registry(store).find("eve").name).read()
@@ -101,7 +101,7 @@ def test_previews_and_report_are_there(finished):
     assert all(subject_id in page for subject_id in SUBJECTS)
 
 
-def test_previews_that_were_asked_otherwise_are_made_again(finished):
+def test_previews_with_other_settings_are_made_again(finished):
     job, _ = finished
     before = Registry(Store(job.storage)).find("eve")
     prompts = ("a {subject} in the snow", *job.previews.prompts[1:])
@@ -116,7 +116,7 @@ def test_previews_that_were_asked_otherwise_are_made_again(finished):
     run_job(job)  # as the other tests want them
 
 
-def test_a_record_that_cannot_be_read_costs_its_previews_and_no_more(finished, tmp_path):
+def test_an_unreadable_record_costs_only_its_previews(finished, tmp_path):
     ran, _ = finished
     store = Store(str(shutil.copytree(ran.storage, tmp_path / "runs")))
     previews = ran.previews.model_copy(update={"seed": 1})
@@ -140,7 +140,7 @@ def test_running_again_keeps_everything_and_needs_no_cluster(finished):
     assert weights_of(job, "ace") == before
 
 
-def test_a_damaged_summary_is_written_anew(finished):
+def test_a_damaged_summary_is_rewritten(finished):
     job, _ = finished
     store = Store(job.storage)
     store.write_bytes(f"jobs/{job.id}/summary.json", b'{"state": "fini')
@@ -148,7 +148,7 @@ def test_a_damaged_summary_is_written_anew(finished):
     assert read_summary(store, job.id).state == "finished"
 
 
-def test_a_second_run_beside_the_first_is_refused(finished):
+def test_a_second_concurrent_run_is_rejected(finished):
     job, _ = finished
     with Journal(Store(job.storage), job.id).hold(), pytest.raises(JobBusy, match="being run by"):
         run_job(job)
@@ -172,7 +172,7 @@ def test_invalid_input_runs_nothing(tmp_path, tiny_base):
         ("ray://{closed}", "refused"),
     ],
 )
-def test_an_address_without_a_cluster_is_told(ray_session, address, reason):
+def test_an_address_without_a_cluster_is_reported(ray_session, address, reason):
     with socket.socket() as bound:  # bound, but nobody listens
         bound.bind(("127.0.0.1", 0))
         address = address.format(closed=f"127.0.0.1:{bound.getsockname()[1]}")
@@ -181,7 +181,7 @@ def test_an_address_without_a_cluster_is_told(ray_session, address, reason):
     assert address in str(caught.value)
 
 
-def test_a_run_lives_also_while_it_waits_for_a_cluster(tiny_base, tmp_path, monkeypatch):
+def test_a_run_that_waits_for_a_cluster_is_not_dead(tiny_base, tmp_path, monkeypatch):
     job = load_job(tmp_path, tiny_base, {"ace": "cat"}, **BARE)
     store = Store(job.storage)
     summary = lambda: read_summary(store, job.id)  # noqa: E731
@@ -201,7 +201,7 @@ def test_a_run_lives_also_while_it_waits_for_a_cluster(tiny_base, tmp_path, monk
     assert summary().state == "broken"
 
 
-def test_how_a_run_ended_is_written_before_the_cluster_goes(tiny_base, tmp_path, monkeypatch):
+def test_the_end_of_a_run_is_written_before_ray_shuts_down(tiny_base, tmp_path, monkeypatch):
     job = load_job(tmp_path, tiny_base, {"ace": "cat"}, **BARE)
     at_the_end = []
 
@@ -221,7 +221,7 @@ def test_how_a_run_ended_is_written_before_the_cluster_goes(tiny_base, tmp_path,
     assert at_the_end == ["interrupted"]
 
 
-def test_class_images_are_made_on_what_the_job_says(tiny_base, tmp_path, monkeypatch):
+def test_class_images_are_made_on_the_device_of_the_job(tiny_base, tmp_path, monkeypatch):
     asked = {"device": "cuda", "prior_actors": 3, "threads_per_worker": 2}
     job = load_job(tmp_path, tiny_base, {"ace": "cat"}, resources=asked)
     pools = []
@@ -247,7 +247,9 @@ class Listener(Silence):
         self.notes.append(text)
 
 
-def test_warnings_are_told_and_a_cluster_without_room_is_refused(ray_session, tiny_base, tmp_path):
+def test_warnings_are_shown_and_a_cluster_without_room_is_rejected(
+    ray_session, tiny_base, tmp_path
+):
     job = load_job(tmp_path, tiny_base, {"ace": "cat"}, resources={"threads_per_worker": 64,
                    "lanes": None})  # fmt: skip
     (tmp_path / "photos" / "ace" / "2.png").unlink()
@@ -280,7 +282,9 @@ def test_a_job_runs_on_an_object_store(ray_session, tiny_base, tmp_path, s3_uri)
     assert store.exists(f"jobs/{job.id}/report.html")
 
 
-def test_a_relative_storage_is_that_of_this_process(ray_session, tiny_base, tmp_path, monkeypatch):
+def test_a_relative_storage_is_relative_to_the_working_folder(
+    ray_session, tiny_base, tmp_path, monkeypatch
+):
     job = load_job(tmp_path, tiny_base, {"ace": "cat"})
     monkeypatch.chdir(tmp_path)
     result = run_job(job.model_copy(update={"storage": "elsewhere"}))
@@ -326,7 +330,7 @@ class Vanisher(Listener):
             shutil.rmtree(self._base)
 
 
-def test_lanes_that_cannot_start_say_why(ray_session, tiny_base, tmp_path):
+def test_lanes_that_cannot_start_report_why(ray_session, tiny_base, tmp_path):
     base = shutil.copytree(tiny_base, tmp_path / "base")
     subjects = {"ace": "cat", "bob": "cat"}
     job = load_job(tmp_path, base, subjects, resources={"max_lane_failures": 0}, **BARE)
@@ -343,9 +347,7 @@ def test_lanes_that_cannot_start_say_why(ray_session, tiny_base, tmp_path):
     assert "no lane is left" in store.read_bytes(f"jobs/{job.id}/report.html").decode()
 
 
-def test_lanes_look_for_a_base_of_the_hub_on_their_own_node(
-    ray_session, tiny_base, tmp_path, monkeypatch
-):
+def test_lanes_look_for_a_hub_base_on_their_own_node(ray_session, tiny_base, tmp_path, monkeypatch):
     """Only this process has it in its cache, as a driver has on a node of its own."""
     commit, cache = "c" * 40, tmp_path / "cache"
     shutil.copytree(tiny_base, cache / "models--owner--name" / "snapshots" / commit)
@@ -369,7 +371,7 @@ class Assassin(Silence):
         queue.wait()
 
 
-def test_a_lost_queue_ends_the_run_and_says_so(ray_session, tiny_base, tmp_path):
+def test_a_lost_queue_ends_the_run_with_an_error(ray_session, tiny_base, tmp_path):
     job = load_job(tmp_path, tiny_base, {"ace": "cat"}, **BARE)
     with pytest.raises(LaneLost, match="assigns the subjects died"):
         run_job(job, watch=Assassin())
@@ -413,7 +415,7 @@ def test_a_killed_lane_and_a_poisoned_subject_do_not_stop_the_job(sabotaged):
     assert (cause.kind, cause.count, cause.subjects) == ("SubjectError", 1, ("poor",))
 
 
-def test_failed_jsonl_is_a_manifest_of_the_failed(sabotaged):
+def test_failed_jsonl_is_a_manifest_of_the_failed_subjects(sabotaged):
     job, _, _ = sabotaged
     failed = Store(job.storage).local_path(f"jobs/{job.id}/failed.jsonl")
     rows, problems = validation.read(str(failed))
@@ -421,7 +423,7 @@ def test_failed_jsonl_is_a_manifest_of_the_failed(sabotaged):
     assert [subject.id for subject, _ in rows] == ["poor"]
 
 
-def test_weights_depend_on_neither_lane_nor_company_nor_kills(
+def test_weights_are_independent_of_lanes_other_subjects_and_kills(
     finished, sabotaged, ray_session, tmp_path
 ):
     """Trained last of five in a lane, alone, and in two lanes that were killed: the same bits."""
@@ -441,7 +443,7 @@ def test_weights_depend_on_neither_lane_nor_company_nor_kills(
     assert weights_of(many, "eve") == weights_of(last_of_five, "eve")
 
 
-def test_failures_that_would_recur_are_tried_again_on_demand(sabotaged, ray_session):
+def test_retry_failed_retries_failures_that_would_repeat(sabotaged, ray_session):
     job, _, _ = sabotaged
     photos = Path(str(job.subjects))
     shutil.rmtree(photos / "poor")
@@ -469,7 +471,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk_is_told_and_keeps_what_was_published(
+def test_a_full_disk_is_reported_and_published_models_stay(
     ray_session, tiny_base, tmp_path, small_disk
 ):
     job = load_job(tmp_path, tiny_base, SUBJECTS, storage=str(small_disk / "runs"))
@@ -512,7 +514,7 @@ def test_two_workers_with_zero_train_one_subject_together(
     assert Store(sharded.storage).names(f"jobs/{sharded.id}/checkpoints") == []
 
 
-def test_a_subject_that_is_continued_counts_the_steps_since_its_checkpoint(
+def test_a_continued_subject_counts_the_steps_since_its_checkpoint(
     ray_session, tiny_base, tmp_path
 ):
     ready = check_job(load_job(tmp_path, tiny_base, {"ace": "cat"}, **BARE)).ready()
@@ -530,7 +532,7 @@ def test_a_subject_that_is_continued_counts_the_steps_since_its_checkpoint(
     assert result.summary.rates.step_seconds == expected
 
 
-def test_a_worker_that_fails_alone_leaves_none_waiting(
+def test_a_failure_of_one_worker_does_not_block_the_others(
     ray_session, tiny_base, tmp_path, s3_server, s3_uri, monkeypatch
 ):
     """A photograph is away once: for one of two workers, and only in the first attempt."""
@@ -581,7 +583,7 @@ def run_until(job_file: Path, line: str, end: Callable[[int], None]) -> int:
     ],
 )
 @pytest.mark.slow
-def test_a_run_that_is_asked_to_end_says_so_and_is_continued(ray_session, tiny_base, tmp_path, end):
+def test_a_terminated_run_is_recorded_and_can_be_continued(ray_session, tiny_base, tmp_path, end):
     subjects = dict.fromkeys(("ace", "bob", "cid"), "dog")
     bare = {**BARE, "recipe": {"steps": 400, "prior_weight": 0.0}}
     job_file = write_job(tmp_path, tiny_base, subjects, **bare)

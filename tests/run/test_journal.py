@@ -18,14 +18,14 @@ def journal(tmp_path):
     return Journal(Store(str(tmp_path / "runs")), "job")
 
 
-def test_a_job_is_held_by_one_run_at_a_time(journal):
+def test_one_run_at_a_time_holds_a_job(journal):
     with journal.hold(), pytest.raises(JobBusy, match="being run by process"), journal.hold():
         pass
     with journal.hold():
         pass
 
 
-def test_storage_without_locks_is_held_as_an_object_store_is(journal, monkeypatch):
+def test_storage_without_locks_is_treated_as_an_object_store(journal, monkeypatch):
     def flock(file, operation):
         raise OSError(errno.ENOLCK, "No locks available")
 
@@ -37,7 +37,7 @@ def test_storage_without_locks_is_held_as_an_object_store_is(journal, monkeypatc
         pass
 
 
-def test_a_lock_that_cannot_be_opened_is_told(journal):
+def test_a_lock_that_cannot_be_opened_is_reported(journal):
     journal.store.write_bytes("jobs/job/.lock/file", b"")
     with pytest.raises(StoreError, match=r"jobs/job/\.lock.*Is a directory"), journal.hold():
         pass

@@ -59,7 +59,7 @@ def test_adapters_are_published_with_previews(finished):
     assert files_of(job, "bob")[FILE] != files_of(job, "cid")[FILE]
 
 
-def test_an_adapter_depends_on_neither_company_nor_kills(finished, tiny_base, tmp_path):
+def test_adapters_are_independent_of_other_subjects_and_kills(finished, tiny_base, tmp_path):
     job, _ = finished
     killer = Killer()
     alone = load_job(tmp_path, tiny_base, {"cid": "dog"}, recipe=LORA,

@@ -23,7 +23,7 @@ from dbray.storage.store import Store
 SUBJECTS = {"ace": "cat", "bob": "dog"}
 
 
-def test_a_packed_job_is_the_same_job_in_another_place(tiny_base, tmp_path):
+def test_a_packed_job_is_the_same_job(tiny_base, tmp_path):
     job_file = write_job(tmp_path / "here", tiny_base, SUBJECTS)
     ready, folder = check_file(job_file).ready(), tmp_path / "package"
     folder.mkdir()
@@ -78,7 +78,7 @@ def test_submit_skips_invalid_subjects_only_if_asked(tiny_base, tmp_path, monkey
     assert "0.png" in capsys.readouterr().out
 
 
-def test_submit_refuses_the_id_of_another_jobs_record(tiny_base, tmp_path, monkeypatch, capsys):
+def test_submit_rejects_the_id_of_another_jobs_record(tiny_base, tmp_path, monkeypatch, capsys):
     storage = {"storage": str(tmp_path / "runs"), "id": "same"}
     write_job(tmp_path / "a", tiny_base, {"rex": "dog"}, **storage)
     job_file = write_job(tmp_path / "b", tiny_base, SUBJECTS, **storage)
@@ -89,9 +89,7 @@ def test_submit_refuses_the_id_of_another_jobs_record(tiny_base, tmp_path, monke
     assert "job 'same' in" in capsys.readouterr().err
 
 
-def test_more_photographs_than_may_be_sent_are_refused_with_their_size(
-    tiny_base, tmp_path, monkeypatch
-):
+def test_too_many_photographs_are_rejected_with_their_size(tiny_base, tmp_path, monkeypatch):
     job_file = write_job(tmp_path / "here", tiny_base, SUBJECTS)
     monkeypatch.setattr(submit, "MAX_BYTES", 1024)
     with pytest.raises(SpecError, match=r"take \d+ MiB.*\n.*list them in a manifest by URI"):
@@ -112,12 +110,12 @@ def test_storage_that_the_cluster_reaches_is_accepted(storage, address):
     submit.check_storage(storage, address)
 
 
-def test_a_folder_of_this_machine_is_refused_for_a_cluster_elsewhere():
+def test_a_local_folder_is_rejected_for_a_remote_cluster():
     with pytest.raises(SpecError, match="all nodes reach, such as s3://bucket/runs"):
         submit.check_storage("/data/runs", "http://198.51.100.7:8265")
 
 
-def test_an_address_without_a_job_server_is_an_error_of_the_input():
+def test_an_address_without_a_job_server_is_a_spec_error():
     with pytest.raises(SpecError, match="address of the cluster's dashboard"):
         submit.JobServer(f"http://127.0.0.1:{free_port()}")
 

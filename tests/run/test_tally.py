@@ -48,7 +48,7 @@ def test_skipped_subjects_fail_and_are_listed(checked):
     assert [json.loads(line)["id"] for line in lines] == ["tom"]
 
 
-def test_a_job_without_any_valid_subject_is_not_skipped_over(tmp_path, tiny_base):
+def test_skip_invalid_needs_at_least_one_valid_subject(tmp_path, tiny_base):
     file = write_job(tmp_path, tiny_base, {"tom": "cat"})
     (tmp_path / "photos" / "tom" / "0.png").write_text("not an image")
     with pytest.raises(SpecError):

@@ -19,7 +19,7 @@ class Failing(SamplingActor):
         raise RuntimeError("no such thing")
 
 
-def test_the_log_tells_which_task_failed_and_not_what_is_in_it(caplog):
+def test_the_log_has_the_index_but_not_the_content_of_a_failed_task(caplog):
     task = {"photographs": ["s3://KEY:SECRET@bucket/a.png"]}
     table = Failing()(pa.table({"index": [7], "task": [json.dumps(task)]}))
     assert "task=7" in caplog.text
@@ -41,7 +41,7 @@ ON_GPU, ON_CPU = {"num_gpus": 1, "num_cpus": 0}, {"num_cpus": 2}
         ("cuda", 0, ON_GPU, 1),  # and waits until a GPU is up
     ],
 )
-def test_actors_hold_what_the_device_says(monkeypatch, device, gpus, held, size):
+def test_actors_request_the_resources_of_their_device(monkeypatch, device, gpus, held, size):
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 16.0, "GPU": float(gpus)})
     monkeypatch.setattr("ray.available_resources", lambda: {"CPU": 8.0})
     pool = SamplingPool(threads=2, device=device)

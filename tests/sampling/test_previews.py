@@ -153,7 +153,7 @@ def test_previews_equal_direct_sampling(base, sampled, photograph) -> None:
 
 
 @pytest.mark.ray
-def test_broken_models_are_named_and_do_not_stop_others(sampled) -> None:
+def test_broken_models_are_reported_and_do_not_stop_others(sampled) -> None:
     registry, records, failures, progress = sampled
     reasons = dict(failures)
     assert sorted(reasons) == ["lost", "rot", "ugly"]
@@ -189,7 +189,7 @@ def test_the_base_is_sampled_once_per_class_noun(base, ray_session, tmp_path, mo
     assert of_base[0] == of_base[1] != of_base[2]
 
 
-def test_results_may_come_in_any_order_and_the_pool_may_die(base, tmp_path, monkeypatch) -> None:
+def test_results_arrive_in_any_order_and_the_pool_may_die(base, tmp_path, monkeypatch) -> None:
     store = Store(str(tmp_path))
     registry = Registry(store)
     records = [record_of(base, name, "cat" if name == "c" else "dog") for name in "abc"]

@@ -74,7 +74,7 @@ def copy_of(store: Store, target: Path) -> Store:
     return Store(str(target))
 
 
-def test_plan_names_what_decides_the_images(base) -> None:
+def test_the_digest_covers_all_inputs_of_the_images(base) -> None:
     [plan] = plans_of(base, "dog")
     others = [
         PriorPlan("0" * 64, "dog", PRIOR),
@@ -89,7 +89,7 @@ def test_plan_names_what_decides_the_images(base) -> None:
     assert plan.indices(2) == range(32, 40)
 
 
-def test_a_part_that_no_marker_covers_is_trusted_by_its_checksums(base, store) -> None:
+def test_a_part_without_a_marker_is_verified_by_its_checksums(base, store) -> None:
     [plan] = plans_of(base, "dog")
     pngs = [b"png" * 100] * 16
     good = encode_part(range(16), [1] * 16, pngs)
@@ -103,7 +103,7 @@ def test_a_part_that_no_marker_covers_is_trusted_by_its_checksums(base, store) -
         assert missing_parts(store, plan) == [0, 1, 2]
 
 
-def test_load_refuses_what_is_not_published(base, store) -> None:
+def test_load_rejects_unpublished_sets(base, store) -> None:
     [plan] = plans_of(base, "dog")
     store.write_bytes(f"{plan.folder}/{part_name(0)}", encode_part([0], [1], [b"png"]))
     assert not is_made(store, plan)
@@ -112,7 +112,7 @@ def test_load_refuses_what_is_not_published(base, store) -> None:
 
 
 @pytest.mark.ray
-def test_images_are_those_of_generate(made, base) -> None:
+def test_class_images_equal_those_of_generate(made, base) -> None:
     store, plans, report, progress = made
     for plan in plans:
         assert is_made(store, plan)
@@ -143,7 +143,7 @@ def test_images_are_those_of_generate(made, base) -> None:
 
 
 @pytest.mark.ray
-def test_two_actors_make_the_same_bits_and_a_finished_set_is_kept(made, base, store) -> None:
+def test_two_actors_make_the_same_bits_and_finished_sets_are_kept(made, base, store) -> None:
     _, plans, _, _ = made
     again = [*plans, *plans_of(base, "dog")]  # two subjects of one noun share its set
     report = make_priors(store, base, again, SamplingPool(num_actors=2))
@@ -157,7 +157,7 @@ def test_two_actors_make_the_same_bits_and_a_finished_set_is_kept(made, base, st
 
 @pytest.mark.ray
 @pytest.mark.parametrize(("count", "num_sampled"), [(56, 24), (32, 0)])
-def test_another_count_samples_only_what_no_full_part_holds(
+def test_another_count_samples_only_missing_parts(
     made, base, tmp_path, count, num_sampled
 ) -> None:
     store = copy_of(made[0], tmp_path / "storage")
@@ -171,7 +171,7 @@ def test_another_count_samples_only_what_no_full_part_holds(
     assert files_of(store, plan) == files_of(fresh, plan)
 
 
-def test_sets_that_differ_in_more_than_the_count_share_nothing(made, base, tmp_path) -> None:
+def test_sets_with_other_inputs_share_no_parts(made, base, tmp_path) -> None:
     store = copy_of(made[0], tmp_path / "storage")
     larger = PRIOR.model_copy(update={"count": 80})
     [plan] = plans_of(base, "dog", prior=larger)
@@ -190,7 +190,7 @@ def test_sets_that_differ_in_more_than_the_count_share_nothing(made, base, tmp_p
 
 
 @pytest.mark.ray
-def test_interrupted_and_rotten_sets_are_mended_part_by_part(made, base, tmp_path) -> None:
+def test_interrupted_and_corrupt_sets_are_repaired_part_by_part(made, base, tmp_path) -> None:
     plans = made[1]
     store = copy_of(made[0], tmp_path / "storage")
     interrupted, rotten = plans
@@ -238,7 +238,9 @@ class TellingActor(PartActor):
 
 
 @pytest.mark.ray
-def test_a_killed_actor_is_replaced_and_leaves_no_trace(made, base, store, monkeypatch) -> None:
+def test_a_killed_actor_is_replaced_without_effect_on_the_images(
+    made, base, store, monkeypatch
+) -> None:
     [plan, _] = made[1]
     folder = Path(store.uri)
     folder.mkdir()
@@ -287,9 +289,7 @@ class BreakingActor(PartActor):
 
 @pytest.mark.ray
 @pytest.mark.parametrize("actor", [FlakyActor, BreakingActor])
-def test_what_passes_or_ends_with_its_process_stops_nothing(
-    made, base, store, monkeypatch, actor
-) -> None:
+def test_temporary_and_device_failures_are_retried(made, base, store, monkeypatch, actor) -> None:
     [plan, _] = made[1]
     Path(store.uri).mkdir()
     monkeypatch.setattr("dbray.sampling.priors.PartActor", actor)
@@ -298,7 +298,7 @@ def test_what_passes_or_ends_with_its_process_stops_nothing(
 
 
 @pytest.mark.ray
-def test_of_two_jobs_that_make_one_set_at_once_the_first_one_stays(made, base, store) -> None:
+def test_of_two_concurrent_jobs_the_first_ones_parts_stay(made, base, store) -> None:
     [plan, _] = made[1]
     pool = SamplingPool(num_actors=1)
     written = {}
@@ -335,7 +335,7 @@ class Overtaken(Store):
 
 
 @pytest.mark.ray
-def test_a_set_that_is_published_meanwhile_stays_published(made, base, tmp_path) -> None:
+def test_a_set_published_by_another_job_stays_published(made, base, tmp_path) -> None:
     [plan, _] = made[1]
     store = Overtaken(copy_of(made[0], tmp_path / "storage").uri)
     last = part_name(NUM_PARTS - 1)
@@ -360,13 +360,13 @@ class DyingActor(SamplingActor):
 
 
 @pytest.mark.ray
-def test_tasks_that_kill_their_process_come_to_an_end(base, ray_session) -> None:
+def test_tasks_that_kill_their_process_are_given_up(base, ray_session) -> None:
     with pytest.raises(LaneLost, match="died more than"):
         list(sample(DyingActor, (base, 1), [{"part": 0}], SamplingPool(num_actors=1)))
 
 
 @pytest.mark.ray
-def test_errors_of_actors_come_home_as_they_were(base, store, ray_session, tmp_path) -> None:
+def test_errors_of_actors_reach_the_driver_unchanged(base, store, ray_session, tmp_path) -> None:
     gone = dataclasses.replace(base, folder=tmp_path / "gone")
     with pytest.raises(BaseError, match=r"gone .*every node needs it at the same path"):
         make_priors(store, gone, plans_of(base, "dog"), SamplingPool(num_actors=1))

@@ -107,7 +107,7 @@ def pool():
         yield pool
 
 
-def test_every_tier_answers_in_its_turn():
+def test_values_are_read_from_each_tier_in_order():
     storage = Storage()
     cache, ram, device, watched = make_cache(storage, ram=40, device=20)
     with using(cache, "a@1") as hold:
@@ -126,7 +126,7 @@ def test_every_tier_answers_in_its_turn():
     assert watched.evictions == ["device", "device"]
 
 
-def test_the_budget_is_never_exceeded_and_the_least_recent_goes():
+def test_the_budget_is_never_exceeded_and_the_least_recent_is_evicted():
     cache, ram, device, watched = make_cache(Storage(), ram=40, device=40)
     for key in ("a", "b", "a", "c", "a", "d", "e", "f"):
         held(cache, key).release()
@@ -135,7 +135,7 @@ def test_the_budget_is_never_exceeded_and_the_least_recent_goes():
     assert ram.used_bytes == 40
 
 
-def test_a_bad_key_throws_out_nothing():
+def test_a_bad_key_evicts_nothing():
     storage = Storage()
     storage.bad["rotten"] = DigestMismatch("no")
     storage.unknown.add("lost")
@@ -151,7 +151,7 @@ def test_a_bad_key_throws_out_nothing():
     assert watched.evictions == []
 
 
-def test_what_is_in_use_stays_and_the_newcomer_yields():
+def test_values_in_use_stay_and_new_ones_are_not_kept():
     cache, ram, device, _ = make_cache(Storage(), ram=40, device=40)
     for key in "ab":
         held(cache, key).release()
@@ -166,7 +166,7 @@ def test_what_is_in_use_stays_and_the_newcomer_yields():
     second.release()
 
 
-def test_a_newcomer_for_whom_there_is_no_room_is_used_but_not_kept():
+def test_a_new_value_without_room_is_used_but_not_kept():
     storage = Storage()
     cache, ram, *_ = make_cache(storage, ram=20, device=0)
     for key in "ab":
@@ -191,8 +191,8 @@ def test_a_value_larger_than_the_budget_evicts_nothing():
     assert ram.keys() == device.keys() == ["a"]
 
 
-def asked_meanwhile(cache, key, count, readers, gate):
-    """Ask for a key that is being loaded, then open the gate; what each gets, or its error."""
+def requested_meanwhile(cache, key, count, readers, gate):
+    """Request a key during its load, then open the gate; return each result or error."""
 
     async def ask():
         tasks = [asyncio.create_task(cache.hold(key, readers)) for _ in range(count)]
@@ -203,14 +203,14 @@ def asked_meanwhile(cache, key, count, readers, gate):
     return asyncio.run(ask())
 
 
-def test_one_load_however_many_ask(pool):
+def test_concurrent_requests_share_one_load(pool):
     storage = Storage()
     storage.gates["a"], storage.entered["a"] = threading.Event(), threading.Event()
     cache, _, device, watched = make_cache(storage, background=pool)
     first = held(cache, "a")  # given before it is verified
     assert storage.entered["a"].wait(30)
     assert device.keys() == []
-    holds = asked_meanwhile(cache, "a", 6, pool, storage.gates["a"])
+    holds = requested_meanwhile(cache, "a", 6, pool, storage.gates["a"])
     first.settle()
     assert storage.reads == storage.verified == ["a"]
     assert device.num_pins("a") == 6
@@ -235,14 +235,14 @@ def test_different_keys_load_in_parallel(pool):
     holds[0].settle()
 
 
-def test_everyone_who_waits_for_a_bad_load_hears_of_it(pool):
+def test_everyone_waiting_for_a_bad_load_gets_its_error(pool):
     storage = Storage()
     storage.bad["a"] = DigestMismatch("a is damaged")
     storage.gates["a"], storage.entered["a"] = threading.Event(), threading.Event()
     cache, *_ = make_cache(storage, background=pool)
     first = held(cache, "a")
     assert storage.entered["a"].wait(30)
-    errors = asked_meanwhile(cache, "a", 4, pool, storage.gates["a"])
+    errors = requested_meanwhile(cache, "a", 4, pool, storage.gates["a"])
     assert [str(error) for error in errors] == ["a is damaged"] * 4
     with pytest.raises(DigestMismatch, match="a is damaged"):
         first.settle()
@@ -275,7 +275,7 @@ def test_a_failure_of_storage_is_not_remembered():
     assert held(cache, "a").source == "device"
 
 
-def test_memory_of_failures_is_bounded(monkeypatch):
+def test_the_memory_of_failures_is_bounded(monkeypatch):
     monkeypatch.setattr("dbray.serving.failures._MAX_FAILURES", 3)
     failures = Failures(60)
     for key in range(10):
@@ -283,7 +283,7 @@ def test_memory_of_failures_is_bounded(monkeypatch):
     assert [failures.get(key) is not None for key in range(10)] == [False] * 7 + [True] * 3
 
 
-def test_purge_reaches_every_tier_and_what_is_in_use_goes_last():
+def test_purge_reaches_every_tier_and_values_in_use_after_release():
     cache, ram, device, _ = make_cache(Storage(), ram=40, device=80)
     for key in ("rex@1", "rex@2", "mia@1"):
         held(cache, key).release()
@@ -299,7 +299,7 @@ def test_purge_reaches_every_tier_and_what_is_in_use_goes_last():
     assert device.used_bytes == 20
 
 
-def test_purge_catches_a_load_in_flight(pool):
+def test_purge_removes_a_load_in_flight(pool):
     storage = Storage()
     storage.gates["rex@1"], storage.entered["rex@1"] = threading.Event(), threading.Event()
     cache, *_ = make_cache(storage, background=pool)
@@ -313,7 +313,7 @@ def test_purge_catches_a_load_in_flight(pool):
     assert all(level.tier.used_bytes == 0 for level in cache.levels)
 
 
-def test_a_failed_making_gives_the_room_back():
+def test_a_failed_load_frees_its_room():
     storage = Storage()
     tier, top = Tier("ram", 40), Tier("device", 40)
 
@@ -328,7 +328,7 @@ def test_a_failed_making_gives_the_room_back():
     assert tier.num_pins("a") == 0
 
 
-def test_a_remote_storage_is_copied_first_and_old_copies_are_disposed_of():
+def test_remote_files_are_copied_and_old_copies_removed():
     storage, gone = Storage(), []
     disk = Level(Tier("disk", 20, dispose=gone.append), lambda key, below: (f"disk:{key}", 10))
     ram = Level(Tier("ram", 10), lambda key, below: (below.replace("disk", "ram"), 10))

@@ -42,7 +42,7 @@ def reads(monkeypatch):
     return seen, failing
 
 
-def test_a_record_is_read_once_and_a_new_revision_seen_at_once(tmp_path, reads):
+def test_a_record_is_read_once_and_a_new_revision_found_at_once(tmp_path, reads):
     seen, _ = reads
     catalogue = Catalogue(str(tmp_path), 0.0)
     old = publish(tmp_path, number=1)
@@ -69,7 +69,7 @@ def test_a_revision_published_again_belongs_to_its_new_owner(tmp_path):
     assert catalogue.find(publish(tmp_path, tenant="zeta").name).tenant == "zeta"
 
 
-def test_an_older_revision_never_stands_in_for_one_that_cannot_be_read_now(tmp_path, reads):
+def test_an_older_revision_never_replaces_an_unreadable_one(tmp_path, reads):
     _, failing = reads
     publish(tmp_path, number=1)
     new = publish(tmp_path, number=2)
@@ -83,7 +83,7 @@ def test_an_older_revision_never_stands_in_for_one_that_cannot_be_read_now(tmp_p
 
 @pytest.mark.parametrize("file", ["model.json", "_COMMITTED"])
 @pytest.mark.parametrize("fresh_seconds", [0.0, 60.0])
-def test_a_damaged_record_is_not_unknown(tmp_path, file, fresh_seconds):
+def test_a_damaged_record_is_not_a_missing_one(tmp_path, file, fresh_seconds):
     old = publish(tmp_path, number=1, tenant="acme")
     new = publish(tmp_path, number=2, tenant="acme")
     (folder_of(tmp_path, new) / file).write_bytes(b"{}")
@@ -108,7 +108,7 @@ def test_the_owner_of_a_damaged_record_may_be_unknown(tmp_path):
 @pytest.mark.parametrize("vanish", [lambda folder: folder.rename(folder.with_name("away")),
                                     lambda folder: (folder / "models").rename(folder / ".away")],
                          ids=["the folder is gone", "the mount is empty"])  # fmt: skip
-def test_a_registry_that_vanished_is_not_one_without_models(tmp_path, vanish):
+def test_a_vanished_registry_is_not_an_empty_one(tmp_path, vanish):
     storage = tmp_path / "runs"
     publish(storage)
     catalogue = Catalogue(str(storage), 0.0)
@@ -119,7 +119,7 @@ def test_a_registry_that_vanished_is_not_one_without_models(tmp_path, vanish):
             look()
 
 
-def test_a_new_registry_may_be_empty_and_an_old_one_emptied(tmp_path):
+def test_new_and_emptied_registries_have_no_models(tmp_path):
     catalogue = Catalogue(str(tmp_path), 0.0)
     assert catalogue.models() == []
     publish(tmp_path)
@@ -130,7 +130,7 @@ def test_a_new_registry_may_be_empty_and_an_old_one_emptied(tmp_path):
         catalogue.find("rex")
 
 
-def test_a_revision_that_vanishes_under_the_look_is_skipped(tmp_path, monkeypatch):
+def test_a_revision_removed_during_a_read_is_skipped(tmp_path, monkeypatch):
     old, new = publish(tmp_path, number=1), publish(tmp_path, number=2)
     registry, real = Registry(Store(str(tmp_path))), Store.read_bytes
 
@@ -143,7 +143,7 @@ def test_a_revision_that_vanishes_under_the_look_is_skipped(tmp_path, monkeypatc
     assert Catalogue(str(tmp_path), 0.0).find("rex") == old
 
 
-def test_strangers_cannot_make_it_list_the_registry(tmp_path, monkeypatch):
+def test_unknown_ids_do_not_list_the_registry(tmp_path, monkeypatch):
     publish(tmp_path)
     listed, real = [], Store.names
     monkeypatch.setattr(
@@ -156,7 +156,7 @@ def test_strangers_cannot_make_it_list_the_registry(tmp_path, monkeypatch):
     assert set(listed) == {"models/rec", "models/rex"}
 
 
-def test_pictures_are_gone_with_their_model(tmp_path):
+def test_pictures_are_removed_with_their_model(tmp_path):
     record = publish(tmp_path)
     catalogue = Catalogue(str(tmp_path), 0.0)
     assert (catalogue.previews(record), catalogue.preview_prompts(record)) == ([], [])
@@ -174,7 +174,7 @@ def test_pictures_are_gone_with_their_model(tmp_path):
     assert catalogue.preview(record, "photo-0.webp") is None
 
 
-def test_who_asks_while_a_value_is_made_waits_for_it():
+def test_concurrent_callers_wait_for_one_value():
     made, entered, opened = [], threading.Event(), threading.Event()
     recent = Recent[list[int]](2, 60.0)
 
@@ -194,7 +194,7 @@ def test_who_asks_while_a_value_is_made_waits_for_it():
     assert made == [1]
 
 
-def test_what_takes_longer_than_it_is_fresh_is_made_once_and_then_fresh():
+def test_a_slow_value_is_fresh_from_its_completion():
     now, entered, opened = [0.0], threading.Event(), threading.Event()
     recent = Recent[int](2, 5.0, lambda: now[0])
 
@@ -216,7 +216,7 @@ def test_what_takes_longer_than_it_is_fresh_is_made_once_and_then_fresh():
     assert recent.get("a", lambda: 3) == 3
 
 
-def test_failures_are_not_kept_and_old_values_are_made_anew():
+def test_failures_are_not_kept_and_old_values_are_made_again():
     now = [0.0]
     recent = Recent[int](2, 5.0, lambda: now[0])
 
@@ -234,7 +234,7 @@ def test_failures_are_not_kept_and_old_values_are_made_anew():
     assert recent.get("a", lambda: 3) == 3
 
 
-def test_a_cold_request_looks_at_storage_five_times_before_the_weights(tmp_path, monkeypatch):
+def test_a_cold_request_takes_five_storage_requests_before_the_weights(tmp_path, monkeypatch):
     record = publish(tmp_path)
     requests = count_requests(monkeypatch)
     assert Catalogue(str(tmp_path), 0.0).find("rex") == record  # in the ingress

@@ -98,7 +98,7 @@ def end(process):
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
-def test_arguments_are_known(file):
+def test_the_arguments_are_valid_options(file):
     config = yaml.safe_load(file.read_text())
     [application] = config["applications"]
     assert application["import_path"] == "dbray.serving:build"
@@ -107,7 +107,7 @@ def test_arguments_are_known(file):
     assert bool(options.keys) == is_public
 
 
-def test_the_cluster_has_what_the_configuration_names():
+def test_the_cluster_has_the_resources_of_the_configuration():
     spec = yaml.safe_load((ROOT / "cluster" / "kuberay" / "rayservice.yaml").read_text())["spec"]
     [application] = yaml.safe_load(spec["serveConfigV2"])["applications"]
     options = ServeOptions.model_validate(application["args"])
@@ -135,7 +135,7 @@ print("ended", signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, flush=True)
 """
 
 
-def test_a_signal_ends_what_is_still_starting(storage, tiny_base, tmp_path):
+def test_a_signal_ends_a_server_that_is_starting(storage, tiny_base, tmp_path):
     process = start(STOPPED_AT_THE_START, storage, tiny_base, cwd=tmp_path)
     try:
         assert process.stdout.read() == "ended True\n"
@@ -151,14 +151,14 @@ def no_ray(monkeypatch):
 
 
 @pytest.mark.parametrize("is_shared", [False, True])
-def test_a_port_that_another_holds_is_named_before_anything_starts(no_ray, is_shared):
+def test_a_port_in_use_is_reported_before_anything_starts(no_ray, is_shared):
     with socket.create_server(("127.0.0.1", 0), reuse_port=is_shared) as other:
         port = other.getsockname()[1]
         with pytest.raises(SpecError, match=f"port {port} .* is in use\n.*--port"):
             local.start(ServeOptions(registry="r"), port)
 
 
-def test_a_port_that_cannot_be_is_named(no_ray):
+def test_an_invalid_port_is_reported(no_ray):
     with pytest.raises(SpecError, match=r"port 99999 .*0-65535"):
         local.start(ServeOptions(registry="r"), 99999)
 
@@ -195,7 +195,7 @@ def test_a_configuration_deploys_from_the_wheel(name, wheel, storage, tiny_base,
 
 
 def addresses_of(process):
-    """The addresses on which a process and its descendants listen: metrics, dashboard, all."""
+    """Return the addresses on which a process and its descendants listen: metrics, dashboard, all."""
     found = set()
     for one in psutil.Process(process.pid).children(recursive=True):
         with suppress(psutil.NoSuchProcess):
@@ -204,7 +204,7 @@ def addresses_of(process):
     return found
 
 
-def test_launch_listens_on_loopback_and_finishes_what_was_begun(storage, tiny_base, tmp_path):
+def test_launch_listens_on_loopback_and_finishes_running_requests(storage, tiny_base, tmp_path):
     port = free_port()
     process = start(LAUNCH, storage, port, tiny_base, cwd=tmp_path)
     try:

@@ -99,13 +99,13 @@ async def silent(scope, receive, send):
     (answering(408), 504, "timed_out"),
     (answering(404), 404, "not_found"),
 ])  # fmt: skip
-def test_the_proxy_s_own_failures_have_our_body(app, status, code):
+def test_failures_of_the_proxy_have_dbrays_body(app, status, code):
     answer = ask(app)
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
     assert answer.headers["x-request-id"] == "mine"
 
 
-def test_what_the_ingress_answers_passes_unchanged():
+def test_responses_of_the_ingress_pass_unchanged():
     answer = ask(answering(503, [(b"X-Content-Type-Options", b"nosniff")], b"ours"))
     assert (answer.status_code, answer.content) == (503, b"ours")
     assert ask(answering(200, body=b"ours")).content == b"ours"

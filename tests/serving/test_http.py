@@ -44,7 +44,7 @@ def pixels(image):
     return decode_png(base64.b64decode(image.b64_json))
 
 
-def test_plain_images(server):
+def test_the_client_gets_images(server):
     raw = server.openai().images.with_raw_response.generate(
         model="rex", prompt=PROMPT, n=2, extra_body={"seed": 7, "num_inference_steps": 3}
     )
@@ -74,7 +74,7 @@ def test_every_parameter_reaches_the_sampler(server):
         assert sample(**changes) != plain, changes
 
 
-def test_subject_is_filled_in_and_its_absence_warned_of(server):
+def test_the_subject_is_filled_in_and_a_prompt_without_it_warned_about(server):
     with server.http() as client:
 
         def post(**body):
@@ -107,7 +107,7 @@ def test_streaming_with_partial_images(server):
     assert events[-1].usage.total_tokens == 0
 
 
-def test_a_stream_that_is_refused_has_a_status(server):
+def test_a_rejected_stream_has_a_status(server):
     with pytest.raises(openai.NotFoundError):
         server.openai().images.generate(model="nobody", prompt="p", stream=True)
     with pytest.raises(openai.BadRequestError, match="size"):
@@ -116,7 +116,7 @@ def test_a_stream_that_is_refused_has_a_status(server):
         )
 
 
-def test_a_url_is_an_address_of_this_server_and_ends_with_its_model(server):
+def test_an_image_url_is_on_this_server_and_ends_with_its_model(server):
     publish(server.storage, server.base, "linked", 8, tenant="acme")
     body = {"seed": 7, "num_inference_steps": 1}
     client = server.openai()
@@ -143,7 +143,7 @@ def test_a_prediction_can_have_urls(server):
         assert client.get(now["output"]["data"][0]["url"]).content.startswith(b"\x89PNG")
 
 
-def test_a_size_that_the_base_cannot_draw_is_the_nearest_that_it_can(server):
+def test_an_unsupported_size_becomes_the_nearest_supported_one(server):
     with server.http() as client:
 
         def post(**body):
@@ -160,7 +160,7 @@ def test_a_size_that_the_base_cannot_draw_is_the_nearest_that_it_can(server):
         assert post(size="1792x1024", strict_size=True).json()["error"]["param"] == "size"
 
 
-def test_a_prompt_that_is_not_read_to_its_end_is_warned_of_without_its_words(server):
+def test_a_cut_off_prompt_gives_a_warning_without_its_words(server):
     long = " on the beach in the photo of the clock on the beach in the clock"
     with server.http() as client:
 
@@ -180,7 +180,7 @@ def test_a_prompt_that_is_not_read_to_its_end_is_warned_of_without_its_words(ser
         assert "characters of prompt" in warning("a dog" + long, model="base")
 
 
-def test_fields_of_openai_s_that_do_nothing_here_are_named(server):
+def test_openai_fields_without_effect_are_reported(server):
     raw = server.openai().images.with_raw_response.generate(
         model="rex", prompt=PROMPT, quality="hd", style="vivid", moderation="low", size="32x32",
         background="transparent", user=None,
@@ -192,7 +192,7 @@ def test_fields_of_openai_s_that_do_nothing_here_are_named(server):
     )
 
 
-def test_what_openai_offers_and_this_server_does_not(server):
+def test_unsupported_openai_features_are_errors(server):
     client = server.openai(max_retries=0)
     with pytest.raises(openai.NotFoundError) as caught:
         client.chat.completions.create(model="rex", messages=[{"role": "user", "content": "p"}])
@@ -204,7 +204,7 @@ def test_what_openai_offers_and_this_server_does_not(server):
         assert http.get("/nothing").json()["error"]["code"] == "not_found"
 
 
-def test_models(server):
+def test_models_are_listed_and_retrieved(server):
     client = server.openai()
     assert [model.id for model in client.models.list()] == ["base", "acmes", "rex"]
     rex = client.models.retrieve("rex")
@@ -220,7 +220,7 @@ def test_models(server):
         assert ([model["id"] for model in page["data"]], page["has_more"]) == (["rex"], False)
 
 
-def test_errors_become_the_client_s_classes(server):
+def test_errors_become_classes_of_the_openai_client(server):
     def raises(error, name="acme", **body):
         with pytest.raises(error) as caught:
             server.openai(name, max_retries=0).images.generate(**{"prompt": "p"} | body)
@@ -237,7 +237,7 @@ def test_errors_become_the_client_s_classes(server):
         server.openai("zeta").models.delete("zetas")
 
 
-def test_the_client_tries_again_what_may_pass(server, monkeypatch):
+def test_the_client_retries_temporary_errors(server, monkeypatch):
     real, calls = server.replica.generate, []
 
     async def busy_once(ask):
@@ -276,7 +276,7 @@ def test_the_rate_of_a_tenant_is_limited(server):
     assert server.openai("acme").images.generate(model="base", prompt="p", extra_body=body).data
 
 
-def test_a_foreign_subject_answers_as_an_unknown_one(server):
+def test_another_tenants_subject_looks_like_an_unknown_one(server):
     calls = (
         ("GET", "/v1/models/{}", None), ("POST", "/v1/models/{}:warm", None),
         ("GET", "/v1/models/{}/previews/0.png", None), ("DELETE", "/v1/models/{}", None),
@@ -305,7 +305,7 @@ def test_a_foreign_subject_answers_as_an_unknown_one(server):
     assert [model.id for model in server.openai("zeta").models.list()] == ["base", "rex", "zetas"]
 
 
-def test_who_may_watch_and_who_may_take_down(server):
+def test_scopes_allow_metrics_and_takedown(server):
     with server.http() as client:
         assert client.get("/metrics").status_code == 403
         assert client.delete("/v1/models/rex").status_code == 403  # everybody's
@@ -318,7 +318,7 @@ def test_who_may_watch_and_who_may_take_down(server):
             assert response.json()["error"]["code"] == "missing_api_key"
 
 
-def test_a_takedown_is_at_once(server):
+def test_a_takedown_is_immediate(server):
     publish(server.storage, server.base, "doomed", 9, tenant="acme")
     client = server.openai("acme", max_retries=0)
     body = {"num_inference_steps": 1}
@@ -329,7 +329,7 @@ def test_a_takedown_is_at_once(server):
     assert not Path(server.storage, "models", "doomed").exists()
 
 
-def test_a_retrained_subject_is_served_by_the_next_request(server):
+def test_the_next_request_uses_a_retrained_subject(server):
     body = {"seed": 1, "num_inference_steps": 1}
     publish(server.storage, server.base, "growing", 20)
     client, seen = server.openai(), []
@@ -345,7 +345,7 @@ def test_a_retrained_subject_is_served_by_the_next_request(server):
         assert again.data[0].b64_json == image
 
 
-def test_predictions(server):
+def test_a_prediction_is_created_and_read(server):
     body = {"model": "rex", "prompt": PROMPT, "seed": 3, "num_inference_steps": 4}
     with server.http() as client:
         first = client.put("/v1/predictions/mine", json=body)
@@ -376,7 +376,7 @@ def test_a_prediction_is_cancelled(server):
         assert server.replica._queue.num_images == 0
 
 
-def test_nothing_of_a_tenant_s_is_logged(server, caplog):
+def test_data_of_tenants_is_not_logged(server, caplog):
     with caplog.at_level(logging.DEBUG), server.http() as client:
         body = {"model": "rex", "prompt": SECRET, "num_inference_steps": 1}
         client.post("/v1/images/generations", json=body)
@@ -401,7 +401,7 @@ def test_the_schema_describes_the_requests(server):
     assert "/v1/models/{model}:warm" in schema["paths"]
 
 
-def test_the_description_for_people_needs_nothing_from_elsewhere(server):
+def test_the_documentation_page_loads_nothing_from_other_sites(server):
     with server.http(None) as client:
         page = client.get("/docs")
     assert "POST /v1/images/generations" in page.text
@@ -411,7 +411,7 @@ def test_the_description_for_people_needs_nothing_from_elsewhere(server):
     assert "default-src 'none'" in page.headers["content-security-policy"]
 
 
-def test_methods(server):
+def test_unsupported_methods_are_rejected(server):
     with server.http() as client:
         for path in ("/healthz", "/v1/models/rex", "/playground"):
             head, get = client.head(path), client.get(path)
@@ -442,7 +442,7 @@ def unfinished(server, name="acme", count=1):
     return opened
 
 
-def test_unfinished_bodies_hold_up_nobody_and_end(server, monkeypatch):
+def test_unfinished_bodies_block_no_request_and_time_out(server, monkeypatch):
     monkeypatch.setattr(server.service, "places", Places(4, 0.5))
     opened = unfinished(server, count=40)
     body = {"model": "rex", "prompt": PROMPT, "num_inference_steps": 1}
@@ -461,7 +461,7 @@ def test_unfinished_bodies_hold_up_nobody_and_end(server, monkeypatch):
             assert "body_timeout" in text
 
 
-def test_long_headers_are_refused(server):
+def test_long_headers_are_rejected(server):
     with server.http() as client:
         answer = client.get("/healthz", headers={"x-long": "x" * 40_000})
     assert (answer.status_code, answer.json()["error"]["code"]) == (431, "headers_too_large")

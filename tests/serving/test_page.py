@@ -83,7 +83,7 @@ def is_loaded(page, css):
     return bool(loaded) and all(loaded)
 
 
-def test_a_subject_is_drawn_beside_the_base(page):
+def test_a_subject_is_drawn_next_to_the_base(page):
     choose(page, "rex")
     wait(page, lambda d: is_loaded(d, "#photographs img"))
     assert len(find_all(page, "#photographs img")) == 2
@@ -115,7 +115,7 @@ def test_the_gallery_shows_every_model_and_filters(page, site):
     wait(page, lambda d: find(d, "#no-models").is_displayed())
 
 
-def test_typing_asks_the_server_once(page):
+def test_typing_sends_one_request(page):
     asked = page.execute_async_script("""
         const done = arguments[0], real = window.fetch, filter = document.getElementById("filter");
         const asked = [];
@@ -131,7 +131,7 @@ def test_typing_asks_the_server_once(page):
     assert asked == 1
 
 
-def test_the_last_choice_counts_however_late_answers_come(page):
+def test_late_responses_do_not_replace_the_last_choice(page):
     page.execute_script("""
         const real = window.fetch;
         const gate = new Promise((resolve) => { window.openGate = resolve; });
@@ -154,7 +154,7 @@ def test_the_last_choice_counts_however_late_answers_come(page):
     assert '"model":"mia"' in find(page, "#curl").text
 
 
-def test_nothing_else_is_drawn_while_something_is(page):
+def test_controls_are_disabled_during_drawing(page):
     choose(page, "rex")
     find(page, "#steps").send_keys("150")
     find(page, "#n").clear()
@@ -183,7 +183,7 @@ def test_the_base_is_drawn_at_the_subject_s_size(page, site):
         assert page.execute_script(script, f"{section} img") == 64
 
 
-def test_pictures_are_asked_for_by_revision(page, site):
+def test_pictures_are_requested_by_revision(page, site):
     choose(page, "rex")
     wait(page, lambda d: is_loaded(d, "#photographs img"))
     script = "return performance.getEntriesByType('resource').map(entry => entry.name)"
@@ -299,7 +299,7 @@ def test_an_error_is_shown_and_the_form_works_again(page):
     assert find(page, "#go").is_enabled()
 
 
-def test_every_field_has_a_name_and_keys_choose_models(page):
+def test_every_field_has_a_label_and_keys_choose_models(page):
     script = """return [...document.querySelectorAll('input, textarea, button, img')].filter(
         e => !(e.labels?.length || e.textContent.trim() || e.getAttribute('aria-label')
                || e.hasAttribute('alt'))).map(e => e.id)"""
@@ -312,7 +312,7 @@ def test_every_field_has_a_name_and_keys_choose_models(page):
     wait(page, lambda d: find(d, "#studio-title").text != "rex")
 
 
-def test_nothing_failed_in_the_browser(page):
+def test_the_browser_logged_no_errors(page):
     # 400 is the answer that the test of errors asked for.
     logged = [entry for entry in page.get_log("browser") if "400" not in entry["message"]]
     assert [entry for entry in logged if entry["level"] == "SEVERE"] == []

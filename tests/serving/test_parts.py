@@ -57,7 +57,7 @@ def taken(queue, resident="base"):
     ]
 
 
-def test_equal_requests_share_a_batch_and_others_wait():
+def test_requests_with_equal_sampling_share_a_batch():
     queue, clock = make_queue(batch_images=4)
     put(queue, make_request(clock, num_images=3), make_request(clock, "mia"), make_request(clock),
         make_request(clock, steps=20))  # fmt: skip
@@ -66,7 +66,7 @@ def test_equal_requests_share_a_batch_and_others_wait():
     assert taken(queue) == [("rex", "t", 0)]
 
 
-def test_nothing_is_taken_before_its_weights_are_there():
+def test_requests_wait_for_their_weights():
     queue, clock = make_queue()
     request = make_request(clock)
     queue.push(request)
@@ -75,7 +75,7 @@ def test_nothing_is_taken_before_its_weights_are_there():
     assert taken(queue) == [("rex", "t", 0)]
 
 
-def test_the_resident_subject_goes_first_but_not_for_ever():
+def test_the_resident_subject_goes_first_for_a_limited_time():
     queue, clock = make_queue(patience_seconds=2)
     put(queue, make_request(clock, "mia"))
     clock.now += 1
@@ -85,7 +85,7 @@ def test_the_resident_subject_goes_first_but_not_for_ever():
     assert taken(queue, "rex@abc")[0][0] == "mia"
 
 
-def test_tenants_take_turns_however_much_one_asks_for():
+def test_tenants_take_turns():
     queue, clock = make_queue(batch_images=1)
     put(queue, *(make_request(clock, f"a{i}", "greedy") for i in range(6)))
     put(queue, *(make_request(clock, f"b{i}", "modest") for i in range(2)))
@@ -94,7 +94,7 @@ def test_tenants_take_turns_however_much_one_asks_for():
     assert order[4:] == ["greedy"] * 4
 
 
-def test_who_was_away_has_no_claim_from_that_time():
+def test_an_idle_tenant_gains_no_priority():
     queue, clock = make_queue(batch_images=1)
     put(queue, *(make_request(clock, f"a{i}", "old") for i in range(8)))
     for _ in range(4):
@@ -103,7 +103,7 @@ def test_who_was_away_has_no_claim_from_that_time():
     assert [taken(queue)[0][1] for _ in range(4)].count("old") >= 2
 
 
-def test_limits_of_all_and_of_one_tenant():
+def test_the_queue_has_limits_in_total_and_per_tenant():
     queue, clock = make_queue(max_images=5, max_images_per_tenant=3)
     put(queue, make_request(clock, num_images=3))
     with pytest.raises(Refused) as caught:
@@ -116,7 +116,7 @@ def test_limits_of_all_and_of_one_tenant():
     put(queue, make_request(clock, tenant="u", num_images=2))
 
 
-def test_the_greedy_do_not_shut_others_out():
+def test_a_greedy_tenant_does_not_block_others():
     queue, clock = make_queue(max_images=8, max_images_per_tenant=4, batch_images=1)
     queue.done(cost=10, seconds=10)  # a second per step
     for tenant in ("greedy", "glutton"):
@@ -132,7 +132,7 @@ def test_the_greedy_do_not_shut_others_out():
     assert "modest" in [taken(queue)[0][1] for _ in range(3)]
 
 
-def test_who_asks_again_and_again_gets_no_more_than_who_does_too():
+def test_tenants_with_frequent_requests_get_equal_shares():
     queue, clock = make_queue(batch_images=10)
     sizes = {"large": 10, "small": 1}
     waiting = {tenant: make_request(clock, tenant, tenant, n) for tenant, n in sizes.items()}
@@ -159,7 +159,7 @@ def test_a_larger_image_costs_more_and_fewer_share_a_batch():
     assert [subject for subject, *_ in (*taken(queue), *taken(queue))] == ["rex", "rex", "huge"]
 
 
-def test_what_cannot_be_in_time_is_refused_at_once():
+def test_a_request_that_cannot_meet_its_deadline_is_rejected_at_once():
     queue, clock = make_queue()
     queue.done(cost=10, seconds=10)  # a second per step
     put(queue, make_request(clock, steps=20, deadline=60))
@@ -170,14 +170,14 @@ def test_what_cannot_be_in_time_is_refused_at_once():
     queue.push(make_request(clock, steps=20, deadline=50))
 
 
-def test_an_idle_server_tries_whatever_is_asked():
+def test_an_idle_server_accepts_any_request():
     queue, clock = make_queue()
     queue.done(cost=10, seconds=10)
     put(queue, make_request(clock, steps=20, deadline=1))
     assert taken(queue)
 
 
-def test_a_request_that_waited_too_long_is_refused():
+def test_a_request_that_waited_too_long_is_rejected():
     queue, clock = make_queue()
     request = make_request(clock, deadline=5)
     queue.push(request)
@@ -205,7 +205,7 @@ def write_keys(tmp_path, **changes):
     return key, file
 
 
-def test_a_key_opens_and_a_wrong_one_does_not(tmp_path):
+def test_only_a_valid_key_is_admitted(tmp_path):
     key, file = write_keys(tmp_path)
     assert key not in file.read_text()
     gate = Gate(file)
@@ -250,7 +250,7 @@ def test_the_rate_of_a_tenant(tmp_path):
     gate.charge(found, 10)
 
 
-def test_a_charge_is_given_back(tmp_path):
+def test_a_charge_is_refunded(tmp_path):
     key, file = write_keys(tmp_path)
     gate = Gate(file, clock=Clock())
     found = gate.admit(f"Bearer {key}", None, "generate")
@@ -277,7 +277,7 @@ def test_keys_are_read_again_when_their_file_changes(tmp_path):
         assert gate.admit(f"Bearer {new}", None, "generate")
 
 
-def test_a_bucket_refills_to_its_brim_only():
+def test_a_bucket_refills_up_to_its_capacity():
     clock = Clock()
     bucket = RateLimit(1.0, clock)
     clock.now += 1e6
@@ -285,7 +285,7 @@ def test_a_bucket_refills_to_its_brim_only():
     assert bucket.take(1) == pytest.approx(1.0)
 
 
-def test_open_access_is_for_this_machine_only():
+def test_open_access_is_limited_to_this_machine():
     gate = Gate(None)
     assert gate.admit(None, "127.0.0.1", "manage").tenant == "*"
     for host in ("10.0.0.1", "203.0.113.9", None, ""):
@@ -298,7 +298,7 @@ def test_open_access_is_for_this_machine_only():
 @pytest.mark.parametrize(
     "change", [{"sha256": "secret"}, {"scopes": ["all"]}, {"tenant": ""}, {"colour": 1}]
 )
-def test_mistakes_in_a_key_file_are_named(tmp_path, change):
+def test_mistakes_in_a_key_file_are_reported(tmp_path, change):
     with pytest.raises(SpecError):
         read_keys(write_keys(tmp_path, **change)[1])
 
@@ -341,7 +341,7 @@ def test_a_key_file_that_is_not_yaml_is_not_quoted(tmp_path):
         (b'{"prompt": "p", "scheduler": "os.system"}', "invalid_value", "scheduler"),
     ],
 )
-def test_malformed_bodies(body, code, param):
+def test_malformed_bodies_are_rejected(body, code, param):
     with pytest.raises(Refused) as caught:
         wire.parse_request(body)
     refusal = caught.value.refusal
@@ -354,17 +354,17 @@ def parsed(**fields):
     return wire.parse_request(json.dumps({"prompt": "p"} | fields).encode())
 
 
-def test_sizes():
+def test_sizes_are_parsed():
     assert parsed().width_height is None
     assert parsed(size="64x32").width_height == (64, 32)
 
 
-def test_null_is_absent():
+def test_null_means_absent():
     fields = wire.GenerationRequest.model_fields.keys() - {"prompt"}
     assert parsed(**dict.fromkeys(fields)) == parsed()
 
 
-def test_fields_of_sampling_have_its_names():
+def test_sampling_fields_have_the_names_of_sampling():
     wish = parsed(
         scheduler="euler_ancestral", num_inference_steps=3, guidance_scale=2, negative_prompt="n"
     )
@@ -372,12 +372,12 @@ def test_fields_of_sampling_have_its_names():
     assert parsed().sampling == {}
 
 
-def test_only_what_does_not_happen_is_without_effect():
+def test_only_unused_fields_are_reported_as_without_effect():
     assert parsed(quality="standard", background="opaque", moderation="auto").without_effect == []
     assert parsed(quality="high", style="natural").without_effect == ["quality", "style"]
 
 
-def test_ranks_move_only_what_must():
+def test_adding_a_replica_moves_only_its_share_of_models():
     replicas = ["r1", "r2", "r3"]
     homes = {f"m{i}": replicas[rank(f"m{i}", replicas)[0]] for i in range(300)}
     assert all(60 < list(homes.values()).count(replica) < 140 for replica in replicas)
@@ -407,7 +407,7 @@ def ask(client, **options):
     return asyncio.run(client.request("POST", "/", **options))
 
 
-def test_large_bodies_are_refused_announced_or_not():
+def test_large_bodies_are_rejected_with_and_without_a_length():
     async def endless():
         for _ in range(100):
             yield b"x" * 100
@@ -421,7 +421,7 @@ def test_large_bodies_are_refused_announced_or_not():
     assert [status for _, status, _ in answered] == [200, 413, 413]
 
 
-def test_pages_of_other_sites_may_not_use_open_access():
+def test_other_sites_may_not_use_open_access():
     client, _ = guarded()
     assert ask(client, headers={"origin": "http://127.0.0.1:8000"}).status_code == 200
     for headers in ({"origin": "http://evil.example"}, {"origin": "null"},
@@ -431,7 +431,7 @@ def test_pages_of_other_sites_may_not_use_open_access():
     assert ask(client, headers={"host": "images.example"}).status_code == 200
 
 
-def test_a_failure_reveals_nothing_of_the_request(caplog):
+def test_a_failure_reveals_nothing_about_the_request(caplog):
     async def fail(scope, receive, send):
         raise ValueError("the prompt was: my " + "tercs"[::-1])
 
@@ -444,7 +444,7 @@ def test_a_failure_reveals_nothing_of_the_request(caplog):
     assert response.headers["x-request-id"].isalnum()
 
 
-def test_refusals_say_whether_to_try_again():
+def test_rejections_have_a_retry_header():
     assert Refusal(404, "c", "m").headers() == {"x-should-retry": "false"}
     assert Refusal(401, "c", "m").headers()["www-authenticate"] == "Bearer"
     assert Refusal(408, "c", "m", retry_after=1).headers()["connection"] == "close"
@@ -452,7 +452,7 @@ def test_refusals_say_whether_to_try_again():
     assert Refusal(429, "c", "m").body()["error"]["type"] == "rate_limit_error"
 
 
-def test_exposition_keeps_our_families_once():
+def test_the_exposition_has_dbrays_families_once():
     text = (
         "# HELP ray_dbray_images Images.\n# TYPE ray_dbray_images counter\n"
         'ray_dbray_images{NodeAddress="n",SessionName="s",Version="2",WorkerId="w"} 3.0\n'

@@ -73,7 +73,7 @@ async def until(condition):
         await asyncio.sleep(0.01)
 
 
-def test_a_batch_gives_what_single_requests_give(replica, storage):
+def test_a_batch_gives_the_images_of_single_requests(replica, storage):
     together = images(asyncio.run(replica.generate(ask(storage, seeds=(1, 2, 3, 4)))))
     for seed, image in zip((1, 2, 3, 4), together, strict=True):
         [alone] = images(asyncio.run(replica.generate(ask(storage, seeds=(seed,)))))
@@ -81,7 +81,7 @@ def test_a_batch_gives_what_single_requests_give(replica, storage):
     assert not np.array_equal(together[0], together[1])
 
 
-def test_requests_that_wait_together_share_batches(replica, storage):
+def test_waiting_requests_share_batches(replica, storage):
     async def crowd():
         async with aclosing(replica.stream(ask(storage, "mia", steps=400))) as first:
             await anext(first)  # the device is busy from here on
@@ -103,7 +103,7 @@ def test_the_same_seed_gives_the_same_bytes(replica, storage):
     assert asyncio.run(replica.generate(ask(storage, seeds=(5, 6)))).images == first.images
 
 
-def test_every_model_is_itself_after_any_other(replica, storage):
+def test_a_model_draws_the_same_after_any_other(replica, storage):
     names = ("base", "rex", "mia", "tom")
     fresh = {}
     for name in names:
@@ -113,7 +113,7 @@ def test_every_model_is_itself_after_any_other(replica, storage):
         assert asyncio.run(replica.generate(ask(storage, name))).images == fresh[name]
 
 
-def test_the_tier_that_answered_is_told(storage, tiny_base):
+def test_the_tier_of_the_weights_is_reported(storage, tiny_base):
     replica = make_replica(storage, tiny_base)
 
     def source(name):
@@ -141,7 +141,7 @@ def test_partial_images_come_before_the_last(replica, storage):
     assert errors[-1] < errors[0]
 
 
-def test_a_caller_who_hangs_up_frees_the_device(replica, storage, monkeypatch):
+def test_a_disconnected_caller_frees_the_device(replica, storage, monkeypatch):
     real, steps = replica._backbone.denoise, []
 
     def counted(*arguments):
@@ -159,7 +159,7 @@ def test_a_caller_who_hangs_up_frees_the_device(replica, storage, monkeypatch):
     assert len(steps) < 900
 
 
-def test_slow_storage_stops_only_who_waits_for_it(storage, tiny_base, monkeypatch):
+def test_slow_storage_delays_only_its_own_requests(storage, tiny_base, monkeypatch):
     names = [publish(storage, tiny_base, f"slow{i}", 80 + i).name for i in range(4)]
     opened, read = threading.Event(), Source.read
 
@@ -184,7 +184,7 @@ def test_slow_storage_stops_only_who_waits_for_it(storage, tiny_base, monkeypatc
     replica.close()
 
 
-def test_what_waits_for_the_device_is_not_in_memory_yet(storage, tiny_base, monkeypatch):
+def test_requests_waiting_for_the_device_use_no_memory(storage, tiny_base, monkeypatch):
     names = [publish(storage, tiny_base, f"crowd{i}", 200 + i).name for i in range(12)]
     read, read_so_far, alive = Source.read, [], []
 
@@ -214,7 +214,7 @@ def test_what_waits_for_the_device_is_not_in_memory_yet(storage, tiny_base, monk
     replica.close()
 
 
-def test_what_was_never_verified_is_not_taken_for_loaded(storage, tiny_base, monkeypatch):
+def test_unverified_weights_are_not_counted_as_loaded(storage, tiny_base, monkeypatch):
     opened, verify = threading.Event(), Source.verify
 
     def late(self, key, value):
@@ -245,7 +245,7 @@ def test_what_was_never_verified_is_not_taken_for_loaded(storage, tiny_base, mon
     replica.close()
 
 
-def test_one_of_a_batch_hangs_up_and_the_others_get_theirs(replica, storage):
+def test_a_disconnected_caller_does_not_affect_its_batch(replica, storage):
     async def run():
         stay = asyncio.create_task(replica.generate(ask(storage, seeds=(3,), steps=50)))
         async with aclosing(replica.stream(ask(storage, seeds=(4,), steps=50))) as events:
@@ -262,7 +262,7 @@ def test_a_request_out_of_time_ends(replica, storage):
     assert refusal.retry_after
 
 
-def test_sizes_near_the_base_s_own(replica, storage):
+def test_sizes_near_the_bases_own_are_drawn(replica, storage):
     [wide] = images(asyncio.run(replica.generate(ask(storage, size=(48, 24)))))
     assert wide.shape == (24, 48, 3)
     for width, drawn in ((8, 16), (33, 32), (2000, 64)):
@@ -275,7 +275,7 @@ def test_sizes_near_the_base_s_own(replica, storage):
         assert "32x32" in refusal.message
 
 
-def test_a_model_s_own_size_is_drawn_whatever_the_base_s(replica, storage):
+def test_a_model_is_drawn_at_its_own_size(replica, storage):
     for resolution in (40, 72):  # 72 is more than twice the base's 32
         [image] = images(asyncio.run(replica.generate(ask(storage, resolution=resolution))))
         assert image.shape == (resolution, resolution, 3)
@@ -289,13 +289,13 @@ def test_a_model_s_own_size_is_drawn_whatever_the_base_s(replica, storage):
     assert "40x40" in refusal.message
 
 
-def test_formats(replica, storage):
+def test_images_have_the_requested_format(replica, storage):
     for output_format, magic in (("png", b"\x89PNG"), ("webp", b"RIFF"), ("jpeg", b"\xff\xd8")):
         answer = asyncio.run(replica.generate(ask(storage, output_format=output_format)))
         assert answer.images[0].startswith(magic)
 
 
-def test_bad_models_are_refused_and_throw_nothing_out(storage, tiny_base):
+def test_bad_models_are_rejected_and_evict_nothing(storage, tiny_base):
     rotten = publish(storage, tiny_base, "rotten", 50)
     [file] = Path(storage, "models", "rotten").glob("*/unet.safetensors")
     data = file.read_bytes()
@@ -320,7 +320,7 @@ def test_bad_models_are_refused_and_throw_nothing_out(storage, tiny_base):
     replica.close()
 
 
-def test_a_takedown_of_one_revision_leaves_the_others(storage, tiny_base):
+def test_a_takedown_of_one_revision_keeps_the_others(storage, tiny_base):
     old, new = (publish(storage, tiny_base, "grown", seed) for seed in (62, 63))
     replica = make_replica(storage, tiny_base)
 
@@ -357,7 +357,7 @@ def test_a_takedown_empties_every_tier_and_the_module(storage, tiny_base):
     replica.close()
 
 
-def test_a_removal_by_others_is_noticed(storage, tiny_base):
+def test_a_model_removed_by_another_process_is_dropped(storage, tiny_base):
     publish(storage, tiny_base, "removed", 61)
     replica = make_replica(storage, tiny_base, sweep_seconds=0.05)
 
@@ -395,7 +395,7 @@ def test_a_remote_registry_is_copied_and_the_copies_are_bounded(
     replica.close()
 
 
-def test_health_is_that_of_the_device_thread(storage, tiny_base):
+def test_health_depends_on_the_device_thread(storage, tiny_base):
     replica = make_replica(storage, tiny_base)
     replica.check_health()
     replica.close()
@@ -415,7 +415,7 @@ def failing(replica, monkeypatch, times):
     monkeypatch.setattr(replica._backbone, "denoise", denoise)
 
 
-def test_one_failure_of_the_device_costs_one_batch(storage, tiny_base, monkeypatch):
+def test_one_device_failure_fails_one_batch(storage, tiny_base, monkeypatch):
     replica = make_replica(storage, tiny_base)
     expected = asyncio.run(replica.generate(ask(storage, "base"))).images
     failing(replica, monkeypatch, 1)
@@ -426,7 +426,7 @@ def test_one_failure_of_the_device_costs_one_batch(storage, tiny_base, monkeypat
     replica.close()
 
 
-def test_a_device_that_fails_for_good_asks_for_a_new_replica(storage, tiny_base, monkeypatch):
+def test_a_permanently_failing_device_makes_the_replica_unhealthy(storage, tiny_base, monkeypatch):
     replica = make_replica(storage, tiny_base)
     failing(replica, monkeypatch, 10**6)
     assert asyncio.run(replica.generate(ask(storage, "rex"))).code == "internal_error"
@@ -440,7 +440,7 @@ def flat_file(**tensors):
     return torch.frombuffer(bytearray(safetensors.torch.save(tensors)), dtype=torch.uint8)
 
 
-def test_a_file_as_we_write_it_is_flattened_without_a_copy():
+def test_a_published_file_is_flattened_without_a_copy():
     a, b = torch.randn(2, 3).half(), torch.randn(4).half()
     layout = {"a": a.shape, "b": b.shape}
     content = flat_file(b=b, a=a)
@@ -453,7 +453,7 @@ def test_a_file_as_we_write_it_is_flattened_without_a_copy():
     assert torch.equal(doubles, torch.cat([a.double().flatten(), b.double()]))
 
 
-def test_what_does_not_fit_or_is_no_weights_file_is_refused():
+def test_invalid_and_mismatched_weight_files_are_rejected():
     a = torch.randn(2, 3).half()
     good = flat_file(a=a)
     layout = {"a": a.shape}
@@ -465,7 +465,7 @@ def test_what_does_not_fit_or_is_no_weights_file_is_refused():
             flatten(bad, layout, "f")
 
 
-def test_the_module_s_tensors_are_gathered_and_put_back(tiny_base):
+def test_tensors_of_the_module_are_gathered_and_restored(tiny_base):
     backbone = bases.load(bases.resolve(str(tiny_base)))
     models = backbone.network(("unet", "text_encoder"))
     before = {name: value.clone() for name, value in models.state_dict().items()}
@@ -480,7 +480,7 @@ def test_the_module_s_tensors_are_gathered_and_put_back(tiny_base):
         METHOD.read({"vae.safetensors": content}, resident.layouts)
 
 
-def test_a_sampler_that_the_base_does_not_have_is_refused(storage, tiny_base):
+def test_an_unsupported_sampler_is_rejected(storage, tiny_base):
     replica = make_replica(storage, tiny_base)
     asked = dataclasses.replace(ask(storage, "rex"), sampling={"sampler": "euler"})
     refused = asyncio.run(replica.generate(asked))

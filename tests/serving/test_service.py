@@ -125,7 +125,7 @@ def site(tmp_path):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_503_is_not_charged_and_an_unknown_model_is(site, stream):
+def test_a_503_is_not_charged_but_an_unknown_model_is(site, stream):
     site.models.answers = [OVERLOADED] * 3
     assert [site.post(n=5, stream=stream).status_code for _ in range(3)] == [503] * 3
     assert site.post(n=4, model="nobody", stream=stream).status_code == 404
@@ -133,7 +133,7 @@ def test_a_503_is_not_charged_and_an_unknown_model_is(site, stream):
     assert site.images_left() == 6
 
 
-def test_warming_is_charged_and_refused_while_draining(site):
+def test_warming_is_charged_and_rejected_while_draining(site):
     path = "/v1/models/rex:warm"
     assert site.ask("POST", path).status_code == 200
     site.models.answers = [OVERLOADED]
@@ -144,7 +144,7 @@ def test_warming_is_charged_and_refused_while_draining(site):
     assert site.images_left() == 9
 
 
-def test_warming_has_the_time_of_any_request(site, monkeypatch):
+def test_warming_has_the_deadline_of_any_request(site, monkeypatch):
     site.service.options = site.service.options.model_copy(update={"deadline_seconds": 240.0})
     assert site.ask("POST", "/v1/models/rex:warm").status_code == 200
     assert site.models.asked[-1].deadline_seconds == 240.0
@@ -155,7 +155,7 @@ def test_warming_has_the_time_of_any_request(site, monkeypatch):
     assert hanging.cancelled
 
 
-def test_storage_that_does_not_answer_is_no_fault_of_ours_nor_the_caller_s(site, monkeypatch):
+def test_a_storage_failure_is_a_503(site, monkeypatch):
     def fail(self, *arguments):
         raise StoreError("s3://secret-bucket: connection reset")
 
@@ -175,7 +175,7 @@ def test_storage_that_does_not_answer_is_no_fault_of_ours_nor_the_caller_s(site,
     assert site.images_left() == 10
 
 
-def test_a_prediction_that_is_put_again_is_charged_once(site):
+def test_a_repeated_prediction_is_charged_once(site):
     async def run():
         async with site.client() as client:
             put = "/v1/predictions/mine"
@@ -188,7 +188,7 @@ def test_a_prediction_that_is_put_again_is_charged_once(site):
     assert site.images_left() == 6
 
 
-def test_a_takedown_of_one_revision_leaves_the_others_alone(site):
+def test_a_takedown_of_one_revision_keeps_other_predictions(site):
     new = publish(site.storage, number=2)
 
     async def run():
@@ -235,7 +235,7 @@ class Silent:
         raise TimeoutError("Timed out waiting for broadcast results.")
 
 
-def test_a_takedown_that_replicas_are_slow_to_hear_of_is_left_to_their_sweep(caplog):
+def test_a_takedown_with_slow_replicas_is_left_to_their_sweep(caplog):
     asyncio.run(Replicas(Silent()).forget(["rex@abc"]))
     assert "takedown has not reached every replica" in caplog.text
 
@@ -252,7 +252,7 @@ def test_a_subject_called_base_is_not_the_base(site):
     assert site.models.forgotten == [old.name]
 
 
-def test_the_resolution_of_the_training_goes_with_a_request(site):
+def test_requests_carry_the_training_resolution(site):
     publish(site.storage, model_id="large", number=7, recipe=Recipe(resolution=1152))
     for model, expected in (("large", 1152), ("rex", None), ("base", None)):
         assert site.post(model=model).status_code == 200
@@ -275,7 +275,7 @@ def test_models_are_filtered_by_the_server(site):
     assert listed(contains="nothing") == []
 
 
-def test_slow_listings_hold_up_no_image(site, monkeypatch):
+def test_slow_listings_do_not_delay_images(site, monkeypatch):
     opened = threading.Event()
     monkeypatch.setattr(site.service.catalogue, "models", lambda: opened.wait(30) and [])
 
@@ -296,7 +296,7 @@ def make_ask(subject="rex", tenant="t", deadline=60.0):
     return Ask(subject, "abc" if subject else "", tenant, "p", (1,), deadline)
 
 
-def test_an_alias_is_the_model_that_it_stands_for(site):
+def test_an_alias_is_its_model(site):
     aliases = {"dall-e-3": "rex", "plain": "base"}
     site.service.options = site.service.options.model_copy(update={"aliases": aliases})
     assert site.post(model="dall-e-3").json()["model"] == site.rex.name
@@ -316,7 +316,7 @@ def test_a_damaged_record_is_reported_to_its_owner_only(site):
         assert (answer.status_code, answer.json()["error"]["code"]) == expected
 
 
-def test_a_registry_that_vanished_is_not_ready_and_unavailable(site):
+def test_a_vanished_registry_is_not_ready_and_gives_503(site):
     async def ready():
         return {}
 
@@ -330,7 +330,7 @@ def test_a_registry_that_vanished_is_not_ready_and_unavailable(site):
     assert site.ask("GET", "/healthz").status_code == 200
 
 
-def test_a_tenant_has_its_share_of_the_places():
+def test_a_tenant_gets_its_share_of_the_places():
     places = Places(4, 0.5)
     for tenant in ("a", "a"):
         places.take(tenant)
@@ -346,7 +346,7 @@ def test_a_tenant_has_its_share_of_the_places():
     places.take("d")
 
 
-def test_a_place_is_held_until_the_answer_is_sent(site):
+def test_a_place_is_held_until_the_response_is_sent(site):
     site.models.gate = asyncio.Event()
     site.service.places = Places(2, 0.5)
 
@@ -365,7 +365,7 @@ def test_a_place_is_held_until_the_answer_is_sent(site):
     assert site.post().status_code == 200
 
 
-def test_the_oldest_unfinished_body_makes_room_for_new_ones():
+def test_the_oldest_unfinished_body_is_dropped_for_new_ones():
     async def run():
         bodies = Bodies(60.0, 2)
         first = [asyncio.create_task(bodies.read("t", asyncio.Event().wait())) for _ in range(2)]
@@ -388,7 +388,7 @@ def test_the_oldest_unfinished_body_makes_room_for_new_ones():
     asyncio.run(run())
 
 
-def test_images_are_kept_for_an_hour_and_for_who_has_least(monkeypatch):
+def test_images_are_kept_for_an_hour_fairly_between_tenants(monkeypatch):
     monkeypatch.setattr(shelf, "MAX_BYTES", 100)
     now = [0.0]
     kept = shelf.Shelf(lambda: now[0])
@@ -407,7 +407,7 @@ async def settled(store, name="p", tenant="t"):
     return outcome
 
 
-def test_a_prediction_that_failed_in_passing_begins_anew():
+def test_a_prediction_with_a_temporary_failure_can_be_repeated():
     async def run():
         models = Models()
         store = Predictions(models)
@@ -445,7 +445,7 @@ def test_a_cancelled_or_forgotten_prediction_ends_its_work():
     assert asyncio.run(run()) == (["canceled", None, "processing"], 2)
 
 
-def test_room_is_made_by_who_has_the_most(monkeypatch):
+def test_the_tenant_with_the_most_predictions_makes_room(monkeypatch):
     monkeypatch.setattr(predictions, "MAX_BYTES", 100)
 
     async def run():
@@ -509,7 +509,7 @@ async def collect(events):
     return [event async for event in events]
 
 
-def test_a_full_home_replica_passes_on_once():
+def test_a_full_home_replica_passes_a_request_on_once():
     full, answer = Response([OVERLOADED]), Answer(BEGUN, (b"x",))
     handle = Handle(full, Response([answer]))
     assert asyncio.run(Replicas(handle).generate(make_ask())) == answer
@@ -525,7 +525,7 @@ def test_a_full_home_replica_passes_on_once():
         assert asyncio.run(Replicas(handle).generate(ask)) == refusal
 
 
-def test_a_replica_that_hangs_is_given_up_and_told_so(monkeypatch):
+def test_a_hanging_replica_is_given_up_and_cancelled(monkeypatch):
     monkeypatch.setattr(replicas, "_GRACE_SECONDS", 0.01)
     hanging = Response([], hangs=True)
     assert asyncio.run(Replicas(Handle(hanging)).generate(make_ask(deadline=0.01))) == TIMED_OUT
@@ -540,7 +540,7 @@ def test_a_replica_that_hangs_is_given_up_and_told_so(monkeypatch):
 
 
 @pytest.mark.parametrize("call", ["generate", "stream"])
-def test_whoever_stops_waiting_ends_the_work(call):
+def test_a_cancelled_call_ends_its_work(call):
     hanging = Response([], hangs=True)
     models = Replicas(Handle(hanging))
 

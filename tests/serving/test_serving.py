@@ -53,7 +53,7 @@ def test_the_openai_client_gets_images(site):
         client.images.generate(model="nobody", prompt="p")
 
 
-def test_curl_s_form_type_is_understood(client):
+def test_the_form_type_of_curl_is_accepted(client):
     response = client.post(
         "/v1/images/generations",
         content=b'{"model": "rex", "prompt": "p", "num_inference_steps": 1}',
@@ -103,7 +103,7 @@ def test_many_subjects_at_once_within_the_budget(site, client):
         assert len(figures["keys"]["ram"]) <= 4
 
 
-def test_a_flood_of_unknown_ids_evicts_nothing(site, client):
+def test_many_unknown_ids_evict_nothing(site, client):
     for name in ("rex", "mia"):
         post(client, name)
     before = [figures["keys"] for figures in site.figures()]
@@ -113,7 +113,7 @@ def test_a_flood_of_unknown_ids_evicts_nothing(site, client):
     assert [figures["keys"] for figures in site.figures()] == before
 
 
-def test_a_client_who_hangs_up_frees_the_replica(site, client):
+def test_a_disconnected_client_frees_the_replica(site, client):
     body = BODY | {"model": "rex", "num_inference_steps": 999, "n": 4}
     with pytest.raises(httpx.ReadTimeout):
         client.post("/v1/images/generations", json=body, timeout=0.5)
@@ -127,7 +127,7 @@ def test_a_client_who_hangs_up_frees_the_replica(site, client):
     assert freed < (time.monotonic() - started) / 2
 
 
-def test_too_much_at_once_is_refused_and_says_when(client):
+def test_too_many_requests_are_rejected_with_retry_after(client):
     with ThreadPoolExecutor(14) as pool:  # two replicas hold 8 of these requests
         slow = {"n": 4, "num_inference_steps": 150}
         answers = list(pool.map(lambda _: post(client, "rex", **slow), range(14)))
@@ -162,7 +162,7 @@ def test_a_takedown_reaches_every_replica(site, client):
         assert "doomed" not in figures["resident"]
 
 
-def test_a_prediction_outlives_its_connection(site, client):
+def test_a_prediction_survives_its_connection(site, client):
     begun = client.put("/v1/predictions/p1", json=BODY | {"model": "rex"})
     assert begun.status_code in (200, 202)
 
@@ -182,12 +182,12 @@ def test_a_cancelled_prediction_frees_the_replica(site, client):
     assert client.get("/v1/predictions/long").json()["status"] == "canceled"
 
 
-def test_the_page_and_the_schema_are_there(client):
+def test_the_page_and_the_schema_are_served(client):
     assert "text/html" in client.get("/playground").headers["content-type"]
     assert "/v1/images/generations" in client.get("/openapi.json").json()["paths"]
 
 
-def test_metrics_have_no_subject(client):
+def test_metrics_have_no_label_per_subject(client):
     post(client, "rex")
 
     def figures():
@@ -201,7 +201,7 @@ def test_metrics_have_no_subject(client):
     assert "rex" not in text
 
 
-def test_a_killed_replica_costs_no_wrong_image(site, client):
+def test_a_killed_replica_gives_no_wrong_image(site, client):
     expected = {name: post(client, name).json()["data"] for name in ("rex", "mia", "tom")}
     stop, answers = threading.Event(), []
 

@@ -15,7 +15,7 @@ from dbray.serving.replica.sizes import Sizes
     (512, (1, 9999), (256, 1024)),
     (32, (1024, 1024), (64, 64)),
 ])  # fmt: skip
-def test_the_nearest_size_keeps_the_aspect_ratio_where_it_can(resolution, size, nearest):
+def test_the_nearest_size_keeps_the_aspect_ratio_if_possible(resolution, size, nearest):
     sizes = Sizes.of(resolution, resolution // 8)
     assert sizes.nearest(size) == nearest
     assert sizes.nearest(nearest) == nearest

@@ -86,7 +86,7 @@ async def soon(event):
     assert await asyncio.to_thread(event.wait, 30)
 
 
-def test_what_is_loaded_needs_no_thread_and_who_follows_holds_none(background):
+def test_loaded_values_and_followers_use_no_thread(background):
     storage = Storage(background)
     with using(storage.cache, "warm"):
         pass
@@ -109,7 +109,7 @@ def test_what_is_loaded_needs_no_thread_and_who_follows_holds_none(background):
     assert storage.reads == ["warm", "slow", "other"]
 
 
-def test_one_who_hangs_up_does_not_end_the_load_of_others(background):
+def test_a_disconnected_caller_does_not_end_a_shared_load(background):
     storage = Storage(background)
     slow = storage.gate("read", "a")
 
@@ -129,7 +129,7 @@ def test_one_who_hangs_up_does_not_end_the_load_of_others(background):
     assert storage.ram.num_pins("a") == 0  # nobody holds what the one who left had asked for
 
 
-def test_what_was_just_loaded_is_pinned_while_it_is_in_use(background):
+def test_a_new_value_is_pinned_while_in_use(background):
     storage = Storage(background, ram_bytes=20)
     holds = [held(storage.cache, key) for key in "abc"]
     for hold in holds:
@@ -142,7 +142,7 @@ def test_what_was_just_loaded_is_pinned_while_it_is_in_use(background):
     assert [storage.ram.num_pins(key) for key in "ab"] == [0, 1]
 
 
-def test_who_is_done_before_the_value_is_kept_holds_no_pin(background):
+def test_a_hold_released_before_the_value_is_kept_leaves_no_pin(background):
     storage = Storage(background)
     gate = storage.gate("verify", "a")
     hold = held(storage.cache, "a")
@@ -202,7 +202,7 @@ def crowded(storage, count, scene):
         assert storage.ram.num_pins(key) == 0
 
 
-def test_who_waits_for_a_model_waits_for_its_memory_too(background):
+def test_a_request_for_a_model_also_waits_for_its_memory(background):
     storage = Storage(background, ram_bytes=0)
 
     async def scene(crowd):
@@ -215,7 +215,7 @@ def test_who_waits_for_a_model_waits_for_its_memory_too(background):
     crowded(storage, 2, scene)
 
 
-def test_the_next_to_be_served_is_the_next_to_be_loaded(background):
+def test_models_are_loaded_in_the_order_of_serving(background):
     storage = Storage(background, ram_bytes=0)
 
     async def scene(crowd):
@@ -251,7 +251,7 @@ def test_users_of_one_model_share_it_and_make_room_for_others(background):
     assert sorted(storage.reads) == ["m1", "m1", "m2", "m3"]
 
 
-def test_what_a_tier_holds_waits_for_nobody(background):
+def test_values_in_a_tier_are_available_at_once(background):
     storage = Storage(background)
     with using(storage.cache, "m7") as hold:
         hold.settle()
@@ -273,7 +273,7 @@ def test_what_a_tier_holds_waits_for_nobody(background):
     assert storage.reads == ["m7", "m1", "m3"]
 
 
-def test_a_load_that_failed_makes_room(background):
+def test_a_failed_load_makes_room(background):
     storage = Storage(background)
 
     def fail(key, below):
@@ -295,7 +295,7 @@ def test_a_load_that_failed_makes_room(background):
     assert [str(failure) for failure in failures] == ["connection reset"] * 4
 
 
-def test_a_takedown_reaches_a_load_that_outlasts_the_memory_of_failures(background):
+def test_a_takedown_reaches_a_load_slower_than_the_memory_of_failures(background):
     now = [100.0]
     storage = Storage(background, clock=lambda: now[0])
     gate = storage.gate("verify", "rex@1")
@@ -323,7 +323,7 @@ def test_a_takedown_reaches_a_key_on_its_way_to_the_device(background):
     assert storage.cache.keys() == set()
 
 
-def test_an_image_need_not_wait_for_the_device_tier_nor_fail_with_it(background, caplog):
+def test_an_image_neither_waits_for_nor_fails_with_the_device_tier(background, caplog):
     storage = Storage(background)
     gate = storage.gate("lift", "a")
     storage.failing["a"] = MemoryError("device")
@@ -339,7 +339,7 @@ def test_an_image_need_not_wait_for_the_device_tier_nor_fail_with_it(background,
         assert again.value == "ram:a"
 
 
-def test_a_failure_of_storage_reaches_all_who_wait(background):
+def test_a_storage_failure_reaches_all_waiting_requests(background):
     storage = Storage(background)
     slow = storage.gate("read", "a")
 
@@ -361,7 +361,7 @@ def test_a_failure_of_storage_reaches_all_who_wait(background):
     assert [str(failure) for failure in failures] == ["connection reset"] * 3
 
 
-def test_a_copy_for_which_there_is_no_room_is_removed(background):
+def test_a_copy_without_room_is_removed(background):
     made, removed = [], []
 
     def copy(key, below):
@@ -389,7 +389,7 @@ sys.stdin.readline()
 """
 
 
-def test_scratch_of_the_dead_is_removed_and_that_of_the_living_kept(tmp_path):
+def test_scratch_of_dead_processes_is_removed(tmp_path):
     (tmp_path / "dbray-serving-unlocked").mkdir()
     (tmp_path / "other").mkdir()
     process = subprocess.Popen(

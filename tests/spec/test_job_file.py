@@ -38,7 +38,7 @@ def test_a_folder_named_like_the_miniature_does_not_hide_it(tmp_path):
     assert load(tmp_path, "base: ./miniature\nsubjects: photos\n").base != "miniature"
 
 
-def test_all_mistakes_are_named_with_line_and_fix(tmp_path):
+def test_all_mistakes_are_reported_with_line_and_fix(tmp_path):
     found = problems(
         tmp_path,
         "base: miniature\n"
@@ -72,12 +72,12 @@ def test_all_mistakes_are_named_with_line_and_fix(tmp_path):
         ("base: miniature\nsubjects: [{id: base, class_noun: dog, images: [a]}]\n", "untouched"),
     ],
 )
-def test_broken_files(tmp_path, text, what):
+def test_broken_files_are_reported(tmp_path, text, what):
     found = problems(tmp_path, text)
     assert any(what in problem.what for problem in found)
 
 
-def test_a_repeated_key_is_refused_with_both_lines(tmp_path):
+def test_a_repeated_key_is_reported_with_both_lines(tmp_path):
     text = "base: miniature\nrecipe: {steps: 1}\nsubjects: x\nrecipe:\n  steps: 2\n"
     [problem] = problems(tmp_path, text)
     assert problem.where.endswith(":4")
@@ -128,7 +128,7 @@ def test_a_draft_is_the_job_without_its_mistakes(tmp_path):
     assert draft_job(file).subjects is None
 
 
-def test_inline_subjects_are_written_as_those_of_manifests(tmp_path):
+def test_inline_subjects_have_the_form_of_manifests(tmp_path):
     text = "base: miniature\nsubjects: [{subject_id: rex, class_noun: dog, images: photos/rex}]\n"
     assert load(tmp_path, text).subjects == (
         Subject(id="rex", class_noun="dog", images=(str(tmp_path / "photos/rex"),)),
@@ -172,26 +172,26 @@ def test_mistakes_are_reported_in_plain_words(tmp_path, text, what, fix):
 
 
 @pytest.mark.parametrize("path", ["~nobody9/x", "a" * 300])
-def test_paths_that_do_not_exist_are_left_for_their_readers_to_report(tmp_path, path):
+def test_missing_paths_are_not_checked_by_the_job_file(tmp_path, path):
     job = load(tmp_path, f"base: {path}\nsubjects: {path}\n")
     assert job.subjects == str(tmp_path / path)
 
 
 @pytest.mark.parametrize("key", ["base", "subjects", "storage"])
-def test_control_characters_in_paths_are_refused(tmp_path, key):
+def test_control_characters_in_paths_are_rejected(tmp_path, key):
     values = {"base": "miniature", "subjects": "x", key: '"a\\0b"'}
     [problem] = problems(tmp_path, "".join(f"{k}: {v}\n" for k, v in values.items()))
     assert problem.what.startswith(f"{key}: not a path")
 
 
-def test_a_job_needs_an_id_of_its_own(tmp_path):
+def test_a_job_file_whose_name_gives_no_id_is_an_error(tmp_path):
     file = tmp_path / "日本.yaml"
     file.write_text("base: miniature\nsubjects: x\n")
     with pytest.raises(SpecError, match="add 'id"):
         Job.load(file)
 
 
-def test_a_missing_file_is_named(tmp_path):
+def test_a_missing_file_is_reported(tmp_path):
     with pytest.raises(SpecError, match="does not exist"):
         Job.load(tmp_path / "none.yaml")
 
@@ -199,26 +199,26 @@ def test_a_missing_file_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("written", "read"), [("0200", 200), ("1_000", 1000), ("'7'", 7), ("1e3", 1000), ("3.0", 3)]
 )
-def test_numbers_are_what_was_written(tmp_path, written, read):
+def test_numbers_are_read_as_written(tmp_path, written, read):
     """YAML 1.1 reads 0200 as 128."""
     job = load(tmp_path, f"base: miniature\nsubjects: x\nrecipe: {{steps: {written}}}\n")
     assert job.recipe.steps == read
 
 
 @pytest.mark.parametrize("name", ["no", "on", "2026-01-01", "007", "12:30"])
-def test_texts_are_what_was_written(tmp_path, name):
+def test_texts_are_read_as_written(tmp_path, name):
     """YAML 1.1 reads false, true, a date, 7 and 750."""
     assert load(tmp_path, f"base: miniature\nsubjects: {name}\n").subjects.endswith(f"/{name}")
 
 
 @pytest.mark.parametrize(("written", "read"), [("yes", True), ("off", False), ("true", True)])
-def test_truth_values_may_be_words(tmp_path, written, read):
+def test_booleans_may_be_words(tmp_path, written, read):
     job = load(tmp_path, f"base: miniature\nsubjects: x\nrecipe: {{flip: {written}}}\n")
     assert job.recipe.flip is read
 
 
 @pytest.mark.parametrize("theirs", foreign_keys.OURS)
-def test_a_key_of_another_trainer_is_answered_with_one_of_ours(tmp_path, theirs):
+def test_a_key_of_another_trainer_suggests_the_dbray_key(tmp_path, theirs):
     [problem] = [
         problem
         for problem in problems(tmp_path, f"base: miniature\nsubjects: x\n{theirs}: 1\n")
@@ -231,7 +231,7 @@ def test_a_key_of_another_trainer_is_answered_with_one_of_ours(tmp_path, theirs)
     assert (f"under '{section}'" in problem.fix) == bool(section)
 
 
-def test_a_key_of_another_trainer_in_its_section_and_one_without_a_place(tmp_path):
+def test_keys_of_other_trainers_in_and_without_a_section_have_fixes(tmp_path):
     text = "base: miniature\nsubjects: x\nrecipe: {lr: 1.0e-4}\n--with-prior-preservation: true\n"
     theirs, ours = sorted(problems(tmp_path, text), key=lambda problem: problem.what)
     assert ours.fix == "write 'learning_rate' instead of 'lr'"

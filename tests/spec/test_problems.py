@@ -18,7 +18,7 @@ def mistakes(data, model=Job) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("storage", ["ftp://u:SECRET@h", "ftp://u:" + "SECRET" * 30 + "@h"])
-def test_a_refused_value_is_shown_without_its_secrets_however_long(storage):
+def test_an_invalid_value_of_any_length_is_shown_without_secrets(storage):
     [(_, fix)] = mistakes({"base": "miniature", "subjects": "x", "storage": storage})
     assert "ftp://***@h" in fix
     [(what, _)] = mistakes({"base": "miniature", "subjects": "x", "id": storage})
@@ -27,7 +27,7 @@ def test_a_refused_value_is_shown_without_its_secrets_however_long(storage):
     assert "ftp://***@h" in what
 
 
-def test_keys_with_spaces_are_named_as_they_were_written():
+def test_keys_with_spaces_are_reported_as_written():
     job = {"base": "miniature", "subjects": 5, "base revision": "x", "recipe": {"learning rate": 1}}
     found = dict(mistakes(job))
     assert found.keys() == {
@@ -40,7 +40,7 @@ def test_keys_with_spaces_are_named_as_they_were_written():
 
 
 @pytest.mark.parametrize("twice", ["[*a{0}, *a{0}]", "{{<<: [*a{0}, *a{0}]}}"])
-def test_aliases_are_refused_before_they_multiply(twice):
+def test_aliases_are_rejected_before_they_expand(twice):
     """Each line stands for twice what the one before it does."""
     lines = ["- &a0 {x: 1}", *(f"- &a{n + 1} {twice.format(n)}" for n in range(12))]
     with pytest.raises(SpecError) as caught:

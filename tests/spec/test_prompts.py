@@ -7,7 +7,7 @@ import pytest
 from dbray.spec.prompts import fill_prompt, has_an
 
 
-def test_prompts_are_filled():
+def test_placeholders_of_prompts_are_filled():
     assert fill_prompt("a {subject} and a {class}", "dog", "zb") == "a zb dog and a dog"
     assert fill_prompt("a {subject}", "dog") == "a dog"
 

@@ -9,7 +9,7 @@ from dbray.spec.sections import Previews, Prior, Recipe
 from dbray.spec.subject import Subject
 
 
-def test_a_sampler_has_room_for_its_steps():
+def test_the_steps_of_each_sampler_have_a_limit():
     from diffusers import DDIMScheduler
 
     for model in (Prior, Previews):
@@ -22,7 +22,7 @@ def test_a_sampler_has_room_for_its_steps():
 
 
 @pytest.mark.parametrize("bad", ["", "Rex", "../rex", "-rex", "a" * 64, "re/x", "rex\n", "ré"])
-def test_ids_that_could_leave_their_folder_are_refused(bad):
+def test_ids_that_could_leave_their_folder_are_rejected(bad):
     with pytest.raises(SpecError, match="id"):
         Subject(id=bad, class_noun="dog", images=())
 
@@ -33,7 +33,7 @@ def test_values_are_frozen():
         recipe.steps = 3  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def test_a_later_field_is_part_of_the_identity_only_where_it_is_used():
+def test_a_later_field_is_part_of_the_identity_only_if_set():
     class Grown(Recipe):
         warmup_steps: int = 0
 
@@ -41,7 +41,7 @@ def test_a_later_field_is_part_of_the_identity_only_where_it_is_used():
     assert Grown(warmup_steps=5).identity() == Recipe().identity() | {"warmup_steps": 5}
 
 
-def test_first_fields_are_part_of_the_identity_at_their_defaults_too():
+def test_default_values_of_first_fields_are_part_of_the_identity():
     """So a default may change: whoever relied on the old one gets another fingerprint."""
     assert Recipe().identity().keys() == Recipe.first_fields
     assert Prior().identity().keys() == Prior.first_fields

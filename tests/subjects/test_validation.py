@@ -131,7 +131,7 @@ def test_a_manifest_with_many_faults_names_all_of_them_at_once(tmp_path):
     assert listed(found) == [("good", "dog", 3)]
 
 
-def test_copies_and_near_copies_are_named(photos):
+def test_copies_and_near_copies_are_reported(photos):
     rex, teapot = photos / "rex", photos / "teapot"
     write(rex / "copy.png", (rex / "0.png").read_bytes())
     with Image.open(teapot / "1.png") as image:
@@ -191,7 +191,7 @@ def test_a_broken_address_hides_no_other_problem(tmp_path):
     assert any("missing.png does not exist" in error.what for error in errors)
 
 
-def test_images_of_two_subjects_are_named(photos):
+def test_images_shared_by_two_subjects_are_reported(photos):
     write(photos / "teapot/3.png", (photos / "rex/1.png").read_bytes())
     [warning] = validation.validate(str(photos), class_noun="thing").problems
     assert warning.subject == "teapot"
@@ -213,7 +213,7 @@ def test_wrong_suffixes_do_not_matter_but_contents_do(photos):
     assert "1.png: is a GIF file" in error.what
 
 
-def test_unreadable_files_are_named(photos):
+def test_unreadable_files_are_reported(photos):
     (photos / "rex/broken-link.png").symlink_to("nowhere")
     os.mkfifo(photos / "rex/pipe.png")
     (photos / "rex/folder.png").mkdir()
@@ -280,7 +280,7 @@ def test_photographs_smaller_than_the_training_resolution_give_one_line(photos):
     assert "training sees 512 x 512" in problems[0].what
 
 
-def test_a_strip_of_which_a_square_keeps_little_is_named(photos):
+def test_a_strip_gives_a_warning(photos):
     with Image.open(photos / "rex/0.png") as image:
         image.resize((640, 80)).save(photos / "rex/0.png")
     [warning] = validation.validate(str(photos), "dog").problems

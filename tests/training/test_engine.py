@@ -251,19 +251,19 @@ class TestEveryStage:
             assert rank["loaded_losses"]
             assert rank["loaded_weights"]
 
-    def test_rank_0_alone_gets_whole_float32_weights(self, findings, stage, precision):
+    def test_only_rank_0_gets_whole_float32_weights(self, findings, stage, precision):
         first, *others = self.of(findings, stage, precision)
         assert first["names"] == {n: list(p.shape) for n, p in Net().named_parameters()}
         assert first["dtypes"] == ["torch.float32"]
         assert all(rank["names"] == {} for rank in others)
 
-    def test_follows_a_plain_loop(self, findings, stage, precision):
+    def test_weights_equal_those_of_a_plain_loop(self, findings, stage, precision):
         first, *_ = self.of(findings, stage, precision)
         # bf16 turns round some of the gradients that are nearly nothing, and Adam's steps are as
         # long as the learning rate whatever the gradient.
         assert first["gap"] < (2e-6 if precision == "fp32" else 1e-4) < first["moved"] / 5
 
-    def test_memory_plan_is_what_is_held(self, findings, stage, precision):
+    def test_the_memory_plan_matches_the_memory_in_use(self, findings, stage, precision):
         ranks = self.of(findings, stage, precision)
         num_parameters = sum(p.numel() for p in Net().parameters())
         plan = memory_plan(num_parameters, RECIPES[precision], stage, len(ranks))
@@ -274,7 +274,7 @@ class TestEveryStage:
             assert kept <= rank["state_bytes"] < kept * 1.1
 
 
-def test_reset_refuses_where_ranks_or_deepspeed_broke_off(findings):
+def test_reset_fails_after_an_interrupted_step_of_ranks_or_deepspeed(findings):
     for rank in findings["ranks"]:
         plain, *zero = rank["broken"]
         alone = len(findings["ranks"]) == 1
@@ -283,7 +283,7 @@ def test_reset_refuses_where_ranks_or_deepspeed_broke_off(findings):
 
 
 @pytest.mark.parametrize("stage", STAGES[1:])
-def test_zero_clips_as_plain_torch_does(findings, stage):
+def test_zero_clips_gradients_like_plain_torch(findings, stage):
     ranks = findings["ranks"]
     assert min(norm for _, norm in ranks[0][f"{stage} fp32"]["losses"]) > 0.5  # so all are clipped
     # Adam's steps hide the gradients' scale; its first moments do not. Ranks hold parts of them.
@@ -291,7 +291,7 @@ def test_zero_clips_as_plain_torch_does(findings, stage):
     assert squared**0.5 == pytest.approx(ranks[0]["0 fp32"]["momentum"], rel=1e-5)
 
 
-def test_a_device_is_lost_that_no_longer_answers(monkeypatch):
+def test_a_device_that_no_longer_responds_is_lost(monkeypatch):
     """The GPU and its answers are fakes."""
     gpu, asked = torch.device("cuda", 0), []
     of_cublas = RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED")
@@ -309,7 +309,7 @@ def test_a_device_is_lost_that_no_longer_answers(monkeypatch):
     assert device_is_lost(CPU, torch.AcceleratorError("CUDA error: unspecified launch failure"))
 
 
-def test_gradients_are_clipped_to_the_norm_and_the_norm_is_from_before():
+def test_gradients_are_clipped_and_the_reported_norm_is_unclipped():
     engines = [
         make_engine(Net(), Recipe(learning_rate=1e-3, max_grad_norm=norm), 0, CPU)
         for norm in (1e-4, 1e9)
@@ -321,7 +321,7 @@ def test_gradients_are_clipped_to_the_norm_and_the_norm_is_from_before():
     assert moments[0] < 1e-4 * 0.1 * 1.001 < moments[1]
 
 
-def test_weights_and_state_are_copies_that_later_steps_leave_alone():
+def test_weights_and_state_are_copies():
     engine = make_engine(Net(), Recipe(learning_rate=1e-2, ema_decay=0.5), 0, CPU)
     weights, state = engine.weights(), engine.state()
     train(engine, range(2))
@@ -331,7 +331,7 @@ def test_weights_and_state_are_copies_that_later_steps_leave_alone():
     assert state["step/inside.weight"] == 0
 
 
-def test_only_what_requires_gradients_is_trained_and_published():
+def test_only_parameters_that_require_gradients_are_trained_and_published():
     engine = make_engine(Net(frozen=True), Recipe(learning_rate=1e-2), 0, CPU)
     train(engine, range(1))
     assert {name.split(".")[0] for name in engine.weights()} == {"inside", "norm", "outside"}
@@ -343,7 +343,7 @@ def test_base_weights_in_lower_precision_get_float32_masters():
     assert {p.dtype for p in engine.module.parameters()} == {torch.float32}
 
 
-def test_a_state_of_something_else_is_refused():
+def test_a_state_of_another_network_is_rejected():
     engine = make_engine(Net(), Recipe(), 0, CPU)
     averaged = make_engine(Net(), Recipe(ema_decay=0.5), 0, CPU)
     with pytest.raises(TrainError, match="another base, recipe"):
@@ -358,7 +358,7 @@ def test_nothing_to_train_is_an_error():
         make_engine(Net().requires_grad_(False), Recipe(), 0, CPU)
 
 
-def test_out_of_memory_is_named_and_plain_torch_goes_on_after_it():
+def test_out_of_memory_is_reported_and_plain_torch_continues():
     engine = make_engine(Net(), Recipe(), 0, CPU)
     before = train(engine, range(2))
     with pytest.raises(OutOfMemory, match="batch_size"):

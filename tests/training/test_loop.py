@@ -89,7 +89,7 @@ def test_training_moves_every_layer_and_lowers_the_loss(backbone, schedule):
     assert np.mean(losses[-15:]) < np.mean(losses[:15])
 
 
-def test_training_is_the_paper_s_loop_written_plainly(backbone, schedule):
+def test_training_equals_the_papers_plain_loop(backbone, schedule):
     """Equation 2 row by row, by diffusers and torch: nothing is shared but the draws."""
     from diffusers import DDPMScheduler
 
@@ -197,7 +197,7 @@ def test_a_restart_continues_bit_for_bit(backbone, schedule, stop, changes):
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 7])
-def test_ranks_together_compute_the_whole_batch(backbone, schedule, batch_size, world_size):
+def test_ranks_compute_the_whole_batch_together(backbone, schedule, batch_size, world_size):
     recipe = Recipe(batch_size=batch_size, prior_weight=0.5, min_snr_gamma=5.0)
     data = make_data(backbone)
     whole = draw_batch(data, recipe, schedule, 3, Share())
@@ -214,7 +214,7 @@ def test_ranks_together_compute_the_whole_batch(backbone, schedule, batch_size, 
     assert found == pytest.approx(wanted)
 
 
-def test_rows_are_of_the_right_kind(backbone, schedule):
+def test_the_batch_has_instance_and_prior_rows(backbone, schedule):
     recipe = Recipe(batch_size=2)
     data = make_data(backbone)
     batch = draw_batch(data, recipe, schedule, 0, Share())
@@ -246,7 +246,7 @@ def test_flips_and_crops_are_drawn_per_step(backbone, schedule):
     torch.testing.assert_close(latents.mean_VCHW[2:3], mirrored)
 
 
-def test_text_encoder_trains_when_asked(tiny_base, schedule):
+def test_the_text_encoder_is_trained_if_requested(tiny_base, schedule):
     recipe = Recipe(steps=3, learning_rate=1e-3, train_text_encoder=True)
     backbone = bases.load(bases.resolve(str(tiny_base)))
     weights, _ = train(backbone, schedule, recipe)
@@ -255,7 +255,7 @@ def test_text_encoder_trains_when_asked(tiny_base, schedule):
     assert any(name.startswith("text_encoder.") for name in moved)
 
 
-def test_a_loss_that_is_not_finite_is_named(backbone, schedule):
+def test_a_loss_that_is_not_finite_is_an_error(backbone, schedule):
     recipe = Recipe(steps=3)
     data = make_data(backbone, recipe=recipe)
     data.views.mean_VCHW[:] = float("inf")

@@ -55,7 +55,7 @@ def test_batched_loss_equals_a_loop_over_rows(num_instance, prediction, gamma):
     assert float(batched) == pytest.approx(by_hand, rel=1e-5)
 
 
-def test_the_order_of_rows_is_without_effect():
+def test_the_order_of_rows_has_no_effect():
     is_prior = torch.tensor([False, True, False, True, True])
     errors = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
     order = torch.tensor([3, 0, 4, 2, 1])
@@ -67,7 +67,7 @@ def test_the_order_of_rows_is_without_effect():
     assert float(permuted) == pytest.approx(float(loss))
 
 
-def test_lambda_zero_is_training_without_prior():
+def test_lambda_zero_equals_training_without_prior():
     errors = torch.tensor([1.5, 100.0])
     weights = losses.row_weights(torch.tensor([False, True]), prior_weight=0.0)
     assert float(losses.prior_preservation_loss(errors, weights)) == 1.5
@@ -142,7 +142,7 @@ def test_agrees_with_the_scheduler_of_diffusers():
     )
 
 
-def test_draws_are_named_not_ordered():
+def test_draws_depend_on_names_not_on_order():
     first = torch.randn(3, generator=losses.generator_of(0, "rex", 5, 1))
     again = torch.randn(3, generator=losses.generator_of(0, "rex", 5, 1))
     other = torch.randn(3, generator=losses.generator_of(0, "rex", 51, ""))
