@@ -1,11 +1,11 @@
-"""How many subjects an hour? The main job on drawn subjects, start-up included, beside a peer.
+"""How many subjects per hour? The main job on drawn subjects, with start-up, compared with a peer.
 
     python benchmarks/bulk.py [--peer PATH-TO-train_dreambooth.py] [--keep]
 
 The peer is the diffusers script of that name, run as its users do: one process per subject, on the
-same base, photographs and settings. It is timed on a few subjects and extrapolated, since each of
-its subjects costs the same. The ceiling is told beside: the steps alone, in a bare loop. Measure on
-an otherwise idle machine.
+same base, photographs and settings. It is timed on a few subjects and extrapolated, because each
+subject costs the same. The ceiling is also measured: only the steps, in a bare loop. Measure on an
+otherwise idle machine.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from dbray.spec.sections import Recipe
 PRIOR = {"count": 64, "sampler": "ddpm", "steps": 50, "guidance": 7.5}
 LEARNING_RATE = 1e-4
 RESOLUTION = 64
-# The script imports torchvision, which has no build for CPUs alone: these are what it uses of it.
+# The script imports torchvision, which may not be installed: these are the parts that it uses.
 _TRANSFORMS = """
 import enum
 import random
@@ -93,7 +93,7 @@ class Normalize:
         return (tensor - self.mean) / self.std
 """
 
-# The libraries look for torchvision before the stand-in is there, or they would ask more of it.
+# The libraries check for torchvision before the stand-in exists, or they would use more of it.
 _RUNNER = """
 import runpy
 import sys
@@ -109,7 +109,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def measure_dbray(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Run the main job in a process of its own."""
+    """Run the main job in a separate process."""
     write_subjects(folder / "photos", args.subjects, args.class_nouns)
     job = {
         "base": "miniature",
@@ -117,10 +117,10 @@ def measure_dbray(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
         "recipe": {
             "steps": args.steps,
             "learning_rate": LEARNING_RATE,
-            "min_snr_gamma": None,  # the peer weighs all timesteps alike
+            "min_snr_gamma": None,  # the peer weights all timesteps equally
         },
         "prior": PRIOR,
-        "previews": {"prompts": []},  # the peer makes none
+        "previews": {"prompts": []},  # the peer has none
     }
     (folder / "bulk.yaml").write_text(yaml.safe_dump(job))
     start = time.perf_counter()
@@ -151,7 +151,7 @@ def measure_dbray(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure_ceiling(lanes: int, args: argparse.Namespace) -> dict[str, Any]:
-    """Take the steps alone: as many bare loops as there were lanes, without Ray and storage."""
+    """Take only the steps: as many bare loops as there were lanes, without Ray and storage."""
     recipe = Recipe(steps=args.steps, learning_rate=LEARNING_RATE, min_snr_gamma=None)
     rate = measure_steps(recipe, lanes, threads=1)
     return {
@@ -161,7 +161,7 @@ def measure_ceiling(lanes: int, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure_peer(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Time the peer's script on a few subjects; once more with class images that lie there."""
+    """Time the peer's script on a few subjects, and once with existing class images."""
     stand_in = folder / "stand-in" / "torchvision"
     stand_in.mkdir(parents=True)
     (stand_in / "__init__.py").write_text('__version__ = "0.0"\n')
@@ -179,7 +179,7 @@ def measure_peer(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_peer(folder: Path, args: argparse.Namespace, subject: Path, classes: str) -> float:
-    """Run the script for one subject. Returns seconds."""
+    """Run the script for one subject; return the seconds."""
     noun = (subject / "class.txt").read_text()
     photographs = folder / "peer-photos" / subject.name  # it opens every file as an image
     shutil.rmtree(photographs, ignore_errors=True)

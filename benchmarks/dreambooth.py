@@ -2,7 +2,7 @@
 
     python benchmarks/dreambooth.py PATH-TO-dreambooth [-o FOLDER] [--keep]
 
-On the miniature, at 64 px. Prints what the job took; look at the report that it names.
+On the miniature, at 64 px. Prints the times of the job, and the path of its report.
 """
 
 from __future__ import annotations

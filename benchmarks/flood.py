@@ -1,10 +1,10 @@
-"""Do bodies that never arrive slow down other tenants? 600 unfinished POSTs of one key, held open.
+"""Do unfinished bodies slow down other tenants? 600 unfinished POSTs of one key, held open.
 
     python benchmarks/flood.py [--base miniature] [--connections 600] [--requests 150] [--keep]
 
-A real server with two keys. One tenant asks for images and for /healthz, first alone, then while
+A real server with two keys. One tenant requests images and /healthz, first alone, then while
 the other holds connections that announce a body and send its first byte. The server ends each after
-`body_seconds`; it is opened again at once. Measure on an otherwise idle machine.
+`body_seconds`, and each is opened again at once. Measure on an otherwise idle machine.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ STEPS = 10
 
 
 class Flood:
-    """Unfinished requests of one key, on a thread of their own."""
+    """Unfinished requests of one key, on a separate thread."""
 
     def __init__(self, port: int, key: str, count: int) -> None:
         self._port, self._count = port, count
@@ -86,7 +86,7 @@ class Flood:
 
 
 def measure(client: httpx.Client, models: list[str], count: int) -> dict[str, Any]:
-    """Images and /healthz in turns: p95 and longest time, and the statuses."""
+    """Request images and /healthz in turn: p95, longest time and statuses."""
     times: dict[str, list[float]] = {"images": [], "healthz": []}
     statuses: Counter[int] = Counter()
     for index in range(count):
@@ -105,7 +105,7 @@ def measure(client: httpx.Client, models: list[str], count: int) -> dict[str, An
 
 
 def flood(site: Site, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Measure alone, then beside the flood."""
+    """Measure alone, then during the flood."""
     models = [site.publish(f"model{index}", index).id for index in range(NUM_MODELS)]
     (good, good_digest), (slow, slow_digest) = new_key(), new_key()
     keys = folder / "keys.yaml"

@@ -1,4 +1,4 @@
-"""Does a subject keep its looks in new places, and its class its variety? By the judge's eyes.
+"""Does a subject keep its look in new places, and its class its variety? Measured by the judge.
 
     python benchmarks/identity.py [--subjects 6] [--judge build/miniature/judge.pt] [--keep]
     python benchmarks/identity.py --recipe '{method: lora, learning_rate: 0.002}'
@@ -6,10 +6,10 @@
 
 Runs the main job on drawn subjects by the base's recommended recipe, or with fields of another,
 and samples each published model in all places of the drawn world. `colour`, `class` and `place`
-are the shares of its images that show the subject's colour, its class noun and the place that was
-asked for. `drift` is how much more often than the base the model gives the subject's colour to
-others of its class. `bytes` and `seconds` are those of one subject: its weight files, and the time
-from lease to publication. The judge (see `miniature.py`) was trained on renders alone. `--methods`
+are the shares of its images that show the subject's colour, its class noun and the place in the
+prompt. `drift` is how much more often than the base the model gives the subject's colour to others
+of its class. `bytes` and `seconds` are those of one subject: its weight files, and the time from
+lease to publication. The judge (see `miniature.py`) was trained on renders only. `--methods`
 compares four methods on the same photographs. `-o` draws a sheet: a row per subject, with a
 photograph and images of each method.
 """
@@ -59,7 +59,7 @@ METHODS = {
 
 
 def sample(backbone: Backbone, name: str) -> np.ndarray:
-    """Sample `name` in every place; the same seeds for everybody."""
+    """Sample `name` in every place, always with the same seeds."""
     prompts = [f"a photo of {name} {PLACE_PHRASES[place][0]}" for place in PLACES]
     return generate(backbone, prompts, list(range(len(prompts))), SAMPLING)
 
@@ -74,7 +74,7 @@ def seen(judge: Judge, pixels: np.ndarray) -> dict[str, list[str]]:
 
 
 def share(answers: list[str], truth: str | list[str]) -> float:
-    """Return the share of right answers."""
+    """Return the share of correct answers."""
     truths = [truth] * len(answers) if isinstance(truth, str) else truth
     return statistics.mean(answer == right for answer, right in zip(answers, truths, strict=True))
 

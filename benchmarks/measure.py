@@ -1,4 +1,4 @@
-"""What benchmarks share: drawn subjects, a figure's circumstances, and how figures are kept."""
+"""Shared parts of benchmarks: drawn subjects, commit and hardware, printing and keeping results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def write_subjects(folder: Path, num_subjects: int, num_class_nouns: int) -> None:
-    """Write photographs of drawn subjects, a folder each, with their class nouns beside them."""
+    """Write photographs of drawn subjects, a folder each, with their class nouns."""
     for subject_id, noun in world.write_photographs(folder, num_subjects, num_class_nouns):
         (folder / subject_id / "class.txt").write_text(noun)
 
@@ -42,7 +42,7 @@ def surroundings() -> dict[str, Any]:
 
 
 def print_table(rows: dict[str, Any]) -> None:
-    """Print names and figures, a line each."""
+    """Print names and figures, one per line."""
     width = max(map(len, rows))
     for name, value in rows.items():
         text = f"{value:.3f}".rstrip("0").rstrip(".") if isinstance(value, float) else value
@@ -50,7 +50,7 @@ def print_table(rows: dict[str, Any]) -> None:
 
 
 def finish(name: str, facts: dict[str, Any], keep: bool) -> None:
-    """Print the one JSON line; with `keep`, write it to benchmarks/results/ too."""
+    """Print the JSON line; with `keep`, also write it to benchmarks/results/."""
     line = json.dumps({"benchmark": name, **surroundings(), **facts})
     if keep:
         folder = ROOT / "benchmarks" / "results"

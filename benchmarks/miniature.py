@@ -1,9 +1,9 @@
-"""How good is the miniature? The judge's own accuracy first, then what the base can do.
+"""How good is the miniature? First the judge's own accuracy, then the base's.
 
 Small convolutional classifiers, trained on the world's own renders (seeds that the base never saw),
 name the class, place, colour and accessory of an image. Their accuracy on fresh renders is the
-ceiling of every figure after it. Then: the base's accuracy over prompts of known truth, the
-autoencoder's PSNR, latency and loading time.
+ceiling of all other figures: the base's accuracy over prompts with known truth, the autoencoder's
+PSNR, latency and loading time.
 
     python benchmarks/miniature.py [--photographs FOLDER] [--weights FOLDER] [--keep]
 """
@@ -79,14 +79,14 @@ class Judge(torch.nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prompt and what a picture of it must show (None: not asked)."""
+    """A prompt and what its picture must show (None: anything)."""
 
     text: str
     truth: dict[str, str | None]
 
 
 def photographed(scene: Scene) -> Scene:
-    """Return the scene as a photograph, seen from the front: what the judge is for."""
+    """Return the scene as a photograph from the front, which the judge is trained on."""
     return replace(scene, style=None, from_behind=False)
 
 
@@ -104,7 +104,7 @@ def truth_of(scene: Scene) -> list[int]:
 def draw(seed: int, count: int, *, softened: bool) -> tuple[np.ndarray, np.ndarray]:
     """Render fresh scenes: uint8 images and their labels.
 
-    Half of the training set is softened, for an autoencoder's edges are never a renderer's.
+    Half of the training set is softened, because an autoencoder's edges are softer.
     """
     rng = np.random.default_rng(seed)
     pixels = np.empty((count, 64, 64, 3), dtype=np.uint8)
@@ -155,7 +155,7 @@ def train_judge(path: Path) -> Judge:
 
 @torch.no_grad()
 def score(judge: Judge, pixels: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Return the share of right answers per question, where a label is asked."""
+    """Return the share of correct answers per question, without ignored labels."""
     answers: dict[str, list[np.ndarray]] = {name: [] for name in LABELS}
     for start in range(0, len(pixels), 250):
         for name, logits in judge(to_images(pixels[start : start + 250], CPU)).items():
@@ -168,7 +168,7 @@ def score(judge: Judge, pixels: np.ndarray, labels: np.ndarray) -> dict[str, flo
 
 
 def make_prompts(count: int, seed: int = 3) -> list[Prompt]:
-    """Return prompts that name a class, mostly a place, often a colour, an accessory."""
+    """Return prompts with a class, mostly a place, and often a colour or an accessory."""
     rng = np.random.default_rng(seed)
     prompts: list[Prompt] = []
     for index in range(count):
@@ -192,7 +192,7 @@ def make_prompts(count: int, seed: int = 3) -> list[Prompt]:
 
 
 def labels_of(prompts: list[Prompt]) -> np.ndarray:
-    """Return prompts x questions, IGNORED where a prompt says nothing."""
+    """Return prompts x questions, IGNORED where a prompt has no answer."""
     return np.asarray(
         [
             [
@@ -234,7 +234,7 @@ def reconstruction_psnr(vae: Any, pixels: np.ndarray) -> float:
 
 
 def load_photographs(folder: Path) -> np.ndarray:
-    """Return every photograph below a folder, cut to its central square, at 64 pixels."""
+    """Return every photograph below a folder, cropped to its central square, at 64 pixels."""
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in {".jpg", ".jpeg", ".png"})
     squares = []
     for path in paths:
@@ -247,7 +247,7 @@ def load_photographs(folder: Path) -> np.ndarray:
 
 
 def load_pipeline(folder: Path) -> tuple[Any, float]:
-    """Return the pipeline and the seconds that loading took, imports aside."""
+    """Return the pipeline and the seconds of loading, without imports."""
     from diffusers import StableDiffusionPipeline
     from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -271,7 +271,7 @@ def latency(pipe: Any) -> float:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure everything; print as it goes."""
+    """Measure everything, and print each result."""
     torch.set_num_threads(options.threads)
     judge = train_judge(options.folder / "judge.pt")
     fresh, fresh_labels = draw(FRESH_SEED, NUM_FRESH, softened=False)
@@ -300,7 +300,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def rows_of(result: dict[str, Any]) -> dict[str, Any]:
-    """Return the figures for people: a row each, shares beside their ceiling and their target."""
+    """Return the figures for printing: a row each, shares with their ceiling and target."""
     rows: dict[str, Any] = {}
     for name, value in result.items():
         if name == "generated":
@@ -321,7 +321,7 @@ def main() -> None:
         "--threads",
         type=int,
         default=min(2, os.cpu_count() or 1),
-        help="give 1 on a busy machine: more of them spin",
+        help="use 1 on a busy machine: more threads spin",
     )
     parser.add_argument("--weights", type=Path, default=MINIATURE_FOLDER)
     parser.add_argument(

@@ -1,11 +1,11 @@
-"""Does serving hold what it promises? Every line of it, on the miniature, beside plain diffusers.
+"""Does serving keep its promises? Each is measured on the miniature, and next to plain diffusers.
 
     python benchmarks/serving.py [--base miniature] [--requests 2000] [--only cold,zipf] [--keep]
 
 Starts a real server (one replica unless a question needs two) on a registry of models that are
-perturbed copies of the base's own UNet: the weights mean nothing, their bytes weigh the same. The
-peer is diffusers' `from_pretrained` of each subject's folder, in a process that has imported it and
-loaded one before. Measure on an otherwise idle machine.
+perturbed copies of the base's own UNet: untrained, but of real size. The peer is diffusers'
+`from_pretrained` of each subject's folder, in a process that has imported it and loaded one before.
+Measure on an otherwise idle machine.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ import ray
 import torch
 from measure import finish, print_table
 from PIL import Image
-from ray import serve  # noqa: TID251 - the server is started and looked into
+from ray import serve  # noqa: TID251 - the server is started and inspected
 from safetensors.torch import load_file, save
 
 from dbray import bases
@@ -63,7 +63,7 @@ _published = iter(range(10**6))
 
 
 def perturbed(tensors: dict[str, torch.Tensor], seed: int) -> dict[str, torch.Tensor]:
-    """A copy with 2 % of noise: another model of the same weight."""
+    """Return a copy with 2 % of noise: another model of the same size."""
     generator = torch.Generator().manual_seed(seed)
     return {
         name: (value.float() * (1 + 0.02 * torch.randn(value.shape, generator=generator))).half()
@@ -72,7 +72,7 @@ def perturbed(tensors: dict[str, torch.Tensor], seed: int) -> dict[str, torch.Te
 
 
 class Site:
-    """A registry of marked, perturbed models, and a server of it."""
+    """A registry of marked, perturbed models, and its server."""
 
     def __init__(self, base: str, folder: Path) -> None:
         self.base = bases.resolve(base)
@@ -121,12 +121,12 @@ class Site:
             serve.delete("dbray")
 
     def ask(self, model: str, client: httpx.Client | None = None, **body: Any) -> httpx.Response:
-        """Ask for one image."""
+        """Request one image."""
         body = {"prompt": PROMPT, "seed": 7, "num_inference_steps": STEPS, "model": model} | body
         return (client or self.client).post("/v1/images/generations", json=body)
 
     def figures(self) -> list[dict[str, Any]]:
-        """What the replicas hold."""
+        """Return the state of the replicas."""
         handle = serve.get_deployment_handle("Model", "dbray")
         results = handle.broadcast("figures").results(timeout_s=60, return_exceptions=True)
         return [result for result in results if isinstance(result, dict)]
@@ -162,7 +162,7 @@ print(json.dumps(times[1:]))
 
 
 def peer_loads(site: Site, folder: Path) -> list[float]:
-    """Milliseconds of diffusers' from_pretrained of a folder per subject."""
+    """Return the milliseconds of diffusers' from_pretrained per subject's folder."""
     folders = []
     for index in range(NUM_COLD + 1):
         target = folder / f"peer{index}"
@@ -177,7 +177,7 @@ def peer_loads(site: Site, folder: Path) -> list[float]:
 
 
 def cold(site: Site, folder: Path) -> dict[str, Any]:
-    """Load part by tier, and what HTTP and routing add."""
+    """Measure loads by tier, and the overhead of HTTP and routing."""
     names = [site.publish(f"cold{index}", index).id for index in range(NUM_COLD)]
     size = 2.02 * site.weights_bytes / GIB
     with site.serving(device_gib=2 * size):
@@ -200,7 +200,7 @@ def cold(site: Site, folder: Path) -> dict[str, Any]:
 
 
 def overhead(site: Site, name: str) -> float:
-    """Median of a warm request over HTTP, less that of the same inside a process of its own."""
+    """Return the median of a warm request over HTTP minus that in a separate process."""
     from dbray.serving.messages import Ask
     from dbray.serving.replica.replica import Replica
 
@@ -255,7 +255,7 @@ def zipf(site: Site, _folder: Path, num_requests: int) -> dict[str, Any]:
 
 
 def flood(site: Site, _folder: Path) -> dict[str, Any]:
-    """Unknown ids beside good traffic: evictions, and the good traffic's p95."""
+    """Unknown ids during good traffic: evictions, and the good traffic's p95."""
     names = [site.publish(f"good{index}", index).id for index in range(4)]
 
     def good(count: int) -> list[float]:
@@ -331,7 +331,7 @@ def kill(site: Site, _folder: Path) -> dict[str, Any]:
     wrong = sum(
         int(np.abs(pixels(response) - expected[name]).max()) > 1 for *_, name, response in served
     )
-    # The longest that any caller waited around the kill: then every subject is answered again.
+    # The longest wait of a caller around the kill: after it every subject is served again.
     after = [ended - max(begun, killed) for begun, ended, *_ in served if ended > killed]
     return {
         "answers": len(answers), "wrong_images": wrong, "failed": len(failed),
@@ -341,7 +341,7 @@ def kill(site: Site, _folder: Path) -> dict[str, Any]:
 
 
 def retrain(site: Site, _folder: Path) -> dict[str, Any]:
-    """Publish again and again: does the next request get it?"""
+    """Publish repeatedly: does the next request use the new revision?"""
     fresh, images = 0, []
     with site.serving():
         for seed in range(10):
@@ -372,7 +372,7 @@ def batch(site: Site, _folder: Path) -> dict[str, Any]:
 
 
 def malformed(site: Site, folder: Path) -> dict[str, Any]:
-    """Requests that are wrong in 20 ways: status, error body, and what the logs hold."""
+    """Requests with 20 kinds of errors: status, error body, and content of the logs."""
     site.publish("target", 1)
     secret, (key, digest) = "ZEBRA-IN-A-SECRET-PROMPT", new_key()
     keys = folder / "keys.yaml"
@@ -411,7 +411,7 @@ def malformed(site: Site, folder: Path) -> dict[str, Any]:
             request = {"headers": bearer} | request
             try:
                 response = site.client.request(method, path, **request)
-            except httpx.WriteError:  # refused while still sending: a status all the same
+            except httpx.WriteError:  # rejected while still sending: there is a status too
                 wrong.append((name, "connection closed"))
                 continue
             error = response.json().get("error", {})
@@ -430,8 +430,8 @@ QUESTIONS = {"cold": cold, "flood": flood, "kill": kill, "retrain": retrain, "ba
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--base", default="miniature")
-    parser.add_argument("--requests", type=int, default=2000, help="of the Zipf traffic")
-    parser.add_argument("--only", default=",".join(QUESTIONS), help="questions, by commas")
+    parser.add_argument("--requests", type=int, default=2000, help="requests of the Zipf traffic")
+    parser.add_argument("--only", default=",".join(QUESTIONS), help="comma-separated questions")
     parser.add_argument("--keep", action="store_true", help="keep the figures in results/")
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"

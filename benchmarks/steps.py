@@ -1,8 +1,8 @@
-"""How many optimiser steps a second? A bare loop on random latents, without Ray and storage.
+"""How many optimiser steps per second? A bare loop on random latents, without Ray and storage.
 
     python benchmarks/steps.py [--workers N] [--threads N] [--keep]
 
-It is the ceiling of what lanes reach: as many processes side by side, each with its own copy of the
+It is the ceiling for lanes: the same number of parallel processes, each with its own copy of the
 base. Measure on an otherwise idle machine; on one GPU, with `--workers 1`.
 """
 
@@ -31,7 +31,7 @@ _WARM_STEPS = 20
 
 
 def measure_steps(recipe: Recipe, num_workers: int, threads: int) -> float:
-    """Steps per second of each of several processes that work at the same time, their mean."""
+    """Return the mean steps per second of several processes that run at the same time."""
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(num_workers)
     results = context.SimpleQueue()
@@ -44,7 +44,7 @@ def measure_steps(recipe: Recipe, num_workers: int, threads: int) -> float:
     for worker in workers:
         worker.join()
     if any(worker.exitcode for worker in workers):
-        raise SystemExit("a worker failed; its error stands above")
+        raise SystemExit("a worker failed; its error is printed above")
     return statistics.mean(results.get() for _ in workers)
 
 

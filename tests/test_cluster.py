@@ -198,12 +198,12 @@ def test_the_image_has_the_environment_that_serving_needs():
 
 
 def test_the_image_installs_dependencies_before_code(tmp_path):
-    """Run its steps with a pip that only prints its arguments."""
+    """Run the Dockerfile's steps with a pip that only prints its arguments."""
     image, bin_ = tmp_path / "image", tmp_path / "bin"
     image.mkdir()
     program(bin_, "pip", 'echo "$@"; test ! -e requirements.txt || cat requirements.txt')
     program(bin_, "python", f'exec {sys.executable} "$@"')
-    told = []
+    calls = []
     for keyword, rest in instructions():
         if keyword == "COPY":
             *sources, target = rest.split()
@@ -218,8 +218,8 @@ def test_the_image_installs_dependencies_before_code(tmp_path):
                 ["sh", "-c", rest], cwd=image, env={"PATH": path},
                 capture_output=True, text=True, check=True,
             )  # fmt: skip
-            told.append((ran.stdout.splitlines(), (image / "dbray").exists()))
-    (heavy, has_code), (light, _) = told
+            calls.append((ran.stdout.splitlines(), (image / "dbray").exists()))
+    (heavy, has_code), (light, _) = calls
     assert not has_code
     assert "-c constraints.txt -r requirements.txt" in heavy[0]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

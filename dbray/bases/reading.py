@@ -1,6 +1,6 @@
-"""How much of a prompt a base reads: tokenizers cut off the end of long ones without a word.
+"""How much of a prompt a base reads: tokenizers silently cut off the end of long ones.
 
-A base with several text encoders reads what the one with the longest texts reads. Needs no torch.
+A base with several text encoders reads as much as the one with the longest texts. Needs no torch.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Reader:
 
 
 def _num_read(prompt: str, framed: str, offsets: Sequence[tuple[int, int]], limit: int) -> int:
-    """Count the characters of a prompt whose tokens fit beside those that follow it."""
+    """Count the characters of a prompt whose tokens fit together with the template's after it."""
     start = max(0, framed.find(prompt.strip()))
     end = start + len(prompt.strip())
     special = [span for span in offsets if span == (0, 0)]

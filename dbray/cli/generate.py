@@ -56,7 +56,7 @@ def generate(args: argparse.Namespace) -> int:
 def _sampled(
     backbone: Backbone, prompt: str, seeds: Sequence[int], sampling: Sampling
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Sample in batches, with a bar; gives each seed with its image."""
+    """Sample in batches, with a bar; yield each seed with its image."""
     from dbray.bases.generate import batch_size
     from dbray.bases.generate import generate as sample
 
@@ -70,7 +70,7 @@ def _sampled(
 
 
 def _filled(prompt: str, record: ModelRecord | None) -> str:
-    """The prompt with its placeholders filled; prints a note if it does not name the class."""
+    """Return the filled prompt; print a note if it does not name the class."""
     if record is None:
         return prompt
     filled = fill_prompt(prompt, record.class_noun, record.identifier)
@@ -81,7 +81,7 @@ def _filled(prompt: str, record: ModelRecord | None) -> str:
 
 
 def _new_file(folder: Path, name: str) -> BinaryIO:
-    """Create NAME.png, or NAME-2.png and so on where it exists: no image is ever overwritten."""
+    """Create NAME.png, or NAME-2.png and so on if it exists: no image is ever overwritten."""
     for number in itertools.count(1):
         suffix = f"-{number}" if number > 1 else ""
         try:
@@ -101,7 +101,7 @@ def _write_png(file: BinaryIO, pixels: np.ndarray, about: Mapping[str, Any]) -> 
 
 
 def _chosen(args: argparse.Namespace) -> dict[str, Any]:
-    """The sampling flags that were given. Raises SpecError with everything wrong in them."""
+    """Return the given sampling flags. Raises SpecError with every mistake in them."""
     flags = {name: getattr(args, name) for name in ("sampler", "steps", "guidance", "seed")}
     chosen = {name: value for name, value in flags.items() if value is not None}
     problems = _problems_of_prompt(args.model, args.prompt)
@@ -115,7 +115,7 @@ def _chosen(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _problems_of_prompt(model: str, prompt: str) -> list[Problem]:
-    """Find braces that nothing would replace."""
+    """Return problems with unknown placeholders."""
     if model == UNTOUCHED and set(prompt) & set("{}"):
         what = f"{prompt!r} has a placeholder, but the untouched base has no {{subject}}"
         return [Problem("error", "prompt", what, "write a class noun, such as 'dog'")]
@@ -145,7 +145,7 @@ def _check_length(args: argparse.Namespace, base: Base, record: ModelRecord | No
 
 
 def _sampling(chosen: dict[str, Any], negative: str, backbone: Backbone) -> Sampling:
-    """The given flags; for the others, what the base's makers recommend."""
+    """Combine the given flags with the recommendations of the base's makers."""
     from dbray.bases.generate import Sampling
 
     wanted = backbone.base.fill(Previews.model_validate(chosen))

@@ -26,7 +26,7 @@ PEAK = 1e-3
 VIT_SCALE = 10.0
 """Inverse temperature of the ViT's loss."""
 NUM_NOUNS = 6
-"""Class nouns in a batch of the ViT: few, so that most of a batch are look-alikes."""
+"""Class nouns in a batch of the ViT: few, so that most identities of a batch look alike."""
 
 
 def train_clip(run: Run) -> None:
@@ -57,7 +57,7 @@ def train_clip(run: Run) -> None:
 
 
 def train_vit(run: Run) -> None:
-    """Train the ViT to find the other scene of the same identity among look-alikes."""
+    """Train the ViT to find the other scene of the same identity among similar ones."""
     torch.manual_seed(run.seed)
     model = networks.build_vit().to(run.device)
     groups = Rows(data.load_arrays(run.folder / "cache", "identities"))

@@ -77,16 +77,16 @@ def export(folder: Path, weights: Path) -> None:
 
 
 def export_embedders(folder: Path, target: Path) -> None:
-    """Write the embedders whose checkpoints are in `folder` to `target`, a folder each.
+    """Write the embedders with checkpoints in `folder` to `target`, one folder each.
 
-    As 16-bit safetensors, with how images are prepared; the CLIP with its tokenizer.
+    They are 16-bit safetensors with a processor of images; the CLIP also has its tokenizer.
     """
     from transformers import CLIPImageProcessorPil, ViTImageProcessorPil
 
-    beside = target.with_name(target.name + ".part")
-    shutil.rmtree(beside, ignore_errors=True)
-    shutil.copytree(folder / "tokenizer", beside / "clip")
-    num_tokens = len(json.loads((beside / "clip" / "vocab.json").read_text()))
+    partial = target.with_name(target.name + ".part")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(folder / "tokenizer", partial / "clip")
+    num_tokens = len(json.loads((partial / "clip" / "vocab.json").read_text()))
     side = {"height": networks.IMAGE_SIZE, "width": networks.IMAGE_SIZE}
     scale: dict[str, Any] = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     processors = {
@@ -100,12 +100,12 @@ def export_embedders(folder: Path, target: Path) -> None:
         "vit": networks.build_vit(),
     }
     for name, model in models.items():
-        load_averaged(folder, name, model).half().save_pretrained(beside / name)
-        processors[name].save_pretrained(beside / name)
-        _declare_float32(beside / name / "config.json")
-    for path in beside.rglob("*.safetensors"):
+        load_averaged(folder, name, model).half().save_pretrained(partial / name)
+        processors[name].save_pretrained(partial / name)
+        _declare_float32(partial / name / "config.json")
+    for path in partial.rglob("*.safetensors"):
         path.chmod(0o644)
-    _swap(beside, target)
+    _swap(partial, target)
 
 
 @torch.no_grad()

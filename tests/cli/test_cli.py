@@ -1,4 +1,4 @@
-"""The command line as its users meet it: output, exit codes, and what it does not load."""
+"""The command line: output, exit codes, and libraries that it does not import."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def run(*argv: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def registry(tiny_base, tmp_path_factory):
-    """A storage with one published model, as a lane would have published it."""
+    """A storage with one published model, in the form of a lane's."""
     from safetensors.torch import save
 
     folder = tmp_path_factory.mktemp("registry")
@@ -137,8 +137,8 @@ def test_init_rejects_folders_with_equal_ids(tmp_path, capsys):
     write_photos(tmp_path / "photos", {"Mein Hund": "dog", "mein-hund": "dog"})
     arguments = ["init", str(tmp_path / "photos"), "-o", str(tmp_path / "my.yaml")]
     assert main(arguments) == 2
-    told = capsys.readouterr().err
-    assert all(part in told for part in ("photos/Mein Hund", "photos/mein-hund", "rename"))
+    error = capsys.readouterr().err
+    assert all(part in error for part in ("photos/Mein Hund", "photos/mein-hund", "rename"))
     assert main(["init", str(tmp_path / "nope"), "-o", str(tmp_path / "my.yaml")]) == 2
     assert "is not a folder" in capsys.readouterr().err
 

@@ -1,4 +1,4 @@
-"""Output that cannot be written ends no command and shows no traceback."""
+"""Output that cannot be written does not end a command or print a traceback."""
 
 from __future__ import annotations
 

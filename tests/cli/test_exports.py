@@ -1,4 +1,4 @@
-"""`models export` and `models import`: what is printed loads, and draws what `generate` draws."""
+"""`models export` and `models import`: printed code loads a model and draws as `generate` does."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ POSSIBLE = {
     "half": {"diffusers", "single-file"},
 }
 REFUSED = [(model, name) for model in POSSIBLE for name in FORMATS if name not in POSSIBLE[model]]
-# The LoRA file of a pivotal model is not the whole model: its embeddings are another file.
+# The LoRA file of a pivotal model is not the whole model: its embeddings are in another file.
 WHOLE = [
     ("full", "diffusers"), ("full", "single-file"), ("half", "diffusers"), ("lora", "lora"),
     ("lora", "kohya"), ("pivotal", "lora"), ("inversion", "embedding"),
@@ -50,7 +50,7 @@ WHOLE = [
 
 @pytest.fixture(scope="module")
 def base_folder(tiny_base, tmp_path_factory):
-    """The tiny base with the offset that diffusers' pipelines have in any case."""
+    """The tiny base with the steps_offset that diffusers' pipelines always set."""
     folder = tmp_path_factory.mktemp("exports") / "base"
     shutil.copytree(tiny_base, folder)
     file = folder / "scheduler" / "scheduler_config.json"
@@ -74,7 +74,7 @@ def storage(base_folder, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def generated(storage, base_folder, tmp_path_factory):
-    """What `generate` draws of each model, and of the base."""
+    """The image of `generate` for each model, and for the base."""
     return {
         model: generate(storage, base_folder, model, tmp_path_factory.mktemp("out"))
         for model in (*METHODS, "base")
@@ -117,7 +117,7 @@ def test_the_printed_line_draws_the_same_image_as_generate(
     storage, base_folder, generated, tmp_path, capsys, model, name
 ):
     pipe = load(export(storage, model, name, path_for(name, tmp_path), capsys))
-    if name != "diffusers":  # the other formats hold no sampler
+    if name != "diffusers":  # the other formats have no sampler
         pipe.scheduler = bases.load(bases.resolve(str(base_folder))).scheduler("ddim", 1)
     own_token = name in ("lora", "embedding") and model in ("pivotal", "inversion")
     prompt = f"a <{model}> dog" if own_token else f"a {IDENTIFIER} dog"

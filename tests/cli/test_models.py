@@ -1,4 +1,4 @@
-"""Commands about published models: what they refuse, and in which words."""
+"""Commands for published models: their errors and messages."""
 
 from __future__ import annotations
 

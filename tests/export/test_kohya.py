@@ -18,7 +18,7 @@ ENCODERS = {"sd": 1, "sdxl": 2}
 
 @pytest.mark.parametrize("family", ENCODERS)
 def test_diffusers_loads_the_file(tmp_path, family: str) -> None:
-    # Its reader knows one alpha for all attention layers, as dbray's own adapters have.
+    # Its reader supports one alpha for all attention layers, as in dbray's own adapters.
     adapter = random_adapter(family, is_uniform=True)
     save_file(to_kohya(adapter, ENCODERS[family]), tmp_path / "a.safetensors")
     pipe = pipeline(family)
@@ -52,7 +52,7 @@ def test_layer_names_are_those_of_kohya() -> None:
 
 
 def test_names_of_the_original_unet_are_read_as_diffusers_reads_them(tmp_path) -> None:
-    """Kohya trains SDXL on the original UNet; diffusers has its own table of its names."""
+    """Kohya trains SDXL on the original UNet; diffusers has its own table of that UNet's names."""
     adapter = random_adapter("sdxl", is_uniform=True)
     written = to_kohya(adapter, 2)
     paths = [layer.removeprefix("unet.") for layer in shapes("sdxl") if layer.startswith("unet.")]

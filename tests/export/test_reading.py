@@ -1,4 +1,4 @@
-"""Files of other tools: every key names a layer, or the file is refused."""
+"""Files of other tools: a file with a key that names no layer is rejected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Single files: names of the original, as diffusers' own converters read them."""
+"""Single files: the original names, as diffusers' own converters read them."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from dbray.planning.plan import Plan, PlannedSubject
 from dbray.records.models import ModelRecord, Registry
+from dbray.spec.job import Job
 from dbray.spec.sections import Prior, Recipe
 from dbray.storage.store import Store
 
@@ -40,6 +41,13 @@ def record_of(plan: Plan, planned: PlannedSubject, **fields: Any) -> ModelRecord
         "image_digests": planned.image_digests, "tenant": job.tenant,
     }  # fmt: skip
     return record(subject.id, **(known | fields))
+
+
+def files_of(job: Job, model: str) -> dict[str, bytes]:
+    """Return a published model's weight files."""
+    registry = Registry(Store(job.storage))
+    paths = registry.weights(registry.find(model), Path(job.storage))
+    return {name: path.read_bytes() for name, path in paths.items()}
 
 
 def publish(

@@ -34,7 +34,7 @@ class Trained:
 
     def __init__(self, base: bases.Base, recipe: Recipe, checkpoint: int | None = None) -> None:
         self.backbone = backbone = bases.load(base)
-        method = method_of(recipe.method)
+        self.method = method = method_of(recipe.method)
         self.network = method.network(backbone, recipe)
         self.engine = make_engine(self.network, recipe, 0, CPU, method.rates(self.network, recipe))
         self.engine.assign(method.begin(self.network, base, IDENTIFIER))
@@ -85,3 +85,18 @@ def prediction_of(backbone: bases.Backbone) -> torch.Tensor:
     latents = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
     condition = backbone.condition([f"a {IDENTIFIER} dog", "a dog"])
     return backbone.denoise(latents, torch.tensor([10, 500]), condition)
+
+
+def check_published(base: bases.Base, trained: Trained, least: float = 1e-4) -> None:
+    """Assert that the published files predict as the trained network, and differ from the base.
+
+    `least` is the smallest change of the prediction that counts as a difference.
+    """
+    other = bases.load(base)
+    expected, untouched = prediction_of(trained.backbone), prediction_of(other)
+    weights = trained.method.read(contents_of(trained.files), other.resident.layouts)
+    other.resident.put(weights)
+    torch.testing.assert_close(prediction_of(other), expected, rtol=1e-4, atol=1e-5)
+    assert (expected - untouched).abs().max() > least
+    other.resident.put(None)
+    assert torch.equal(prediction_of(other), untouched)

@@ -1,4 +1,4 @@
-"""Checkpoints: what counts, what is of no use, and what is left behind."""
+"""Checkpoints: which one is restored, which are ignored, and which are removed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def checkpoint_of(store, zero_stage=0):
 
 @pytest.fixture
 def saved(store):
-    """Checkpoints of two steps, as a kill between commit and removal leaves them; the weights."""
+    """Checkpoints of two steps, as after a kill between commit and removal, and the weights."""
     engine, weights = make(), []
     for number in (1, 2):
         step(engine)
@@ -105,7 +105,7 @@ def test_only_checkpoints_that_may_be_continued_are_kept(store, saved):
 
 
 def be_a_rank(rank: int, folder: Path) -> None:
-    """One of two ranks that share an engine's state, of whom the second lost its checkpoint."""
+    """Run one of two ranks that share an engine's state; the second has lost its checkpoint."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
     torch.manual_seed(0)

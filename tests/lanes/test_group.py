@@ -1,4 +1,4 @@
-"""What lanes ask of the cluster; tests/run/test_job.py has them at work."""
+"""The resources that lanes request; tests/run/test_job.py runs lanes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.ray
         ("auto", 0, False),
         ("auto", 2, True),
         ("cpu", 2, False),
-        ("cuda", 0, True),  # those that the cluster grows by when it is asked
+        ("cuda", 0, True),  # GPUs that the cluster adds on request
     ],
 )
 def test_lanes_request_the_resources_of_their_device(

@@ -1,4 +1,4 @@
-"""Leases: each subject is somebody's until it ends, and ends exactly once."""
+"""Leases: one lane at a time has a subject, and each subject ends exactly once."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_a_stale_lease_can_complete_but_not_fail(clock):
     take(queue, "lane-1")
     queue.fail("lane-0", "a", FINAL)
     assert statuses(queue) == {}
-    queue.complete("a", {}, 8)  # lane-0 published after all; lane-1 comes later
+    queue.complete("a", {}, 8)  # lane-0 published, before lane-1 does
     queue.complete("a", {}, 8)
     assert [outcome.id for outcome in queue.snapshot(0).outcomes] == ["a"]
 

@@ -1,7 +1,7 @@
 """A lane whose device breaks, and one whose storage is slow.
 
-Nothing here can be made to break or be slow at will, so fakes are put into the workers' processes;
-queue, Ray Train and the job around them are real.
+Real devices and storage do not break or slow down on demand, so the workers' processes get fakes;
+the queue, Ray Train and the job are real.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ STORAGE = [
     (Checkpoint, "save"),
     (Registry, "publish"),
 ]
-"""All that a worker may wait for long."""
+"""Everything that a worker may wait for."""
 
 
 @pytest.fixture
 def run(ray_session, tiny_base, tmp_path):
-    """Run a job without previews; what became of each subject, in which attempt, and why."""
-    # The workers import this module, and find none that lies beside it.
+    """Run a job without previews; returns each subject's status, attempt and error."""
+    # The workers import this module, but cannot import the modules next to it.
     from kit.worlds import load_job
 
     def run(subjects, **changes):
@@ -71,33 +71,33 @@ def test_a_broken_device_costs_an_attempt_but_no_subject(run, monkeypatch, num_w
 
 
 def count_beats() -> threading.Semaphore:
-    """Count from now on what the queue is told in this process."""
-    told, now = threading.Semaphore(0), beat.Beat.now
+    """Count the beats that this process sends to the queue from now on."""
+    beats, now = threading.Semaphore(0), beat.Beat.now
 
     def counted(beat, step):
         now(beat, step)
-        told.release()
+        beats.release()
 
     beat.Beat.now = counted
-    return told
+    return beats
 
 
-def wait_for_two(told: threading.Semaphore) -> None:
-    """Wait until the queue was told twice from now on: the second time began after this call."""
-    while told.acquire(blocking=False):
+def wait_for_two(beats: threading.Semaphore) -> None:
+    """Wait for two more beats: the second one began after this call."""
+    while beats.acquire(blocking=False):
         pass
-    if not (told.acquire(timeout=30) and told.acquire(timeout=30)):
+    if not (beats.acquire(timeout=30) and beats.acquire(timeout=30)):
         raise TimeoutError("the lane fell silent")
 
 
 def work_with_slow_storage(config):
-    """Whatever asks storage gets its answer only when the queue was told that the lane lives."""
+    """Delay every response of storage until the lane has sent a beat."""
     beat._BEAT_SECONDS = 0.01
-    told, answered = count_beats(), Path(config["spec"].job.storage).parent / "answered"
+    beats, answered = count_beats(), Path(config["spec"].job.storage).parent / "answered"
 
     def slow(real, name):
         def answer(*args, **kwargs):
-            wait_for_two(told)
+            wait_for_two(beats)
             with answered.open("a") as file:
                 file.write(f"{name}\n")
             return real(*args, **kwargs)
@@ -120,8 +120,8 @@ def test_a_lane_sends_beats_while_it_waits_for_storage(run, tmp_path, monkeypatc
 
 def test_a_lease_lasts_during_a_wait_and_no_longer(monkeypatch):
     monkeypatch.setattr(beat, "_BEAT_SECONDS", 0.01)
-    monkeypatch.setattr(beat.Beat, "now", beat.Beat.now)  # counted below; undone in the end
-    told, now = count_beats(), [0.0]
+    monkeypatch.setattr(beat.Beat, "now", beat.Beat.now)  # counted below; restored at the end
+    beats, now = count_beats(), [0.0]
     ace = SimpleNamespace(subject=SimpleNamespace(id="ace", class_noun="cat"))
     queue = LeaseQueue([ace], 2, 10.0, lambda: now[0])
     queue.lease("lane-0")
@@ -129,7 +129,7 @@ def test_a_lease_lasts_during_a_wait_and_no_longer(monkeypatch):
     with beat.Beat(handle, "lane-0", "ace", True, 0).meanwhile():
         for _ in range(3):
             now[0] += 9.0
-            wait_for_two(told)
+            wait_for_two(beats)
     assert queue.lease("lane-1") == (None, False)
-    now[0] += 11.0  # and no longer: a lane that hangs in a step must lose it
+    now[0] += 11.0  # no longer: a lane that hangs in a step must lose it
     assert queue.lease("lane-1") == ((ace, 2), False)

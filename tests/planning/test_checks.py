@@ -1,4 +1,4 @@
-"""All that is wrong with a job is told at once, from a file and from Python alike."""
+"""All problems of a job are reported at once, from a file and from Python."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ SUBJECTS = {"rex": "dog", "tom": "cat"}
 
 @pytest.fixture
 def broken(tmp_path, tiny_base) -> Job:
-    """A job with an image that is none, and no such base."""
+    """A job with an invalid image and a missing base."""
     job = load_job(tmp_path, tiny_base, SUBJECTS)
     (tmp_path / "photos" / "tom" / "0.png").write_bytes(b"no image")
     return job.model_copy(update={"base": str(tmp_path / "nowhere")})
 
 
 def test_errors_in_base_and_images_are_reported_together(broken):
-    with pytest.raises(SpecError) as told:
+    with pytest.raises(SpecError) as caught:
         check_job(broken).ready()
-    assert "nowhere" in str(told.value)
-    assert "0.png" in str(told.value)
+    assert "nowhere" in str(caught.value)
+    assert "0.png" in str(caught.value)
 
 
 def test_a_job_and_its_file_have_the_same_problems(tmp_path, tiny_base):

@@ -20,7 +20,7 @@ SENTENCE = ["a photo of {subject} in the jungle"]
 
 
 def clip_tokenizer(folder, merges):
-    """A CLIP tokenizer read from files in the layout of a diffusers folder."""
+    """Load a CLIP tokenizer from files in the layout of a diffusers folder."""
     alphabet = list(bytes_to_unicode().values())
     tokens = [*alphabet, *(char + "</w>" for char in alphabet)]
     tokens += [first + second for first, second in merges]
@@ -34,7 +34,7 @@ def clip_tokenizer(folder, merges):
 
 
 def merges_of(*words):
-    """The merges that build each word from its letters, left to right."""
+    """Return the merges that build each word from its letters, left to right."""
     merges = {}
     for word in words:
         parts = [*word[:-1], word[-1] + "</w>"]
@@ -54,7 +54,7 @@ def clip(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def large_clip(tmp_path_factory):
-    """More than 20,000 tokens: every word of two and three letters, most frequent first."""
+    """A vocabulary of over 20,000 tokens: all words of two or three letters, by frequency."""
     pairs = list(itertools.product(LETTERS, LETTERS))
     merges = [*pairs, *((a, b + "</w>") for a, b in pairs)]
     merges += [(a + b, c + "</w>") for a, b in pairs for c in LETTERS]
@@ -64,7 +64,7 @@ def large_clip(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def t5():
-    """A unigram tokenizer as T5 has: case matters, a word begins with a mark."""
+    """A unigram tokenizer like T5's: case matters, and a word begins with a mark."""
     words = ["a", "photo", "of", "dog", "special", "Qzx", "qzx", "vyj", "für", "k7", "77", "gazebo"]
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
     pieces += [(f"▁{word}", -3.0 - rank) for rank, word in enumerate(words)]
@@ -112,7 +112,7 @@ def test_words_with_a_meaning_are_not_candidates(large_clip, word):
 
 
 def test_candidates_of_a_unigram_vocabulary_are_rare_words(t5):
-    # 'qzx' is 'Qzx' to people, 'für' is beyond ASCII, '77' is a number, 'wvu' begins no word.
+    # 'qzx' looks like 'Qzx', 'für' is not ASCII, '77' is a number, 'wvu' does not begin a word.
     assert identifiers.candidates(t5, None, SENTENCE) == ["Qzx", "vyj", "k7"]
 
 

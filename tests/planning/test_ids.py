@@ -1,4 +1,4 @@
-"""Job ids: of the project's folder, and never those of another job's record."""
+"""Job ids: from the project's folder, and never the id of another job's record."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dbray.storage.store import Store
 
 
 def begin(job_file, **changes):
-    """Settle a job's id and write its record, as a run does; returns its id."""
+    """Choose a job's id and write its record, as a run does; return the id."""
     ready = check_file(job_file).ready()
     store = Store(ready.job.storage)
     ready = settle_id(ready, store)
@@ -83,6 +83,6 @@ def test_a_damaged_record_is_rewritten(world, tmp_path):
 
 def test_a_resubmitted_job_with_moved_photographs_continues(tmp_path, tiny_base):
     storage = str(tmp_path / "runs")
-    for package in ("_ray_pkg_1", "_ray_pkg_2"):  # Ray unpacks each submission anew
+    for package in ("_ray_pkg_1", "_ray_pkg_2"):  # Ray unpacks each submission to a new folder
         file = write_job(tmp_path / package, tiny_base, {"rex": "dog"}, storage=storage, id="pets")
         assert begin(file) == "pets"

@@ -1,4 +1,4 @@
-"""Prompts that the base does not read to their end are reported before anything runs."""
+"""Prompts that are too long for the base are reported before anything runs."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_cut_off_caption_is_a_warning_or_without_its_subject_an_error(listed):
     filled = long.replace("{subject}", check_file(listed(short, short, short)).naming.drawn["rex"]
                           + " dog")  # fmt: skip
     assert f"{filled[kept:].strip()[:40]!r}" in warning.what
-    # The fix: the filled caption has to be that short.
+    # The fix: the filled caption must have that length.
     assert problems_of(listed(short, short, "a {subject}" + END[: kept - len(filled)])) == []
 
 

@@ -1,4 +1,4 @@
-"""Which identifier a subject gets, and the problems with those that users chose."""
+"""The identifiers of subjects, and problems with those chosen by users."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_remaining_subjects_of_a_continued_job_keep_their_identifiers(base, regi
     subjects = [subject(f"s{number}") for number in range(6)]
     names, _ = name(job, base, subjects, registry)
     assert {len(name.split()) for name in names.values()} == {2}
-    for number in (0, 2, 5):  # for the three that are left, one token would do
+    for number in (0, 2, 5):  # one token would suffice for the remaining three
         drawn = names[f"s{number}"]
         published = record(f"s{number}", number, identifier=drawn, base_digest=base.digest)
         registry.publish(published, {"unet.safetensors": b"weights"})

@@ -1,4 +1,4 @@
-"""Plans: what remains, resolved to the last value."""
+"""Plans: the remaining work, with every value resolved."""
 
 from __future__ import annotations
 
@@ -252,7 +252,7 @@ def test_the_cost_is_estimated(tmp_path, tiny_base, base):
     assert cost.train_seconds == pytest.approx(3 * (1.0 + 8 * 0.5))
     assert cost.prior_seconds == pytest.approx(12 / 4.0)
     assert cost.model_bytes == 2 * base.num_parameters("unet")
-    # The base makes class images at its own 32 px, and a model its previews as it was trained.
+    # Class images have the base's own 32 px, and previews the resolution of training.
     assert cost.storage_bytes == {
         "weights": 3 * 2 * base.num_parameters("unet"),
         "class images": 2 * 6 * (3 * 32 * 32),
@@ -266,7 +266,7 @@ def test_the_cost_is_estimated(tmp_path, tiny_base, base):
 
 
 def publish_named(job, base, identifier, **changes):
-    """Publish rex under an identifier that the user gave."""
+    """Publish rex with a given identifier."""
     image = str(Path(str(job.subjects)) / "rex" / "0.png")
     row = {"id": "rex", "class_noun": "dog", "images": [image], "identifier": identifier}
     file = Path(job.storage).parent / "named.jsonl"
@@ -304,7 +304,7 @@ def test_lanes_fill_the_cluster(tmp_path, tiny_base, cpus, gpus, lanes):
         ("cpu", 8, 1, 2, 2),
         ("cuda", 8, 1, 1, 1),
         ("cuda", 8, 0, 0, 1),
-        ("auto", 3, 1, 0, 1),  # a GPU for a lane, and too few CPUs
+        ("auto", 3, 1, 0, 1),  # a GPU for a lane, but too few CPUs
         ("auto", 8, 3, 2, 3),
     ],
 )
@@ -319,10 +319,10 @@ def test_lanes_and_actors_are_counted_for_the_given_device(
 
 @pytest.mark.parametrize("device", ["auto", "cpu", "cuda"])
 def test_the_error_without_a_gpu_explains_how_to_wait_for_one(device):
-    told = too_small(Resources(device=device), Hardware(num_cpus=0, num_gpus=0))
-    assert ("with 1 GPU and 1 CPU(s) each" in told.what) == (device == "cuda")
-    assert "holds 0 GPU(s) and 0 CPU(s)" in told.what
-    assert "set lanes, and device: cuda" in told.fix
+    problem = too_small(Resources(device=device), Hardware(num_cpus=0, num_gpus=0))
+    assert ("with 1 GPU and 1 CPU(s) each" in problem.what) == (device == "cuda")
+    assert "holds 0 GPU(s) and 0 CPU(s)" in problem.what
+    assert "set lanes, and device: cuda" in problem.fix
 
 
 def test_the_id_of_another_tenant_is_rejected(job):
@@ -338,9 +338,9 @@ def test_the_id_of_another_tenant_is_rejected(job):
 def test_a_given_number_of_lanes_is_used(tmp_path, tiny_base):
     job = load_job(tmp_path, tiny_base, SUBJECTS, resources={"lanes": 2, "gpus_per_subject": 2})
     assert num_lanes(plan_of(job), Hardware(num_cpus=1, num_gpus=0)) == 2
-    told = str(too_small(job.resources, Hardware(num_cpus=1, num_gpus=0)))
-    assert "2 worker(s)" in told
-    assert "gpus_per_subject" in told
+    problem = str(too_small(job.resources, Hardware(num_cpus=1, num_gpus=0)))
+    assert "2 worker(s)" in problem
+    assert "gpus_per_subject" in problem
 
 
 def test_rates_come_from_the_last_job_on_the_same_base(tmp_path, tiny_base):

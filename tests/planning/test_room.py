@@ -1,4 +1,4 @@
-"""Disk and memory: what is needed beside what is there."""
+"""Disk and memory: needed compared with available."""
 
 from __future__ import annotations
 

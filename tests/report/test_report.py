@@ -1,4 +1,4 @@
-"""The report: what it says, that it escapes and stays small, and that it works in a browser."""
+"""The report: its content, escaping and size, and that it works in a browser."""
 
 import base64
 import hashlib
@@ -36,7 +36,7 @@ PROMPTS = ("a photo of {subject} on the beach", "a {class}")
 
 
 def picture(seed, side=64):
-    """A smooth picture, as photographs are; another for every seed."""
+    """Make a smooth picture like a photograph, different for every seed."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
     return images.encode_png(np.asarray(coarse.resize((side, side), Image.Resampling.BICUBIC)))
@@ -145,7 +145,7 @@ def summary_of(rows, **changes):
 
 
 class Page(HTMLParser):
-    """What a browser's parser sees in a report."""
+    """A report as parsed by a browser."""
 
     def __init__(self, html):
         super().__init__()
@@ -422,7 +422,7 @@ def test_thumbnails_of_any_content_keep_to_their_budget():
 
 
 def test_a_report_of_a_thousand_subjects_stays_small(world):
-    """Six photographs and six previews each; the images themselves repeat, their sizes do not."""
+    """Six photographs and six previews each; the images repeat, but their sizes do not."""
     world.write()
     job = JobFile.model_validate(world.store.read_json("jobs/pets/job.json"))
     thumbnails = Thumbnails(1000 * 13)
@@ -513,7 +513,7 @@ def browser(tmp_path):
 
 
 def wait(browser, script):
-    """Wait until a script says something true; return what it says."""
+    """Wait until a script returns a true value; return it."""
     from selenium.webdriver.support.ui import WebDriverWait
 
     return WebDriverWait(browser, 30).until(lambda one: one.execute_script(f"return {script}"))

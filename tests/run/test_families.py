@@ -1,4 +1,4 @@
-"""Other families than Stable Diffusion go through lanes: trained, published, previewed."""
+"""Lanes train and publish families other than Stable Diffusion, with previews."""
 
 from __future__ import annotations
 

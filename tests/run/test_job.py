@@ -1,4 +1,4 @@
-"""The main job for real: Ray Data, Ray Train, registry, report; its laws and its failures."""
+"""The main job with real Ray Data, Ray Train, registry and report: its laws and its failures."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from kit.records import files_of
 from kit.worlds import load_job, write_job, write_photos
 
 from dbray import bases, cluster
@@ -54,13 +55,7 @@ RECIPE = {"steps": 100}
 SUBJECTS = {"ace": "cat", "bob": "dog", "cid": "dog", "dot": "cat", "eve": "dog"}
 OTHERS = ("fay", "gus", "hal", "ida")
 BARE = {"recipe": {"steps": 8, "prior_weight": 0.0}, "previews": {"prompts": []}}
-"""Nothing but training."""
-
-
-def weights_of(job: Job, model: str) -> bytes:
-    registry = Registry(Store(job.storage))
-    record = registry.find(model)
-    return Path(registry.weights(record, Path(job.storage))["unet.safetensors"]).read_bytes()
+"""Training only."""
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +108,7 @@ def test_previews_with_other_settings_are_made_again(finished):
     assert Registry(store).find("eve") == before
     described = json.loads(layout.annex(store, before.name).file("previews.json"))
     assert described["prompts"][0] == f"a {before.identifier} dog in the snow"
-    run_job(job)  # as the other tests want them
+    run_job(job)  # as the other tests expect them
 
 
 def test_an_unreadable_record_costs_only_its_previews(finished, tmp_path):
@@ -133,11 +128,11 @@ def test_an_unreadable_record_costs_only_its_previews(finished, tmp_path):
 
 def test_running_again_keeps_everything_and_needs_no_cluster(finished):
     job, _ = finished
-    before = weights_of(job, "ace")
+    before = files_of(job, "ace")
     result = run_job(job, RunOptions(address="ray://nowhere.invalid:1"))
     assert {outcome.status for outcome in result.outcomes} == {"kept"}
     assert result.exit_code == 0
-    assert weights_of(job, "ace") == before
+    assert files_of(job, "ace") == before
 
 
 def test_a_damaged_summary_is_rewritten(finished):
@@ -173,7 +168,7 @@ def test_invalid_input_runs_nothing(tmp_path, tiny_base):
     ],
 )
 def test_an_address_without_a_cluster_is_reported(ray_session, address, reason):
-    with socket.socket() as bound:  # bound, but nobody listens
+    with socket.socket() as bound:  # bound, but not listening
         bound.bind(("127.0.0.1", 0))
         address = address.format(closed=f"127.0.0.1:{bound.getsockname()[1]}")
         with pytest.raises(SpecError, match=f"(?s){reason}.*fix: give --address") as caught:
@@ -238,7 +233,7 @@ def test_class_images_are_made_on_the_device_of_the_job(tiny_base, tmp_path, mon
 
 
 class Listener(Silence):
-    """Keeps the notes."""
+    """Records the notes."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
@@ -304,7 +299,7 @@ class Poisoner(Silence):
 
 
 class Saboteur(Poisoner):
-    """Besides, kills the lanes' workers in training."""
+    """Also kills the lanes' workers in training."""
 
     killed = 0
 
@@ -318,7 +313,7 @@ class Saboteur(Poisoner):
 
 
 class Vanisher(Listener):
-    """Takes the base away once the job is planned."""
+    """Removes the base after the job is planned."""
 
     def __init__(self, base: Path) -> None:
         super().__init__()
@@ -334,7 +329,7 @@ def test_lanes_that_cannot_start_report_why(ray_session, tiny_base, tmp_path):
     base = shutil.copytree(tiny_base, tmp_path / "base")
     subjects = {"ace": "cat", "bob": "cat"}
     job = load_job(tmp_path, base, subjects, resources={"max_lane_failures": 0}, **BARE)
-    (tmp_path / "photos" / "ace" / "2.png").unlink()  # is warned of, when the plan is made
+    (tmp_path / "photos" / "ace" / "2.png").unlink()  # gives a warning in planning
     vanisher = Vanisher(base)
     with pytest.raises(LaneLost, match=f"no lane is left.*{base}") as caught:
         run_job(job, watch=vanisher)
@@ -348,7 +343,7 @@ def test_lanes_that_cannot_start_report_why(ray_session, tiny_base, tmp_path):
 
 
 def test_lanes_look_for_a_hub_base_on_their_own_node(ray_session, tiny_base, tmp_path, monkeypatch):
-    """Only this process has it in its cache, as a driver has on a node of its own."""
+    """Only this process has it in its cache, like a driver on a separate node."""
     commit, cache = "c" * 40, tmp_path / "cache"
     shutil.copytree(tiny_base, cache / "models--owner--name" / "snapshots" / commit)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
@@ -359,7 +354,7 @@ def test_lanes_look_for_a_hub_base_on_their_own_node(ray_session, tiny_base, tmp
 
 
 class Assassin(Silence):
-    """Kills the process that assigns the subjects."""
+    """Kills the process of the queue."""
 
     def progress(self, phase, done, total, detail=""):
         [queue] = [
@@ -426,7 +421,7 @@ def test_failed_jsonl_is_a_manifest_of_the_failed_subjects(sabotaged):
 def test_weights_are_independent_of_lanes_other_subjects_and_kills(
     finished, sabotaged, ray_session, tmp_path
 ):
-    """Trained last of five in a lane, alone, and in two lanes that were killed: the same bits."""
+    """Training as the last of five, alone, and in two killed lanes gives the same bits."""
     last_of_five, (many, _, _) = finished[0], sabotaged
     found = [Registry(Store(job.storage)).find("eve") for job in (last_of_five, many)]
     assert found[0].fingerprint == found[1].fingerprint
@@ -439,8 +434,8 @@ def test_weights_are_independent_of_lanes_other_subjects_and_kills(
     )
     alone = last_of_five.model_copy(update={"storage": str(tmp_path / "runs"), "subjects": (eve,)})
     assert run_job(alone).exit_code == 0
-    assert weights_of(alone, "eve") == weights_of(last_of_five, "eve")
-    assert weights_of(many, "eve") == weights_of(last_of_five, "eve")
+    assert files_of(alone, "eve") == files_of(last_of_five, "eve")
+    assert files_of(many, "eve") == files_of(last_of_five, "eve")
 
 
 def test_retry_failed_retries_failures_that_would_repeat(sabotaged, ray_session):
@@ -483,12 +478,12 @@ def test_a_full_disk_is_reported_and_published_models_stay(
     try:
         result = run_job(more)
         assert result.exit_code == 3
-        told = " ".join(cause.example for cause in result.summary.failures)
+        message = " ".join(cause.example for cause in result.summary.failures)
     except StoreError as exc:
-        told = str(exc)
-    assert "no space is left" in told
+        message = str(exc)
+    assert "no space is left" in message
     for name in published:
-        assert weights_of(job, name)
+        assert files_of(job, name)
 
 
 def test_two_workers_with_zero_train_one_subject_together(
@@ -496,7 +491,7 @@ def test_two_workers_with_zero_train_one_subject_together(
 ):
     """DeepSpeed ZeRO-2 under Ray Train: the losses are those of plain torch.
 
-    Both workers give a poisoned subject up together, and go on with the next.
+    Both workers give a poisoned subject up together, and continue with the next.
     """
     plain, _ = finished
     sharded = load_job(
@@ -535,7 +530,7 @@ def test_a_continued_subject_counts_the_steps_since_its_checkpoint(
 def test_a_failure_of_one_worker_does_not_block_the_others(
     ray_session, tiny_base, tmp_path, s3_server, s3_uri, monkeypatch
 ):
-    """A photograph is away once: for one of two workers, and only in the first attempt."""
+    """A photograph is missing once: for one of two workers, in the first attempt only."""
     server, objects = s3_server
     write_photos(tmp_path, {"ace": "cat"})
     place, options = s3_uri.split("?")
@@ -557,7 +552,7 @@ def test_a_failure_of_one_worker_does_not_block_the_others(
 
 
 def run_until(job_file: Path, line: str, end: Callable[[int], None]) -> int:
-    """Run a job as its own process; end it when it prints a line. Returns its exit code."""
+    """Run a job as its own process; end it when it prints a line; return its exit code."""
     process = subprocess.Popen(
         [sys.executable, "-m", "dbray", "run", str(job_file)],
         stdout=subprocess.PIPE,
@@ -568,7 +563,7 @@ def run_until(job_file: Path, line: str, end: Callable[[int], None]) -> int:
         lines = iter(process.stdout)
         assert any(printed.startswith(line) for printed in lines)
         end(process.pid)
-        for _ in lines:  # an unread pipe would hold it up
+        for _ in lines:  # an unread pipe would block it
             pass
     return process.returncode
 
@@ -578,7 +573,7 @@ def run_until(job_file: Path, line: str, end: Callable[[int], None]) -> int:
     [
         pytest.param(lambda pid: os.kill(pid, signal.SIGTERM), id="by a scheduler"),
         pytest.param(lambda pid: os.kill(pid, signal.SIGHUP), id="by its terminal, closed"),
-        # A terminal tells all of its processes.
+        # A terminal signals all of its processes.
         pytest.param(lambda pid: os.killpg(pid, signal.SIGINT), id="by Ctrl-C"),
     ],
 )

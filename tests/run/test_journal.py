@@ -1,4 +1,4 @@
-"""The journal of a job: who may write it, and in which order it tells of the subjects."""
+"""The journal of a job: which run may write it, and the order of its subjects."""
 
 from __future__ import annotations
 

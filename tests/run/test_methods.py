@@ -1,13 +1,13 @@
-"""The laws hold for every method: a subject's weights depend on its own inputs alone."""
+"""The laws hold for every method: a subject's weights depend only on its own inputs."""
 
 from __future__ import annotations
 
 import os
 import signal
-from pathlib import Path
 
 import psutil
 import pytest
+from kit.records import files_of
 from kit.worlds import load_job
 
 from dbray.method.lora import FILE
@@ -33,12 +33,6 @@ class Killer(Silence):
                 if "RayTrainWorker" in " ".join(child.cmdline()):
                     os.kill(child.pid, signal.SIGKILL)
                     self.killed += 1
-
-
-def files_of(job, model):
-    registry = Registry(Store(job.storage))
-    paths = registry.weights(registry.find(model), Path(job.storage))
-    return {name: path.read_bytes() for name, path in paths.items()}
 
 
 @pytest.fixture(scope="module")

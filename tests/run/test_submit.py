@@ -1,4 +1,4 @@
-"""Jobs that are sent to a running cluster: what is packed, what is refused, and one for real."""
+"""Jobs sent to a running cluster: packing, errors, and one real submission."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_skipped_subjects_are_packed_and_skipped_again(tiny_base, tmp_path):
 
 
 class Server:
-    """Stands in for the job server: keeps what it was sent."""
+    """A fake of the job server that keeps its requests."""
 
     def submit(self, folder, job_id, options):
         self.sent = job_id, options
@@ -62,7 +62,7 @@ class Server:
 
 
 def submitted(monkeypatch, job_file, *flags):
-    """Run `dbray submit`; return its exit code, and what the job server got."""
+    """Run `dbray submit`; return its exit code, and the request to the job server."""
     server = Server()
     monkeypatch.setattr(submit, "JobServer", lambda _: server)
     address = ["--address", "http://127.0.0.1:8265", "--no-wait"]
@@ -157,7 +157,7 @@ def test_a_job_is_submitted_followed_listed_and_stopped(head, tiny_base, tmp_pat
     address, env = head
     bare = {"recipe": {"steps": 8, "prior_weight": 0.0}, "previews": {"prompts": []}}
     job_file = write_job(tmp_path / "job", tiny_base, SUBJECTS, **bare)
-    while True:  # the head takes no jobs before its agent runs
+    while True:  # the head accepts no jobs before its agent runs
         done = dbray(env, "submit", str(job_file), "--address", address)
         if "No available agent" not in done.stderr:
             break

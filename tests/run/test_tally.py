@@ -1,4 +1,4 @@
-"""The tally of a run, and what an invalid subject means for it."""
+"""The tally of a run, and its treatment of invalid subjects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tasks of actors, without the actors: test_previews.py and test_priors.py have Ray."""
+"""Tasks of actors, without actors: test_previews.py and test_priors.py use Ray."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dbray.sampling.pool import SamplingActor, SamplingPool, _read_result
 
 class Failing(SamplingActor):
     def __init__(self):
-        """Needs no backbone."""
+        """Do not load a base."""
         self._device = "cpu"
 
     def make(self, task):
@@ -38,7 +38,7 @@ ON_GPU, ON_CPU = {"num_gpus": 1, "num_cpus": 0}, {"num_cpus": 2}
         ("auto", 0, ON_CPU, 4),
         ("cpu", 3, ON_CPU, 4),
         ("cuda", 3, ON_GPU, 3),
-        ("cuda", 0, ON_GPU, 1),  # and waits until a GPU is up
+        ("cuda", 0, ON_GPU, 1),  # and waits for a GPU
     ],
 )
 def test_actors_request_the_resources_of_their_device(monkeypatch, device, gpus, held, size):

@@ -1,4 +1,4 @@
-"""Previews: images of published weights, the base beside them, and broken models."""
+"""Previews: images of published weights and of the base, and broken models."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def record_of(base: bases.Base, name: str, noun: str, precision: str = "fp32") -
 
 
 def weights_of(base: bases.Base, seed: int) -> dict[str, torch.Tensor]:
-    """The base's weights, shaken: as training might have left them."""
+    """Return the base's weights with noise, as if trained."""
     [file] = (base.folder / "unet").glob("*.safetensors")
     generator = torch.Generator().manual_seed(seed)
     return {
@@ -165,7 +165,7 @@ def test_broken_models_are_reported_and_do_not_stop_others(sampled) -> None:
 
 
 class CountingActor(PreviewActor):
-    """Notes every task of the base."""
+    """Records every task of the base."""
 
     def make(self, task):
         if task["model"] is None:
@@ -198,7 +198,7 @@ def test_results_arrive_in_any_order_and_the_pool_may_die(base, tmp_path, monkey
 
     def backwards(actor, actor_args, tasks, pool):
         assert [task["model"] is None for task in tasks] == [True, True, False, False, False]
-        for index in (4, 3, 2, 1):  # the cat's base never comes
+        for index in (4, 3, 2, 1):  # the result of the cat's base is missing
             yield Result(index, {f"{index}.png": b"pixels"})
         raise LaneLost("out of memory")
 

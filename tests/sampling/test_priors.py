@@ -1,4 +1,4 @@
-"""Class images: the same bits whoever makes them and however often they are killed."""
+"""Class images: the same bits for any number of actors and kills."""
 
 from __future__ import annotations
 
@@ -227,7 +227,7 @@ def test_a_lost_marker_or_description_needs_no_sampling(made, base, tmp_path) ->
 
 
 class TellingActor(PartActor):
-    """Writes its process id down, and starts parts only when it may."""
+    """Writes its process id to a file, and starts parts only when allowed."""
 
     def make(self, task):
         folder = Path(self._store.uri)
@@ -265,7 +265,7 @@ def test_a_killed_actor_is_replaced_without_effect_on_the_images(
 
 
 class FlakyActor(PartActor):
-    """Meets a storage that is away, once for every part."""
+    """Fails with a storage error once for every part."""
 
     def make(self, task):
         seen = Path(self._store.uri) / f"seen-{task['part']}"
@@ -276,7 +276,7 @@ class FlakyActor(PartActor):
 
 
 class BreakingActor(PartActor):
-    """The device of the first process, a fake, breaks: from then on each of its calls fails."""
+    """The fake device of the first process breaks: all its later calls fail."""
 
     def make(self, task):
         broken = Path(self._store.uri) / "broken"
@@ -304,7 +304,7 @@ def test_of_two_concurrent_jobs_the_first_ones_parts_stay(made, base, store) -> 
     written = {}
 
     def overtake(done: int, total: int) -> None:
-        if (done, total) == (0, 40):  # the second has looked what is missing; now the first comes
+        if (done, total) == (0, 40):  # the second job has listed missing parts; run the first
             make_priors(store, base, [plan], pool)
             written.update(times_of(store, plan))
 
@@ -314,13 +314,13 @@ def test_of_two_concurrent_jobs_the_first_ones_parts_stay(made, base, store) -> 
 
 
 def times_of(store: Store, plan: PriorPlan) -> dict[str, int]:
-    """When each part was written."""
+    """Return the time of writing of each part."""
     names = [part_name(part) for part in range(plan.num_parts)]
     return {n: store.local_path(f"{plan.folder}/{n}").stat().st_mtime_ns for n in names}
 
 
 class Overtaken(Store):
-    """Another job writes what is missing, and publishes, as soon as this one has looked."""
+    """Another job writes the missing parts and publishes as soon as this one has listed them."""
 
     missing: dict[str, bytes]
 
@@ -352,7 +352,7 @@ def test_a_set_published_by_another_job_stays_published(made, base, tmp_path) ->
 
 
 class DyingActor(SamplingActor):
-    """Dies of every task."""
+    """Dies in every task."""
 
     def make(self, task):
         os.kill(os.getpid(), signal.SIGKILL)

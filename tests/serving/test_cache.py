@@ -18,16 +18,16 @@ pytestmark = pytest.mark.timeout(60)
 
 
 class Inline(Executor):
-    """Does at once what it is given."""
+    """Runs its work at once."""
 
     def submit(self, work, /, *args, **options):
         work(*args, **options)
 
 
 class Storage:
-    """Counts what is read and verified; `gates` hold the verifying of a key until they open.
+    """Counts reads and verifications; `gates` block the verification of a key until they open.
 
-    `unknown` keys fail when they are read; `bad` ones, only when they are verified.
+    `unknown` keys fail when they are read, `bad` ones only when they are verified.
     """
 
     def __init__(self, size=10):
@@ -115,10 +115,10 @@ def test_values_are_read_from_each_tier_in_order():
         hold.settle()
     with using(cache, "a@1") as hold:
         assert (hold.value, hold.source) == ("device:a@1", "device")
-    held(cache, "b@1").release()  # throws a@1 from the device, not from RAM
+    held(cache, "b@1").release()  # evicts a@1 from the device, not from RAM
     assert device.keys() == ["b@1"]
     assert ram.keys() == ["a@1", "b@1"]
-    with using(cache, "a@1") as hold:  # given from RAM, and brought up for the next time
+    with using(cache, "a@1") as hold:  # returned from RAM, then loaded to the device
         assert (hold.value, hold.source) == ("ram:a@1", "ram")
     assert device.keys() == ["a@1"]
     assert storage.reads == storage.verified == ["a@1", "b@1"]
@@ -156,7 +156,7 @@ def test_values_in_use_stay_and_new_ones_are_not_kept():
     for key in "ab":
         held(cache, key).release()
     first, second = held(cache, "a"), held(cache, "b")
-    held(cache, "c").release()  # the device is full of what is in use: it gets as far as RAM
+    held(cache, "c").release()  # everything on the device is in use: it is kept in RAM only
     assert sorted(device.keys()) == ["a", "b"]
     with using(cache, "c") as third:
         assert third.tier is ram
@@ -207,7 +207,7 @@ def test_concurrent_requests_share_one_load(pool):
     storage = Storage()
     storage.gates["a"], storage.entered["a"] = threading.Event(), threading.Event()
     cache, _, device, watched = make_cache(storage, background=pool)
-    first = held(cache, "a")  # given before it is verified
+    first = held(cache, "a")  # returned before it is verified
     assert storage.entered["a"].wait(30)
     assert device.keys() == []
     holds = requested_meanwhile(cache, "a", 6, pool, storage.gates["a"])
@@ -230,7 +230,7 @@ def test_different_keys_load_in_parallel(pool):
     assert storage.entered["a"].wait(30)  # both are inside at once
     assert storage.entered["b"].wait(30)
     storage.gates["b"].set()
-    holds[1].settle()  # and the slow one does not hold the other up
+    holds[1].settle()  # the slow one does not delay the other
     storage.gates["a"].set()
     holds[0].settle()
 
@@ -360,7 +360,7 @@ def test_pins_and_budget_hold_under_concurrent_use(pool):
 
     with ThreadPoolExecutor(4) as workers:
         list(workers.map(work, range(4)))
-    pool.shutdown(wait=True)  # what is still on its way up has pins
+    pool.shutdown(wait=True)  # values that are still being loaded have pins
     assert max(watched.most.values()) <= 100
     for tier in (ram, device):
         assert all(tier.num_pins(key) == 0 for key in tier.keys())  # noqa: SIM118

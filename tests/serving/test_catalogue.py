@@ -1,4 +1,4 @@
-"""The catalogue: fresh looks at a registry, failing storage, and what is remembered."""
+"""The catalogue: fresh reads of a registry, storage failures, and cached values."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def folder_of(storage, record):
 
 @pytest.fixture
 def reads(monkeypatch):
-    """Paths that are read, and failures to come by the end of a path."""
+    """The paths that are read, and the number of failures to inject by the end of a path."""
     seen, failing = [], {}
     real = Store.read_bytes
 

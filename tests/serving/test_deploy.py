@@ -68,7 +68,7 @@ def storage(tmp_path_factory, tiny_base):
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """The built wheel, unpacked where nothing else is."""
+    """The built wheel, unpacked to an otherwise empty folder."""
     folder = tmp_path_factory.mktemp("wheel")
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, "wheel", ".", "--no-deps", "-w", folder], cwd=ROOT, check=True)
@@ -145,7 +145,7 @@ def test_a_signal_ends_a_server_that_is_starting(storage, tiny_base, tmp_path):
 
 @pytest.fixture
 def no_ray(monkeypatch):
-    """Ray does not run, and must not be started."""
+    """Ray is not running, and must not be started."""
     monkeypatch.setattr(local.ray, "is_initialized", lambda: False)
     monkeypatch.setattr(local.ray, "init", lambda **_: pytest.fail("Ray was started"))
 
@@ -221,7 +221,7 @@ def test_launch_listens_on_loopback_and_finishes_running_requests(storage, tiny_
         while "disk" not in httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=30).text:
             time.sleep(0.1)
         process.send_signal(signal.SIGTERM)
-        while True:  # until the signal has been noticed
+        while True:  # until the server has handled the signal
             late = httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=30)
             if late.status_code == 503:
                 break

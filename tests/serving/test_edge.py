@@ -1,4 +1,4 @@
-"""What is added to Ray Serve's proxy: limits of headers, and bodies of its own failures."""
+"""Additions to Ray Serve's proxy: limits of headers, and bodies of its own failures."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def port(monkeypatch):
 
 
 def answer_to(port, *parts):
-    """What comes back until the server closes the connection."""
+    """Return everything received until the server closes the connection."""
     with socket.create_connection(("127.0.0.1", port)) as connection:
         for part in parts:
             connection.sendall(part)
@@ -89,7 +89,7 @@ def answering(status, headers=(), body=b"A plain text of the proxy's"):
 
 
 async def silent(scope, receive, send):
-    """As the proxy when the ingress dies with a request in flight."""
+    """Respond like the proxy when the ingress dies during a request."""
 
 
 @pytest.mark.parametrize(("app", "status", "code"), [

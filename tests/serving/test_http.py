@@ -1,6 +1,6 @@
-"""The HTTP contract of dbray.serving, with the real openai client: a real server and replica.
+"""The HTTP contract of dbray.serving, with the real openai client, server and replica.
 
-Everything but Ray: that is test_serving.py.
+Everything except Ray: see test_serving.py.
 """
 
 from __future__ import annotations
@@ -430,7 +430,7 @@ def test_unsupported_methods_are_rejected(server):
 
 
 def unfinished(server, name="acme", count=1):
-    """Connections that announce a body and send only its start."""
+    """Open connections that announce a body and send only its start."""
     head = (
         f"POST /v1/images/generations HTTP/1.1\r\nhost: h\r\ncontent-length: 1000\r\n"
         f"authorization: Bearer {server.keys[name]}\r\n\r\n{{"

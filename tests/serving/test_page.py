@@ -66,13 +66,13 @@ def choose(page, name):
 
 
 def search(page, site, name):
-    """Filter for a model that was just published: the server's list may be two seconds old."""
+    """Filter for a newly published model: the server's list may be two seconds old."""
     listed = {"params": {"contains": name}}
     while len(httpx.get(f"{site.url}/v1/models", **listed).json()["data"]) != 1:
         time.sleep(0.05)
     script = "arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event('input'))"
     page.execute_script(script, find(page, "#filter"), name)
-    # In one script: the cards are replaced as a whole.
+    # In one script, because all cards are replaced together.
     script = "return [...document.querySelectorAll('.card')].map(card => card.dataset.id)"
     wait(page, lambda d: d.execute_script(script) == [name])
 
@@ -109,7 +109,7 @@ def test_the_gallery_shows_every_model_and_filters(page, site):
     wait(page, lambda d: is_loaded(d, '.card[data-id="mia"] img'))
     site.publish("latecomer", 70)  # not on the page: the server is asked
     search(page, site, "latecomer")
-    # The chosen model is not among them, and still the keyboard gets into the gallery.
+    # The chosen model is not shown, but the keyboard can still enter the gallery.
     assert find(page, ".card").get_property("tabIndex") == 0
     find(page, "#filter").send_keys("nothing-like-it")
     wait(page, lambda d: find(d, "#no-models").is_displayed())
@@ -313,6 +313,6 @@ def test_every_field_has_a_label_and_keys_choose_models(page):
 
 
 def test_the_browser_logged_no_errors(page):
-    # 400 is the answer that the test of errors asked for.
+    # The test of errors causes a 400.
     logged = [entry for entry in page.get_log("browser") if "400" not in entry["message"]]
     assert [entry for entry in logged if entry["level"] == "SEVERE"] == []

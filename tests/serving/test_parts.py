@@ -121,7 +121,7 @@ def test_a_greedy_tenant_does_not_block_others():
     queue.done(cost=10, seconds=10)  # a second per step
     for tenant in ("greedy", "glutton"):
         put(queue, *(make_request(clock, f"{tenant}{i}", tenant, deadline=90) for i in range(4)))
-    # Their 80 seconds come before nobody else's first 10.
+    # Their 80 seconds do not delay another tenant's first 10.
     put(queue, make_request(clock, "b", "modest", deadline=30))
     with pytest.raises(Refused) as caught:
         queue.push(make_request(clock, "b", "hasty", deadline=39))
@@ -138,7 +138,7 @@ def test_tenants_with_frequent_requests_get_equal_shares():
     waiting = {tenant: make_request(clock, tenant, tenant, n) for tenant, n in sizes.items()}
     put(queue, *waiting.values())
     served = dict.fromkeys(sizes, 0)
-    for _ in range(400):  # each asks anew when its request is done, so it is often not there
+    for _ in range(400):  # each sends a request when its last one is done, so it is often absent
         batch = queue.take("base", 0)
         request = batch[0][0]
         tenant = request.ask.tenant

@@ -68,7 +68,7 @@ def images(answer):
 
 
 async def until(condition):
-    """Wait for something that must come true; the test's time limit is the limit."""
+    """Wait for a condition; the test's time limit is the limit."""
     while not await condition():
         await asyncio.sleep(0.01)
 
@@ -390,7 +390,7 @@ def test_a_remote_registry_is_copied_and_the_copies_are_bounded(
         assert asyncio.run(replica.generate(ask(storage, name))).begun.source == "storage"
     assert asyncio.run(replica.generate(ask(storage, "tom"))).begun.source == "disk"
     assert sum(file.stat().st_size for file in tmp_path.rglob("*.safetensors")) <= 2.5 * size
-    replica.__del__()  # what Ray Serve calls at the end
+    replica.__del__()  # Ray Serve calls it at the end
     assert list(tmp_path.iterdir()) == []
     replica.close()
 
@@ -404,7 +404,7 @@ def test_health_depends_on_the_device_thread(storage, tiny_base):
 
 
 def failing(replica, monkeypatch, times):
-    """Make the device fail so many times."""
+    """Make the device fail a number of times."""
     real, left = replica._backbone.denoise, iter(range(times))
 
     def denoise(*arguments):

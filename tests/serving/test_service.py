@@ -1,4 +1,4 @@
-"""Between routes and replicas: charges, predictions, takedown, and replicas that are full."""
+"""The service between routes and replicas: charges, predictions, takedown, full replicas."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ BODY = {"prompt": "p", "model": "rex", "seed": 1}
 
 
 class Models:
-    """Stands in for the replicas: answers what it is told to, by default with one image."""
+    """A fake of the replicas with configured answers, by default one image."""
 
     def __init__(self):
         self.answers: list[Answer | Refusal | Exception] = []
@@ -78,7 +78,7 @@ class Models:
 
 
 class Site:
-    """The application on a registry with one model of nobody's, without replicas."""
+    """The application on a registry with one model without a tenant, without replicas."""
 
     def __init__(self, folder):
         self.storage = folder / "runs"
@@ -111,7 +111,7 @@ class Site:
         return asyncio.run(run())
 
     def images_left(self):
-        """Ask until the tenant's ten images of this minute are used up."""
+        """Count requests until the tenant's ten images of this minute are used up."""
         self.models.answers.clear()
         return [self.post().status_code for _ in range(11)].index(429)
 
@@ -226,7 +226,7 @@ def test_a_takedown_drops_predictions_before_it_waits_for_replicas(site):
 
 
 class Silent:
-    """Stands in for a handle of Ray Serve whose replicas do not answer in time."""
+    """A fake of a Ray Serve handle whose replicas do not answer in time."""
 
     def broadcast(self, *_):
         return self
@@ -282,7 +282,7 @@ def test_slow_listings_do_not_delay_images(site, monkeypatch):
     async def run():
         async with site.client() as client:
             listings = [asyncio.create_task(client.get("/v1/models")) for _ in range(100)]
-            await asyncio.sleep(0)  # each is on its way, and there are fewer threads
+            await asyncio.sleep(0)  # all have started, and there are fewer threads
             image = await client.post("/v1/images/generations", json=BODY)
             assert not any(listing.done() for listing in listings)
             opened.set()
@@ -462,7 +462,7 @@ def test_the_tenant_with_the_most_predictions_makes_room(monkeypatch):
 
 
 class Response:
-    """Stands in for a response of Ray Serve."""
+    """A fake of a Ray Serve response."""
 
     def __init__(self, events, hangs=False):
         self._events, self._hangs = list(events), hangs
@@ -483,7 +483,7 @@ class Response:
 
 
 class Handle:
-    """Stands in for a handle of Ray Serve: gives prepared responses, and notes who was asked."""
+    """A fake of a Ray Serve handle with prepared responses that records the requested replicas."""
 
     def __init__(self, *responses):
         self._responses = list(responses)

@@ -31,7 +31,7 @@ def post(client, model, **changes):
 
 
 def wait_for(condition):
-    """Wait for something that must come true; the test's time limit is the limit."""
+    """Wait for a condition; the test's time limit is the limit."""
     while not (value := condition()):
         time.sleep(0.05)
     return value
@@ -143,7 +143,7 @@ def test_too_many_requests_are_rejected_with_retry_after(client):
 
 def test_a_full_replica_passes_requests_on(site, client):
     site.publish("crowded", 41)
-    with ThreadPoolExecutor(7) as pool:  # a batch, and 12 images that wait, fill one replica
+    with ThreadPoolExecutor(7) as pool:  # a batch and 12 waiting images fill one replica
         slow = {"n": 4, "num_inference_steps": 150}
         answers = list(pool.map(lambda seed: post(client, "crowded", seed=seed, **slow), range(6)))
         stream = post(client, "crowded", stream=True, **slow)

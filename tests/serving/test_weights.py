@@ -1,4 +1,4 @@
-"""The cache and its loads on an event loop; what a takedown or failure leaves behind."""
+"""The cache and its loads on an event loop, also after takedowns and failures."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GONE = ModelNotFound("taken down")
 
 
 class Gate:
-    """Holds who comes through until it is opened."""
+    """Blocks callers until it is opened."""
 
     def __init__(self):
         self.entered, self.opened = threading.Event(), threading.Event()
@@ -40,7 +40,7 @@ def background():
 
 
 class Storage:
-    """Two tiers over it. Keys in `gates` are held while they are read, or verified, or lifted."""
+    """Storage with two tiers. Keys in `gates` are blocked while read, verified or lifted."""
 
     def __init__(self, background, ram_bytes=40, clock=None):
         self.gates: dict[tuple[str, str], Gate] = {}
@@ -96,8 +96,8 @@ def test_loaded_values_and_followers_use_no_thread(background):
         asks = [asyncio.create_task(storage.cache.hold("slow", readers)) for _ in range(9)]
         await soon(slow.entered)
         other = asyncio.create_task(storage.cache.hold("other", readers))
-        (await storage.cache.hold("warm", readers)).release()  # both threads are not needed
-        (await other).release()  # eight followers wait, and still a thread is free
+        (await storage.cache.hold("warm", readers)).release()  # no thread is needed
+        (await other).release()  # eight followers wait, but a thread is free
         slow.opened.set()
         holds = await asyncio.gather(*asks)
         assert {hold.value.partition(":")[2] for hold in holds} == {"slow"}
@@ -154,7 +154,7 @@ def test_a_hold_released_before_the_value_is_kept_leaves_no_pin(background):
 
 
 class Crowd:
-    """Users of models, each of whom stays until told to leave. Tenths are users of one model."""
+    """Users of models; each holds its model until `leave`. Tenths are users of one model."""
 
     def __init__(self, loads):
         self._loads = loads
@@ -179,13 +179,13 @@ class Crowd:
             await asyncio.wait([self._tasks.pop(number)])
 
     async def until(self, *numbers):
-        """Wait until just these have what they asked for; the test's time limit is the limit."""
+        """Wait until exactly these have their model; the test's time limit is the limit."""
         while sorted(self.holds) != sorted(numbers):
             await asyncio.sleep(0.001)
 
 
 def crowded(storage, count, scene):
-    """Play a scene with a crowd, and see that it leaves nothing in use."""
+    """Run a scene with a crowd, and check that nothing stays in use."""
 
     async def run(readers):
         loads = Loads(storage.cache, readers, count)
@@ -238,7 +238,7 @@ def test_users_of_one_model_share_it_and_make_room_for_others(background):
         assert crowd.holds[1] is crowd.holds[1.1]
         crowd.come(3, turn=(0.0, 3))
         await asyncio.sleep(0)
-        crowd.come(1.2, 1.3, turn=(0.0, 4))  # would keep the model in use, but came later
+        crowd.come(1.2, 1.3, turn=(0.0, 4))  # would keep the model in use, but arrived later
         await asyncio.sleep(0)
         await crowd.leave(1)
         assert sorted(crowd.holds) == [1.1, 2, 2.1]
@@ -262,7 +262,7 @@ def test_values_in_a_tier_are_available_at_once(background):
         await soon(slow.entered)
         crowd.come(7)
         await crowd.until(7)
-        await crowd.leave(2, 1)  # who waits, and who is read for: that ends when it was read
+        await crowd.leave(2, 1)  # one waits, the other's read ends when it is complete
         crowd.come(3)
         await asyncio.sleep(0)
         assert sorted(crowd.holds) == [7]
@@ -328,7 +328,7 @@ def test_an_image_neither_waits_for_nor_fails_with_the_device_tier(background, c
     gate = storage.gate("lift", "a")
     storage.failing["a"] = MemoryError("device")
     hold = held(storage.cache, "a")
-    hold.settle()  # verified; the lift has not even begun to fail
+    hold.settle()  # verified; the lift has not failed yet
     assert hold.is_settled
     gate.opened.set()
     asyncio.run(hold.landed())

@@ -1,4 +1,4 @@
-"""Ids are made of any text that has letters."""
+"""Ids are made from any text with letters."""
 
 from __future__ import annotations
 

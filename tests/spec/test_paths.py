@@ -1,4 +1,4 @@
-"""Local paths become absolute; everything else stays as it is."""
+"""Local paths become absolute; everything else stays unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mistakes in files that users write, reported in the files' own terms."""
+"""Mistakes in files that users write are reported in the terms of the file."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_keys_with_spaces_are_reported_as_written():
 
 @pytest.mark.parametrize("twice", ["[*a{0}, *a{0}]", "{{<<: [*a{0}, *a{0}]}}"])
 def test_aliases_are_rejected_before_they_expand(twice):
-    """Each line stands for twice what the one before it does."""
+    """Each line expands to twice as much as the one before."""
     lines = ["- &a0 {x: 1}", *(f"- &a{n + 1} {twice.format(n)}" for n in range(12))]
     with pytest.raises(SpecError) as caught:
         parse_yaml("\n".join(lines), "a.yaml")

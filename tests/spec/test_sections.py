@@ -1,4 +1,4 @@
-"""What a job is made of: values that cannot be wrong."""
+"""Sections of a job: invalid values cannot be made."""
 
 from __future__ import annotations
 
@@ -42,6 +42,6 @@ def test_a_later_field_is_part_of_the_identity_only_if_set():
 
 
 def test_default_values_of_first_fields_are_part_of_the_identity():
-    """So a default may change: whoever relied on the old one gets another fingerprint."""
+    """So a default may change: a job that used the old one gets another fingerprint."""
     assert Recipe().identity().keys() == Recipe.first_fields
     assert Prior().identity().keys() == Prior.first_fields

@@ -1,7 +1,7 @@
-"""Both engines, for real: plain torch here and in processes, DeepSpeed in processes of its own.
+"""Both real engines: plain torch here and in processes, DeepSpeed in separate processes.
 
-Run as a script, this file is one rank: `test_engine.py FOLDER RANK WORLD_SIZE` goes through every
-ZeRO stage and precision and leaves its findings in FOLDER/RANK.json. The tests then look at them.
+Run as a script, this file is one rank: `test_engine.py FOLDER RANK WORLD_SIZE` runs every ZeRO
+stage and precision and writes its findings to FOLDER/RANK.json. The tests check them.
 """
 
 import json
@@ -25,9 +25,9 @@ from dbray.training.plain import TorchEngine
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 STAGES = (0, 1, 2, 3)
-# bf16 publishes the masters, fp32 their average, so both ways out are seen in every case.
 RATES = [0.5e-3, 1e-3, 1e-3, 0.75e-3, 0.25e-3]
-"""Of five steps: a warm-up over two, then half a cosine."""
+"""Learning rates of five steps: a warm-up over two, then half a cosine."""
+# bf16 publishes the masters, fp32 their average, so both are tested in every case.
 RECIPES = {
     "fp32": Recipe(
         learning_rate=1e-3,
@@ -75,7 +75,7 @@ def loss_of(predict, step, rank):
 
 
 def train(engine, steps, rank=0):
-    """Take steps; return losses and gradient norms as they are, to be compared bit for bit."""
+    """Take steps; return losses and gradient norms unrounded, for bitwise comparison."""
     seen = []
     for step in steps:
         loss = loss_of(engine, step, rank)
@@ -87,7 +87,7 @@ def train(engine, steps, rank=0):
 
 
 def reference(recipe, num_steps, world_size=1):
-    """Train as a plain loop would, on the mean over the ranks; return what weights() should."""
+    """Train in a plain loop on the mean over the ranks; return the expected weights()."""
     module = Net()
     parameters = dict(module.named_parameters())
     optimizer = torch.optim.AdamW(module.parameters(), foreach=False)
@@ -120,13 +120,13 @@ def gap(first, second):
 
 
 def examine(stage, precision, rank, world_size):
-    """Take one engine through what a lane does with it, and note what came out."""
+    """Use one engine like a lane, and return the results."""
     recipe, base = RECIPES[precision], dict(Net().named_parameters())
     engine = make_engine(Net(), recipe, stage, CPU)
     found = {"starts_exact": same(engine.weights(), base if rank == 0 else {})}
     losses = train(engine, range(2), rank)
     state = engine.state()
-    engine.weights()  # must not disturb what follows
+    engine.weights()  # must not affect later steps
     losses += train(engine, range(2, 5), rank)
     weights, end = engine.weights(), engine.state()
     found["names"] = {name: list(tensor.shape) for name, tensor in weights.items()}
@@ -138,7 +138,7 @@ def examine(stage, precision, rank, world_size):
         found["gap"] = gap(reference(recipe, 5, world_size), weights)
         found["moved"] = gap(base, weights)
 
-    # What a subject that went wrong leaves behind: a call without a step, then nan all over.
+    # The state after a failed subject: a call without a step, then nan everywhere.
     loss_of(engine, 9, rank)
     engine.step(loss_of(engine, 9, rank) * float("nan"))
     engine.reset()
@@ -157,7 +157,7 @@ def examine(stage, precision, rank, world_size):
 
 
 def break_off(stage):
-    """Let the memory run out in the middle of a step; say what the step and a reset raise."""
+    """Exhaust the memory in the middle of a step; return the errors of the step and of a reset."""
     engine = make_engine(Net(), RECIPES["fp32"], stage, CPU)
     raised = []
     for call in (lambda: engine.step(exhausting(loss_of(engine, 0, 0))), engine.reset):
@@ -195,7 +195,7 @@ def be_a_rank(folder, rank, world_size):
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["1 rank", "2 ranks"])
 def findings(request, tmp_path_factory):
-    """What each rank found, and what the processes printed; no compiler is on their path."""
+    """The findings of each rank, and the output of the processes; no compiler is on their path."""
     folder = tmp_path_factory.mktemp("ranks")
     kept = {k: v for k, v in os.environ.items() if k not in ("DS_ACCELERATOR", "LOCAL_RANK")}
     environment = kept | {
@@ -225,7 +225,7 @@ def findings(request, tmp_path_factory):
 
 
 def test_deepspeed_is_silent_and_compiles_nothing(findings):
-    # What other libraries may say of the machine is their own affair.
+    # Messages of other libraries about the machine are allowed.
     said = re.findall(r".*(?:deepspeed|warning|\[info\]).*", "".join(findings["printed"]), re.I)
     assert said == []
     assert not findings["compiled"]
@@ -259,8 +259,8 @@ class TestEveryStage:
 
     def test_weights_equal_those_of_a_plain_loop(self, findings, stage, precision):
         first, *_ = self.of(findings, stage, precision)
-        # bf16 turns round some of the gradients that are nearly nothing, and Adam's steps are as
-        # long as the learning rate whatever the gradient.
+        # bf16 flips the sign of some gradients near zero, and Adam's steps have the length of
+        # the learning rate for any gradient.
         assert first["gap"] < (2e-6 if precision == "fp32" else 1e-4) < first["moved"] / 5
 
     def test_the_memory_plan_matches_the_memory_in_use(self, findings, stage, precision):
@@ -286,13 +286,13 @@ def test_reset_fails_after_an_interrupted_step_of_ranks_or_deepspeed(findings):
 def test_zero_clips_gradients_like_plain_torch(findings, stage):
     ranks = findings["ranks"]
     assert min(norm for _, norm in ranks[0][f"{stage} fp32"]["losses"]) > 0.5  # so all are clipped
-    # Adam's steps hide the gradients' scale; its first moments do not. Ranks hold parts of them.
+    # Adam's steps hide the gradients' scale, its first moments do not. Ranks have parts of them.
     squared = sum(rank[f"{stage} fp32"]["momentum"] ** 2 for rank in ranks)
     assert squared**0.5 == pytest.approx(ranks[0]["0 fp32"]["momentum"], rel=1e-5)
 
 
 def test_a_device_that_no_longer_responds_is_lost(monkeypatch):
-    """The GPU and its answers are fakes."""
+    """The GPU is a fake."""
     gpu, asked = torch.device("cuda", 0), []
     of_cublas = RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED")
 
@@ -383,7 +383,7 @@ def test_bf16_computes_in_bfloat16_and_steps_in_float32():
     assert isinstance(engine, TorchEngine)
     train(engine, range(1))
     assert seen == [torch.bfloat16]
-    # One part in a million is lost on a bfloat16 weight; float32 masters keep it.
+    # A change of one part in a million is lost in a bfloat16 weight, but float32 masters keep it.
     assert all(gap({"": w}, {"": p}) > 0 for w, p in zip(
         engine.weights().values(), Net().parameters(), strict=True))  # fmt: skip
 

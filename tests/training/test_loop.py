@@ -1,4 +1,4 @@
-"""The loop: shares of a batch add up, restarts continue bit for bit, nothing leaks."""
+"""The loop: shares of a batch add up, restarts continue bit for bit, subjects are independent."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def make_test_engine(backbone, recipe):
 
 
 def network_of(backbone, recipe=None):
-    """A copy of what a full fine-tune trains: the module's backbone stays as it is."""
+    """Return a copy of the network of a full fine-tuning: the shared backbone stays unchanged."""
     recipe = recipe or Recipe()
     return copy.deepcopy(method_of(recipe.method).network(backbone, recipe))
 
@@ -90,7 +90,7 @@ def test_training_moves_every_layer_and_lowers_the_loss(backbone, schedule):
 
 
 def test_training_equals_the_papers_plain_loop(backbone, schedule):
-    """Equation 2 row by row, by diffusers and torch: nothing is shared but the draws."""
+    """Equation 2 row by row, with diffusers and torch: only the random draws are shared."""
     from diffusers import DDPMScheduler
 
     recipe = Recipe(steps=5, learning_rate=1e-3, weight_decay=0.1, prior_weight=0.7, batch_size=2)
@@ -106,8 +106,8 @@ def test_training_equals_the_papers_plain_loop(backbone, schedule):
             noise, at = batch.target_BCHW[row : row + 1], batch.timesteps_B[row : row + 1]
             level = noiser.alphas_cumprod[at].view(1, 1, 1, 1)
             latents = (batch.noisy_BCHW[row : row + 1] - (1 - level).sqrt() * noise) / level.sqrt()
-            told = data.prior_prompt if row >= 2 else batch.condition[row : row + 1]
-            prediction = trained(noiser.add_noise(latents, noise, at), at, told.tensors)
+            condition = data.prior_prompt if row >= 2 else batch.condition[row : row + 1]
+            prediction = trained(noiser.add_noise(latents, noise, at), at, condition.tensors)
             sums[row >= 2] += torch.nn.functional.mse_loss(prediction, noise) / 2
         loss = sums[False] + 0.7 * sums[True]
         optimizer.zero_grad()

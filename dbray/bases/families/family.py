@@ -136,7 +136,7 @@ class Family:
         return reader.model_max_length
 
     def framed(self, reader: Any, prompt: str) -> str:
-        """The text that is given to the tokenizer `reader` for a prompt."""
+        """Return the input of the tokenizer `reader` for a prompt."""
         return prompt
 
     def embed(self, models: Mapping[str, Any], tokens: Tensors) -> Tensors:

@@ -76,7 +76,7 @@ class Flux(FlowFamily):
         }
 
     def max_tokens(self, reader: Any) -> int:
-        """Those of T5; CLIP reads the beginning."""
+        """Return T5's limit; CLIP reads only the beginning."""
         return _LENGTH
 
     def embed(self, models: Mapping[str, Any], tokens: Tensors) -> Tensors:

@@ -82,11 +82,11 @@ class Flux2Klein(FlowFamily):
         return token_ids(tokenizer, chat(tokenizer, prompts, thinking=False), _LENGTH)
 
     def max_tokens(self, reader: Any) -> int:
-        """Those of the chat."""
+        """Return the limit of the chat."""
         return _LENGTH
 
     def framed(self, reader: Any, prompt: str) -> str:
-        """The chat."""
+        """Return the chat."""
         return chat(reader, [prompt], thinking=False)[0]
 
     def embed(self, models: Mapping[str, Any], tokens: Tensors) -> Tensors:

@@ -90,11 +90,11 @@ class QwenImage(FlowFamily):
         return {"ids": found.input_ids, "mask": found.attention_mask}
 
     def max_tokens(self, reader: Any) -> int:
-        """Those that the transformer sees, and those before them."""
+        """Return the limit: the tokens of the transformer, and those cut off before them."""
         return _NUM_BEFORE + _LENGTH
 
     def framed(self, reader: Any, prompt: str) -> str:
-        """The template."""
+        """Return the prompt in the template."""
         return f"{_BEFORE}{prompt}{_AFTER}"
 
     def embed(self, models: Mapping[str, Any], tokens: Tensors) -> Tensors:

@@ -104,7 +104,7 @@ class StableDiffusion3(FlowFamily):
         }
 
     def max_tokens(self, reader: Any) -> int:
-        """Those of T5; the CLIPs read the beginning."""
+        """Return T5's limit; the CLIPs read only the beginning."""
         return _T5_LENGTH
 
     def embed(self, models: Mapping[str, Any], tokens: Tensors) -> Tensors:
