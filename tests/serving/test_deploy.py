@@ -195,7 +195,7 @@ def test_a_configuration_deploys_from_the_wheel(name, wheel, storage, tiny_base,
 
 
 def addresses_of(process):
-    """Return the addresses on which a process and its descendants listen: metrics, dashboard, all."""
+    """Return the addresses on which a process's descendants listen: metrics, dashboard, all."""
     found = set()
     for one in psutil.Process(process.pid).children(recursive=True):
         with suppress(psutil.NoSuchProcess):

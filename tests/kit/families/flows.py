@@ -35,7 +35,7 @@ class Case:
     weight: Callable[[float], float] = lambda sigma: 1.0
 
     def table(self, config: Any, shift: float | None = None) -> list[float]:
-        """Return the noise levels that training draws from, with the base's static shift or another."""
+        """Return the noise levels of training, with the base's static shift or another."""
         table = np.arange(1000, 0, -1) / 1000
         own = 1.0 if config.use_dynamic_shifting else config.shift
         shift = own if shift is None else shift
