@@ -147,9 +147,7 @@ def test_the_name_of_a_preset_is_not_part_of_a_fingerprint(tmp_path, tiny_base):
     ("owl", "a {subject}", {}),
     ("owl", "a {subject} beside a {class}", {"article": "an"}),
 ])  # fmt: skip
-def test_only_prompts_with_an_have_new_fingerprints(
-    job, base, noun, caption, added
-):
+def test_only_prompts_with_an_have_new_fingerprints(job, base, noun, caption, added):
     images = [str(path) for path in sorted(Path(job.subjects, "rex").glob("*.png"))]
     rex = Subject(id="rex", class_noun=noun, images=images, captions=[caption] * len(images))
     plan = plan_of(job.model_copy(update={"subjects": (rex,)}))

@@ -157,9 +157,7 @@ def test_two_actors_make_the_same_bits_and_finished_sets_are_kept(made, base, st
 
 @pytest.mark.ray
 @pytest.mark.parametrize(("count", "num_sampled"), [(56, 24), (32, 0)])
-def test_another_count_samples_only_missing_parts(
-    made, base, tmp_path, count, num_sampled
-) -> None:
+def test_another_count_samples_only_missing_parts(made, base, tmp_path, count, num_sampled) -> None:
     store = copy_of(made[0], tmp_path / "storage")
     prior = PRIOR.model_copy(update={"count": count})
     [plan] = plans_of(base, "dog", prior=prior)
