@@ -52,6 +52,18 @@ class Base:
     digest: str
     defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     revision: str | None = None
+    serves: Base | None = None
+    """Another base that samples with what is trained on this one, such as one distilled from it."""
+
+    @property
+    def distilled(self) -> str | None:
+        """How its files show that it is distilled to few steps; None if they do not."""
+        return self.family.distilled(self.layout)
+
+    @property
+    def serving(self) -> Base:
+        """The base that samples with what is trained on this one."""
+        return self.serves or self
 
     @cached_property
     def layout(self) -> Layout:

@@ -68,6 +68,8 @@ def _layers(
         yield base.name, {"resolution": base.resolution}
     else:
         yield base.name, own
+        if name != "scoring" and base.distilled:
+            yield f"{family.name}, distilled", family.few_steps
     yield family.name, general
 
 

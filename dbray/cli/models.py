@@ -133,8 +133,9 @@ def open_source(args: argparse.Namespace) -> Iterator[Source]:
         return
     registry = _registry(args)
     record = registry.find(args.model)
-    base = bases.resolve(args.base or record.base, args.base_revision or record.base_revision)
-    if base.digest != record.base_digest:
+    name, revision = record.served_by
+    base = bases.resolve(args.base or name, args.base_revision or revision)
+    if not record.fits(base.digest):
         raise BaseError(f"{record.name} was trained on another {record.base!r} "
                         f"({record.base_digest[:12]}, here is {base.digest[:12]})")  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:

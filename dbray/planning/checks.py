@@ -16,6 +16,7 @@ from dbray.errors import BaseError, Problem, SpecError, StoreError
 from dbray.planning import names
 from dbray.planning.long_prompts import check_job_prompts
 from dbray.planning.names import Naming
+from dbray.planning.serve_bases import check_distilled, find_serve_base
 from dbray.planning.storage_place import check_storage
 from dbray.scores import embedders
 from dbray.spec.job import Job, anchored, draft_job
@@ -146,6 +147,10 @@ def _check(job: Job, source: Source | None, where: Callable[[str], str], folder:
                 Problem("error", where("base"), f"base: {exc}", "change 'base'")
             )
     if checked.base is not None:
+        checked.problems += check_distilled(checked.base, where)
+        serving, problems = find_serve_base(job, checked.base, where)
+        checked.problems += problems
+        checked.base = replace(checked.base, serves=serving)
         checked.job, checked.sources = resolve_job(job, checked.base)
         checked.problems += _unfit(checked.job, checked.base, where)
         checked.problems += _missing_embedders(checked.job, where)
@@ -216,8 +221,8 @@ def resolve_job(job: Job, base: Base) -> tuple[Job, Sources]:
     filled = {
         "recipe": defaults.fill(base, job.recipe, preset),
         "prior": defaults.fill(base, job.prior, preset),
-        "previews": defaults.fill(base, job.previews, preset),
-        "scoring": defaults.fill(base, job.scoring, preset),
+        "previews": defaults.fill(base.serving, job.previews, preset),
+        "scoring": defaults.fill(base.serving, job.scoring, preset),
     }
     sections = {name: one.section for name, one in filled.items()}
     return job.model_copy(update=sections), {name: one.sources for name, one in filled.items()}

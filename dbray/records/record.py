@@ -33,6 +33,15 @@ class ModelRecord(Spec):
     base: str = Field(description="Name of the base model.")
     base_revision: str | None = Field(default=None, description="Commit of a base from the hub.")
     base_digest: str = Field(description="SHA-256 over the base's weight files.")
+    serve_base: str | None = Field(
+        default=None, description="Name of the base that serves it, if that is another one."
+    )
+    serve_base_revision: str | None = Field(
+        default=None, description="Commit of that base, if it is from the hub."
+    )
+    serve_base_digest: str | None = Field(
+        default=None, description="SHA-256 over that base's weight files."
+    )
     recipe: Recipe = Field(description="How it was fine-tuned.")
     prior: Prior = Field(description="How the class images were sampled.")
     prior_digest: str | None = Field(description="The PriorSet; none without prior preservation.")
@@ -57,6 +66,17 @@ class ModelRecord(Spec):
     def name(self) -> str:
         """'id@revision', as every command accepts it."""
         return f"{self.id}@{self.revision}"
+
+    @property
+    def served_by(self) -> tuple[str, str | None]:
+        """Name and commit of the base that serves it."""
+        if self.serve_base is not None:
+            return self.serve_base, self.serve_base_revision
+        return self.base, self.base_revision
+
+    def fits(self, base_digest: str) -> bool:
+        """Whether it can be put on a base: the one it was trained on, or the one that serves it."""
+        return base_digest in (self.base_digest, self.serve_base_digest)
 
     @property
     def has_its_revision(self) -> bool:

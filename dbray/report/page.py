@@ -154,6 +154,7 @@ def _facts(card: Card) -> list[tuple[str, str]]:
         ("revision", record.revision),
         ("identifier", record.identifier),
         ("base", f"{record.base} {record.base_digest[:12]}"),
+        *([("served by", record.serve_base)] if record.serve_base else []),
         ("class images", f"{record.prior.count} of set {record.prior_digest[:12]}"
          if record.prior_digest else "none"),
         ("class prompt", fill_prompt(record.prior.prompt, record.class_noun)),

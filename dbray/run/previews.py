@@ -39,7 +39,7 @@ class PreviewImages(AnnexPhase):
         """See AnnexPhase."""
         return make_previews(
             self.recorder.journal.store,
-            self.plan.base,
+            self.plan.base.serving,
             [PreviewRequest(one.record, one.photographs) for one in lacking],
             self.plan.job.previews,
             pool_of(self.plan),

@@ -45,7 +45,7 @@ class ModelScores(AnnexPhase):
         """See AnnexPhase."""
         return make_scores(
             self.recorder.journal.store,
-            self.plan.base,
+            self.plan.base.serving,
             [one.record for one in lacking],
             [planned.subject for planned in self.plan.subjects],
             self._measure,

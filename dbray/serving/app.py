@@ -84,9 +84,8 @@ def with_base(options: ServeOptions) -> ServeOptions:
                 "has no model to take the base from",
                 "publish a model, or give a base",
             )
-        options = options.model_copy(
-            update={"base": record.base, "base_revision": record.base_revision}
-        )
+        name, revision = record.served_by
+        options = options.model_copy(update={"base": name, "base_revision": revision})
     assert options.base is not None
     bases.resolve(options.base, options.base_revision)
     return options

@@ -57,6 +57,14 @@ class Job(Spec):
         description="Commit of a hub id, 40 hex digits; required for hub ids, so that results "
         "repeat.",
     )
+    serve_base: Address | None = Field(
+        default=None,
+        description="A base that previews and serving use instead, such as a distilled one of the "
+        "same family: adapters trained on `base` are put on it. Named as `base` is.",
+    )
+    serve_base_revision: str | None = Field(
+        default=None, description="Commit of a hub id of `serve_base`, 40 hex digits."
+    )
     subjects: Subjects = Field(
         description="Manifest (.jsonl, .yaml, .csv), a folder with one folder per subject, "
         "or the subjects themselves."
@@ -79,11 +87,14 @@ class Job(Spec):
 
     model_config = ConfigDict(populate_by_name=True)
 
-    @field_validator("base_revision")
+    @field_validator("base_revision", "serve_base_revision")
     @classmethod
     def _pinned(cls, revision: str | None) -> str | None:
         if revision is not None and not is_commit(revision):
-            raise ValueError("a revision is the 40 hex digits of a commit: branches and tags move")
+            raise ValueError(
+                "a revision is the 40 hex digits of a commit: branches and tags move. "
+                "huggingface.co lists commits under 'Files and versions', 'History'"
+            )
         return revision
 
     @field_validator("storage")
@@ -199,6 +210,8 @@ def anchored(job: Job, folder: Path) -> Job:
         "base": anchor_base(job.base, folder),
         "scoring": job.scoring.model_copy(update=embedders),
     }
+    if job.serve_base is not None:
+        paths["serve_base"] = anchor_base(job.serve_base, folder)
     if isinstance(job.subjects, str):
         paths["subjects"] = anchor(job.subjects, folder)
     return job.model_copy(update=paths)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -289,12 +290,10 @@ SCHEDULER = "scheduler/scheduler_config.json"
 
 
 @pytest.mark.parametrize(("name", "file", "values", "reason"), [
-    ("flux", TRANSFORMER, {"guidance_embeds": False}, "schnell.*distilled"),
     ("flux", TRANSFORMER, {"in_channels": 64}, "takes 64 channels, not the 16 of its latents"),
     ("flux", SCHEDULER, {"_class_name": "DDIMScheduler"}, "its scheduler is DDIMScheduler"),
     ("flux", "text_encoder_2/config.json", {"model_type": "umt5"}, "text_encoder_2 is umt5"),
     ("sd3", SCHEDULER, {"use_dynamic_shifting": True}, "use_dynamic_shifting"),
-    ("flux2_klein", INDEX, {"is_distilled": True}, "'base' in its name"),
     ("flux2_klein", TRANSFORMER, {"joint_attention_dim": 40}, "width 40, .* have 48"),
     ("qwen_image", TRANSFORMER, {"zero_cond_t": True}, "has set zero_cond_t"),
 ])  # fmt: skip
@@ -305,10 +304,26 @@ def test_bases_that_cannot_be_trained_are_rejected(tmp_path, name, file, values,
         bases.resolve(str(folder))
 
 
-def test_z_image_turbo_is_rejected_by_name(tmp_path):
-    folder = FAMILIES["z_image"].build(tmp_path / "Z-Image-Turbo")
-    with pytest.raises(BaseError, match="distilled to few steps"):
-        bases.resolve(str(folder))
+@pytest.mark.parametrize(("name", "folder", "file", "values", "reason"), [
+    ("flux", "base", TRANSFORMER, {"guidance_embeds": False}, "schnell.*distilled to 4 steps"),
+    ("flux2_klein", "base", INDEX, {"is_distilled": True}, "'base' in its name"),
+    ("z_image", "Z-Image-Turbo", INDEX, {}, "distilled to few steps by its name"),
+])  # fmt: skip
+def test_distilled_bases_are_known_and_sample_in_few_steps(
+    tmp_path, name, folder, file, values, reason
+):
+    plain = bases.resolve(str(FAMILIES[name].build(tmp_path / "plain")))
+    assert plain.distilled is None
+    found = FAMILIES[name].build(tmp_path / folder)
+    change(found, file, **values)
+    base = bases.resolve(str(found))
+    assert re.search(reason, base.distilled)
+    assert base.fill(Previews()).steps < plain.fill(Previews()).steps
+    assert base.fill(Previews()).guidance == 1
+    assert base.fill(Previews(steps=9)).steps == 9
+    sampling = Sampling("euler", 2, 1.0)
+    backbone = bases.load(base, bases.Compute(resolution=32))
+    assert generate(backbone, PROMPTS[:1], [0], sampling).shape == (1, 32, 32, 3)
 
 
 def prediction_of(backbone):

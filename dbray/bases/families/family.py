@@ -54,6 +54,8 @@ class Family:
     """The default negative prompt."""
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Recommended settings of all its bases that differ from a job's defaults, by section."""
+    few_steps: ClassVar[Mapping[str, Any]] = {"steps": 4, "guidance": 1.0}
+    """Recommended settings for sampling from distilled bases."""
 
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """What is recommended of a recipe for all its bases, by the method's kind. Learning rates and
@@ -182,15 +184,15 @@ class Family:
         scale, shift = latent_scale(vae.config)
         return vae.decode(latents_NCHW / scale + shift).sample
 
-    def check_name(self, layout: Layout) -> None:
-        """Raise BaseError if a base is distilled by its name: no configuration shows it."""
+    def distilled(self, layout: Layout) -> str | None:
+        """Return how a base's files show that it is distilled to few steps; None if they do not.
+
+        Training would undo that. In most families only the name shows it.
+        """
         for name in layout.names:
             if found := _DISTILLED.search(name.lower()):
-                raise BaseError(
-                    f"{name!r} is distilled to few steps, by its name ({found[0]!r}), and training "
-                    "would undo that; choose the base that it was distilled from, or rename the "
-                    "folder if it is not distilled"
-                )
+                return f"{name!r} is distilled to few steps by its name ({found[0]!r})"
+        return None
 
     def refused(self, reason: str) -> BaseError:
         """Make the error that a base is not of this family."""

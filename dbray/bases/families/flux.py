@@ -53,14 +53,12 @@ class Flux(FlowFamily):
         "previews": {"sampler": "euler", "steps": 28, "guidance": 3.5},
     }
 
-    def check(self, layout: Layout) -> None:
-        """See Family. Only a transformer without a guidance input is distilled to few steps."""
-        super().check(layout)
+    def distilled(self, layout: Layout) -> str | None:
+        """See Family. The transformers of all others take the guidance scale."""
         if not layout.config(self.denoiser).get("guidance_embeds"):
-            raise self.refused(
-                "its transformer does not take the guidance scale, like that of FLUX.1 [schnell], "
-                "which is distilled to 4 steps, and training would undo that"
-            )
+            return ("its transformer does not take the guidance scale, like that of FLUX.1 "
+                    "[schnell], which is distilled to 4 steps")  # fmt: skip
+        return super().distilled(layout)
 
     def num_targets(self, config: Mapping[str, Any], group: str) -> int | None:
         """Single blocks have no separate projections for the text, and another feed-forward."""
@@ -100,10 +98,11 @@ class Flux(FlowFamily):
         """Return the transformer's output: noise minus image."""
         height, width = latents_BCHW.shape[2:]
         text = condition["text"]
+        config: Any = denoiser.config
         tokens = denoiser(
             hidden_states=pack(latents_BCHW),
             timestep=sigmas_of(timesteps_B),
-            guidance=condition["guidance"],
+            guidance=condition["guidance"] if config.guidance_embeds else None,
             pooled_projections=condition["pooled"],
             encoder_hidden_states=text,
             txt_ids=text.new_zeros(text.shape[1], 3),

@@ -48,18 +48,20 @@ class Flux2Klein(FlowFamily):
     }
 
     def check(self, layout: Layout) -> None:
-        """See Family. The index shows whether a base is distilled."""
+        """See Family."""
         super().check(layout)
-        if layout.index.get("is_distilled"):
-            raise self.refused(
-                "its model_index.json sets is_distilled, and training would undo its few steps; "
-                "the base to train has 'base' in its name"
-            )
         wanted = layout.config(self.denoiser).get("joint_attention_dim")
         width = layout.config("text_encoder").get("hidden_size", 0)
         if wanted != len(_LAYERS) * width:
             raise self.refused(f"its transformer reads text of width {wanted}, and three layers "
                                f"of its text encoder have {len(_LAYERS) * width}")  # fmt: skip
+
+    def distilled(self, layout: Layout) -> str | None:
+        """See Family."""
+        if layout.index.get("is_distilled"):
+            return ("its model_index.json sets is_distilled; the base to train has 'base' in its "
+                    "name")  # fmt: skip
+        return super().distilled(layout)
 
     def num_targets(self, config: Mapping[str, Any], group: str) -> int | None:
         """Four layers in each double block, two in each single one."""

@@ -52,8 +52,7 @@ class StableDiffusionXL(StableDiffusion):
     index_keys = (_ZEROS,)
 
     def check(self, layout: Layout) -> None:
-        """Reject refiners, inpainting, distilled bases, and other kinds of latents or noise."""
-        self.check_name(layout)
+        """Reject refiners, inpainting, and other kinds of latents or noise."""
         super().check(layout)
         vae = layout.config("vae")
         if vae.get("latents_mean") is not None or vae.get("latents_std") is not None:

@@ -131,7 +131,7 @@ class Source:
 
     def _open(self, key: str) -> Revision:
         revision = self._registry.open(key)
-        if revision.record.base_digest != self._base_digest:
+        if not revision.record.fits(self._base_digest):
             raise BaseError(f"{key} was trained on another base")
         return revision
 
