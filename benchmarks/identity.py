@@ -50,10 +50,10 @@ SHARES = ("colour", "class", "place", "drift")
 SHOWN = 3
 """Images of each method and subject on the sheet."""
 METHODS = {
-    "full": "{}",
-    "lora": "{method: {kind: lora, rank: 16}, learning_rate: 2.0e-3}",
-    "pivotal": "{method: {kind: pivotal, rank: 16}, learning_rate: 2.0e-3}",
-    "textual inversion": "{method: textual_inversion, identifier_rate: 0.03}",
+    "full": "{method: full}",
+    "lora": "{method: {kind: lora, rank: 16}}",
+    "pivotal": "{method: {kind: pivotal, rank: 16}}",
+    "textual inversion": "{method: textual_inversion}",
 }
 """Fields of the recipe of each method, as YAML."""
 

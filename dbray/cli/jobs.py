@@ -90,7 +90,8 @@ def plan(args: argparse.Namespace) -> int:
 
 def _print_plan(facts: dict[str, Any]) -> None:
     recipe, nouns = facts["recipe"], facts["class_nouns"]
-    steps = f"{facts['train_steps']} steps ({recipe['steps']} each, method {recipe['method']}"
+    method = recipe["method"] if isinstance(recipe["method"], str) else recipe["method"]["kind"]
+    steps = f"{facts['train_steps']} steps ({recipe['steps']} each, method {method}"
     rows = {
         "base": f"{facts['base']} ({facts['base_digest'][:12]})",
         "to train": f"{len(facts['subjects_to_train'])} subjects of {len(nouns)} class nouns"
@@ -102,7 +103,7 @@ def _print_plan(facts: dict[str, Any]) -> None:
         f"{len(facts['prior_sets_to_make'])} sets, by {facts['prior_actors']} actors "
         "(on this machine)",
         "training": f"{steps}, learning rate {recipe['learning_rate']:g}) "
-        f"in {facts['lanes']} lanes (on this machine)",
+        f"in {facts['lanes']} lane(s) (on this machine)",
         "recipe": _with_sources(recipe, facts["sources"]["recipe"]),
         "prior": _with_sources(facts["prior"], facts["sources"]["prior"]),
         "memory": f"{_sizes(facts['memory_bytes'])} per worker"
