@@ -29,7 +29,7 @@ _DEADLINE_SECONDS = 120.0
 
 
 def find_proxy() -> psutil.Process:
-    """The process of the proxy, which descends from this one."""
+    """Return the process of the proxy, a descendant of this one."""
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
             if _PROXY in " ".join(process.cmdline()):
@@ -38,7 +38,7 @@ def find_proxy() -> psutil.Process:
 
 
 def seconds_until_healthy(client: httpx.Client) -> float:
-    """Ask until the server answers."""
+    """Send requests until the server answers."""
     began = time.monotonic()
     while time.monotonic() - began < _DEADLINE_SECONDS:
         with contextlib.suppress(httpx.TransportError):
@@ -49,7 +49,7 @@ def seconds_until_healthy(client: httpx.Client) -> float:
 
 
 def kill_proxies(site: Site, rounds: int) -> dict[str, Any]:
-    """Kill the proxy again and again."""
+    """Kill the proxy repeatedly."""
     seconds = []
     with site.serving():
         for _ in range(rounds):

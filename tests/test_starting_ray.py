@@ -1,5 +1,5 @@
-"""A Ray on this machine that cannot be started: one fix for each cause. tests/cli/test_noise.py
-starts one from a folder that is too long."""
+"""If a local Ray cannot be started, each cause has a fix. tests/cli/test_noise.py starts Ray from a
+folder whose path is too long."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Where each value of a job's recipe, prior, previews and scoring comes from: decided here alone.
+"""The source of each value of a job's recipe, prior, previews and scoring.
 
-The first of these that has a value gives it: the job itself, the preset that it names, the base's
-own `dbray.yaml` (what it says of the method, then of all), the base's family (of the method, then
-of all), dbray's default.
+A value is taken from the first source that has it: the job, its preset, the base's own `dbray.yaml`
+(for the method, then for all methods), the base's family (for the method, then for all methods),
+dbray's default.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ Section = TypeVar("Section", Recipe, Prior, Previews, Scoring)
 
 OF_JOB, OF_DBRAY = "the job", "dbray"
 Layer = tuple[str, Mapping[str, Any]]
-"""A source, and the values that it has."""
+"""A source and its values."""
 
 
 @dataclass(frozen=True)
 class Filled(Generic[Section]):
-    """A section with every value, and the source of each, by field; the first sources first."""
+    """A section with every value, and the source of each value by field, first sources first."""
 
     section: Section
     sources: Mapping[str, str]
 
 
 def fill(base: Base, section: Section, preset: str | None = None) -> Filled[Section]:
-    """Fill what a section of a job leaves open."""
+    """Fill the unset fields of a section of a job."""
     name = type(section).__name__.lower()
     found: dict[str, tuple[str, Any]] = {}
     for source, values in _layers(base, name, _chosen(section), preset):
@@ -74,6 +74,6 @@ def _layers(
 
 
 def _kind(layers: tuple[Mapping[str, Any], ...]) -> str:
-    """The kind of the method that the first of these names, else of dbray's default."""
+    """Return the kind of the method in the first layer that has one, else dbray's default."""
     method = next((one["method"] for one in layers if "method" in one), Recipe().method.kind)
     return method["kind"] if isinstance(method, dict) else method

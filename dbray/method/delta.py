@@ -1,10 +1,9 @@
-"""What full fine-tuning changed, as low-rank factors: a fraction of the bytes of whole parts.
+"""The change of full fine-tuning as low-rank factors: a fraction of the bytes of whole parts.
 
-The change of each linear layer and convolution is cut to a rank, by a decomposition with fixed
-random numbers, so that equal weights give equal files; they are published as those of a LoRA. All
-else (biases, norms, layers too small for factors) is published whole, as differences to the base
-in float32, in `rest.safetensors`. How much of the change the rank leaves out is measured on what is
-published.
+The change of each linear layer and convolution is reduced to a rank, by a decomposition with fixed
+random numbers, so that equal weights give equal files; the factors are published like a LoRA's. All
+other tensors (biases, norms, layers too small for factors) are published as full differences to the
+base in float32, in `rest.safetensors`. The error of the reduction is measured on published files.
 
 Source: Halko, Martinsson and Tropp 2011 (arXiv 0909.4061), in torch.svd_lowrank.
 """
@@ -29,20 +28,20 @@ from dbray.method.factors import Factors, canonical, to_published
 
 FILE = "rest.safetensors"
 ERROR = "relative_error"
-"""Name of the measured error in a record: the norm of what is left out over that of the change."""
+"""Name of the measured error in a record: norm of the missing change over norm of the change."""
 
 _BEYOND_RANK, _ITERATIONS = 8, 4
-"""With them the decomposition leaves out hardly more than the exact one would."""
+"""With these, the error of the decomposition is close to that of an exact one."""
 
 
 def publish(
     network: nn.Module, base: Mapping[str, Tensor], weights: Mapping[str, Tensor],
     rank: int, dtype: torch.dtype,
 ) -> dict[str, bytes]:  # fmt: skip
-    """Make the files of trained weights, given the base's, both by their names in the network.
+    """Make the files of trained weights from them and the base's, by their names in the network.
 
     Raises:
-        Diverged: the weights are not finite, or not in this type.
+        Diverged: the weights are not finite, or not finite in this type.
     """
     factors: dict[str, Factors] = {}
     rest: dict[str, Tensor] = {}
@@ -66,7 +65,7 @@ def publish(
 
 
 def _takes_factors(network: nn.Module, name: str, change: Tensor, rank: int) -> bool:
-    """Whether factors of a tensor's change take less room, and other programs can read them."""
+    """Return whether factors of a tensor's change are smaller, and readable by other programs."""
     if not name.endswith(".weight") or change.ndim < 2:
         return False
     layer = network.get_submodule(name.removesuffix(".weight"))
@@ -75,7 +74,7 @@ def _takes_factors(network: nn.Module, name: str, change: Tensor, rank: int) -> 
 
 
 def _cut(change: Tensor, rank: int, dtype: torch.dtype) -> Factors:
-    """The factors of a change, each with half of its scale, so that both fit 16 bits."""
+    """Return the factors of a change, each with half of its scale, so that both fit 16 bits."""
     flat = change.flatten(1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -88,14 +87,14 @@ def _cut(change: Tensor, rank: int, dtype: torch.dtype) -> Factors:
 
 
 def about(files: Mapping[str, bytes]) -> dict[str, str]:
-    """What the record says of these files."""
+    """Return what the record stores about these files."""
     data = files[FILE]
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     return {ERROR: header["__metadata__"][ERROR]}
 
 
 def read(contents: Mapping[str, Tensor], layouts: Mapping[str, Layout]) -> list[Weights]:
-    """Read the files. Raises BaseError where they do not fit the base."""
+    """Read the files. Raises BaseError if they do not fit the base."""
     try:
         tensors = load(contents[FILE].numpy().tobytes())
     except (SafetensorError, ValueError, KeyError) as exc:
@@ -113,7 +112,7 @@ def read(contents: Mapping[str, Tensor], layouts: Mapping[str, Layout]) -> list[
 
 @dataclass(frozen=True)
 class Differences:
-    """Differences to the base's tensors in memory, by part and name."""
+    """Differences to the base's tensors, in memory, by part and name."""
 
     tensors: Mapping[tuple[str, str], Tensor]
 
@@ -148,7 +147,7 @@ class Differences:
 
 
 def size_bytes(base: Base, parts: tuple[str, ...], rank: int, width: int) -> int:
-    """Size of the files, by the headers of the base's; a value of the factors has `width` bytes."""
+    """Return the size of the files, from the base's headers; a factor's value has `width` bytes."""
     shapes = [one for part in parts for one in base.layout.shapes(part).items()]
     return sum(_size_bytes(name, shape, rank, width) for name, shape in shapes)
 

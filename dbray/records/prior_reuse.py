@@ -1,4 +1,4 @@
-"""Class images that another PriorSet holds already: sets that differ only in their count.
+"""Reuse of class images from another PriorSet that differs only in its count.
 
 Image i is sampled from (seed, i), in one batch with the others of its part. So a full part is the
 same, bit for bit, in all such sets; a last part that is not full was sampled in another batch.
@@ -21,7 +21,7 @@ _READ_AT_ONCE = 16
 def full_parts_elsewhere(
     store: Store, plans: Sequence[PriorPlan]
 ) -> dict[PriorPlan, dict[int, str]]:
-    """Find the full parts of some sets that other published sets hold: folders by part."""
+    """Find the full parts of some sets in other published sets: folders by part."""
     if not plans:
         return {}
     with ThreadPoolExecutor(_READ_AT_ONCE) as threads:
@@ -31,7 +31,7 @@ def full_parts_elsewhere(
 
 
 def copy_part(store: Store, plan: PriorPlan, part: int, folder: str) -> bool:
-    """Copy a verified part from another set's folder; False if it is damaged or gone."""
+    """Copy a verified part from another set's folder; False if it is damaged or missing."""
     try:
         data = Committed(store, folder).read(part_name(part))
     except DbrayError:
@@ -48,13 +48,13 @@ def _parts_of(plan: PriorPlan, known: Sequence[PriorPlan]) -> Iterator[tuple[int
 
 
 def _family(plan: PriorPlan) -> str:
-    """Equal for sets that differ only in their count."""
+    """Return a key that is equal for sets which differ only in their count."""
     one = plan.prior.model_copy(update={"count": 1})
     return PriorPlan(plan.base_digest, plan.class_noun, one).digest
 
 
 def _published(store: Store, name: str) -> PriorPlan | None:
-    """The plan of a published set; None if it cannot be read, or does not give the set's name."""
+    """Return the plan of a published set; None if it is unreadable or has another name."""
     folder = f"priors/{name}"
     try:
         if not store.is_committed(folder):

@@ -1,7 +1,7 @@
 """The stored scores of a model: the annex "scores".
 
-Owns its layout: `request.json` describes what was sampled and by which embedders it was measured,
-`scores.json` holds the figures. Does not know how they are computed: see dbray.scores.
+Owns its layout: `request.json` describes what was sampled and the embedders, `scores.json` has the
+figures. Does not know how they are computed: see dbray.scores.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _ANNEX = "scores"
 class Scores(BaseModel):
     """The figures of a model; cosines are from -1 to 1, shares from 0 to 1.
 
-    Those with `base_` are of the untouched base, for the same prompts and seeds.
+    Fields with `base_` are for the untouched base, with the same prompts and seeds.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")

@@ -1,7 +1,7 @@
 """The phases after training: each stores an annex of every published model, such as its previews.
 
-Owns which models lack an annex, and what happens with those that cannot have it: they are reported,
-and stop nothing. To add an annex: a file beside previews.py, and an entry in ANNEXES of job.py.
+Owns which models lack an annex. Models that cannot have it are reported, and the others continue.
+To add an annex: a file next to previews.py, and an entry in ANNEXES of job.py.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Lacking:
 
 @dataclass
 class AnnexPhase(ABC):
-    """Makes the annexes that published models lack."""
+    """Makes the missing annexes of published models."""
 
     plan: Plan
     recorder: Recorder
@@ -70,7 +70,7 @@ class AnnexPhase(ABC):
             return [one for one in found if one is not None]
 
     def run(self) -> None:
-        """Make what is missing."""
+        """Make the missing annexes."""
         if not self.requests:
             return
         with self.recorder.phase(self.name):

@@ -1,8 +1,8 @@
 """Scores of published models: images sampled, embedded and compared, on Ray Data.
 
 Owns what is sampled for a score and how results are joined: the base once per class noun, the
-photographs of every subject once, then each model. Formulas are in dbray.scores.figures. Knows
-neither training nor reports.
+photographs of every subject once, then each model. Formulas are in dbray.scores.figures. Does not
+know training or reports.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Measure:
 
 
 def measure_of(scoring: Scoring, previews: Previews) -> Measure | None:
-    """Find the embedders of a job; None if it names none. Raises BaseError."""
+    """Find the embedders of a job; None if it has none. Raises BaseError."""
     if scoring.embedder is None:
         return None
     return Measure(
@@ -99,7 +99,7 @@ class ScoreActor(SamplingActor):
         self._loaded: dict[str, LoadedEmbedder] = {}
 
     def make(self, task: dict[str, Any]) -> dict[str, bytes]:
-        """Embed what the task names: photographs, a model's images, or the base's."""
+        """Embed the photographs, a model's images, or the base's, as the task requests."""
         if task["kind"] == "photographs":
             found = self._photographs(task["photographs"])
         elif task["kind"] == "base":
@@ -131,7 +131,7 @@ class ScoreActor(SamplingActor):
         found = {"subject": identity.images(images), "class": identity.images(of_class)}
         if clip is not None:
             reader = self._embedder(clip)
-            # The identifier means nothing to a CLIP, so prompts name the class noun alone.
+            # A CLIP does not know the identifier, so prompts contain only the class noun.
             asked = reader.texts(_prompts(scoring.prompts, class_noun, None))
             found["seen"] = reader.images(images)
             found["asked"] = asked.repeat_interleave(scoring.images, dim=0)
@@ -189,7 +189,7 @@ def make_scores(  # noqa: PLR0913 - as make_previews
                 done += len(ready)
                 if on_progress is not None:
                     on_progress(done, len(records))
-    except DbrayError as exc:  # the pool is gone: this is why the others have no scores
+    except DbrayError as exc:  # the pool is dead; the rest get this reason
         failures += [(records[index].id, str(exc)) for index in joined.waiting()]
     return failures
 
@@ -269,7 +269,7 @@ class _Joined:
         return None
 
     def _lookalikes(self, record: ModelRecord) -> dict[str, Tensor]:
-        """Photographs of the subject, and of others of its class noun, by subject."""
+        """Return photographs of the subject, and of others of its class noun, by subject."""
         own = _embeddings(self.results[self._place_of_subject[record.id]])["subject"]
         others = sorted(
             (seed_of(record.id, subject.id), subject.id)
@@ -298,7 +298,7 @@ def score(
         of_base: of the base's images for the same prompts and seeds.
         subject: the subject's id.
         photographs: of the subject and its look-alikes, (P, E) by subject.
-        num_images: images of each prompt, which are neighbours.
+        num_images: images of each prompt, which are adjacent.
     """
     mine = photographs[subject]
     nearest, precision = figures.margin(own["subject"], subject, photographs)
@@ -322,7 +322,7 @@ def score(
 
 
 def _embeddings(result: Result) -> Embeddings:
-    """The embeddings of a result. Raises the error that it holds instead."""
+    """Return the embeddings of a result, or raise its error."""
     if result.error is not None:
         raise result.error
     return load_tensors(result.files[_FILE])

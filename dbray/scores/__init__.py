@@ -1,1 +1,1 @@
-"""What a fine-tuned model is worth: embedders, and the figures computed from embeddings. No Ray."""
+"""Scores of fine-tuned models: embedders, and figures computed from embeddings. No Ray."""

@@ -1,6 +1,6 @@
-"""Embedders: models that turn images, and texts, into vectors which scores compare.
+"""Embedders: models that turn images and texts into vectors for scores.
 
-Owns finding one on disk or on the hub, its digest, and which kinds are known. Importing this
+Owns finding one on disk or on the hub, its digest, and the supported kinds. Importing this
 package loads neither torch nor transformers. Only safetensors are read.
 """
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 MINIATURE_FOLDER = Path(__file__).resolve().parents[1] / "miniature" / "embedders"
 MINIATURE = {"miniature-clip": "clip", "miniature-vit": "vit"}
-"""Embedders of the drawn world, which come with the package, by name."""
+"""Embedders of the drawn world in the package, by name."""
 
 KINDS = {"clip": "CLIPModel", "vit": "ViTModel", "dinov2": "Dinov2Model"}
 """The class of transformers for each `model_type`: CLIP, DINO (a ViT) and DINOv2."""
@@ -58,7 +58,7 @@ class LoadedEmbedder(Protocol):
         ...
 
     def texts(self, prompts: Sequence[str]) -> Tensor:
-        """Embed N texts: (N, E). Raises BaseError where the embedder reads no text."""
+        """Embed N texts: (N, E). Raises BaseError if the embedder reads no text."""
         ...
 
 
@@ -66,7 +66,7 @@ def resolve(name: str, revision: str | None = None) -> Embedder:
     """Find an embedder: a name of MINIATURE, a folder, or a hub id with its commit.
 
     Raises:
-        BaseError: it is not there, not complete, or of a kind that is not in KINDS.
+        BaseError: it does not exist, is not complete, or is of a kind that is not in KINDS.
     """
     folder = _find_folder(name, revision)
     for file in (_CONFIG, _WEIGHTS, _PROCESSOR):
@@ -81,7 +81,7 @@ def resolve(name: str, revision: str | None = None) -> Embedder:
 
 
 def load(embedder: Embedder, device: str = "cpu") -> LoadedEmbedder:
-    """Load an embedder. Raises BaseError when a file cannot be read."""
+    """Load an embedder. Raises BaseError if a file cannot be read."""
     from dbray.scores.vision import VisionEmbedder
 
     return VisionEmbedder(embedder, device)

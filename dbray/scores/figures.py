@@ -1,6 +1,6 @@
-"""The scores of a model, computed from embeddings alone.
+"""The scores of a model, computed from embeddings.
 
-Owns the formulas. Knows neither models, images nor files. All embeddings are rows of length 1, so
+Owns the formulas. Does not know models, images or files. All embeddings are rows of length 1, so
 that a product is a cosine.
 
 Shape suffixes: P photographs, G generated images, S subjects, T prompts, E width of an embedding.
@@ -36,7 +36,7 @@ def pairwise(embeddings_GE: Tensor) -> float:
 def margin(
     generated_GE: Tensor, subject: str, photographs: Mapping[str, Tensor]
 ) -> tuple[float, float]:
-    """How well generated images tell their subject from look-alikes.
+    """Measure how well generated images are distinguished from look-alikes of their subject.
 
     Args:
         generated_GE: images of the subject.
@@ -44,8 +44,8 @@ def margin(
         photographs: of each subject of the class noun, its photographs (P, E).
 
     Returns:
-        The share of images whose nearest subject (by mean cosine to its photographs) is the right
-        one, and the mean average precision of ranking all photographs by cosine to an image.
+        The share of images whose nearest subject (by mean cosine to its photographs) is right, and
+        the mean average precision of ranking all photographs by cosine to an image.
     """
     means_GS = torch.stack(
         [(generated_GE @ rows_PE.T).mean(dim=1) for rows_PE in photographs.values()], dim=1

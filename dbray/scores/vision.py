@@ -82,9 +82,9 @@ class VisionEmbedder:
 
 
 _UNUSED = frozenset({"pooler.dense.weight", "pooler.dense.bias"})
-"""Tensors that a ViT has, DINO's checkpoints lack, and no embedding is computed from."""
+"""Tensors of a ViT that DINO's checkpoints lack and embeddings do not need."""
 
 
 def _features(found: Any) -> Tensor:
-    """The projected features, which transformers 5 returns inside of an output."""
+    """Return the projected features, which transformers 5 returns inside an output."""
     return found if isinstance(found, Tensor) else found.pooler_output

@@ -1,6 +1,6 @@
 """How a recipe draws and weights noise levels of bases that are trained by flow matching.
 
-Every field has the family's own value where it is absent. The equations are in `dbray.bases.flow`.
+An absent field has the family's own value. The equations are in `dbray.bases.flow`.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from pydantic import Field
 from dbray.spec.base import Spec
 
 Density = Literal["uniform", "logit_normal"]
-"""Where on the path training looks: everywhere alike, or more in the middle."""
+"""Distribution of training timesteps: uniform, or more in the middle."""
 Weighting = Literal["none", "image", "cosmap"]
-"""How errors count: alike, as errors of the image, or as in rectified flow with a cosine map."""
+"""Weights of errors: equal, as errors of the image, or a cosine map as in rectified flow."""
 
 
 class Flow(Spec):
-    """Choices about noise levels; absent ones are the family's."""
+    """Settings of noise levels; absent ones are the family's."""
 
     density: Density | None = Field(
         default=None, description="How noise levels are drawn before the shift."

@@ -1,7 +1,7 @@
-"""Recipes by name, each with its source: what a job writes as `recipe: {preset: hackathon}`.
+"""Recipes by name, each with its source; a job selects one by `recipe: {preset: hackathon}`.
 
-A preset gives values to sections of a job; the job's own values come first. Its name is not part of
-any fingerprint: only the values are.
+A preset sets values in sections of a job; the job's own values have priority. Its name is not part
+of any fingerprint: only the values are.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Preset:
     previews: Values = field(default_factory=dict)
 
     def values(self, section: str) -> Values:
-        """The values of a section, by its name; none for a section that it leaves alone."""
+        """Return the values of a section, by its name; empty if the preset has none for it."""
         found: Values = getattr(self, section, {})
         return found
 

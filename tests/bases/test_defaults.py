@@ -22,7 +22,7 @@ def found_in(base, recipe, field):
     return getattr(filled.section, field), filled.sources[field]
 
 
-def test_values_come_from_the_job_the_preset_the_base_the_family_and_dbray_in_this_order(base):
+def test_the_order_of_sources_is_job_preset_base_family_dbray(base):
     base = replace(base, name="own", defaults={
         "recipe": {"learning_rate": 3e-3, "batch_size": 3, "seed": 3},
         "methods": {"full": {"learning_rate": 2e-3}, "lora": {"learning_rate": 1e-3}},
@@ -42,7 +42,7 @@ def test_values_come_from_the_job_the_preset_the_base_the_family_and_dbray_in_th
     assert found_in(replace(base, defaults={}), lora, "learning_rate") == (1e-4, family)
 
 
-def test_a_preset_may_name_the_method_and_reaches_prior_and_previews(base):
+def test_a_preset_may_set_the_method_prior_and_previews(base):
     recipe = Recipe(preset="lora", steps=300)
     filled = fill(base, recipe, "lora").section
     assert (filled.method.kind, filled.learning_rate, filled.steps) == ("lora", 1e-4, 300)
@@ -61,18 +61,18 @@ def test_a_base_may_recommend_a_method(base):
     assert (other.method.kind, other.learning_rate) == ("full", 5e-6)
 
 
-def test_values_that_the_user_leaves_empty_stay_empty_but_for_the_resolution(base):
+def test_empty_values_of_the_user_stay_empty_except_the_resolution(base):
     base = replace(base, defaults={"recipe": {"min_snr_gamma": 1.0}})
     filled = fill(base, Recipe(min_snr_gamma=None, resolution=None)).section
     assert (filled.min_snr_gamma, filled.resolution) == (None, 32)
 
 
-def test_a_filled_section_is_filled_already(base):
+def test_filling_a_filled_section_changes_nothing(base):
     once = fill(base, Recipe(preset="lora")).section
     assert fill(base, once).section == once
 
 
-def test_a_full_recipe_on_stable_diffusion_is_that_of_the_first_version(base):
+def test_a_full_recipe_on_stable_diffusion_equals_that_of_the_first_version(base):
     assert fill(base, Recipe()).section.identity() == Recipe(resolution=32).identity()
 
 

@@ -1,4 +1,4 @@
-"""What a command prints is dbray's own; a real job needs neither a reader nor a short TMPDIR."""
+"""A command prints only dbray's own output; a job runs without a reader and with a long TMPDIR."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ print("after", file=sys.stderr)
 
 
 @pytest.mark.parametrize(("last", "after"), [("pass", "after\n"), ("os.abort()", "")])
-def test_real_errors_stay_and_so_do_the_last_words_of_a_crash(last, after):
+def test_real_errors_and_the_last_output_of_a_crash_stay(last, after):
     command = [sys.executable, "-c", FILTERED.format(last=last), RAY, REAL]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.stderr == f"{REAL}\n{after}"
 
 
-def test_a_closed_standard_error_is_no_obstacle():
+def test_a_closed_standard_error_does_not_end_a_command():
     code = FILTERED.format(last="pass").replace("os.write", "print")
     done = subprocess.run(["bash", "-c", f"exec '{sys.executable}' -c '{code}' 2>&-"])
     assert done.returncode == 0
 
 
-def test_the_log_of_a_dead_node_is_left_out_of_ray_s_message():
+def test_the_log_of_a_dead_node_is_removed_from_rays_message():
     message = "(raylet) Raylet is terminated. Possible reasons include: (1) SIGKILL."
     log = "".join(f"\n    [2026-11-26 03:32:05,114 I 1 1] (raylet) line {n}" for n in range(20))
     text = f"{message} Last 20 lines of the Raylet logs:{log}\n"
@@ -53,7 +53,7 @@ def test_the_log_of_a_dead_node_is_left_out_of_ray_s_message():
 
 
 @pytest.mark.ray
-def test_a_normal_job_prints_nothing_foreign_and_needs_no_reader(tiny_base, tmp_path):
+def test_a_normal_job_prints_only_dbrays_output(tiny_base, tmp_path):
     job_file = write_job(tmp_path / "job", tiny_base, {"ace": "cat"})
     long = tmp_path / ("long-" * 20)  # too long for Ray's sockets
     long.mkdir()

@@ -1,4 +1,4 @@
-"""Every family goes the whole way: trained, published, generated, served, exported, read back."""
+"""Every family is trained, published, sampled, served, exported and read back."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ def test_an_exported_lora_is_imported_again(world, tmp_path, capsys, name):
 
 
 @pytest.mark.parametrize("name", ["stable_diffusion", *FAMILIES])
-def test_a_replica_serves_what_generate_draws(world, tmp_path, name):
+def test_a_replica_serves_the_image_of_generate(world, tmp_path, name):
     here = world(name)
     options = ServeOptions(registry=str(here.storage), base=str(here.base), device="cpu")
     replica = Replica(options)
@@ -235,7 +235,7 @@ def random_factors(base: bases.Base) -> dict[str, Factors]:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_random_factors_survive_the_keys_of_peft_and_of_other_programs(tmp_path, name):
+def test_random_factors_are_read_back_from_keys_of_all_programs(tmp_path, name):
     tiny = FAMILIES[name]
     base = bases.resolve(str(tiny.build(tmp_path / "base")))
     adapter, shapes = random_factors(base), layer_shapes(base)

@@ -59,7 +59,7 @@ def test_xl_has_the_names_of_its_authors(tmp_path):
     assert "v_pred" not in found
 
 
-def test_an_xl_that_predicts_v_says_so(tmp_path):
+def test_an_exported_xl_with_v_prediction_is_marked(tmp_path):
     folder = FAMILIES["sdxl"].build(tmp_path / "base")
     file = folder / "scheduler" / "scheduler_config.json"
     changed = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}

@@ -1,4 +1,4 @@
-"""The cache for tests without an event loop: holds that block."""
+"""Blocking holds of the cache, for tests without an event loop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a lane publishes: the record says what is known of the files."""
+"""Publishing by a lane: the record describes the files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`publish: delta`: the change of a full fine-tune as factors, and how much they leave out."""
+"""`publish: delta`: the change of a full fine-tuning as factors, and their error."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def error_between(found, wanted, base):
 
 
 @pytest.mark.parametrize("rank", [2, 6])
-def test_the_error_in_the_record_is_that_of_the_weights_that_serve(base, whole, trained, rank):
+def test_the_error_in_the_record_is_that_of_the_served_weights(base, whole, trained, rank):
     backbone = bases.load(base)
     before = state_of(backbone)
     put_into(backbone, trained[rank])
@@ -74,7 +74,7 @@ def test_the_error_in_the_record_is_that_of_the_weights_that_serve(base, whole, 
     assert all(torch.equal(after[name], before[name]) for name in before)
 
 
-def test_a_larger_rank_leaves_out_less_and_nothing_small_is_lost(base, whole, trained):
+def test_a_larger_rank_has_a_smaller_error_and_small_tensors_are_exact(base, whole, trained):
     errors = [float(METHOD.about(trained[rank])[delta.ERROR]) for rank in (2, 6)]
     assert errors[1] < errors[0]
     backbone = bases.load(base)
@@ -86,7 +86,7 @@ def test_a_larger_rank_leaves_out_less_and_nothing_small_is_lost(base, whole, tr
         torch.testing.assert_close(found[name], whole[name], rtol=0, atol=1e-7)
 
 
-def test_no_factors_of_this_rank_are_much_nearer(base, whole, trained):
+def test_the_error_is_close_to_the_best_of_this_rank(base, whole, trained):
     backbone = bases.load(base)
     before = state_of(backbone)
     put_into(backbone, trained[6])
@@ -102,21 +102,21 @@ def test_no_factors_of_this_rank_are_much_nearer(base, whole, trained):
     assert checked > 5
 
 
-def test_equal_weights_give_equal_files_whatever_random_numbers_were_drawn(base, trained):
+def test_equal_weights_give_equal_files(base, trained):
     torch.manual_seed(123)
     state = torch.random.get_rng_state()
     assert Trained(base, delta_of(2)).files == trained[2]
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-def test_a_model_takes_the_bytes_that_the_plan_says(base, trained):
+def test_the_size_of_a_model_equals_the_planned_size(base, trained):
     for rank, files in trained.items():
         payload = sum(tensor.nbytes for data in files.values() for tensor in load(data).values())
         assert METHOD.published_bytes(base, delta_of(rank)) == payload
     assert METHOD.published_bytes(base, delta_of(2)) < METHOD.published_bytes(base, WHOLE) / 3
 
 
-def test_learnt_tokens_are_written_over_the_changed_table(base):
+def test_learnt_tokens_replace_rows_of_the_changed_table(base):
     recipe = delta_of(4, identifier_rate=0.1)
     trained = Trained(base, recipe)
     assert {delta.FILE, lora.FILE, "tokens.safetensors"} == trained.files.keys()
@@ -131,7 +131,7 @@ def test_learnt_tokens_are_written_over_the_changed_table(base):
     torch.testing.assert_close(tables[0], tables[1], rtol=0, atol=1e-6)
 
 
-def test_half_precision_is_counted_in_the_error(base):
+def test_the_error_includes_that_of_half_precision(base):
     files = Trained(base, delta_of(6, publish_precision="fp16")).files
     types = {tensor.dtype for tensor in load(files[lora.FILE]).values()}
     assert types == {torch.float16}
@@ -152,7 +152,7 @@ def test_weights_that_are_not_finite_are_not_published(base):
         METHOD.publish(network, weights, delta_of(2))
 
 
-def test_a_file_for_another_base_is_refused(base, trained):
+def test_a_file_for_another_base_is_rejected(base, trained):
     layouts = bases.load(base).resident.layouts
     contents = contents_of(trained[2])
     with pytest.raises(BaseError, match="does not fit the base"):

@@ -33,11 +33,11 @@ def test_a_doubtful_class_noun_is_a_warning(tmp_path, tiny_base, noun, what, fix
     "dog", "stuffed animal", "sunglasses", "bus", "glass", "lens", "canvas", "octopus", "iris",
     "one-eyed robot", "theatre", "rhinoceros", "antique vase",
 ])  # fmt: skip
-def test_a_plain_class_noun_is_not(tmp_path, tiny_base, noun):
+def test_a_plain_class_noun_gives_no_warning(tmp_path, tiny_base, noun):
     assert warnings_of(tmp_path, tiny_base, noun) == []
 
 
-def test_class_nouns_that_the_base_reads_alike_are_reported(tmp_path, tiny_base):
+def test_class_nouns_with_equal_tokens_are_reported(tmp_path, tiny_base):
     [warning] = warnings_of(tmp_path, tiny_base, "Cat", "dog", "cat")
     assert warning.subject == "s2"
     assert "reads it as 'Cat', and each has class images of its own" in warning.what

@@ -1,4 +1,4 @@
-"""Storage that cannot be where a job says is found before anything runs, with a working fix."""
+"""Impossible storage is reported before anything runs, with a fix that works."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_other_storage_is_accepted(tmp_path, tiny_base, storage):
     assert problems_of(tmp_path, tiny_base, storage) == []
 
 
-def test_a_folder_that_this_user_may_not_write_is_an_error(tmp_path):
+def test_a_folder_without_write_permission_is_an_error(tmp_path):
     # Root may write everywhere, so the check runs as another user.
     (tmp_path / "shut").mkdir(mode=0o755)
     code = (

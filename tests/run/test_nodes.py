@@ -74,7 +74,7 @@ def test_a_node_that_dies_with_a_lane_costs_neither_the_run_nor_its_lease(cluste
 
 
 @pytest.mark.parametrize("cluster", [0], indirect=True)
-def test_a_lane_starts_anew_on_another_node(cluster, run):
+def test_a_lane_restarts_on_another_node(cluster, run):
     """The only lane loses its node, and finds a new one."""
     worker = cluster.add_node(num_cpus=1)
 

@@ -1,4 +1,4 @@
-"""Scores: of published weights, beside the base's, and of models that cannot be scored."""
+"""Scores of published weights and of the base, and models that cannot be scored."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_a_damaged_model_is_reported_and_the_others_are_scored(scored):
     assert progress[-1] == (4, 4)
 
 
-def test_a_model_with_the_weights_of_the_base_has_the_drift_0(scored):
+def test_a_model_with_the_weights_of_the_base_has_drift_0(scored):
     _, _, scores = scored
     same, rex = scores["same"], scores["rex"]
     assert same.drift == pytest.approx(0.0, abs=1e-6)
@@ -113,7 +113,7 @@ def test_look_alikes_are_the_other_subjects_of_the_class_noun(scored):
     assert scores["tom"].nearest == scores["tom"].precision == 1.0
 
 
-def test_the_request_names_what_was_measured(published, scored, measure):
+def test_the_request_describes_the_measurement(published, scored, measure):
     _, store, found, _ = published
     record = found[0]
     request = describe(measure, record.class_noun, record.identifier)

@@ -1,4 +1,4 @@
-"""Embedders: found by name, folder and kind, and equal to what transformers computes."""
+"""Embedders are found by name, folder and kind, and compute the same as transformers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def pictures(count: int) -> list[np.ndarray]:
     return [rng.integers(0, 255, (40, 56, 3), dtype=np.uint8) for _ in range(count)]
 
 
-def test_embeddings_of_images_have_length_1_and_do_not_depend_on_their_neighbours(folder):
+def test_embeddings_have_length_1_and_are_independent_of_the_batch(folder):
     loaded = embedders.load(embedders.resolve(str(folder)))
     together = loaded.images(pictures(40))
     assert together.norm(dim=1).numpy() == pytest.approx(1.0)
@@ -89,7 +89,7 @@ def test_the_digest_follows_the_weights(folder, tmp_path):
         ("facebook/dinov2-base", "give its commit"),
     ],
 )
-def test_an_embedder_that_is_not_there_is_an_error_with_a_fix(name, message):
+def test_a_missing_embedder_is_an_error_with_a_fix(name, message):
     with pytest.raises(BaseError, match=message):
         embedders.resolve(name)
 

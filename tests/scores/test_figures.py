@@ -24,7 +24,7 @@ def test_identity_is_the_mean_cosine_of_all_pairs():
     assert figures.identity(rows(0, 60), rows(0)) == pytest.approx((1 + 0.5) / 2)
 
 
-def test_the_ceiling_leaves_out_each_photograph_with_itself():
+def test_the_ceiling_compares_different_photographs_only():
     expected = (2 * cosine(30) + cosine(60)) / 3
     assert figures.ceiling(rows(0, 30, 60)) == pytest.approx(expected)
     assert figures.ceiling(rows(45)) == 1.0

@@ -1,4 +1,4 @@
-"""What /openapi.json describes is what happens: requests made from it by schemathesis."""
+"""The server behaves as /openapi.json describes: schemathesis makes requests from it."""
 
 from __future__ import annotations
 

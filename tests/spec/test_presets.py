@@ -17,12 +17,12 @@ def test_the_values_of_a_preset_are_valid_and_its_source_is_given(name):
         model.model_validate(dict(preset.values(section)))
 
 
-def test_an_unknown_preset_is_refused_with_those_that_are_known():
+def test_an_unknown_preset_lists_the_known_ones():
     with pytest.raises(SpecError, match="unknown preset 'fast'; the presets are: paper, stable-d"):
         Recipe(preset="fast")
 
 
-def test_a_preset_of_another_method_is_refused():
+def test_a_preset_of_another_method_is_rejected():
     with pytest.raises(
         ValueError, match="preset hackathon is of the method full, and method is lo"
     ):

@@ -121,7 +121,7 @@ def test_training_equals_the_papers_plain_loop(backbone, schedule):
         torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=2e-4)
 
 
-def test_offset_noise_is_what_is_added_and_predicted(backbone, schedule):
+def test_offset_noise_is_added_and_predicted(backbone, schedule):
     data = make_data(backbone)
     plain, offset = (
         draw_batch(data, Recipe(noise_offset=size), schedule, 3, Share()) for size in (0.0, 0.5)
@@ -135,7 +135,7 @@ def test_offset_noise_is_what_is_added_and_predicted(backbone, schedule):
     torch.testing.assert_close(difference, (1 - alphas).sqrt() * moved)
 
 
-def test_the_huber_loss_is_what_trains(backbone, schedule):
+def test_the_huber_loss_is_used_in_training(backbone, schedule):
     recipe = Recipe(steps=2, learning_rate=1e-3, huber_c=0.1)
     huber, [first, _] = train(backbone, schedule, recipe)
     squared, [other, _] = train(backbone, schedule, recipe.model_copy(update={"huber_c": None}))
