@@ -63,7 +63,7 @@ def connected(address: str | None, note: Callable[[str], None]) -> Iterator[None
 def _join(address: str, note: Callable[[str], None]) -> Any:
     """Connect to a cluster. Raises SpecError."""
     note(f"connecting to the Ray cluster at {address}")
-    # A job that `dbray submit` sent has an environment of its own; of what both set, ours is equal.
+    # A job of `dbray submit` has its own environment; variables set in both have equal values.
     os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
     try:
         _check_listening(address)
@@ -92,7 +92,7 @@ def _start(note: Callable[[str], None]) -> Any:
 
 
 def start_local(note: Callable[[str], None], **options: Any) -> Any:
-    """Start Ray on this machine; `options` are those of `ray.init`.
+    """Start Ray on this machine; `options` are for `ray.init`.
 
     Raises:
         SpecError: it cannot be started.
@@ -100,12 +100,12 @@ def start_local(note: Callable[[str], None], **options: Any) -> Any:
     wait_passively(os.environ)
     try:
         return _init_local(note, options)
-    except Exception as exc:  # Ray raises plain ones too
+    except Exception as exc:  # Ray also raises plain exceptions
         raise SpecError.of("Ray", f"cannot be started on this machine: {exc}", _fix(exc)) from exc
 
 
 def _init_local(note: Callable[[str], None], options: dict[str, Any]) -> Any:
-    """Start Ray; again with a short folder, if its usual one is too long for its sockets."""
+    """Start Ray; in a short folder if the usual one is too long for its sockets."""
     try:
         # Without "local" Ray would join any cluster that it finds on this machine.
         return ray.init(address="local", **options)
@@ -114,13 +114,13 @@ def _init_local(note: Callable[[str], None], options: dict[str, Any]) -> Any:
             raise
     ray.shutdown()
     note(f"the path of TMPDIR is too long for Ray's sockets: Ray uses {_SHORT_FOLDER}")
-    # Ray reads the first; its dashboard, which has sockets of its own, the second.
+    # Ray reads the first; its dashboard, which has its own sockets, the second.
     os.environ.update(RAY_TMPDIR=_SHORT_FOLDER, TMPDIR=_SHORT_FOLDER)
     return ray.init(address="local", **options)
 
 
 def _fix(exc: Exception) -> str:
-    """What helps against a failed start of Ray on this machine."""
+    """Return the fix for a failed start of Ray on this machine."""
     folder = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp")
     if isinstance(exc, OSError):
         return f"set RAY_TMPDIR to a folder that can be written, instead of {folder}"

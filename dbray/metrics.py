@@ -49,5 +49,5 @@ def pending_subjects() -> Gauge:
 
 @cache
 def lanes() -> Gauge:
-    """Lanes at work."""
+    """Running lanes."""
     return Gauge("dbray_lanes", "Lanes at work.")

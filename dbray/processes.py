@@ -23,7 +23,7 @@ def wait_passively(environment: MutableMapping[str, str]) -> None:
 
 
 def use_own_cores(environment: MutableMapping[str, str]) -> None:
-    """Start no more threads than this process has cores.
+    """Limit threads to the cores of this process.
 
     Not for a process that starts Ray: Ray's workers would inherit the number.
     """
@@ -31,7 +31,7 @@ def use_own_cores(environment: MutableMapping[str, str]) -> None:
 
 
 def num_cores(limit: Path = _CGROUP_LIMIT) -> int:
-    """Cores that this process may use, by its affinity and its container's limit."""
+    """Return the number of usable cores, by affinity and the container's limit."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     try:
         quota, period = limit.read_text().split()
@@ -42,5 +42,5 @@ def num_cores(limit: Path = _CGROUP_LIMIT) -> int:
 
 
 def worker_environment() -> dict[str, str]:
-    """The same, for workers of a cluster that was not started by this process."""
+    """Return the same setting for workers of a cluster that another process started."""
     return {_WAIT_POLICY: os.environ.get(_WAIT_POLICY, "PASSIVE")}

@@ -86,7 +86,7 @@ class FlowSchedule:
         return noise_BCHW - latents_BCHW
 
     def weights(self, timesteps_B: Tensor, recipe: Recipe) -> Tensor | None:
-        """Return the recipe's weights, else the family's. Min-SNR is refused before a job runs."""
+        """Return the recipe's weights, else the family's. Min-SNR is rejected before a job runs."""
         sigmas_B = _sigmas(timesteps_B)
         match recipe.flow.weighting or self.weighting:
             case "image":
@@ -99,7 +99,7 @@ class FlowSchedule:
 
 @lru_cache
 def _shifted(num: int, shift: float) -> Tensor:
-    """The table of `num` timesteps with a shift."""
+    """Return the table of `num` timesteps with a shift."""
     levels_T = torch.linspace(1, 1 / num, num)
     return TIMESTEPS_PER_SIGMA * shift * levels_T / (1 + (shift - 1) * levels_T)
 

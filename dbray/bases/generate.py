@@ -35,7 +35,7 @@ class Sampling:
 
 
 def batch_size(backbone: Backbone) -> int:
-    """Images that a device can hold at once; depends on their resolution alone."""
+    """Return how many images fit on a device; it depends only on their resolution."""
     _, height, width = backbone.latent_shape()
     return max(1, _LATENTS_PER_BATCH // (height * width))
 

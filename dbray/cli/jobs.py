@@ -116,7 +116,7 @@ def _print_plan(facts: dict[str, Any]) -> None:
 
 
 def _with_sources(values: dict[str, Any], sources: Mapping[str, str]) -> str:
-    """The values of a section, a line for each source."""
+    """Return the values of a section, one line per source."""
     lines: dict[str, list[str]] = {}
     for name, source in sources.items():
         lines.setdefault(source, []).append(f"{name} {_shown(values[name])}")
@@ -227,7 +227,7 @@ def run_file(job_file: Path, options: RunOptions) -> int:
 
 
 def _end_as_after_ctrl_c() -> None:
-    """Write the journal also when another signal than Ctrl-C ends the run."""
+    """Also write the journal if a signal other than Ctrl-C ends the run."""
     # `ray job stop` and schedulers send it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     # A closing terminal sends SIGHUP, which `nohup` ignores.

@@ -94,5 +94,5 @@ def _server(address: str) -> JobServer:
     _send_token()
     from dbray.run.submit import JobServer
 
-    logging.getLogger("ray").setLevel(logging.ERROR)  # it logs each of its requests
+    logging.getLogger("ray").setLevel(logging.ERROR)  # it logs every request
     return JobServer(address)

@@ -76,7 +76,7 @@ class Method(Protocol):
         ...
 
     def about(self, files: Mapping[str, bytes]) -> dict[str, str]:
-        """Return what a model's record notes of the files that `publish` made."""
+        """Return what a model's record stores about the files of `publish`."""
         ...
 
 

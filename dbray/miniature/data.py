@@ -57,7 +57,7 @@ def write_shard(folder: Path, index: int) -> None:
 
 
 def write_identities(folder: Path, index: int) -> None:
-    """Render a shard of identities in several scenes each, unless it is there."""
+    """Render a shard of identities in several scenes each, unless it exists."""
     path = folder / f"identities-{index:04d}.npy"
     if path.exists():
         return

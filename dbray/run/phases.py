@@ -93,6 +93,6 @@ class Training:
 
 
 def pool_of(plan: Plan) -> SamplingPool:
-    """Return the sampling actors that the job's resources ask for."""
+    """Return the sampling actors of the job's resources."""
     resources = plan.job.resources
     return SamplingPool(resources.prior_actors, resources.threads_per_worker, resources.device)

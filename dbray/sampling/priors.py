@@ -142,7 +142,7 @@ def _open(store: Store, plan: PriorPlan) -> list[int] | None:
 def _without_copied(
     store: Store, open_sets: dict[PriorPlan, list[int]]
 ) -> dict[PriorPlan, list[int]]:
-    """Copy what another set holds already; return what is left to sample."""
+    """Copy parts from other sets; return the parts that are left to sample."""
     elsewhere = full_parts_elsewhere(store, list(open_sets))
 
     def is_left(plan: PriorPlan, part: int) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-# Words that begin with the sound of a vowel: by their letters, with the exceptions of English.
+# Words that begin with a vowel sound: by their letters, with the exceptions of English.
 _VOWEL_SOUND = re.compile(
     r"(?!eu|ewe|one\b|uni(?![mn])|u[st][aeiou]|uk[eu]|ur[aeiou]|ufo)[aeiou]|hour|honest|honou?r|heir",
     re.IGNORECASE,
@@ -49,7 +49,7 @@ def fill_prompt(prompt: str, class_noun: str, identifier: str | None = None) -> 
 
 
 def has_an(prompt: str, class_noun: str) -> bool:
-    """Whether the filled prompt says "an" where the template says "a" before {class}."""
+    """Return whether the filled prompt has "an" where the template has "a" before {class}."""
     return fill_prompt(prompt, class_noun, "x") != prompt.replace(
         "{subject}", f"x {class_noun}"
     ).replace("{class}", class_noun)
