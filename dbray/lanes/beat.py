@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from dbray import metrics
+from dbray.repeating import repeating
 
 _BEAT_SECONDS = 1.0
 
@@ -54,19 +54,6 @@ class Beat:
             self._last_time, self._last_step = time.monotonic(), step
             self._queue.beat.remote(self._lane, self._subject_id, step)
 
-    @contextmanager
-    def meanwhile(self) -> Iterator[None]:
+    def meanwhile(self) -> AbstractContextManager[None]:
         """Keep reporting from another thread while this one waits for storage."""
-        over = threading.Event()
-
-        def report() -> None:
-            while not over.wait(_BEAT_SECONDS):
-                self.now(self._last_step)
-
-        thread = threading.Thread(target=report, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join()
+        return repeating(lambda: self.now(self._last_step), _BEAT_SECONDS)

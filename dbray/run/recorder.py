@@ -6,15 +6,15 @@ Phases report here. Does not know what each receiver does with a report.
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 from dbray import metrics
 from dbray.errors import DbrayError
 from dbray.lanes.leases import Snapshot
 from dbray.records.results import Summary
+from dbray.repeating import repeating
 from dbray.run.journal import Journal
 from dbray.run.tally import State, Tally
 from dbray.run.watch import Watch
@@ -57,24 +57,15 @@ class Recorder:
         self.progress(snapshot.num_ended, snapshot.num_subjects, detail)
         self.write_if_due()
 
-    @contextmanager
-    def heartbeat(self) -> Iterator[None]:
+    def heartbeat(self) -> AbstractContextManager[None]:
         """Keep the journal current while the run waits: a silent run counts as dead."""
-        over = threading.Event()
-        thread = threading.Thread(target=self._beat, args=(over,), name="heartbeat", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join()
+        return repeating(self._beat, _HEARTBEAT_SECONDS)
 
-    def _beat(self, over: threading.Event) -> None:
-        while not over.wait(_HEARTBEAT_SECONDS):
-            try:
-                self.write_if_due()
-            except DbrayError as exc:  # the main thread gets the same error, and raises it
-                logger.warning("journal not written error=%s", exc)
+    def _beat(self) -> None:
+        try:
+            self.write_if_due()
+        except DbrayError as exc:  # the main thread meets the same error, and raises it
+            logger.warning("journal not written error=%s", exc)
 
     def write_if_due(self) -> None:
         """Write the journal, unless it was written a moment ago."""

@@ -17,27 +17,18 @@ from dbray.serving.http.predictions import Predictions
 from dbray.serving.http.service import Service
 from dbray.serving.options import ServeOptions
 from dbray.serving.replica.replica import Replica
-from kit.serving import free_port
+from kit.serving import free_port, publish
 
 
 class Server:
-    """uvicorn in a thread, with three keys."""
+    """uvicorn in a thread, with three keys or, without `folder`, with open access."""
 
-    def __init__(self, storage, tiny_base, folder, **options):
+    def __init__(self, storage, tiny_base, folder=None, **options):
         self.storage, self.base = storage, tiny_base
         self.keys = {}
-        lines = []
-        for name, tenant, scopes in (
-            ("acme", "acme", ["generate", "manage"]),
-            ("zeta", "zeta", ["generate"]),
-            ("boss", "*", ["generate", "manage", "watch"]),
-        ):
-            self.keys[name], digest = new_key()
-            lines.append({"name": name, "sha256": digest, "tenant": tenant, "scopes": scopes})
-        file = folder / "keys.yaml"
-        file.write_text(json.dumps({"keys": lines, "images_per_minute": {"zeta": 60}}))
+        file = self._write_keys(folder) if folder else None
         options = ServeOptions(registry=str(storage), base=str(tiny_base), device="cpu",
-                               keys=str(file), **options)  # fmt: skip
+                               keys=str(file) if file else None, **options)  # fmt: skip
         self.replica = Replica(options)
         self.service = Service(options, Catalogue(str(storage), 0.0), Gate(file), self.replica)
         self.port = free_port()
@@ -51,6 +42,22 @@ class Server:
         while not self._server.started:
             assert self._thread.is_alive()
             time.sleep(0.01)
+
+    def _write_keys(self, folder):
+        lines = []
+        for name, tenant, scopes in (
+            ("acme", "acme", ["generate", "manage"]),
+            ("zeta", "zeta", ["generate"]),
+            ("boss", "*", ["generate", "manage", "watch"]),
+        ):
+            self.keys[name], digest = new_key()
+            lines.append({"name": name, "sha256": digest, "tenant": tenant, "scopes": scopes})
+        file = folder / "keys.yaml"
+        file.write_text(json.dumps({"keys": lines, "images_per_minute": {"zeta": 60}}))
+        return file
+
+    def publish(self, model_id, seed=0, **fields):
+        return publish(self.storage, self.base, model_id, seed, **fields)
 
     def close(self):
         self._server.should_exit = True

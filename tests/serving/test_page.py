@@ -1,4 +1,4 @@
-"""The page at /playground, in a real browser (Debian's chromium), against the real server."""
+"""The page at /playground, in a real browser (Debian's chromium), against a real server."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 import httpx
 import pytest
 from kit.server import Server
-from kit.serving import perturbed, publish
+from kit.serving import add_previews, perturbed, publish
 
 from dbray.records.models import Registry
 from dbray.spec.sections import Recipe
@@ -17,7 +17,6 @@ from dbray.storage.store import Store
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [
     pytest.mark.timeout(180),
-    pytest.mark.ray,
     pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no chromium and chromedriver"),
 ]
 _PATIENCE = 90
@@ -37,6 +36,17 @@ def browser():
     driver = webdriver.Chrome(options=options, service=Service(DRIVER))
     yield driver
     driver.quit()
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory, tiny_base):
+    """A server without keys, and without Ray: the page knows only HTTP."""
+    storage = tmp_path_factory.mktemp("registry")
+    for seed, name in enumerate(("rex", "mia", "tom")):
+        add_previews(storage, publish(storage, tiny_base, name, seed))
+    server = Server(storage, tiny_base)
+    yield server
+    server.close()
 
 
 @pytest.fixture
