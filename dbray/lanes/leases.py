@@ -151,7 +151,7 @@ class LeaseQueue:
         """
         lease = (
             self._leases.pop(subject_id, None)
-            or self._take_waiting(subject_id)
+            or self._take_waiting(subject_id, sum(timings.values()))
             or self._failed.pop(subject_id, None)
         )
         if lease is not None:
@@ -196,14 +196,14 @@ class LeaseQueue:
             if is_lost(lease):
                 self.fail(lease.lane, subject_id, Failure.of(LaneLost(message)))
 
-    def _take_waiting(self, subject_id: str) -> Lease | None:
-        """Take a subject that was published although its lease had expired."""
+    def _take_waiting(self, subject_id: str, seconds: float) -> Lease | None:
+        """Take a subject that was published, in so many seconds, after its lease had expired."""
         found = self._waiting.take_out(subject_id)
         if found is None:
             return None
         planned, attempt = found
         now = self._clock()
-        return Lease(planned, attempt - 1, "", now, now)
+        return Lease(planned, attempt - 1, "", now - seconds, now)
 
     def _end(
         self,

@@ -114,7 +114,9 @@ def test_a_subject_published_after_expiry_is_not_leased_again(clock):
     queue = make_queue(clock, "a", "b")
     take(queue, "lane-0")
     queue.release("lane-0")
-    queue.complete("a", {}, 8)
+    queue.complete("a", {"encode": 0.5, "train": 2.0}, 8)
+    [outcome] = queue.snapshot(0).outcomes
+    assert (outcome.status, outcome.seconds) == ("published", 2.5)
     assert take(queue, "lane-0") == ("b", 1)
     queue.complete("b", {}, 8)
     assert queue.lease("lane-0") == (None, True)
