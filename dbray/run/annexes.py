@@ -42,7 +42,7 @@ class AnnexPhase(ABC):
 
     @property
     def is_wanted(self) -> bool:
-        """Return whether the job asks for this annex."""
+        """Return whether the job requests this annex."""
         return True
 
     @abstractmethod

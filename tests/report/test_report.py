@@ -444,7 +444,7 @@ def test_a_report_of_a_thousand_subjects_stays_small(world):
     assert len(thumbnails.shared) == 6
     page = Page(html)
     assert len(page.index["subjects"]) == 1000
-    assert len(json.dumps(page.index)) < 1_000_000  # what is parsed before anything is shown
+    assert len(json.dumps(page.index)) < 1_000_000  # parsed before anything is shown
     assert len(page.card(999)["loss"]) == 100
     assert page.card(999)["loss"][-1][0] == 199
 

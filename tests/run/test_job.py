@@ -386,7 +386,7 @@ def test_a_job_stops_at_max_failures(ray_session, tiny_base, tmp_path):
 
 @pytest.fixture(scope="module")
 def sabotaged(ray_session, tiny_base, tmp_path_factory):
-    """Nine subjects and a poisoned one through two lanes, one of which is killed."""
+    """Nine subjects and a poisoned one through two lanes; one lane is killed."""
     folder = tmp_path_factory.mktemp("two-lanes")
     subjects = {**SUBJECTS, **dict.fromkeys(OTHERS, "dog"), "poor": "dog"}
     job = load_job(folder, tiny_base, subjects, recipe=RECIPE, resources={"lanes": 2})

@@ -188,7 +188,7 @@ def test_concurrent_callers_wait_for_one_value():
         first = pool.submit(recent.get, "a", make)
         assert entered.wait(30)
         others = [pool.submit(recent.get, "a", make) for _ in range(3)]
-        assert recent.get("b", lambda: [2]) == [2]  # another key waits for nobody
+        assert recent.get("b", lambda: [2]) == [2]  # another key does not wait
         opened.set()
         assert all(future.result(30) is made for future in (first, *others))
     assert made == [1]

@@ -117,7 +117,7 @@ def test_the_gallery_shows_every_model_and_filters(page, site):
     assert names[0] == "base"
     assert {"rex", "mia", "tom"} <= set(names)
     wait(page, lambda d: is_loaded(d, '.card[data-id="mia"] img'))
-    site.publish("latecomer", 70)  # not on the page: the server is asked
+    site.publish("latecomer", 70)  # not on the page: the filter sends a request
     search(page, site, "latecomer")
     # The chosen model is not shown, but the keyboard can still enter the gallery.
     assert find(page, ".card").get_property("tabIndex") == 0

@@ -210,7 +210,7 @@ def test_requests_waiting_for_the_device_use_no_memory(storage, tiny_base, monke
 
     assert all(images(answer) for answer in asyncio.run(run()))
     assert len(alive) == len(names)
-    assert max(alive) <= 4  # two in use, and what the device has just done with
+    assert max(alive) <= 4  # two in use, and those that the device has just finished
     replica.close()
 
 

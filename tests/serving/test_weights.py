@@ -126,7 +126,7 @@ def test_a_disconnected_caller_does_not_end_a_shared_load(background):
     with ThreadPoolExecutor(1) as readers:
         assert asyncio.run(run(readers)) == "device:a"
     assert storage.reads == ["a"]
-    assert storage.ram.num_pins("a") == 0  # nobody holds what the one who left had asked for
+    assert storage.ram.num_pins("a") == 0  # the disconnected caller left no hold
 
 
 def test_a_new_value_is_pinned_while_in_use(background):
