@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Two files of tests at a time: much of a test is waiting for processes to start.
+AT_ONCE := -n 2 --dist loadfile
 
 .PHONY: help venv demo test test-slow check format bench clean
 
@@ -22,10 +24,10 @@ demo: venv ## run the main job on the miniature, and print the path of its repor
 	$(BIN)/dbray demo
 
 test: venv ## run the tests
-	$(BIN)/pytest
+	$(BIN)/pytest $(AT_ONCE)
 
 test-slow: venv ## run the tests over 30 s too (deployment of serve/production.yaml)
-	$(BIN)/pytest --slow
+	$(BIN)/pytest $(AT_ONCE) --slow
 
 check: venv ## format, lint, types and floors
 	$(BIN)/ruff format --check .

@@ -12,6 +12,8 @@ from kit.bases import build_tiny_base
 from kit.s3 import S3Handler
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Two processes with two threads each on two cores wait for each other most of the time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Ray's workers import the kit too.
 os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
