@@ -52,6 +52,14 @@ def test_the_log_of_a_dead_node_is_removed_from_rays_message():
     assert without_raylet_log("published rex@1\n") == "published rex@1\n"
 
 
+def test_generate_prints_nothing_but_its_files(tiny_base, tmp_path):
+    words = ["generate", "base", "a dog", "--base", tiny_base, "--steps", "1", "-o", tmp_path]
+    command = [sys.executable, "-m", "dbray", *map(str, words)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"{tmp_path}/base-0.png\n"
+
+
 @pytest.mark.ray
 def test_a_normal_job_prints_only_dbrays_output(tiny_base, tmp_path):
     job_file = write_job(tmp_path / "job", tiny_base, {"ace": "cat"})
