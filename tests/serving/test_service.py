@@ -388,6 +388,23 @@ def test_the_oldest_unfinished_body_is_dropped_for_new_ones():
     asyncio.run(run())
 
 
+def test_a_body_that_is_timing_out_makes_room_too():
+    async def run():
+        bodies = Bodies(0.0, 1)
+        first = asyncio.create_task(bodies.read("t", asyncio.Event().wait()))
+        for _ in range(2):  # it waits; then its timer has fired, and its task has not run yet
+            await asyncio.sleep(0)
+
+        async def whole():
+            return b"{}"
+
+        assert await bodies.read("t", whole()) == b"{}"
+        with pytest.raises(Refused):
+            await first
+
+    asyncio.run(run())
+
+
 def test_images_are_kept_for_an_hour_fairly_between_tenants(monkeypatch):
     monkeypatch.setattr(shelf, "MAX_BYTES", 100)
     now = [0.0]

@@ -46,7 +46,8 @@ class Bodies:
         limits = self._limits[tenant]
         if len(limits) >= self._most:
             oldest, _ = limits.popitem(last=False)
-            oldest.reschedule(asyncio.get_running_loop().time())
+            if not oldest.expired():  # otherwise its task is about to end anyway
+                oldest.reschedule(asyncio.get_running_loop().time())
         limits[limit] = None
 
     def _end(self, tenant: str, limit: asyncio.Timeout) -> None:
