@@ -73,5 +73,12 @@ class Publisher:
             created_at=utc_now(),
             job_id=job.id,
             tenant=job.tenant,
-            metadata=method_of(job.recipe.method).about(files),
+            metadata={**method_of(job.recipe.method).about(files), **_strength(planned)},
         )
+
+
+def _strength(planned: PlannedSubject) -> dict[str, str]:
+    """That of the base's prior for the identifier, where it is measured."""
+    if planned.strength is None:
+        return {}
+    return {"identifier_strength": f"{planned.strength:.2f}"}

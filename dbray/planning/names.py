@@ -1,13 +1,14 @@
 """Which identifier each subject of a job gets: the user's, the published one, or a new one.
 
-Owns that choice and the problems with it. What makes a token rare is dbray.planning.identifiers'.
+Owns that choice and the problems with it. Which tokens are rare: dbray.planning.identifiers.
 Needs neither torch nor Ray, so that `dbray validate` can use it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache, cached_property, partial
 
 from dbray.bases import Base, load_tokenizer
 from dbray.errors import BaseError, Problem, SpecError
@@ -36,11 +37,20 @@ class Naming:
     """Class nouns, prompts and captions: no new identifier is a word of one of them."""
     drawn: Mapping[str, str] = field(default_factory=dict)
     """Identifiers as they would be if nothing were published yet, by subject id."""
+    is_measured: bool = False
+    """Whether new identifiers are measured: small vocabularies hold no names and brands."""
+    was_candidate: Callable[[str], bool] = lambda _: False
+    """Whether an earlier version would have drawn a word."""
 
     @property
     def candidates(self) -> list[str]:
         """The rare tokens for new identifiers."""
         return identifiers.unused(self.rare, self.texts)
+
+    @cached_property
+    def all_rare(self) -> frozenset[str]:
+        """The rare tokens, to look one up."""
+        return frozenset(self.rare)
 
     def without(self, ids: Collection[str]) -> Naming:
         """The same without some subjects."""
@@ -82,8 +92,13 @@ def check_names(
         problems += check_nouns(tokenizer, subjects)
         given, findings = _given(job, tokenizer, subjects, texts)
         problems += findings + _shared_names(given, ())
-        rare = identifiers.candidates(tokenizer, job.identifiers.rank_range, ())
-        naming = Naming([one.id for one in subjects], given, rare, texts)
+        chosen = job.identifiers.rank_range
+        rare = identifiers.candidates(tokenizer, chosen, ())
+        naming = Naming([one.id for one in subjects], given, rare, texts,
+                        is_measured=identifiers.is_large(tokenizer))  # fmt: skip
+        if chosen is None and naming.is_measured:
+            earlier = cache(partial(identifiers.was_candidate, tokenizer))
+            naming = replace(naming, was_candidate=earlier)
         naming = replace(naming, drawn=_draw_names(job, naming, {}, set()))
     except SpecError as exc:
         return None, [*problems, *exc.problems]
@@ -93,9 +108,15 @@ def check_names(
 
 
 def name_subjects(
-    job: Job, base: Base, naming: Naming, published: Mapping[str, Latest]
+    job: Job,
+    base: Base,
+    naming: Naming,
+    published: Mapping[str, Latest],
+    strong: Collection[str] = (),
 ) -> tuple[dict[str, str], list[Problem]]:
     """Give every subject an identifier, given the published models by id.
+
+    New identifiers have no word that is `strong`, as measured. One that is published stays.
 
     Returns:
         Identifiers by subject id, and warnings.
@@ -106,15 +127,14 @@ def name_subjects(
     """
     ids = set(naming.ids)
     _check_tenants(job, {name: published[name] for name in published.keys() & ids})
-    rare = set(naming.rare)
     own = {
         subject_id: published[subject_id].identifier
         for subject_id in published.keys() & ids - naming.given.keys()
-        if _may_stay(published[subject_id], base, rare, job.identifiers.num_tokens)
+        if _may_stay(published[subject_id], base, naming, job.identifiers.num_tokens)
     }
     taken = {one.identifier for name, one in published.items() if name not in ids}
     warnings = _shared_names({**naming.given, **own}, taken)
-    return _draw_names(job, naming, own, taken), warnings
+    return _draw_names(job, naming, own, taken, strong), warnings
 
 
 def _check_tenants(job: Job, published: Mapping[str, Latest]) -> None:
@@ -151,7 +171,13 @@ def _given(
     ]
 
 
-def _draw_names(job: Job, naming: Naming, own: dict[str, str], taken: set[str]) -> dict[str, str]:
+def _draw_names(
+    job: Job,
+    naming: Naming,
+    own: dict[str, str],
+    taken: set[str],
+    strong: Collection[str] = (),
+) -> dict[str, str]:
     """Draw with as many tokens as the job says, else with the fewest that suffice for all of it.
 
     That number does not depend on how many subjects have their `own` already: when a job is
@@ -159,17 +185,19 @@ def _draw_names(job: Job, naming: Naming, own: dict[str, str], taken: set[str]) 
     """
     candidates, given, ids = naming.candidates, naming.given, naming.ids
     wanted, used = len(set(ids) - given.keys()), {*given.values(), *taken}
-    num_tokens = job.identifiers.num_tokens or identifiers.fewest_tokens(candidates, wanted, used)
-    stands = {**given, **own}
-    return identifiers.assign(candidates, ids, stands, taken, job.identifiers.seed, num_tokens)
+    num_tokens = job.identifiers.num_tokens or identifiers.fewest_tokens(
+        candidates, wanted, used, strong
+    )
+    fixed, seed = {**given, **own}, job.identifiers.seed
+    return identifiers.assign(candidates, ids, fixed, taken, seed, num_tokens, strong)
 
 
-def _may_stay(model: Latest, base: Base, rare: set[str], num_tokens: int | None) -> bool:
-    """Whether a published model's identifier is one that would be drawn for this base today."""
+def _may_stay(model: Latest, base: Base, naming: Naming, num_tokens: int | None) -> bool:
+    """Whether a published model's identifier is one that is drawn for this base, or once was."""
     words = model.identifier.split()
     return (
         model.base_digest == base.digest
-        and rare.issuperset(words)
+        and all(word in naming.all_rare or naming.was_candidate(word) for word in words)
         and num_tokens in (None, len(words))
     )
 

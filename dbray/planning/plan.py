@@ -20,6 +20,7 @@ from dbray.records.models import REVISION_LENGTH, Registry
 from dbray.records.prior_reuse import full_parts_elsewhere
 from dbray.records.prior_sets import IMAGES_PER_PART, PriorPlan, is_made
 from dbray.records.results import Outcome, read_outcomes
+from dbray.records.strengths import Strengths, read_strengths
 from dbray.spec.canon import digest_json
 from dbray.spec.job import Job
 from dbray.spec.prompts import has_an
@@ -41,6 +42,8 @@ class PlannedSubject:
     image_digests: tuple[str, ...]
     fingerprint: str
     prior_digest: str | None
+    strength: float | None = None
+    """Of the base's prior for the identifier, where it is measured; see records.strengths."""
 
     @property
     def revision(self) -> str:
@@ -69,6 +72,8 @@ class Plan:
     """Path of the job file, where it identifies the job."""
     num_copied_images: int = 0
     """Class images that are copied from sets with another count."""
+    unmeasured: tuple[str, ...] = ()
+    """Words of identifiers for which the base's prior is not known yet."""
 
     @cached_property
     def to_train(self) -> tuple[PlannedSubject, ...]:
@@ -107,7 +112,9 @@ def make_plan(ready: Ready, store: Store, retry_failed: bool = False) -> Plan:
     job, base, subjects = ready.job, ready.base, ready.subjects
     registry = Registry(store)
     latest = read_latest(registry)
-    names, findings = name_subjects(job, base, ready.naming, latest)
+    known = read_strengths(store, base.digest) if ready.naming.is_measured else None
+    strong = known.strong if known else ()
+    names, findings = name_subjects(job, base, ready.naming, latest, strong)
     # The checks of the job looked at the identifiers too, and may have found the same.
     warnings = tuple(dict.fromkeys((*ready.warnings, *findings)))
     priors: dict[str, PriorPlan] = {}
@@ -117,6 +124,8 @@ def make_plan(ready: Ready, store: Store, retry_failed: bool = False) -> Plan:
     planned = tuple(
         _plan_subject(job, base, checked, names[checked.subject.id], priors) for checked in subjects
     )
+    if known is not None:
+        planned = tuple(replace(one, strength=known.of(one.identifier)) for one in planned)
     with ThreadPoolExecutor(_LOOKUPS_AT_ONCE) as threads:
         found = threads.map(lambda one: _is_published(one, latest, registry), planned)
         published = frozenset(
@@ -130,7 +139,16 @@ def make_plan(ready: Ready, store: Store, retry_failed: bool = False) -> Plan:
         missing = tuple(prior for prior, there in zip(needed, made, strict=True) if not there)
     elsewhere = full_parts_elsewhere(store, missing)
     num_copied = IMAGES_PER_PART * sum(len(parts) for parts in elsewhere.values())
-    return replace(plan, missing_priors=missing, num_copied_images=num_copied)
+    unmeasured = _unmeasured(plan, known) if ready.naming.is_measured else ()
+    return replace(plan, missing_priors=missing, num_copied_images=num_copied,
+                   unmeasured=unmeasured)  # fmt: skip
+
+
+def _unmeasured(plan: Plan, known: Strengths | None) -> tuple[str, ...]:
+    """Words of the identifiers that dbray chose for subjects to train, and has not measured."""
+    chosen = (one.identifier for one in plan.to_train if not one.subject.identifier)
+    words = tuple(dict.fromkeys(word for identifier in chosen for word in identifier.split()))
+    return tuple(known.unknown(words)) if known else words
 
 
 def _is_published(

@@ -21,6 +21,7 @@ from dbray.records.results import Outcome, Summary, read_summary
 from dbray.report import build_report
 from dbray.run.annexes import AnnexPhase
 from dbray.run.journal import Journal
+from dbray.run.measuring import measure_identifiers
 from dbray.run.options import RunOptions
 from dbray.run.phases import ClassImages, Training
 from dbray.run.previews import PreviewImages
@@ -73,9 +74,13 @@ def run_job(
     store = Store(ready.job.storage)
     ready = settle_id(ready, store)
     journal = Journal(store, ready.job.id)
-    with journal.hold():
+    with journal.hold(), ExitStack() as cluster:
         wait_passively(os.environ)
         plan = make_plan(ready, store, options.retry_failed)
+        while plan.unmeasured:
+            cluster.enter_context(connected(options.address, watch.note))
+            measure_identifiers(plan, ready.naming.rare, store)
+            plan = make_plan(ready, store, options.retry_failed)
         for warning in plan.warnings:
             watch.note(str(warning))
         return _carry_out(plan, Recorder(_tally(plan, store, options), journal, watch), options)

@@ -287,8 +287,9 @@ class Identifiers(Spec):
 
     rank_range: tuple[int, int] | None = Field(
         default=None,
-        description="Token ids to choose from, first included, last not. Absent: for a large "
-        "vocabulary the paper's [5000, 10000), else all of it.",
+        description="Token ids to choose from, first included, last not. Absent: of a large "
+        "vocabulary of byte pairs, as CLIP's, the last fifth; of another large one the paper's "
+        "[5000, 10000); else all of it.",
     )
     num_tokens: int | None = Field(
         default=None,

@@ -9,11 +9,13 @@ import sys
 from collections import Counter
 
 import pytest
+from kit.families.text import qwen_tokenizer
 from transformers import CLIPTokenizer, T5Tokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from dbray.errors import SpecError
 from dbray.planning import identifiers
+from dbray.planning.identifiers.meanings import bundled, english
 
 LETTERS = string.ascii_lowercase
 SENTENCE = ["a photo of {subject} in the jungle"]
@@ -87,18 +89,49 @@ def test_words_in_use_are_not_candidates(clip):
     assert found == ["vyj", "xj"]
 
 
-def test_large_vocabularies_use_the_range_of_the_paper(large_clip):
+def test_large_vocabularies_of_byte_pairs_use_their_rare_end(large_clip):
     found = identifiers.candidates(large_clip, None, SENTENCE)
-    assert len(found) > 3000
+    assert len(found) > 2000
     vocabulary = large_clip.get_vocab()
     ranks = [vocabulary[word + "</w>"] for word in found]
     assert ranks == sorted(ranks)
-    assert ranks[0] >= 5000
-    assert ranks[-1] < 10_000
+    assert ranks[0] >= int(0.8 * len(vocabulary))
+    assert "zoo" not in found  # bundled
+    assert "zax" not in identifiers.candidates(large_clip, None, ["zax"])
     for word in found[::100]:
         inside = large_clip.encode(f"a photo of {word} dog", add_special_tokens=False)
         assert vocabulary[word + "</w>"] in inside
         assert len(inside) == len(large_clip.encode("a photo of dog", add_special_tokens=False)) + 1
+
+
+def test_the_range_of_the_paper_is_that_of_unigrams():
+    numbers = [(f"▁{number:05}", -3.0) for number in range(20_000)]
+    t5 = T5Tokenizer(vocab=[("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *numbers], extra_ids=0)
+    assert identifiers.default_rank_range(t5) == (5_000, 10_000)
+
+
+def test_words_of_a_dictionary_are_candidates_of_small_vocabularies_only(
+    clip, large_clip, tmp_path
+):
+    awn = clip_tokenizer(tmp_path, merges_of("photo", "of", "dog", "awn"))
+    assert identifiers.candidates(awn, None, []) == ["awn"]
+    found = identifiers.candidates(large_clip, (0, 50_000), [])
+    assert {"awn", "fob", "pms"}.isdisjoint(found)
+
+
+def test_words_that_earlier_versions_drew_are_known(large_clip):
+    by_rank = {rank: word.removesuffix("</w>") for word, rank in large_clip.get_vocab().items()}
+    earlier = identifiers.candidates(large_clip, (5_000, 10_000), [])
+    assert all(identifiers.was_candidate(large_clip, word) for word in earlier[::200])
+    for word in ("sks", "dog", "zqx", "fghx", "BQZ", by_rank[4_999], by_rank[10_000]):
+        assert not identifiers.was_candidate(large_clip, word), word
+
+
+def test_a_vocabulary_whose_words_begin_with_a_space_has_candidates():
+    found = identifiers.candidates(qwen_tokenizer(), None, SENTENCE)
+    assert {"zb", "xk"} <= set(found)
+    prompt = qwen_tokenizer().encode("a photo of zb dog")
+    assert len(prompt) == len(qwen_tokenizer().encode("a photo of dog")) + 1
 
 
 @pytest.mark.parametrize("word", ["dog", "cat", "the", "sks", "ak", "gun", "nba", "usa", "der"])
@@ -207,10 +240,10 @@ def test_good_identifiers_get_no_warning(clip):
     [
         ("sks", ["'sks'", "weapon", "rifle"]),
         ("special", ["'special'", "common English word"]),
-        ("xxy5syt00", ["falls apart into single letters", "9 tokens"]),
+        ("xxy5syt00", ["is split into single letters", "9 tokens"]),
         ("jungle", ["prompts in use"]),
         ("photo", ["prompts in use"]),
-        ("q-z", ["letters and digits", "falls apart"]),
+        ("q-z", ["letters and digits", "is split"]),
         ("x", ["single letter"]),
         ("qzx ann", ["'ann' is a name"]),
     ],
@@ -223,12 +256,13 @@ def test_warnings_give_their_reasons(clip, identifier, reasons):
 
 
 def test_identifiers_outside_the_range_get_a_warning(large_clip):
+    size = len(large_clip.get_vocab())
     assert check(large_clip, "bqz", []) == [
         f"'bqz' is token {large_clip.get_vocab()['bqz</w>']}, "
-        "more frequent than the range [5000, 10000)"
+        f"more frequent than the range [{int(size * 0.8)}, {size})"
     ]
-    assert "more rare than" in check(large_clip, "zqx", [])[0]
-    assert check(large_clip, "zqx", [], (0, 30_000)) == []
+    assert check(large_clip, "zqx", []) == []
+    assert "more rare than" in check(large_clip, "zqx", [], (5_000, 10_000))[0]
 
 
 def test_every_candidate_passes_the_check(large_clip):
@@ -239,14 +273,40 @@ def test_every_candidate_passes_the_check(large_clip):
 def test_identifiers_of_a_unigram_vocabulary_are_checked(t5):
     assert check(t5, "vyj", SENTENCE) == []
     assert "whole word" in check(t5, "gazebo", [])[0]
-    assert "falls apart" in check(t5, "wvu", [])[0]
+    assert "is split" in check(t5, "wvu", [])[0]
 
 
 def test_the_bundled_list_is_lower_case_and_every_section_has_words():
-    meanings = identifiers._meanings()
+    meanings = bundled()
     assert all(word == word.lower() for word in meanings)
     assert {"sks", "ak", "the", "special", "nba"} <= meanings.keys()
     assert min(Counter(meanings.values()).values()) > 20
+
+
+def test_the_dictionary_is_one_of_english():
+    assert len(english()) > 80_000
+    assert {"elephant", "fob", "pms"} <= english()
+    assert {"sks", "xqz"}.isdisjoint(english())
+
+
+def test_avoided_words_change_no_other_draw():
+    subjects = [f"s{index}" for index in range(60)]
+    before = assign(TOKENS, subjects)
+    strong = [before["s7"], before["s8"].upper()]
+    after = identifiers.assign(TOKENS, subjects, {}, (), 0, 1, strong)
+    moved = {subject for subject in subjects if after[subject] != before[subject]}
+    assert {"s7", "s8"} <= moved
+    # Others move only where s7 or s8 takes what they had.
+    taken = {after["s7"], after["s8"]}
+    assert all(before[subject] in taken for subject in moved - {"s7", "s8"} if len(moved) < 4)
+    assert {token.lower() for token in strong}.isdisjoint(after.values())
+
+
+def test_avoided_words_count_as_missing():
+    with pytest.raises(SpecError, match="only 2 are free"):
+        identifiers.assign(["ca", "cb", "cc"], ["a", "b", "c"], {}, (), 0, 1, ["cb"])
+    assert identifiers.fewest_tokens(["ca", "cb", "cc"], 3, ()) == 1
+    assert identifiers.fewest_tokens(["ca", "cb", "cc"], 3, (), ["cb"]) == 3
 
 
 def test_the_module_imports_no_heavy_library():

@@ -13,7 +13,7 @@ from dbray import bases
 from dbray.errors import SpecError
 from dbray.planning import identifiers
 from dbray.planning.checks import check_job
-from dbray.planning.names import check_names, name_subjects, read_latest
+from dbray.planning.names import Latest, Naming, check_names, name_subjects, read_latest
 from dbray.planning.plan import make_plan
 from dbray.records.models import Registry
 from dbray.spec.job import Job
@@ -116,6 +116,28 @@ def test_remaining_subjects_of_a_continued_job_keep_their_identifiers(base, regi
         published = record(f"s{number}", number, identifier=drawn, base_digest=base.digest)
         registry.publish(published, {"unet.safetensors": b"weights"})
     assert name(job, base, subjects, registry)[0] == names
+
+
+def test_an_identifier_of_an_earlier_version_stays_published(base):
+    naming = Naming(["rex", "tom"], {}, ["zb", "zd", "zf"], [], was_candidate={"qm"}.__contains__)
+    published = {
+        "rex": Latest("0" * 12, None, "qm", base.digest),
+        "tom": Latest("0" * 12, None, "special", base.digest),
+    }
+    names, _ = name_subjects(JOB, base, naming, published)
+    assert names["rex"] == "qm"
+    assert names["tom"] in naming.rare
+
+
+def test_strong_words_are_drawn_for_nobody_and_stay_where_published(base):
+    naming = Naming(["rex", "tom"], {}, ["zb", "zd", "zf"], [])
+    published = {"rex": Latest("0" * 12, None, "zb", base.digest)}
+    job = JOB.model_copy(update={"identifiers": Identifiers(num_tokens=1)})
+    for strong, other in (["zb", "zd"], "zf"), (["zb", "zf"], "zd"):
+        names, _ = name_subjects(job, base, naming, published, strong)
+        assert names == {"rex": "zb", "tom": other}
+    with pytest.raises(SpecError, match="only 1 are free"):
+        name_subjects(job, base, naming, {}, ["zb", "zd"])
 
 
 def test_the_vocabulary_is_searched_once_for_checks_and_plan(tiny_base, tmp_path, monkeypatch):
