@@ -1,9 +1,9 @@
 """The report of a job: one HTML file that opens from disk.
 
-Owns what a person sees after a job. Reads what the job left on storage, and decides nothing: a
-report can be written again at any time, also of a job that was interrupted. `contents` reads,
-`thumbnails` shrinks, `headline` and `page` choose what is shown; the page itself is the Jinja
-template page.html with page.css, parts.js and page.js.
+Reads what a job left on storage and changes nothing, so a report can be written again at any time,
+also for a job that was interrupted. `contents` reads, `thumbnails` shrinks images, `headline` and
+`page` choose what is shown; the page itself is the Jinja template page.html with page.css, parts.js
+and page.js.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def build_report(
         store: The job's storage.
         job_id: Name of a job that has run there, to its end or not.
         photographs: Gives the image files of a subject. None: the small copies that were published
-            with its previews, else the files that the manifest names. What cannot be read any more
-            is left out, and the page says so.
+            with its previews, else the files that the manifest names. Files that can no longer be
+            read are left out, and the page says so.
 
     Raises:
         SpecError: `job_id` is not a job id.
@@ -42,6 +42,6 @@ def build_report(
         raise SpecError.of("job id", what, fix)
     contents = read_contents(store, job_id, photographs)
     path = f"jobs/{job_id}/report.html"
-    # Names of files may hold bytes that are not text; the rest of the report must still be written.
+    # Names of files may hold bytes that are not text; write the rest of the report all the same.
     store.write_bytes(path, render(contents).encode("utf-8", "replace"))
     return path

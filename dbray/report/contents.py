@@ -1,7 +1,7 @@
 """What a report shows, read from storage: the job's files, the registry, the photographs.
 
-Owns the reading and its tolerance: an interrupted job has no summary and perhaps half a line of
-results, a photograph may be gone, a model removed. The report shows such gaps; they are not errors.
+Tolerates gaps, which the report shows and which are not errors: an interrupted job has no summary
+and perhaps half a line of results, a photograph may be gone, a model removed.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class Preview:
 
 @dataclass(frozen=True)
 class Card:
-    """All that the page shows of one subject; of one that is not detailed, its result alone."""
+    """All that the page shows of one subject; without details, only its result."""
 
     id: str
     class_noun: str
@@ -212,7 +212,7 @@ class _Reader:
         )
 
     def _photographs(self, row: SubjectRow, files: Mapping[str, bytes]) -> list[str]:
-        """Use the caller's, else the small copies beside the previews, else the files."""
+        """The caller's, else the small copies beside the previews, else the files."""
         try:
             subject = Subject.model_validate(row.model_dump())
             copies = layout.photographs_of(files)
@@ -249,7 +249,7 @@ def _read_photographs(subject: Subject) -> list[bytes]:
 
 
 def _read_summary(store: Store, job_id: str, results: Iterable[Outcome]) -> Summary:
-    """Read the summary; where there is none that can be read, count the results."""
+    """Read the summary; if it cannot be read, count the results."""
     found = read_summary(store, job_id)
     if found is None or found.state == DAMAGED:
         return Summary(counts=counts(results), failures=causes(results))

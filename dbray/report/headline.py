@@ -43,7 +43,7 @@ class Figure(NamedTuple):
 
 
 def figures_of(contents: Contents) -> list[Figure]:
-    """The row of figures; what is not known is left out."""
+    """The row of figures; unknown ones are left out."""
     counts, total = contents.summary.counts, len(contents.cards)
     failed = counts.get("failed", 0)
     figures = [
@@ -58,7 +58,7 @@ def figures_of(contents: Contents) -> list[Figure]:
 
 
 def _rates(summary: Summary) -> list[Figure]:
-    """How long it took, and how much was made; only what is known."""
+    """How long it took and how much was made, as far as known."""
     figures = []
     if summary.wall_seconds is not None:
         lanes = _plural(summary.lanes, "lane") if summary.lanes else ""
@@ -80,7 +80,7 @@ def _causes(summary: Summary) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Write a time as people say it: 0.42 s, 41 s, 12 min 5 s, 3 h 20 min."""
+    """Write a time for people: 0.42 s, 41 s, 12 min 5 s, 3 h 20 min."""
     if seconds < 10:
         return f"{seconds:.2g} s"
     whole = round(seconds)

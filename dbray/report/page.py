@@ -1,8 +1,8 @@
 """Contents -> one HTML file with everything in it.
 
 What users wrote reaches the page in two ways: as text, which the template escapes, and as JSON in
-blocks that the browser does not run and that page.js puts into the page as text, never as HTML. A
-Content-Security-Policy allows exactly this page's own script and style, and no request at all.
+blocks that the browser does not run; page.js inserts their values as text, never as HTML. A
+Content-Security-Policy allows only this page's own script and style, and no requests.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from dbray.spec.sections import Recipe
 
 _FOLDER = Path(__file__).resolve().parent
 
-# In the order of a job's and a subject's life, each with its colour in page.css.
+# In the order in which a job and a subject go through them, each with its colour in page.css.
 _PHASES = {
     "class images": 0, "training": 4, "lease": 1, "encode": 2, "reset": 3, "train": 4,
     "publish": 5, "previews": 6, "other": 8,
@@ -40,7 +40,7 @@ _OTHER_COLOUR = 7
 def render(contents: Contents) -> str:
     """Return the text of the page."""
     style, script = _asset("page.css"), _asset("parts.js") + "\n" + _asset("page.js")
-    # In nearly every job there is one recipe; each distinct one is in the page once.
+    # Nearly every job has one recipe; each distinct one is in the page once.
     recipes = list(dict.fromkeys(card.record.recipe for card in contents.cards if card.record))
     job, summary = contents.job, contents.summary
     return _template().render(
@@ -92,7 +92,7 @@ def _policy(style: str, script: str) -> str:
 
 
 def _index(contents: Contents, recipes: list[Recipe]) -> dict[str, Any]:
-    """What the page needs of all subjects at once: to search, filter, sort and share."""
+    """What the page needs to know of all subjects, to search, filter and sort them."""
     summary = contents.summary
     phases = _phases(summary)
     timings = [_timings(card) for card in contents.cards]
@@ -127,7 +127,7 @@ def _of(result: Any, name: str) -> Any:
 
 
 def _card(card: Card, contents: Contents, recipes: list[Recipe]) -> dict[str, Any]:
-    """What the page needs of one subject when its card comes into view."""
+    """What the page needs to know of one subject when its card comes into view."""
     return {
         "photographs": card.photographs,
         "missing": card.missing_photographs,
@@ -146,7 +146,7 @@ def _card(card: Card, contents: Contents, recipes: list[Recipe]) -> dict[str, An
 
 
 def _facts(card: Card) -> list[tuple[str, str]]:
-    """Where a model came from, as names and values."""
+    """How a model was made, as names and values."""
     record = card.record
     if record is None:
         return []
@@ -166,7 +166,7 @@ def _facts(card: Card) -> list[tuple[str, str]]:
 
 
 def _commands(card: Card, contents: Contents) -> list[tuple[str, str]]:
-    """Lines to copy: generate images here, or from a server."""
+    """Commands to copy: generate images here, or from a server."""
     if card.record is None:
         return []
     job, model = contents.job.job, f"{card.record.id}@{card.record.revision}"
@@ -183,7 +183,7 @@ def _commands(card: Card, contents: Contents) -> list[tuple[str, str]]:
 
 
 def _recipe(recipe: Recipe) -> list[tuple[str, str, bool]]:
-    """Names, values, and whether each is other than the default."""
+    """Names, values, and whether each differs from the default."""
     usual = Recipe.model_validate({}).model_dump(mode="json", exclude={"preset"})
     return [
         (name.replace("_", " "), "none" if value is None else _plain(value), value != usual[name])
@@ -226,9 +226,9 @@ def _phases(summary: Summary) -> dict[str, float]:
 
 
 def _coloured(timings: Iterable[dict[str, float]]) -> list[tuple[str, int]]:
-    """Name every phase that occurs, in order, with the number of its colour."""
-    met = dict.fromkeys(name for one in timings for name in one)
-    names = [*(name for name in _PHASES if name in met), *(n for n in met if n not in _PHASES)]
+    """Every phase that occurs, in order, with the number of its colour."""
+    seen = dict.fromkeys(name for one in timings for name in one)
+    names = [*(name for name in _PHASES if name in seen), *(n for n in seen if n not in _PHASES)]
     return [(name, _PHASES.get(name, _OTHER_COLOUR)) for name in names]
 
 

@@ -1,6 +1,6 @@
-"""Thumbnails: images small enough that a page of a thousand subjects stays a page.
+"""Thumbnails: images so small that a browser can open a page with a thousand subjects.
 
-Owns the budget of bytes. The more images there are, the smaller each is drawn.
+Owns the budget of bytes. The more images there are, the smaller each is.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _TYPICAL = 0.27
 
 
 class Thumbnails:
-    """Makes thumbnails as base64 WebP, all of which together fit the budget.
+    """Makes thumbnails as base64 WebP that together fit the budget.
 
     Args:
         num_images: How many there will be, at most.
-        budget_bytes: What all of them may take in the page.
+        budget_bytes: Bytes of all of them in the page.
     """
 
     def __init__(self, num_images: int, budget_bytes: int = BUDGET_BYTES) -> None:
@@ -50,7 +50,7 @@ class Thumbnails:
         tiny = min(image.size) <= SIDES[-1]
         while True:
             [square] = images.views(image, side, "centre")
-            # A tiny image is shown enlarged, where every trace of compression is seen.
+            # A tiny image is shown enlarged, where compression would be visible.
             for quality in _QUALITIES if tiny else _QUALITIES[1:]:
                 encoded = images.encode_webp(square, quality=quality)
                 if len(encoded) <= self._allowance or (side < 48 and quality == _QUALITIES[-1]):

@@ -1,7 +1,7 @@
 """The files of one job: job.json, results.jsonl, failed.jsonl, summary.json, metrics.jsonl.
 
-The only writer of `<storage>/jobs/<id>/`, and the lock that keeps two runs of a job apart. What is
-published is the registry's to say; the journal is for people, reports and plans.
+The only writer of `<storage>/jobs/<id>/`, and the lock that prevents two runs of one job at once.
+The registry decides what is published; the journal is for people, reports and plans.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from dbray.storage.store import Store
 from dbray.subjects.validation import write_jsonl
 
 _SHARE_OF_TIME = 0.02
-"""Share of a run's time that may go into writing its journal."""
+"""Share of a run's time that writing its journal may take."""
 _MIN_PAUSE = 1.0
 
 
@@ -49,11 +49,11 @@ class Journal:
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Hold the job against other runs of it.
+        """Keep other runs of the job out while the block runs.
 
         Raises:
-            JobBusy: another run holds it. Where storage has locks a killed run releases it at once;
-                where it has none, as an object store, when it has been silent for a while.
+            JobBusy: another run holds the job. A killed run releases it at once where storage has
+                locks, and after some time without a sign of life elsewhere, as on object stores.
             StoreError: the lock cannot be opened or written.
         """
         with ExitStack() as held:
@@ -100,7 +100,7 @@ class Journal:
             )
 
     def begin(self, plan: Plan, version: str) -> None:
-        """Write job.json: what was asked for, resolved."""
+        """Write job.json: the job, with every value resolved."""
         self.store.write_json(
             f"{self.folder}/job.json",
             {
@@ -115,24 +115,24 @@ class Journal:
 
     @property
     def lanes_folder(self) -> str:
-        """Where Ray Train keeps what it wants of lanes."""
+        """The folder in which Ray Train keeps its own files of lanes."""
         return f"{self.folder}/lanes"
 
     def forget_lanes(self) -> None:
-        """Remove what Ray Train keeps of lanes that have ended; nothing is read from it."""
+        """Remove Ray Train's files of lanes that have ended; nothing reads them."""
         self.store.remove(self.lanes_folder)
 
     @property
     def is_due(self) -> bool:
-        """Whether writing is cheap by now; what is written is not even gathered before."""
+        """Whether it is time to write again; before that, callers need not gather anything."""
         return time.monotonic() >= self._not_before
 
     def write(self, outcomes: Sequence[Outcome], summary: Summary) -> None:
         """Write results, metrics and summary. Threads take turns."""
         with self._turn:
             started = time.monotonic()
-            told = {"time": summary.updated_at, "counts": summary.counts}
-            self._samples.append(told | {"pending": summary.pending})
+            sample = {"time": summary.updated_at, "counts": summary.counts}
+            self._samples.append(sample | {"pending": summary.pending})
             self._write_lines(RESULTS_FILE, [outcome.row() for outcome in outcomes])
             self._write_lines("metrics.jsonl", self._samples)
             self.store.write_json(f"{self.folder}/{SUMMARY_FILE}", summary.model_dump(mode="json"))
@@ -156,6 +156,6 @@ class Journal:
 
 
 def _without_subjects(job: Job) -> dict[str, Any]:
-    """The resolved job as JSON; its subjects stand beside it, its credentials nowhere."""
+    """The resolved job as JSON, without its subjects, which stand beside it, and credentials."""
     shown = {"subjects": (), "storage": without_secrets(job.storage)}
     return job.model_copy(update=shown).model_dump(mode="json", by_alias=True)

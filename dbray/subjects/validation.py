@@ -1,7 +1,7 @@
 """Subjects, read and checked: every problem of every subject in one go.
 
-Owns validation: every image is fetched once and decoded, repeated ids, copies and near-copies of
-images are named. How lists are written is listings'. Does not know what subjects are for.
+Owns validation: every image is fetched once and decoded; repeated ids, copies and near-copies of
+images are reported. Listings read the lists. Does not know what subjects are for.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ class CheckedSubject:
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """The subjects that can be used, and all that was found wrong."""
+    """The usable subjects, and every problem found."""
 
     subjects: tuple[CheckedSubject, ...]
     problems: tuple[Problem, ...]
     invalid: tuple[Subject, ...] = ()
-    """Subjects with errors, as far as they could be read."""
+    """Subjects with errors that could still be read."""
 
 
 def read(
@@ -63,8 +63,8 @@ def read(
     Args:
         source: a manifest's path or URI, a folder, subjects, or the list in a job file.
         class_noun: for subjects that have none.
-        folder: where relative paths start from: the source's, and the images' of given Subjects.
-            Those in a manifest start from the manifest.
+        folder: relative paths of the source and of the images of given Subjects start here; those
+            in a manifest start from the manifest.
     """
     entries, problems = listings.parse(source, class_noun, str(folder))
     _name_repeated_ids(entries)
@@ -92,7 +92,7 @@ def validate(
 ) -> Validation:
     """Read subjects as `read` does, and look at every image. Bad input is listed, never raised.
 
-    With the `resolution` of training, in pixels, smaller photographs are named.
+    With the `resolution` of training, in pixels, smaller photographs are reported.
     `on_progress` is called with the number of images looked at so far, and of all.
     """
     entries, problems = listings.parse(source, class_noun, str(folder))
@@ -149,8 +149,8 @@ def _look_at_all(
 ) -> dict[str, ImageCheck | str]:
     """Fetch and decode every image once; a str is the reason why one cannot be used.
 
-    Fetching waits on networks, so it has many threads. Decoding needs cores, and up to half a GiB
-    for the largest images allowed, so only as many decode at once as there are cores.
+    Fetching waits for networks, so it has many threads. Decoding needs a core, and up to half a GiB
+    for the largest images allowed, so no more images are decoded at once than there are cores.
     """
     decoders = threading.Semaphore(min(os.cpu_count() or 1, _NUM_FETCHERS))
 
@@ -193,7 +193,7 @@ def _name_repeated_ids(entries: Iterable[Entry]) -> None:
 
 
 def _judge_images(entry: Entry, looks: dict[str, ImageCheck | str], resolution: int) -> None:
-    """Note what is wrong with the images of one subject."""
+    """Note the problems of one subject's images."""
     for image in dict.fromkeys(entry.images):
         look = looks[image]
         if isinstance(look, str):
@@ -231,7 +231,7 @@ def _name_strips(entry: Entry, seen: dict[str, ImageCheck]) -> None:
 
 
 def _name_copies(entry: Entry, seen: Sequence[tuple[str, ImageCheck]]) -> None:
-    """Note images that are the same, or look it: one line for each group of them."""
+    """Note images that are the same or look the same: one line for each group of them."""
     fix = "keep one of them: a photograph that counts twice pulls the model towards its background"
     groups: list[list[tuple[str, ImageCheck]]] = []
     for image, check in seen:
@@ -261,7 +261,7 @@ def _what_of_copies(group: Sequence[tuple[str, ImageCheck]]) -> str:
 
 
 def _name_shared_images(entries: Iterable[Entry], looks: dict[str, ImageCheck | str]) -> None:
-    """Note files that two subjects share: usually one subject under two names, or a slip."""
+    """Note files that two subjects share: usually one subject under two names, or a mistake."""
     first: dict[str, tuple[Entry, str]] = {}
     for entry in entries:
         shared: dict[str, list[str]] = defaultdict(list)
