@@ -42,7 +42,7 @@ def validate(args: argparse.Namespace) -> int:
 def plan(args: argparse.Namespace) -> int:
     """Show what would run, and what it costs."""
     from dbray.hardware import Hardware
-    from dbray.planning.changes import changes, renamed
+    from dbray.planning.changes import changes, in_another_form, renamed
     from dbray.planning.cost import estimate, latest_rates
     from dbray.planning.ids import settle_id
     from dbray.planning.plan import make_plan
@@ -59,7 +59,7 @@ def plan(args: argparse.Namespace) -> int:
     needs = sum(cost.storage_bytes.values()), sum(cost.memory_bytes.values())
     registry = Registry(store)
     warnings = [*made.warnings, *cost.warnings, *shortages(*needs, room),
-                *_renamed(renamed(made, registry))]  # fmt: skip
+                *_renamed(renamed(made, registry)), *in_another_form(made, registry)]  # fmt: skip
     facts = {
         "job": made.job.id,
         "base": made.base.name,

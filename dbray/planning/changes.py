@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
-from dbray.errors import DbrayError
+from dbray.errors import DbrayError, Problem
 from dbray.planning.plan import Plan, PlannedSubject
 from dbray.records.models import ModelRecord, Registry
+from dbray.spec.canon import slug
 
 _LOOKUPS_AT_ONCE = 16
+_OTHERWISE = ("how this version decodes its photographs or fills its prompts",)
 
 
 def changes(plan: Plan, registry: Registry) -> dict[str, tuple[str, ...]]:
@@ -20,7 +24,9 @@ def changes(plan: Plan, registry: Registry) -> dict[str, tuple[str, ...]]:
 
     def differing(planned: PlannedSubject) -> tuple[str, ...]:
         try:
-            return tuple(_differences(plan, planned, registry.find(planned.subject.id)))
+            record = registry.find(planned.subject.id)
+            found = tuple(_differences(plan, planned, record))
+            return found or (_OTHERWISE if record.fingerprint != planned.fingerprint else ())
         except DbrayError:  # nothing usable is published
             return ()
 
@@ -38,6 +44,24 @@ def renamed(plan: Plan, registry: Registry) -> dict[str, str]:
         for record in (registry.list() if new else ())
         if record.image_digests in new and record.id not in ours
     }
+
+
+def in_another_form(plan: Plan, registry: Registry) -> Iterator[Problem]:
+    """Report subjects whose folder is named as a published model's was, in another Unicode form.
+
+    Computers of Apple write "Zo\u00eb" as two characters; the ids are 'zo' and 'zoe'.
+    """
+    published = set(registry.store.names("models"))
+    for one in plan.to_train:
+        subject_id, image = one.subject.id, one.subject.images[0]
+        name = Path(image).parent.name if "://" not in image else ""
+        for form in ("NFC", "NFD"):
+            other = slug(unicodedata.normalize(form, name))
+            if slug(name) == subject_id != other and other in published:
+                what = (f"its folder's name differs only in Unicode form from that of the "
+                        f"published model {other}; it is trained as another subject")  # fmt: skip
+                fix = f"to continue {other}, rename the folder to the {form} form of its name"
+                yield Problem("warning", f"subject {subject_id}", what, fix, subject_id)
 
 
 def _differences(plan: Plan, planned: PlannedSubject, record: ModelRecord) -> Iterator[str]:
