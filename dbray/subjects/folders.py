@@ -273,6 +273,6 @@ def _format_of(path: Path) -> str | None:
 
 def _holds_pictures(folder: Path) -> bool:
     try:
-        return any(_is_picture(path) for path in folder.iterdir())
+        return any(_is_picture(path) for path in _visible_in(folder))
     except OSError:
         return False

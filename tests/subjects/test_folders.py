@@ -79,6 +79,16 @@ def test_the_fix_for_images_one_level_too_deep_names_their_folder(rex):
     assert (len(subjects), problems) == (1, [])
 
 
+def test_a_folder_of_hidden_files_holds_no_photographs(rex):
+    nested = rex.parent / "more" / "tom"
+    rex.rename(rex.parent / "tom")
+    nested.parent.mkdir()
+    (rex.parent / "tom").rename(nested)
+    (nested.parent / "._0.png").write_bytes(b"what a Mac adds to a foreign disk")
+    _, [error] = validation.scan(rex.parent, "dog")
+    assert error.fix == f"give {nested.parent} instead"
+
+
 @pytest.mark.parametrize("junk", ["@eaDir", "lost+found", "$RECYCLE.BIN", "#recycle", "__MACOSX"])
 def test_folders_made_by_systems_are_not_subjects(rex, junk):
     for place in (rex, rex.parent):
