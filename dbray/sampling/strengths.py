@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from contextlib import closing
 from typing import Any
 
-from dbray.bases import Base
+from dbray.bases import Base, defaults
 from dbray.bases.effects import NOUNS, effects_of
 from dbray.records.strengths import Strengths
 from dbray.sampling.pool import SamplingActor, SamplingPool, sample
+from dbray.spec.sections import Recipe
 
 _WORDS_PER_TASK = 16
 _NUM_RARE = 16
@@ -25,8 +26,10 @@ class EffectActor(SamplingActor):
     """Measures the effects of a few words at a time."""
 
     def make(self, task: dict[str, Any]) -> dict[str, bytes]:
-        """Return the effects as JSON."""
-        return {"effects": json.dumps(effects_of(self.backbone(), task["words"])).encode()}
+        """Return the effects as JSON. They depend on the base alone, not on a job's recipe."""
+        recommended = defaults.fill(self.base, Recipe()).section
+        backbone = self.backbone(Recipe(resolution=recommended.resolution))
+        return {"effects": json.dumps(effects_of(backbone, task["words"])).encode()}
 
 
 def measure_strengths(
