@@ -45,6 +45,9 @@ def ray_session():
     """One local Ray for all tests that need one; 8 logical CPUs, so that no test waits."""
     import ray
 
+    from dbray.serving.http.access import edge
+
+    edge.prepare()  # as `dbray serve` does
     ray.init(
         address="local",
         num_cpus=8,
