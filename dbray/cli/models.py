@@ -20,6 +20,7 @@ from dbray.records.models import ModelRecord, Registry
 from dbray.spec.canon import UNTOUCHED
 from dbray.spec.paths import MINIATURE, anchor_base
 from dbray.spec.problems import problems_of
+from dbray.spec.prompts import fill_prompt
 from dbray.spec.subject import Subject
 from dbray.storage.store import Store
 
@@ -44,7 +45,12 @@ def list_models(args: argparse.Namespace) -> int:
         return 0
     if records:
         print_table(
-            (one.name, f"{one.identifier} {one.class_noun}", one.base, one.created_at)
+            (
+                one.name,
+                fill_prompt("{subject}", one.class_noun, one.identifier),
+                one.base,
+                one.created_at,
+            )
             for one in records
         )
     else:

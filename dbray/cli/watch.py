@@ -13,6 +13,7 @@ from rich.progress import TimeElapsedColumn as Elapsed
 from rich.progress import TimeRemainingColumn as Remaining
 
 from dbray.records.results import Outcome
+from dbray.spec.prompts import fill_prompt
 
 _LINE_SECONDS = 10.0
 
@@ -86,10 +87,8 @@ def describe(outcome: Outcome) -> str:
     """Describe the outcome of a subject in one line."""
     if outcome.error is not None:
         return f"failed    {outcome.id}: {outcome.error.kind}: {outcome.error.message}"
-    return (
-        f"published {outcome.id}@{outcome.revision} "
-        f'("{outcome.identifier} {outcome.class_noun}", {outcome.seconds:.1f} s)'
-    )
+    name = fill_prompt("{subject}", outcome.class_noun, outcome.identifier)
+    return f'published {outcome.id}@{outcome.revision} ("{name}", {outcome.seconds:.1f} s)'
 
 
 def watch() -> Terminal | Lines:

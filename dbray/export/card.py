@@ -28,6 +28,7 @@ def write(source: Source, folder: Path, line: str, *, has_own_token: bool = Fals
     if source.record is None:
         return
     identifier = source.token if has_own_token else source.record.identifier
+    noun = fill_prompt("{class}", source.record.class_noun)
     prompt = fill_prompt("a photo of a {subject}", source.record.class_noun, identifier)
     text = f"""---
 {yaml.safe_dump(_header(source, prompt), sort_keys=False, allow_unicode=True).strip()}
@@ -35,7 +36,7 @@ def write(source: Source, folder: Path, line: str, *, has_own_token: bool = Fals
 
 # {source.record.id}
 
-A {source.record.class_noun}, fine-tuned with DreamBooth (arXiv 2208.12242) by dbray.
+A {noun}, fine-tuned with DreamBooth (arXiv 2208.12242) by dbray.
 
 {_table(_facts(source, source.record, prompt))}
 

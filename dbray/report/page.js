@@ -106,7 +106,8 @@ function view(subject, slides, at) {
 function shell(subject) {
   const attempts = subject.attempts > 1 ? `${subject.attempts} attempts` : null;
   const seconds = subject.seconds ? duration(subject.seconds) : null;
-  const label = subject.identifier ? `${subject.identifier} ${subject.noun}` : subject.noun;
+  const noun = subject.noun === "none" ? "" : subject.noun;
+  const label = [subject.identifier, noun].filter(Boolean).join(" ");
   return make("article", { class: "card", id: `subject-${subject.id}`, tabindex: -1 },
     make("header", {},
       make("h3", {}, make("a", { href: `#subject-${subject.id}` }, subject.id)),

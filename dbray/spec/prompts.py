@@ -10,6 +10,11 @@ _VOWEL_SOUND = re.compile(
     re.IGNORECASE,
 )
 
+NO_NOUN = "none"
+"""The class noun of a subject without one: an ablation (Ruiz et al., section 4.3)."""
+_ANYTHING = "thing"
+"""The class noun of such a subject in prompts that do not have its identifier."""
+
 
 def check_template(prompt: str, allowed: tuple[str, ...], required: str | None = None) -> str:
     """Return `prompt` if its only placeholders are the allowed ones. Raises ValueError."""
@@ -39,8 +44,11 @@ def fill_prompt(prompt: str, class_noun: str, identifier: str | None = None) -> 
     """Fill {subject} with '[identifier] [class noun]' and {class} with the class noun.
 
     Without an identifier (the untouched base), {subject} is the class noun. Before a class noun
-    that begins with the sound of a vowel, "a" becomes "an"; before an identifier it stays.
+    that begins with the sound of a vowel, "a" becomes "an"; before an identifier it stays. Without
+    a class noun, {subject} is the identifier alone, and everything else is called a thing.
     """
+    if class_noun == NO_NOUN:
+        return fill_prompt(prompt.replace("{subject}", identifier or "{class}"), _ANYTHING)
     subject = f"{identifier} {class_noun}" if identifier else class_noun
     if _VOWEL_SOUND.match(class_noun):
         nouns = r"\{class\}" if identifier else r"\{(?:class|subject)\}"
@@ -50,6 +58,8 @@ def fill_prompt(prompt: str, class_noun: str, identifier: str | None = None) -> 
 
 def has_an(prompt: str, class_noun: str) -> bool:
     """Return whether the filled prompt has "an" where the template has "a" before {class}."""
+    if class_noun == NO_NOUN:
+        return False
     return fill_prompt(prompt, class_noun, "x") != prompt.replace(
         "{subject}", f"x {class_noun}"
     ).replace("{class}", class_noun)

@@ -16,6 +16,7 @@ from dbray.spec.base import Spec
 from dbray.spec.canon import UNTOUCHED, SubjectId
 from dbray.spec.paths import Address
 from dbray.spec.problems import problems_of
+from dbray.spec.prompts import NO_NOUN
 from dbray.spec.text_files import Item
 
 
@@ -30,7 +31,8 @@ class Subject(Spec):
     class_noun: str = Field(
         min_length=1,
         max_length=64,
-        description='Coarse class in one or two words, in the singular and without article: "dog".',
+        description='Coarse class in one or two words, in the singular and without article: "dog". '
+        "none: no class noun in any prompt and no class to keep, as in the paper's ablation.",
     )
     images: Annotated[tuple[Address, ...], BeforeValidator(_in_list)] = Field(
         description="Paths or URIs of 3 to 6 photographs, or the path of a folder of them on this "
@@ -47,6 +49,23 @@ class Subject(Spec):
         "Absent: the recipe's prompt for every image.",
     )
 
+    true_class_noun: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=64,
+        description="The right class noun, if class_noun is a wrong one on purpose, as in the "
+        "paper's ablation. Only recorded.",
+    )
+
+    @property
+    def ablation(self) -> str | None:
+        """What is wrong with the class noun on purpose; None if nothing is."""
+        if self.class_noun == NO_NOUN:
+            return "no class noun"
+        if self.true_class_noun in (None, self.class_noun):
+            return None
+        return f"the class noun {self.class_noun} in place of {self.true_class_noun}"
+
     @field_validator("id")
     @classmethod
     def _not_reserved(cls, subject_id: str) -> str:
@@ -60,7 +79,7 @@ class Subject(Spec):
         cleaned = " ".join(noun.split())
         if not cleaned or any(not char.isprintable() or char in "{}" for char in cleaned):
             raise ValueError("a class noun is one or more plain words, such as 'dog'")
-        return cleaned
+        return NO_NOUN if cleaned.lower() == NO_NOUN else cleaned
 
 
 def subject_fields(item: Item) -> dict[str, Any]:

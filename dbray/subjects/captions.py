@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dbray.errors import Problem, SpecError
-from dbray.spec.prompts import check_template
+from dbray.spec.prompts import NO_NOUN, check_template
 from dbray.spec.text_files import Item, read_text
 from dbray.subjects.entries import Entry
 from dbray.subjects.files import READERS
@@ -114,7 +114,9 @@ def with_placeholders(
 def _with_placeholder(caption: str, noun: str, identifier: str | None) -> str:
     if "{subject}" in caption:
         return caption
-    names = [noun] if identifier is None else [f"{identifier} {noun}", identifier, noun]
+    nouns = [] if noun == NO_NOUN else [noun]
+    phrases = [f"{identifier} {one}" for one in nouns]
+    names = nouns if identifier is None else [*phrases, identifier, *nouns]
     for name in names:
         words = r"\s+".join(map(re.escape, name.split()))
         form = re.compile(rf"(?<!\w){words}(?!\w)", re.IGNORECASE)

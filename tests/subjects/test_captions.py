@@ -10,6 +10,8 @@ from kit.worlds import write_photos
 
 from dbray.spec.subject import Subject
 from dbray.subjects import validation
+from dbray.subjects.captions import with_placeholders
+from dbray.subjects.entries import Entry
 
 
 @pytest.fixture
@@ -111,3 +113,10 @@ def test_errors_in_a_metadata_file_are_reported(rex):
     assert sum("9.png does not exist" in what for what in whats) == 1
     assert sum("does not name an image" in what for what in whats) == 1
     assert sum("not valid JSON" in what for what in whats) == 1
+
+
+def test_without_a_class_noun_only_the_identifier_is_replaced():
+    entry = Entry("subjects.yaml", "rex")
+    captions = with_placeholders(["none of it but zb asleep"], "none", "zb", entry)
+    assert captions == ("none of it but {subject} asleep",)
+    assert with_placeholders(["none asleep"], "none", None, entry) == ("a {subject}, none asleep",)
