@@ -2,6 +2,7 @@
 
     python benchmarks/identity.py [--subjects 6] [--judge build/miniature/judge.pt] [--keep]
     python benchmarks/identity.py --recipe '{method: lora, learning_rate: 0.002}'
+    python benchmarks/identity.py --prior '{kind: teacher}'
     python benchmarks/identity.py --methods [-o docs/methods.png] [--keep]
 
 Runs the main job on drawn subjects by the base's recommended recipe, or with fields of another,
@@ -9,9 +10,9 @@ and samples each published model in all places of the drawn world. `colour`, `cl
 are the shares of its images that show the subject's colour, its class noun and the place in the
 prompt. `drift` is how much more often than the base the model gives the subject's colour to others
 of its class. `bytes` and `seconds` are those of one subject: its weight files, and the time from
-lease to publication. The judge (see `miniature.py`) was trained on renders only. `--methods`
-compares four methods on the same photographs. `-o` draws a sheet: a row per subject, with a
-photograph and images of each method.
+lease to publication; `class_image_seconds` are those of the job. The judge (see `miniature.py`) was
+trained on renders only. `--methods` compares four methods on the same photographs. `-o` draws a
+sheet: a row per subject, with a photograph and images of each method.
 """
 
 from __future__ import annotations
@@ -118,16 +119,23 @@ def number_of(record: ModelRecord) -> int:
     return int(record.id.rpartition("-")[2])
 
 
-def train(folder: Path, recipe: str) -> Registry:
+def train(folder: Path, recipe: str, prior: str) -> Registry:
     """Run one job on the photographs in the folder; return its registry."""
     with tempfile.NamedTemporaryFile("w", suffix=".yaml", dir=folder, delete=False) as job:
         storage = Path(job.name).stem
         job.write(
             f"base: miniature\nsubjects: photos\nstorage: {storage}\n"
-            f"previews: {{prompts: []}}\nrecipe: {recipe}\n"
+            f"previews: {{prompts: []}}\nrecipe: {recipe}\nprior: {prior}\n"
         )
     subprocess.run([sys.executable, "-m", "dbray", "run", job.name], check=True)
     return Registry(Store(str(folder / storage)))
+
+
+def class_image_seconds(registry: Registry) -> float:
+    """Return how long the class images of the registry's one job took."""
+    [job] = registry.store.names("jobs")
+    phases = registry.store.read_json(f"jobs/{job}/summary.json")["phase_seconds"]
+    return round(phases.get("class images", 0.0), 1)
 
 
 def draw_sheet(records: list[ModelRecord], images: dict[str, list[np.ndarray]]) -> Image.Image:
@@ -156,6 +164,7 @@ def main() -> None:
     parser.add_argument("--class-nouns", type=int, default=3)
     parser.add_argument("--judge", type=Path, default=Path("build/miniature/judge.pt"))
     parser.add_argument("--recipe", default="{}", help="fields of the recipe, as YAML")
+    parser.add_argument("--prior", default="{}", help="fields of the prior, as YAML")
     parser.add_argument("--methods", action="store_true", help="compare four methods")
     parser.add_argument("-o", "--output", type=Path, help="write a sheet of images here (PNG)")
     parser.add_argument("--keep", action="store_true", help="keep the figures in results/")
@@ -169,8 +178,10 @@ def main() -> None:
         folder = Path(name)
         write_subjects(folder / "photos", args.subjects, args.class_nouns)
         for name, recipe in recipes.items():
-            registry = train(folder, recipe)
-            facts[name] = measure(registry, judge, images[name]) | {"recipe": recipe}
+            registry = train(folder, recipe, args.prior)
+            asked = {"recipe": recipe, "prior": args.prior,
+                     "class_image_seconds": class_image_seconds(registry)}  # fmt: skip
+            facts[name] = measure(registry, judge, images[name]) | asked
             print(f"\n{name}")
             print_table(facts[name])
         records = list(registry.list())

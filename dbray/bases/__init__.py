@@ -84,6 +84,10 @@ class Base:
         """Fill what a section of a job leaves open, as `defaults.fill` does."""
         return defaults.fill(self, section).section
 
+    def latent_shape(self, resolution: int) -> tuple[int, int, int]:
+        """Shape (C, H, W) of the latents of a square image, from the configuration alone."""
+        return self.family.latent_shape(self.layout.config("vae"), (resolution, resolution))
+
     def num_parameters(self, part: str) -> int:
         """Number of parameters of a part, read from the headers of its weight files."""
         return self.layout.num_parameters(part)

@@ -88,7 +88,8 @@ class LoadedBackbone:
 
     def latent_shape(self, size: tuple[int, int] | None = None) -> tuple[int, int, int]:
         """See Backbone."""
-        return self._family.latent_shape(self.models, size or (self.resolution, self.resolution))
+        vae: Any = self.models["vae"]
+        return self._family.latent_shape(vae.config, size or (self.resolution, self.resolution))
 
     @torch.no_grad()
     def encode(self, images_NHWC: np.ndarray) -> tuple[Tensor, Tensor]:

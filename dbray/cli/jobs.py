@@ -99,9 +99,7 @@ def _print_plan(facts: dict[str, Any]) -> None:
         "again": _changed(facts["changes"]),
         "kept": f"{len(facts['subjects_kept'])} subjects, already published",
         "failed": _would_fail_again(len(facts["subjects_failed"])),
-        "class images": f"{facts['class_images_to_make']} to make, in "
-        f"{len(facts['prior_sets_to_make'])} sets, by {facts['prior_actors']} actors "
-        "(on this machine)",
+        "class images": _class_images(facts),
         "training": f"{steps}, learning rate {recipe['learning_rate']:g}) "
         f"in {facts['lanes']} lane(s) (on this machine)",
         "recipe": _with_sources(recipe, facts["sources"]["recipe"]),
@@ -113,6 +111,16 @@ def _print_plan(facts: dict[str, Any]) -> None:
         "time": _duration(facts["prior_seconds"], facts["train_seconds"]),
     }  # fmt: skip
     print_table((name, value) for name, value in rows.items() if value)
+
+
+def _class_images(facts: dict[str, Any]) -> str:
+    from dbray.planning.room import mebibytes
+
+    if facts["lesson_bytes"]:
+        size = mebibytes(facts["lesson_bytes"])
+        return f"none: the base is the teacher; its predictions take {size} of RAM per worker"
+    return (f"{facts['class_images_to_make']} to make, in {len(facts['prior_sets_to_make'])} sets, "
+            f"by {facts['prior_actors']} actors (on this machine)")  # fmt: skip
 
 
 def _with_sources(values: dict[str, Any], sources: Mapping[str, str]) -> str:

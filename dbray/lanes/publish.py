@@ -52,6 +52,7 @@ class Publisher:
             revision=planned.revision,
             fingerprint=planned.fingerprint,
             class_noun=subject.class_noun,
+            ablation=subject.ablation,
             identifier=planned.identifier,
             base=base.name,
             base_revision=job.base_revision,

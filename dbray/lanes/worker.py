@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ import ray.train
 import ray.train.torch
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback, WorkerGroupError
+from torch import Tensor
 
 from dbray import bases
 from dbray.bases import Base, Compute
@@ -33,6 +35,7 @@ from dbray.storage.store import Store
 from dbray.training.device import device_is_lost, translated
 from dbray.training.engine import Engine, make_engine
 from dbray.training.loop import Progress, Share, TrainingData, finetune
+from dbray.training.teacher import teach
 
 logger = logging.getLogger(__name__)
 
@@ -245,6 +248,9 @@ class _Worker:
                 resume = checkpoint.restore(self.engine)
         clock.steps = self.recipe.steps - resume.step
         beat = self._beat(planned, resume.step)
+        if planned.is_taught:
+            with clock.phase("teacher"):
+                data = self._teach(data, begin, resume, beat)
         every = resources.checkpoint_every
 
         def on_step(progress: Progress) -> None:
@@ -273,6 +279,27 @@ class _Worker:
                 files = self.method.publish(self.engine.module, weights, self.recipe)
                 self.publisher.publish(planned, files, curve, clock)
             checkpoint.remove()
+
+    def _teach(
+        self, data: TrainingData, begin: Mapping[str, Tensor], resume: Progress, beat: Beat
+    ) -> TrainingData:
+        """Ask the untouched base for its predictions, in the place of what was restored."""
+        state = self.engine.state() if resume.step else None
+        if state is not None:
+            self.engine.reset()
+            self.engine.assign(begin)
+        taught = teach(
+            self.engine,
+            self.schedule,
+            data,
+            self.recipe,
+            share=self.share,
+            first=resume.step,
+            after_lesson=lambda: beat(resume.step),
+        )
+        if state is not None:
+            self.engine.load_state(state)
+        return taught
 
     def _beat(self, planned: PlannedSubject, step: int = 0) -> Beat:
         return Beat(self.spec.queue, self.spec.name, planned.subject.id, self.leads, step)

@@ -78,7 +78,7 @@ def _differences(plan: Plan, planned: PlannedSubject, record: ModelRecord) -> It
     if record.identifier != planned.identifier:
         yield f"identifier {record.identifier} -> {planned.identifier}"
     yield from _fields("recipe", record.recipe.identity(), plan.job.recipe.identity())
-    if planned.prior_digest is not None and record.prior is not None:
+    if planned.prior_digest is not None or planned.is_taught:
         yield from _fields("prior", record.prior.identity(), plan.job.prior.identity())
 
 

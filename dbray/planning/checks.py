@@ -21,6 +21,7 @@ from dbray.planning.storage_place import check_storage
 from dbray.scores import embedders
 from dbray.spec.job import Job, anchored, draft_job
 from dbray.spec.paths import is_folder
+from dbray.spec.prompts import NO_NOUN
 from dbray.spec.subject import Subject
 from dbray.subjects import validation
 from dbray.subjects.listings import Source
@@ -154,6 +155,7 @@ def _check(job: Job, source: Source | None, where: Callable[[str], str], folder:
         checked.job, checked.sources = resolve_job(job, checked.base)
         checked.problems += _unfit(checked.job, checked.base, where)
         checked.problems += _missing_embedders(checked.job, where)
+        checked.problems += _unused(job, where)
     if source is not None:
         resolution = checked.job.recipe.resolution if checked.job else None
         found = validation.validate(source, folder=folder, resolution=resolution)
@@ -162,6 +164,7 @@ def _check(job: Job, source: Source | None, where: Callable[[str], str], folder:
     subjects = [one.subject for one in checked.subjects]
     checked.problems += check_storage(job.storage, _folder_of(source, folder), subjects, where)
     if checked.base is not None and checked.job is not None:
+        checked.problems += _ablations(subjects)
         checked.naming, problems = names.check_names(checked.job, checked.base, subjects)
         checked.problems += problems
         drawn = checked.naming.drawn if checked.naming else {}
@@ -202,6 +205,25 @@ def _missing_embedders(job: Job, where: Callable[[str], str]) -> Iterator[Proble
     if scoring.clip is not None and scoring.embedder is None:
         yield Problem("error", where("scoring"), "names a clip but no embedder",
                       "add 'embedder: ...': without it nothing is scored")  # fmt: skip
+
+
+def _ablations(subjects: Sequence[Subject]) -> Iterator[Problem]:
+    """Find subjects whose class noun is wrong on purpose."""
+    for one in subjects:
+        if one.ablation:
+            what = f"is an ablation, with {one.ablation}"
+            if one.class_noun == NO_NOUN:
+                what += ": its prompt is 'a [identifier]', and no class is kept"
+            fix = "give its class noun, unless this is on purpose"
+            yield Problem("warning", f"subject {one.id}", what, fix, one.id)
+
+
+def _unused(job: Job, where: Callable[[str], str]) -> Iterator[Problem]:
+    """Find what the job itself says and nothing reads."""
+    sampled = job.prior.model_fields_set - {"kind", "prompt"}
+    if sampled and not job.prior.makes_images:
+        what = f"prior: {', '.join(sorted(sampled))} is of class images, and a teacher uses none"
+        yield Problem("warning", where("prior"), what, "leave it out, or set kind to images")
 
 
 def _folder_of(source: Source | None, folder: Path) -> Path | None:

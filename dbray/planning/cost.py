@@ -18,15 +18,16 @@ from dbray.spec.job import Job
 from dbray.spec.sections import Resources
 from dbray.storage.store import Store
 from dbray.training.engine import memory_plan
+from dbray.training.teacher import lesson_bytes
 
 _PACE_FIELDS = {
     "recipe": ("batch_size", "resolution", "precision", "prior_weight", "train_text_encoder",
                "gradient_checkpointing"),
-    "prior": ("sampler", "steps", "guidance"),
+    "prior": ("kind", "sampler", "steps", "guidance"),
     "resources": ("device", "gpus_per_subject", "threads_per_worker", "zero_stage"),
 }  # fmt: skip
 """Fields that decide how long a step and a class image take."""
-_LATER_DEFAULTS = {"device": "auto"}
+_LATER_DEFAULTS = {"device": "auto", "kind": "images"}
 """What jobs written before there was such a key meant."""
 
 
@@ -45,6 +46,8 @@ class Cost:
     model_bytes: int
     storage_bytes: dict[str, int]
     memory_bytes: dict[str, int]
+    lesson_bytes: int
+    """Memory of the CPU that the teacher's predictions take, for each worker; 0 without teacher."""
     train_seconds: float | None
     prior_seconds: float | None
     warnings: tuple[Problem, ...] = ()
@@ -89,10 +92,19 @@ def estimate(plan: Plan, hardware: Hardware, rates: Rates | None) -> Cost:
         memory_bytes=memory_plan(
             num_parameters, recipe, resources.zero_stage, resources.gpus_per_subject
         ),
+        lesson_bytes=_lesson_bytes(plan),
         train_seconds=train_seconds,
         prior_seconds=prior_seconds,
         warnings=() if fits else (replace(too_small(resources, hardware), severity="warning"),),
     )
+
+
+def _lesson_bytes(plan: Plan) -> int:
+    if not any(one.is_taught for one in plan.to_train):
+        return 0
+    recipe, base = plan.job.recipe, plan.base
+    shape = base.latent_shape(recipe.resolution or base.resolution)
+    return lesson_bytes(recipe, shape, plan.job.resources.gpus_per_subject)
 
 
 def num_lanes(plan: Plan, hardware: Hardware) -> int:

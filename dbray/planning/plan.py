@@ -23,7 +23,7 @@ from dbray.records.results import Outcome, read_outcomes
 from dbray.records.strengths import Strengths, read_strengths
 from dbray.spec.canon import digest_json
 from dbray.spec.job import Job
-from dbray.spec.prompts import has_an
+from dbray.spec.prompts import NO_NOUN, has_an
 from dbray.spec.subject import Subject
 from dbray.storage.store import Store
 from dbray.subjects.validation import CheckedSubject
@@ -44,6 +44,8 @@ class PlannedSubject:
     prior_digest: str | None
     strength: float | None = None
     """Of the base's prior for the identifier, where it is measured; see records.strengths."""
+    is_taught: bool = False
+    """Whether the untouched base is its teacher, in the place of class images."""
 
     @property
     def revision(self) -> str:
@@ -119,7 +121,7 @@ def make_plan(ready: Ready, store: Store, retry_failed: bool = False) -> Plan:
     warnings = tuple(dict.fromkeys((*ready.warnings, *findings)))
     priors: dict[str, PriorPlan] = {}
     if job.recipe.prior_weight > 0:
-        for noun in {checked.subject.class_noun for checked in subjects}:
+        for noun in {checked.subject.class_noun for checked in subjects} - {NO_NOUN}:
             priors[noun] = PriorPlan(base_digest=base.digest, class_noun=noun, prior=job.prior)
     planned = tuple(
         _plan_subject(job, base, checked, names[checked.subject.id], priors) for checked in subjects
@@ -134,7 +136,8 @@ def make_plan(ready: Ready, store: Store, retry_failed: bool = False) -> Plan:
         failed = {} if retry_failed else _failed_before(planned, published, store, job.id)
         plan = Plan(job, base, planned, published, failed, (), warnings, tuple(ready.invalid),
                     origin(ready.file))  # fmt: skip
-        needed = [priors[noun] for noun in plan.class_nouns if noun in priors]
+        makes_images = job.prior.makes_images
+        needed = [priors[noun] for noun in plan.class_nouns if noun in priors and makes_images]
         made = threads.map(lambda prior: is_made(store, prior), needed)
         missing = tuple(prior for prior, there in zip(needed, made, strict=True) if not there)
     elsewhere = full_parts_elsewhere(store, missing)
@@ -200,6 +203,8 @@ def _plan_subject(
             **({"article": "an"} if _has_an(subject) else {}),
         }
     )
+    prior_digest = prior.digest if prior and prior.prior.makes_images else None
+    is_taught = prior is not None and not prior.prior.makes_images
     return PlannedSubject(
-        subject, identifier, checked.image_digests, fingerprint, prior.digest if prior else None
+        subject, identifier, checked.image_digests, fingerprint, prior_digest, is_taught=is_taught
     )

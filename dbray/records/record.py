@@ -29,6 +29,9 @@ class ModelRecord(Spec):
         pattern=r"^[0-9a-f]{64}$", description="SHA-256 of everything that determines the weights."
     )
     class_noun: str = Field(description="Coarse class of the subject.")
+    ablation: str | None = Field(
+        default=None, description="What was wrong with the class noun on purpose."
+    )
     identifier: str = Field(description="Rare token(s) bound to the subject.")
     base: str = Field(description="Name of the base model.")
     base_revision: str | None = Field(default=None, description="Commit of a base from the hub.")
@@ -43,8 +46,8 @@ class ModelRecord(Spec):
         default=None, description="SHA-256 over that base's weight files."
     )
     recipe: Recipe = Field(description="How it was fine-tuned.")
-    prior: Prior = Field(description="How the class images were sampled.")
-    prior_digest: str | None = Field(description="The PriorSet; none without prior preservation.")
+    prior: Prior = Field(description="How the class was kept.")
+    prior_digest: str | None = Field(description="The PriorSet; none without class images.")
     seed: int = Field(description="Root of the random numbers.")
     image_digests: tuple[str, ...] = Field(description="SHA-256 of each photograph's file.")
     captions: tuple[str, ...] | None = Field(

@@ -21,17 +21,18 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from dbray.errors import without_secrets
+from dbray.records.record import ModelRecord
 from dbray.records.results import Summary
 from dbray.report.contents import Card, Contents
 from dbray.report.headline import figures_of, notices_of
-from dbray.spec.prompts import fill_prompt
+from dbray.spec.prompts import NO_NOUN, fill_prompt
 from dbray.spec.sections import Recipe
 
 _FOLDER = Path(__file__).resolve().parent
 
 # In the order in which a job and a subject go through them, each with its colour in page.css.
 _PHASES = {
-    "class images": 0, "training": 4, "lease": 1, "encode": 2, "reset": 3, "train": 4,
+    "class images": 0, "training": 4, "lease": 1, "encode": 2, "reset": 3, "teacher": 0, "train": 4,
     "publish": 5, "previews": 6, "other": 8,
 }  # fmt: skip
 _OTHER_COLOUR = 7
@@ -155,14 +156,22 @@ def _facts(card: Card) -> list[tuple[str, str]]:
         ("identifier", record.identifier),
         ("base", f"{record.base} {record.base_digest[:12]}"),
         *([("served by", record.serve_base)] if record.serve_base else []),
-        ("class images", f"{record.prior.count} of set {record.prior_digest[:12]}"
-         if record.prior_digest else "none"),
+        *([("ablation", record.ablation)] if record.ablation else []),
+        ("class images", _class_images(record)),
         ("class prompt", fill_prompt(record.prior.prompt, record.class_noun)),
         ("seed", str(record.seed)),
         ("published", _when(record.created_at)),
         ("files", ", ".join(record.files)),
         ("versions", ", ".join(f"{name} {version}" for name, version in record.versions.items())),
     ]  # fmt: skip
+
+
+def _class_images(record: ModelRecord) -> str:
+    if record.prior_digest:
+        return f"{record.prior.count} of set {record.prior_digest[:12]}"
+    keeps_class = record.recipe.prior_weight > 0 and record.class_noun != NO_NOUN
+    is_taught = keeps_class and not record.prior.makes_images
+    return "none; the base is the teacher" if is_taught else "none"
 
 
 def _commands(card: Card, contents: Contents) -> list[tuple[str, str]]:

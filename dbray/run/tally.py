@@ -174,12 +174,16 @@ def _in_flight(snapshot: Snapshot) -> dict[str, InFlight]:
     }
 
 
+_BY_STEP = ("teacher", "train")
+"""Phases of a subject that take as long as it has steps."""
+
+
 def _rates(published: Sequence[Outcome], priors: PriorReport | None) -> Rates | None:
     """The rates for the next plan's estimate; None if nothing was trained."""
     steps = sum(outcome.steps for outcome in published)
     if not steps:
         return None
-    train = sum(outcome.timings.get("train", 0.0) for outcome in published)
+    train = sum(outcome.timings.get(phase, 0.0) for outcome in published for phase in _BY_STEP)
     other = sum(sum(outcome.timings.values()) for outcome in published) - train
     return Rates(
         step_seconds=round(train / steps, 6),

@@ -37,7 +37,7 @@ PRESETS: Mapping[str, Preset] = {
         "Ruiz et al. 2022 (arXiv 2208.12242), section 4: about 1000 iterations, 5e-6 for Stable "
         "Diffusion, lambda 1, about 1000 class images",
         recipe={"method": "full", "learning_rate": 5e-6, "steps": 1000, "prior_weight": 1.0},
-        prior={"count": 1000, "prompt": "a {class}"},
+        prior={"kind": "images", "count": 1000, "prompt": "a {class}"},
     ),
     "stable-diffusion": Preset(
         "the README of diffusers' examples/dreambooth, training with prior preservation",
@@ -45,7 +45,7 @@ PRESETS: Mapping[str, Preset] = {
             "method": "full", "learning_rate": 5e-6, "steps": 800, "batch_size": 1,
             "prior_weight": 1.0,
         },
-        prior={"count": 200},
+        prior={"kind": "images", "count": 200},
     ),
     "hackathon": Preset(
         "Hugging Face's DreamBooth Hackathon (diffusion-models-class, 2022): 2e-6 without class "
@@ -56,7 +56,7 @@ PRESETS: Mapping[str, Preset] = {
     "campus": Preset(
         "a teaching set-up for one small GPU: Stable Diffusion 2, 4 photographs, 12 class images",
         recipe={"method": "full"},
-        prior={"count": 12},
+        prior={"kind": "images", "count": 12},
     ),
     **{kind: _of_method(kind) for kind in ("full", "lora", "textual_inversion", "pivotal")},
 }  # fmt: skip

@@ -7,7 +7,7 @@ Sources of the defaults: Ruiz et al. 2022 (arXiv 2208.12242), section 4 and supp
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -185,11 +185,21 @@ class Recipe(Spec):
         return check_template(prompt, required="{subject}", allowed=("{subject}", "{class}"))
 
 
+_TAUGHT = {"kind", "prompt"}
+"""Fields of a prior that matter to a teacher."""
+
+
 class Prior(Spec):
-    """How the class images of the prior-preservation loss are sampled from the frozen base."""
+    """How the class is kept: by class images, sampled as said here, or by the base as teacher."""
 
     first_fields = frozenset({"count", "prompt", "sampler", "steps", "guidance", "seed"})
 
+    kind: Literal["images", "teacher"] = Field(
+        default="images",
+        description="images: class images, sampled from the base once per class noun, as in the "
+        "paper. teacher: no class images; what the untouched base predicts for the class prompt on "
+        "the subject's noisy photographs is what it must go on predicting.",
+    )
     count: int = Field(
         default=200,
         ge=1,
@@ -210,6 +220,15 @@ class Prior(Spec):
     )
     guidance: float = Field(default=7.5, ge=1, le=50, description="Classifier-free guidance scale.")
     seed: int = Field(default=0, ge=0, lt=2**63, description="Image i is sampled from (seed, i).")
+
+    @property
+    def makes_images(self) -> bool:
+        """Whether class images are sampled."""
+        return self.kind == "images"
+
+    def identity(self) -> Any:
+        """See Spec; of a teacher nothing but the prompt decides anything."""
+        return super().identity() if self.makes_images else self.model_dump(include=_TAUGHT)
 
     @field_validator("prompt")
     @classmethod

@@ -9,8 +9,8 @@ Shape suffixes: V views, K class images, B rows, C channels, H height, W width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
@@ -60,9 +60,11 @@ class TrainingData:
     instance: Condition
     """Of each image's prompt; rows as `views_of_image`."""
     prior: Latents | None
-    """Latents of the class images; None trains without prior preservation."""
+    """Latents of the class rows; None trains without prior preservation."""
     prior_prompt: Condition
-    """Of the prompt of the class images, one row."""
+    """Of the prompt of the class rows, one row."""
+    lessons: Mapping[int, Tensor] = field(default_factory=dict)
+    """Targets of this rank's class rows by step, if not the schedule's: see `teacher`."""
 
 
 @dataclass(frozen=True)
@@ -207,7 +209,7 @@ def finetune(  # noqa: PLR0913 - what a step needs, and where to begin
 
 @dataclass(frozen=True)
 class Batch:
-    """The rows of one step that one rank computes, on the device."""
+    """The rows of one step that one rank computes, on the device; class rows come last."""
 
     noisy_BCHW: Tensor
     timesteps_B: Tensor
@@ -240,14 +242,19 @@ def draw_batch(
     weights = _send(weights, device)
     if (emphasis := schedule.weights(timesteps, recipe)) is not None:
         weights = weights * emphasis
+    num_prior = int(is_prior[mine].sum())
+    target = schedule.target(latents, noise, timesteps)
+    if step in data.lessons:
+        lesson = _send(data.lessons[step], device)
+        target = torch.cat([target[: len(target) - num_prior], lesson])
     return Batch(
         noisy_BCHW=schedule.add_noise(latents, noise, timesteps),
         timesteps_B=timesteps,
         condition=Condition.stack(conditions).to(device),
-        target_BCHW=schedule.target(latents, noise, timesteps),
+        target_BCHW=target,
         weights_B=weights,
         is_prior_B=_send(is_prior[mine], device),
-        num_prior=int(is_prior[mine].sum()),
+        num_prior=num_prior,
     )
 
 

@@ -113,3 +113,27 @@ def test_a_warm_up_that_outlasts_the_steps_is_a_warning(tmp_path, tiny_base):
     assert problem.severity == "warning"
     assert problem.what == "the warm-up of 100 steps does not end within the 100 steps"
     assert not check_file(write_job(tmp_path, tiny_base, {}, recipe={"steps": 101})).problems
+
+
+def test_class_nouns_that_are_wrong_on_purpose_are_called_ablations(tmp_path, tiny_base):
+    job = load_job(tmp_path, tiny_base, {"rex": "none", "tom": "cat"})
+    wrong = Subject(
+        id="fido",
+        class_noun="cat",
+        true_class_noun="dog",
+        images=tuple(str(file) for file in (tmp_path / "photos" / "tom").glob("*.png")),
+    )
+    [problem] = check_job(job).problems
+    assert (problem.severity, problem.subject) == ("warning", "rex")
+    assert problem.what == (
+        "is an ablation, with no class noun: its prompt is 'a [identifier]', and no class is kept"
+    )
+    [problem] = check_job(job.model_copy(update={"subjects": (wrong,)})).problems
+    assert problem.what == "is an ablation, with the class noun cat in place of dog"
+
+
+def test_settings_of_class_images_beside_a_teacher_are_a_warning(tmp_path, tiny_base):
+    job = load_job(tmp_path, tiny_base, SUBJECTS, prior={"kind": "teacher"})
+    [problem] = check_job(job).problems
+    assert (problem.severity, problem.where) == ("warning", "job.prior")
+    assert problem.what.startswith("prior: count, steps is of class images")

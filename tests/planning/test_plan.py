@@ -175,6 +175,43 @@ def test_class_images_of_a_set_with_another_count_are_not_counted(job, base):
     assert plan_of(more).num_prior_images == 40 + 24
 
 
+TAUGHT = {"prior": {"kind": "teacher"}}
+
+
+def test_a_teacher_needs_no_class_images(tmp_path, tiny_base, job):
+    taught = load_job(tmp_path, tiny_base, SUBJECTS, **TAUGHT)
+    plan = plan_of(taught)
+    assert plan.missing_priors == ()
+    assert {(one.is_taught, one.prior_digest) for one in plan.to_train} == {(True, None)}
+    with_images = by_id(plan_of(job))
+    assert not with_images["rex"].is_taught
+    assert by_id(plan)["rex"].fingerprint != with_images["rex"].fingerprint
+    cost = estimate(plan, Hardware(2, 0), None)
+    assert cost.lesson_bytes == 8 * (4 * 8 * 8) * 4
+    assert cost.storage_bytes["class images"] == 0
+    assert estimate(plan_of(job), Hardware(2, 0), None).lesson_bytes == 0
+
+
+@pytest.mark.parametrize(("change", "is_other"), [
+    ({"count": 9, "seed": 3, "guidance": 2.0}, False), ({"prompt": "one {class}"}, True),
+])  # fmt: skip
+def test_how_images_would_be_sampled_does_not_change_what_is_taught(
+    tmp_path, tiny_base, change, is_other
+):
+    first = plan_of(load_job(tmp_path, tiny_base, SUBJECTS, **TAUGHT))
+    prior = TAUGHT["prior"] | change
+    second = plan_of(load_job(tmp_path, tiny_base, SUBJECTS, prior=prior))
+    assert (by_id(first)["rex"].fingerprint != by_id(second)["rex"].fingerprint) == is_other
+
+
+def test_without_a_class_noun_no_class_is_kept(tmp_path, tiny_base):
+    nouns = {"rex": "none", "tom": "cat"}
+    for changes in ({}, TAUGHT):
+        plan = by_id(plan_of(load_job(tmp_path, tiny_base, nouns, **changes)))
+        assert (plan["rex"].prior_digest, plan["rex"].is_taught) == (None, False)
+        assert (plan["tom"].prior_digest is None) == plan["tom"].is_taught == bool(changes)
+
+
 def test_subjects_with_changed_images_are_trained_again(tmp_path, tiny_base, job):
     first = plan_of(job)
     publish(first, by_id(first)["rex"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 
 import psutil
 import pytest
@@ -63,3 +64,28 @@ def test_adapters_are_independent_of_other_subjects_and_kills(finished, tiny_bas
     records = [Registry(Store(one.storage)).find("cid") for one in (job, alone)]
     assert records[0].fingerprint == records[1].fingerprint
     assert files_of(alone, "cid") == files_of(job, "cid")
+
+
+TAUGHT = {"recipe": LORA, "prior": {"kind": "teacher"}}
+
+
+@pytest.mark.slow
+def test_a_taught_adapter_depends_on_neither_company_nor_kills(ray_session, tiny_base, tmp_path):
+    subjects = {"ace": "none", "cid": "dog"}
+    job = load_job(tmp_path / "company", tiny_base, subjects, **TAUGHT)
+    result = run_job(job)
+    assert result.exit_code == 0
+    store, killer = Store(job.storage), Killer()
+    assert store.names("priors") == []
+    alone = load_job(tmp_path / "alone", tiny_base, {"cid": "dog"}, **TAUGHT,
+                     resources={"checkpoint_every": 2})  # fmt: skip
+    assert run_job(alone, watch=killer).exit_code == 0
+    assert killer.killed
+    assert files_of(alone, "cid") == files_of(job, "cid")
+    records = {one.id: one for one in Registry(store).list()}
+    assert records["ace"].ablation == "no class noun"
+    assert records["cid"].prior_digest is None
+    assert records["cid"].timings["teacher"] > 0
+    assert max(point[3] for point in records["cid"].loss) > 0
+    assert all(point[3] == 0 for point in records["ace"].loss)
+    assert "the base is the teacher" in Path(result.report).read_text()

@@ -163,13 +163,14 @@ class Family:
         """Return the number of layers of a group, from the configuration; None if unknown."""
         return None
 
-    def latent_shape(
-        self, models: Mapping[str, Any], size: tuple[int, int]
-    ) -> tuple[int, int, int]:
-        """Return the shape (C, H, W) of the latents of an image of (width, height) pixels."""
-        factor = latent_factor(models["vae"].config)
+    def latent_shape(self, vae: Mapping[str, Any], size: tuple[int, int]) -> tuple[int, int, int]:
+        """Return the shape (C, H, W) of the latents of an image of (width, height) pixels.
+
+        `vae` is the autoencoder's configuration.
+        """
+        factor = latent_factor(vae)
         width, height = size
-        return models["vae"].config.latent_channels, height // factor, width // factor
+        return vae["latent_channels"], height // factor, width // factor
 
     def encode(self, models: Mapping[str, Any], pixels_NCHW: Tensor) -> tuple[Tensor, Tensor]:
         """Encode pixels in [-1, 1] to mean and standard deviation of their scaled latents."""
@@ -212,9 +213,9 @@ def recipes(
     }
 
 
-def latent_factor(config: Any) -> int:
+def latent_factor(config: Mapping[str, Any]) -> int:
     """Return the pixels per latent along a side."""
-    return 2 ** (len(config.block_out_channels) - 1)
+    return 2 ** (len(config["block_out_channels"]) - 1)
 
 
 def latent_scale(config: Any) -> tuple[float, float]:

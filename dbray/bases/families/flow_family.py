@@ -136,17 +136,14 @@ class FlowFamily(Family):
         slope = (config["max_shift"] - config["base_shift"]) / (high - low)
         return config["base_shift"] + slope * (num_tokens - low)
 
-    def latent_shape(
-        self, models: Mapping[str, Any], size: tuple[int, int]
-    ) -> tuple[int, int, int]:
+    def latent_shape(self, vae: Mapping[str, Any], size: tuple[int, int]) -> tuple[int, int, int]:
         """See Family. Raises BaseError if the sides are not multiples of the patches."""
-        config = models["vae"].config
-        factor = self.factor(config)
+        factor = self.factor(vae)
         width, height = size
         if width % (PATCH * factor) or height % (PATCH * factor):
             raise BaseError(f"{width} x {height} pixels: the sides must be multiples of "
                             f"{PATCH * factor} for {self.name}; choose other sides")  # fmt: skip
-        return self.latent_channels(config), height // factor, width // factor
+        return self.latent_channels(vae), height // factor, width // factor
 
 
 def token_ids(tokenizer: Any, texts: Sequence[str], length: int) -> Tensors:

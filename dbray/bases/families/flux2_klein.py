@@ -101,11 +101,9 @@ class Flux2Klein(FlowFamily):
         )  # fmt: skip
         return {"text": torch.cat([found.hidden_states[layer] for layer in _LAYERS], dim=-1)}
 
-    def latent_shape(
-        self, models: Mapping[str, Any], size: tuple[int, int]
-    ) -> tuple[int, int, int]:
+    def latent_shape(self, vae: Mapping[str, Any], size: tuple[int, int]) -> tuple[int, int, int]:
         """See Family."""
-        channels, height, width = super().latent_shape(models, size)
+        channels, height, width = super().latent_shape(vae, size)
         return channels * PATCH**2, height // PATCH, width // PATCH
 
     def encode(self, models: Mapping[str, Any], pixels_NCHW: Tensor) -> tuple[Tensor, Tensor]:
