@@ -213,7 +213,7 @@ def _ablations(subjects: Sequence[Subject]) -> Iterator[Problem]:
         if one.ablation:
             what = f"is an ablation, with {one.ablation}"
             if one.class_noun == NO_NOUN:
-                what += ": its prompt is 'a [identifier]', and no class is kept"
+                what += ": its prompts have the identifier alone, and no class is kept"
             fix = "give its class noun, unless this is on purpose"
             yield Problem("warning", f"subject {one.id}", what, fix, one.id)
 

@@ -126,7 +126,8 @@ def test_class_nouns_that_are_wrong_on_purpose_are_called_ablations(tmp_path, ti
     [problem] = check_job(job).problems
     assert (problem.severity, problem.subject) == ("warning", "rex")
     assert problem.what == (
-        "is an ablation, with no class noun: its prompt is 'a [identifier]', and no class is kept"
+        "is an ablation, with no class noun: "
+        "its prompts have the identifier alone, and no class is kept"
     )
     [problem] = check_job(job.model_copy(update={"subjects": (wrong,)})).problems
     assert problem.what == "is an ablation, with the class noun cat in place of dog"

@@ -79,7 +79,7 @@ class Lane:
         rates = self.method.rates(network, recipe)
         pixels = np.random.default_rng(0).integers(0, 255, (3, SIDE, SIDE, 3), dtype=np.uint8)
         views, views_of_image = encode_subject(self.backbone, [[one] for one in pixels], recipe)
-        prompts = instance_prompts(IDENTIFIER, "dog", None, 3)
+        prompts = instance_prompts(IDENTIFIER, "dog", None, recipe, 3)
         self.data = TrainingData(
             "rex", views, views_of_image, self.condition(prompts), None, self.condition(["a dog"])
         )
