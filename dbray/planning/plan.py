@@ -1,7 +1,7 @@
 """Job -> Plan: what remains to be done, resolved to the last value.
 
 Decides fingerprints, which subjects are published already and which PriorSets are missing.
-Carries nothing out and knows no Ray.
+Runs nothing and does not use Ray.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The sections of a job: Recipe, Prior, Previews, Identifiers, Resources.
+"""The sections of a job: Recipe, Prior, Previews, Scoring, Identifiers, Resources.
 
-Owns their defaults and the meaning of their fields; knows neither files' contents nor hardware.
+Owns their defaults and the meaning of their fields. Reads no files and does not look at hardware.
 Unknown keys are errors, because a misspelt key that silently means "the default" costs GPU hours.
 Sources of the defaults: Ruiz et al. 2022 (arXiv 2208.12242), section 4 and supplementary material.
 """
@@ -25,9 +25,9 @@ Sampler = Literal["ddpm", "euler_ancestral", "ddim", "dpm++", "euler"]
 Prediction = Literal["epsilon", "v_prediction"]
 """What a denoiser predicts: the noise, or v (Salimans and Ho 2022)."""
 Precision = Literal["fp32", "bf16"]
-"""What is computed in."""
+"""The dtype of computation."""
 RateSchedule = Literal["constant", "linear", "cosine"]
-"""What becomes of a learning rate after the warm-up."""
+"""The shape of a learning rate after the warm-up."""
 Device = Literal["auto", "cpu", "cuda"]
 """The kind of device that work asks the cluster for; auto: cuda if it has a GPU now."""
 
