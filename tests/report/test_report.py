@@ -21,11 +21,11 @@ from dbray.records.results import Outcome, Summary
 from dbray.report import build_report
 from dbray.report.contents import Card, Contents, JobFile, Preview
 from dbray.report.headline import duration
-from dbray.report.page import render
+from dbray.report.page import _class_images, render
 from dbray.report.thumbnails import SIDES, Thumbnails
 from dbray.spec.job import Job
 from dbray.spec.prompts import fill_prompt
-from dbray.spec.sections import Recipe
+from dbray.spec.sections import Prior, Recipe
 from dbray.storage.store import Store
 from dbray.subjects import images
 
@@ -601,3 +601,13 @@ def test_listed_subjects_work_in_a_browser(world, browser, monkeypatch):
         "loss is nan"
     )
     assert browser.get_log("browser") == []
+
+
+@pytest.mark.parametrize(("fields", "expected"), [
+    ({"prior_digest": "a" * 64}, "200 of set aaaaaaaaaaaa"),
+    ({"prior": Prior(kind="teacher")}, "none; the base is the teacher"),
+    ({"prior": Prior(kind="teacher"), "class_noun": "none"}, "none"),
+    ({"recipe": Recipe(prior_weight=0)}, "none"),
+])  # fmt: skip
+def test_the_facts_of_a_model_say_how_its_class_was_kept(fields, expected):
+    assert _class_images(records.record(**fields)) == expected
