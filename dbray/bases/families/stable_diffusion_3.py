@@ -122,12 +122,10 @@ class StableDiffusion3(FlowFamily):
             "pooled": torch.cat([one.text_embeds, two.text_embeds], dim=-1),
         }
 
-    def latent_shape(
-        self, models: Mapping[str, Any], size: tuple[int, int]
-    ) -> tuple[int, int, int]:
+    def latent_shape(self, vae: Mapping[str, Any], size: tuple[int, int]) -> tuple[int, int, int]:
         """See Family."""
-        factor = self.factor(models["vae"].config)
-        return models["vae"].config.latent_channels, size[1] // factor, size[0] // factor
+        factor = self.factor(vae)
+        return self.latent_channels(vae), size[1] // factor, size[0] // factor
 
     def predict(
         self, denoiser: nn.Module, latents_BCHW: Tensor, timesteps_B: Tensor, condition: Tensors
