@@ -20,7 +20,7 @@ from dbray.records.prior_sets import load_images
 from dbray.spec.job import Job
 from dbray.spec.prompts import fill_prompt
 from dbray.storage.store import Store, digest, read_uri
-from dbray.subjects import images
+from dbray.subjects import buckets, images
 from dbray.training.loop import Latents, TrainingData, encode_subject, instance_prompts
 
 NUM_WARM_PRIORS = 16
@@ -69,8 +69,16 @@ class Material:
             if digest(data) != expected:
                 raise SubjectError(f"{uri} has changed since the job was validated; run again")
             image = images.decode(data, uri)
-            views.append(images.views(image, self._backbone.resolution, self._job.recipe.crop))
+            views.append(self._views(image))
         return views
+
+    def _views(self, image: Image.Image) -> list[np.ndarray]:
+        """Cut a photograph as the recipe says."""
+        resolution, crop = self._backbone.resolution, self._job.recipe.crop
+        if crop != "bucket":
+            return images.views(image, resolution, crop)
+        step = buckets.step_of(resolution, self._backbone.latent_shape()[1])
+        return [buckets.cut(image, resolution, step)]
 
     def _prior(self, prior_digest: str | None, beat: Beat) -> Latents | None:
         """Latents of a prior set, encoded once per lane."""

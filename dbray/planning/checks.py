@@ -182,6 +182,12 @@ def _unfit(job: Job, base: Base, where: Callable[[str], str]) -> Iterator[Proble
         what = (f"the warm-up of {job.recipe.warmup_steps} steps does not end within the "
                 f"{job.recipe.steps} steps")  # fmt: skip
         yield Problem("warning", where("recipe"), what, "lower warmup_steps, or raise steps")
+    if job.recipe.crop == "bucket" and job.resources.zero_stage:
+        what = "crop: bucket computes a step in several passes, which ZeRO does not"
+        yield Problem("error", where("recipe"), what, "set crop to centre, or zero_stage to 0")
+    if job.recipe.crop == "bucket" and job.prior.kind == "teacher":
+        what = "crop: bucket has class rows of one size only, which a teacher's are not"
+        yield Problem("error", where("recipe"), what, "set crop to centre, or prior.kind to images")
     for name, section in (("prior", job.prior), ("previews", job.previews)):
         try:
             base.family.check_sampler(section.sampler)

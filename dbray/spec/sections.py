@@ -156,9 +156,11 @@ class Recipe(Spec):
         default=False,
         description="Mirror instance images at random; wrong for things with writing.",
     )
-    crop: Literal["centre", "random"] = Field(
+    crop: Literal["centre", "random", "bucket"] = Field(
         default="centre",
-        description="How images that are not square are cut, drawn per step if random.",
+        description="How images that are not square are cut. centre: to the square in the middle. "
+        "random: to one of three squares, drawn per step. bucket: not to squares, but to the "
+        "nearest aspect of about the same area; class images stay square.",
     )
     seed: int = Field(
         default=0, ge=0, lt=2**63, description="Root of every random number of training."

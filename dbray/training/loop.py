@@ -9,9 +9,11 @@ Shape suffixes: V views, K class images, B rows, C channels, H height, W width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from functools import reduce
+from operator import add
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +30,8 @@ from dbray.training import losses
 from dbray.training.engine import Engine
 
 T = TypeVar("T")
+Row: TypeAlias = tuple[Tensor, Tensor, Tensor, Condition]
+"""Latents, noise, timestep and condition of one row."""
 
 MAX_LOSS_POINTS = 200
 """Points that a published loss curve holds at most."""
@@ -37,8 +41,9 @@ MAX_LOSS_POINTS = 200
 class Latents:
     """Images as the autoencoder sees them: mean and standard deviation, sampled each step."""
 
-    mean_VCHW: Tensor
-    std_VCHW: Tensor
+    mean_VCHW: Tensor | Sequence[Tensor]
+    std_VCHW: Tensor | Sequence[Tensor]
+    """Lists where images have different sizes."""
 
     def sample(self, index: int, generator: torch.Generator) -> Tensor:
         """Draw the latents (C, H, W) of one image from its posterior."""
@@ -130,7 +135,7 @@ def encode_subject(
 
     Args:
         backbone: the base with its own weights.
-        views: of each image, its crops (uint8 HWC at the base's resolution).
+        views: of each image, its crops (uint8 HWC, of different sizes with `crop: bucket`).
         recipe: says whether mirrored views are added.
 
     Returns:
@@ -142,7 +147,25 @@ def encode_subject(
         of_image = [*crops, *(crop[:, ::-1] for crop in crops)] if recipe.flip else list(crops)
         views_of_image.append(tuple(range(len(pixels), len(pixels) + len(of_image))))
         pixels.extend(of_image)
-    return Latents(*backbone.encode(np.stack(pixels))), tuple(views_of_image)
+    return _encode(backbone, pixels), tuple(views_of_image)
+
+
+def _encode(backbone: Backbone, pixels: Sequence[np.ndarray]) -> Latents:
+    """Encode images, those of one size together."""
+    groups = _groups([image.shape for image in pixels])
+    if len(groups) == 1:
+        return Latents(*backbone.encode(np.stack(pixels)))
+    found: dict[int, tuple[Tensor, Tensor]] = {}
+    for group in groups:
+        means, deviations = backbone.encode(np.stack([pixels[index] for index in group]))
+        found |= dict(zip(group, zip(means, deviations, strict=True), strict=True))
+    both = [found[index] for index in range(len(pixels))]
+    return Latents([mean for mean, _ in both], [deviation for _, deviation in both])
+
+
+def _groups(shapes: Sequence[Hashable]) -> list[list[int]]:
+    """Indices of equal shapes, in the order in which they first appear."""
+    return [[i for i, one in enumerate(shapes) if one == shape] for shape in dict.fromkeys(shapes)]
 
 
 def instance_prompts(
@@ -190,13 +213,15 @@ def finetune(  # noqa: PLR0913 - what a step needs, and where to begin
     interval = -(-recipe.steps // MAX_LOSS_POINTS)
     sums = _LossSums(recipe.prior_weight)
     for step in range(resume.step, recipe.steps):
-        batch = draw_batch(data, recipe, schedule, step, share)
-        prediction = engine(batch.noisy_BCHW, batch.timesteps_B, batch.condition.tensors)
-        losses_B = losses.row_losses(prediction, batch.target_BCHW, recipe.huber_c)
-        engine.step(losses.prior_preservation_loss(losses_B, batch.weights_B))
+        parts = []
+        for batch in draw_batches(data, recipe, schedule, step, share):
+            prediction = engine(batch.noisy_BCHW, batch.timesteps_B, batch.condition.tensors)
+            losses_B = losses.row_losses(prediction, batch.target_BCHW, recipe.huber_c)
+            parts.append(losses.prior_preservation_loss(losses_B, batch.weights_B))
+            sums.add(losses_B.detach(), batch)
+        engine.step(reduce(add, parts))
         if after_step is not None:
             after_step(engine)
-        sums.add(losses_B.detach(), batch)
         if (step + 1) % interval == 0 or step + 1 == recipe.steps:
             curve.append(sums.point(step + 1, share.world_size))
             if not np.isfinite(curve[-1].loss):
@@ -220,10 +245,13 @@ class Batch:
     num_prior: int
 
 
-def draw_batch(
+def draw_batches(
     data: TrainingData, recipe: Recipe, schedule: Schedule, step: int, share: Share
-) -> Batch:
-    """Draw the rows of one step: `batch_size` instance rows, and as many class rows."""
+) -> list[Batch]:
+    """Draw the rows of one step: `batch_size` instance rows, and as many class rows.
+
+    They are one batch if their images have one size, else one for each size.
+    """
     num_instance = recipe.batch_size
     num_rows = num_instance if data.prior is None else 2 * num_instance
     is_prior = torch.arange(num_rows) >= num_instance
@@ -231,29 +259,46 @@ def draw_batch(
     mine = torch.tensor([row for row, _ in shares])
     factors = torch.tensor([factor for _, factor in shares])
     weights = losses.row_weights(is_prior, recipe.prior_weight)[mine] * factors
-    drawn = [
+    rows = [
         _draw_row(data, recipe, bool(is_prior[row]), schedule,
                   losses.generator_of(recipe.seed, data.subject_id, step, row))
         for row, _ in shares
     ]  # fmt: skip
+    return [
+        _batch_of(
+            [rows[i] for i in group],
+            weights[group],
+            is_prior[mine][group],
+            schedule,
+            recipe,
+            data.lessons.get(step),
+        )
+        for group in _groups([latents.shape for latents, *_ in rows])
+    ]
+
+
+def _batch_of(
+    rows: Sequence[Row], weights: Tensor, is_prior: Tensor, schedule: Schedule, recipe: Recipe,
+    lesson: Tensor | None,
+) -> Batch:  # fmt: skip
+    """Put rows together, on the device of the schedule. A lesson is the class rows' target."""
     device = schedule.device
-    *columns, conditions = zip(*drawn, strict=True)
+    *columns, conditions = zip(*rows, strict=True)
     latents, noise, timesteps = (_send(torch.stack(column), device) for column in columns)
     weights = _send(weights, device)
     if (emphasis := schedule.weights(timesteps, recipe)) is not None:
         weights = weights * emphasis
-    num_prior = int(is_prior[mine].sum())
+    num_prior = int(is_prior.sum())
     target = schedule.target(latents, noise, timesteps)
-    if step in data.lessons:
-        lesson = _send(data.lessons[step], device)
-        target = torch.cat([target[: len(target) - num_prior], lesson])
+    if lesson is not None:
+        target = torch.cat([target[: len(target) - num_prior], _send(lesson, device)])
     return Batch(
         noisy_BCHW=schedule.add_noise(latents, noise, timesteps),
         timesteps_B=timesteps,
         condition=Condition.stack(conditions).to(device),
         target_BCHW=target,
         weights_B=weights,
-        is_prior_B=_send(is_prior[mine], device),
+        is_prior_B=_send(is_prior, device),
         num_prior=num_prior,
     )
 

@@ -24,7 +24,7 @@ import torch
 from dbray.bases.schedule import Schedule
 from dbray.spec.sections import Recipe
 from dbray.training.engine import Engine
-from dbray.training.loop import Share, TrainingData, draw_batch
+from dbray.training.loop import Share, TrainingData, draw_batches
 
 _FLOAT_BYTES = 4
 
@@ -53,7 +53,7 @@ def teach(  # noqa: PLR0913 - as `finetune`
     """
     data, lessons = replace(data, prior=data.views), {}
     for step in range(first, recipe.steps):
-        batch = draw_batch(data, recipe, schedule, step, share)
+        [batch] = draw_batches(data, recipe, schedule, step, share)
         # A rank without class rows asks about its other rows: the ranks of ZeRO call together.
         rows = slice(-batch.num_prior or None, None)
         condition = batch.condition[rows].tensors

@@ -19,7 +19,7 @@ from dbray.errors import BaseError
 from dbray.method.methods import method_of
 from dbray.spec.sections import Previews, Prior
 from dbray.training import losses
-from dbray.training.loop import Latents, Share, TrainingData, draw_batch
+from dbray.training.loop import Latents, Share, TrainingData, draw_batches
 
 PROMPTS = ["a photo of zb dog", "a cat on the beach wearing a red hat", ""]
 
@@ -139,7 +139,7 @@ def test_the_loss_of_a_step_equals_that_of_a_plain_loop(build, name, flow):
         backbone.condition(["a dog"]),
     )  # fmt: skip
     recipe = recipe_of("full", resolution=32, batch_size=2, flow=flow)
-    batch = draw_batch(data, recipe, backbone.schedule, 5, Share())
+    batch = draw_batches(data, recipe, backbone.schedule, 5, Share())[0]
     prediction = backbone.denoise(batch.noisy_BCHW, batch.timesteps_B, batch.condition)
     found = losses.prior_preservation_loss(
         losses.row_losses(prediction, batch.target_BCHW), batch.weights_B

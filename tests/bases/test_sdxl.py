@@ -168,7 +168,7 @@ def test_the_loss_of_a_step_equals_that_of_a_plain_loop(base, pipeline):
     from diffusers import DDPMScheduler
 
     from dbray.training.engine import make_engine
-    from dbray.training.loop import Latents, Share, TrainingData, draw_batch, finetune
+    from dbray.training.loop import Latents, Share, TrainingData, draw_batches, finetune
 
     recipe = recipe_of("full", steps=1, prior_weight=0.7)
     backbone = bases.load(base)
@@ -182,7 +182,7 @@ def test_the_loss_of_a_step_equals_that_of_a_plain_loop(base, pipeline):
     engine = make_engine(network, recipe, 0, torch.device("cpu"))
     [point] = finetune(engine, backbone.schedule, data, recipe)
 
-    batch = draw_batch(data, recipe, backbone.schedule, 0, Share())
+    batch = draw_batches(data, recipe, backbone.schedule, 0, Share())[0]
     noiser = DDPMScheduler.from_config(pipeline.scheduler.config)
     scale, losses = pipeline.vae.config.scaling_factor, []
     for row, prompt in enumerate(prompts):

@@ -17,7 +17,7 @@ from dbray.training.loop import (
     Latents,
     Share,
     TrainingData,
-    draw_batch,
+    draw_batches,
     encode_subject,
     finetune,
     instance_prompts,
@@ -100,7 +100,7 @@ def test_training_equals_the_papers_plain_loop(backbone, schedule):
     optimizer = torch.optim.AdamW(trained.parameters(), lr=1e-3, weight_decay=0.1)
     losses = []
     for step in range(5):
-        batch = draw_batch(data, recipe, schedule, step, Share())
+        batch = draw_batches(data, recipe, schedule, step, Share())[0]
         sums = {False: 0.0, True: 0.0}
         for row in range(4):
             noise, at = batch.target_BCHW[row : row + 1], batch.timesteps_B[row : row + 1]
@@ -124,7 +124,8 @@ def test_training_equals_the_papers_plain_loop(backbone, schedule):
 def test_offset_noise_is_added_and_predicted(backbone, schedule):
     data = make_data(backbone)
     plain, offset = (
-        draw_batch(data, Recipe(noise_offset=size), schedule, 3, Share()) for size in (0.0, 0.5)
+        draw_batches(data, Recipe(noise_offset=size), schedule, 3, Share())[0]
+        for size in (0.0, 0.5)
     )
     moved = offset.target_BCHW - plain.target_BCHW
     torch.testing.assert_close(moved, moved[..., :1, :1].expand_as(moved))
@@ -200,10 +201,10 @@ def test_a_restart_continues_bit_for_bit(backbone, schedule, stop, changes):
 def test_ranks_compute_the_whole_batch_together(backbone, schedule, batch_size, world_size):
     recipe = Recipe(batch_size=batch_size, prior_weight=0.5, min_snr_gamma=5.0)
     data = make_data(backbone)
-    whole = draw_batch(data, recipe, schedule, 3, Share())
+    whole = draw_batches(data, recipe, schedule, 3, Share())[0]
     found = {}
     for rank in range(world_size):
-        part = draw_batch(data, recipe, schedule, 3, Share(rank, world_size))
+        part = draw_batches(data, recipe, schedule, 3, Share(rank, world_size))[0]
         for row in range(len(part.weights_B)):
             key = float(part.noisy_BCHW[row].sum())
             found[key] = found.get(key, 0.0) + float(part.weights_B[row]) / world_size
@@ -217,22 +218,22 @@ def test_ranks_compute_the_whole_batch_together(backbone, schedule, batch_size, 
 def test_the_batch_has_instance_and_prior_rows(backbone, schedule):
     recipe = Recipe(batch_size=2)
     data = make_data(backbone)
-    batch = draw_batch(data, recipe, schedule, 0, Share())
+    batch = draw_batches(data, recipe, schedule, 0, Share())[0]
     assert batch.is_prior_B.tolist() == [False, False, True, True]
     assert torch.equal(batch.condition.tensors["text"][2], data.prior_prompt.tensors["text"][0])
     assert not torch.equal(batch.condition.tensors["text"][0], data.prior_prompt.tensors["text"][0])
-    without = draw_batch(make_data(backbone, with_prior=False), recipe, schedule, 0, Share())
+    without = draw_batches(make_data(backbone, with_prior=False), recipe, schedule, 0, Share())[0]
     assert without.is_prior_B.tolist() == [False, False]
 
 
 def test_rows_draw_independent_noise_and_timesteps(backbone, schedule):
     data, recipe = make_data(backbone), Recipe(batch_size=4)
     timesteps = torch.cat(
-        [draw_batch(data, recipe, schedule, step, Share()).timesteps_B for step in range(200)]
+        [draw_batches(data, recipe, schedule, step, Share())[0].timesteps_B for step in range(200)]
     )
     assert len(timesteps.unique()) > 700
     assert float(timesteps.float().mean()) == pytest.approx(499.5, abs=30)
-    batch = draw_batch(data, recipe, schedule, 0, Share())
+    batch = draw_batches(data, recipe, schedule, 0, Share())[0]
     assert len({float(row.sum()) for row in batch.target_BCHW}) == 8
 
 

@@ -26,7 +26,7 @@ from dbray.training.loop import (
     Progress,
     Share,
     TrainingData,
-    draw_batch,
+    draw_batches,
     encode_subject,
     finetune,
     instance_prompts,
@@ -117,7 +117,7 @@ def test_lessons_are_what_the_untouched_base_predicts_for_the_class_prompt(reque
     taught = lane.teach()
     untouched = bases.load(base, bases.Compute(resolution=SIDE))
     for step in range(recipe.steps):
-        batch = draw_batch(taught, recipe, untouched.schedule, step, Share())
+        batch = draw_batches(taught, recipe, untouched.schedule, step, Share())[0]
         assert batch.is_prior_B.tolist() == [False, False, True, True]
         expected = untouched.denoise(
             batch.noisy_BCHW[2:], batch.timesteps_B[2:], untouched.condition(["a dog"] * 2)
@@ -132,8 +132,8 @@ def test_class_rows_are_photographs_of_the_subject_with_noise_of_their_own(base)
     flat = replace(lane.data.views, std_VCHW=lane.data.views.std_VCHW * 0)
     lane.data = replace(lane.data, views=flat)
     taught, schedule = lane.teach(), lane.backbone.schedule
-    plain = draw_batch(replace(taught, lessons={}), recipe, schedule, 1, Share())
-    batch = draw_batch(taught, recipe, schedule, 1, Share())
+    plain = draw_batches(replace(taught, lessons={}), recipe, schedule, 1, Share())[0]
+    batch = draw_batches(taught, recipe, schedule, 1, Share())[0]
     assert torch.equal(batch.target_BCHW[:2], plain.target_BCHW[:2])
     assert len(batch.timesteps_B.unique()) == 4
     alphas = schedule.alphas_cumprod_T[batch.timesteps_B].view(-1, 1, 1, 1)
@@ -193,14 +193,14 @@ def test_every_rank_has_the_lessons_of_its_own_rows(base, batch_size, world_size
     recipe = recipe_of(steps=1, batch_size=batch_size)
     lane = Lane(base, recipe)
     whole, schedule = lane.teach(), lane.backbone.schedule
-    everything = draw_batch(whole, recipe, schedule, 0, Share())
+    everything = draw_batches(whole, recipe, schedule, 0, Share())[0]
     wanted = {float(row.sum()): target for row, target in
               zip(everything.noisy_BCHW, everything.target_BCHW, strict=True)}  # fmt: skip
     sizes = []
     for rank in range(world_size):
         lane.share = Share(rank, world_size)
         taught = lane.teach()
-        batch = draw_batch(taught, recipe, schedule, 0, lane.share)
+        [batch] = draw_batches(taught, recipe, schedule, 0, lane.share)
         for row, target in zip(batch.noisy_BCHW, batch.target_BCHW, strict=True):
             torch.testing.assert_close(target, wanted[float(row.sum())], rtol=1e-4, atol=1e-5)
         sizes.append(sum(lesson.nbytes for lesson in taught.lessons.values()))

@@ -83,6 +83,12 @@ class StableDiffusion3(FlowFamily):
         most = config["pos_embed_max_size"] * config["patch_size"] * factor
         if recipe.resolution is not None and recipe.resolution > most:
             yield f"resolution {recipe.resolution} is over the base's {most}", f"set it to {most}"
+        elif (
+            recipe.crop == "bucket"
+            and 2**0.5 * (recipe.resolution or self.resolution(layout)) > most
+        ):
+            what = f"crop: bucket has longer sides than the base's table of positions, {most}"
+            yield what, "set crop to centre, or lower resolution"
 
     def num_targets(self, config: Mapping[str, Any], group: str) -> int | None:
         """The last block has no output for the text."""
