@@ -103,9 +103,8 @@ def _guided(
 def _with_negative(backbone: Backbone, prompts: Sequence[str], negative: str) -> Condition:
     """Return the condition of the prompts, followed by the negative prompt as many times."""
     num, base = len(prompts), backbone.base
-    negative_prompt = negative or base.family.no_prompt
-    condition = backbone.condition([*prompts, *[negative_prompt] * num])
-    if negative:
-        return condition
-    without = base.family.without_prompt(condition[num:].tensors, base.layout)
-    return Condition.cat([condition[:num], Condition(dict(without))])
+    found = backbone.condition([*prompts, negative or base.family.no_prompt])
+    without = found[num:].tensors
+    if not negative:
+        without = base.family.without_prompt(without, base.layout)
+    return Condition.cat([found[:num], Condition(dict(without)).repeat(num)])
