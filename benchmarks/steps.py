@@ -23,7 +23,7 @@ from dbray import bases
 from dbray.bases import Compute
 from dbray.method.methods import method_of
 from dbray.spec.paths import MINIATURE
-from dbray.spec.sections import Recipe
+from dbray.spec.sections import Recipe, Resources
 from dbray.training.engine import make_engine
 from dbray.training.loop import Latents, TrainingData, finetune
 
@@ -53,7 +53,7 @@ def _work(recipe: Recipe, threads: int, barrier: Barrier, results: Any) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     backbone = bases.load(bases.resolve(MINIATURE), Compute(str(device), recipe.precision))
     method = method_of(recipe.method)
-    engine = make_engine(method.network(backbone, recipe), recipe, 0, device)
+    engine = make_engine(method.network(backbone, recipe), recipe, Resources(), device)
     schedule = backbone.schedule.to(device)
     data = TrainingData(
         subject_id="noise",

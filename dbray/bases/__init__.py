@@ -55,6 +55,9 @@ class Base:
     serves: Base | None = None
     """Another base that samples with what is trained on this one, such as one distilled from it."""
 
+    has_weights: bool = True
+    """False for configurations alone, of which only a plan can be made."""
+
     @property
     def distilled(self) -> str | None:
         """How its files show that it is distilled to few steps; None if they do not."""
@@ -68,7 +71,7 @@ class Base:
     @cached_property
     def layout(self) -> Layout:
         """Its folder."""
-        return Layout(self.folder)
+        return Layout(self.folder, self.has_weights)
 
     @property
     def family(self) -> Family:
@@ -89,18 +92,25 @@ class Base:
         return self.family.latent_shape(self.layout.config("vae"), (resolution, resolution))
 
     def num_parameters(self, part: str) -> int:
-        """Number of parameters of a part, read from the headers of its weight files."""
+        """Number of parameters of a part."""
         return self.layout.num_parameters(part)
 
 
 @dataclass(frozen=True)
 class Compute:
-    """How a base is loaded. `resolution` is in pixels; None: the base's own."""
+    """How a base is loaded. `resolution` is in pixels; None: the base's own.
+
+    `half`: denoiser and text encoders whose files are in bfloat16 stay so. None: on GPUs, where
+    bf16 is computed in. `visits`: models are in CPU memory, and on the device only
+    while they encode; the denoiser is brought there by the engine that trains it.
+    """
 
     device: str = "cpu"
     precision: Precision = "fp32"
     resolution: int | None = None
     gradient_checkpointing: bool = False
+    half: bool | None = None
+    visits: bool = False
 
 
 class Backbone(Protocol):
@@ -162,8 +172,10 @@ class Backbone(Protocol):
         ...
 
 
-def resolve(name: str, revision: str | None = None) -> Base:
+def resolve(name: str, revision: str | None = None, needs_weights: bool = True) -> Base:
     """Find a base by name: 'miniature', a diffusers folder, or a hub id with a pinned revision.
+
+    Where it needs no weights, a folder of configurations and tokenizers alone is a base too.
 
     Raises:
         BaseError: it does not exist, is not complete, is of an unsupported family, or has weights
@@ -172,8 +184,11 @@ def resolve(name: str, revision: str | None = None) -> Base:
     try:
         folder, commit = _find_folder(name, revision)
         layout = Layout(folder)
+        if not needs_weights and layout.is_empty:
+            layout = Layout(folder, has_weights=False)
         layout.check()
-        return Base(name, folder, _digest(layout), read_defaults(folder), commit)
+        defaults = read_defaults(folder)
+        return Base(name, folder, _digest(layout), defaults, commit, has_weights=layout.has_weights)
     except BaseError as exc:
         raise BaseError(f"base {name!r}: {exc}") from exc
     except OSError as exc:

@@ -6,7 +6,8 @@ provides what differs. Shape suffixes: N images, B rows, C channels, H height, W
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from dbray.bases import Base, Compute, clip_layout, load_tokenizer
 from dbray.bases.condition import Condition
 from dbray.bases.families.family import Family
+from dbray.bases.placement import on_device
 from dbray.bases.resident import Resident
 from dbray.errors import BaseError
 from dbray.spec.sections import Sampler
@@ -60,9 +62,10 @@ class LoadedBackbone:
         self._noise_config = base.layout.config("scheduler")
         self.schedule = family.schedule(self._noise_config)
         self._tokenizers = {name: load_tokenizer(base, name) for name in family.tokenizers}
-        self.models: dict[str, nn.Module] = {
-            part: _load_model(base, part).to(self.device) for part in family.models
-        }
+        on_gpu_in_bf16 = self.device.type == "cuda" and compute.precision == "bf16"
+        self._half = on_gpu_in_bf16 if compute.half is None else compute.half
+        self._visits = compute.visits
+        self.models: dict[str, nn.Module] = {part: self._load(part) for part in family.models}
         self._checkpoints = compute.gradient_checkpointing
         # Sampling also uses the precision of training, so that previews match serving.
         self._autocast = torch.autocast(
@@ -70,6 +73,21 @@ class LoadedBackbone:
         )
         self.resolution = compute.resolution or base.resolution
         self._resident: Resident | None = None
+
+    def _load(self, part: str) -> nn.Module:
+        """Load one model, to where it stays."""
+        # The autoencoder is small, and that of SDXL overflows in float16.
+        keeps_type = self._half and part in (self._family.denoiser, *self._family.text_encoders)
+        in_bf16 = keeps_type and self.base.layout.type(part) == "BF16"
+        model = _load_model(self.base, part, torch.bfloat16 if in_bf16 else torch.float32)
+        return model if self._visits else model.to(self.device)
+
+    @contextmanager
+    def _at_work(self, *parts: str) -> Iterator[None]:
+        """Have models on the device."""
+        models = [self.models[part] for part in parts] if self._visits else []
+        with on_device(models, self.device):
+            yield
 
     @property
     def resident(self) -> Resident:
@@ -99,7 +117,8 @@ class LoadedBackbone:
         for start in range(0, len(images_NHWC), at_once):
             pixels = torch.from_numpy(images_NHWC[start : start + at_once])
             pixels_NCHW = pixels.to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
-            mean, deviation = self._family.encode(self.models, pixels_NCHW)
+            with self._at_work("vae"):
+                mean, deviation = self._family.encode(self.models, pixels_NCHW)
             means.append(mean.cpu())
             deviations.append(deviation.cpu())
         return torch.cat(means), torch.cat(deviations)
@@ -114,7 +133,11 @@ class LoadedBackbone:
     def condition(self, prompts: Sequence[str]) -> Condition:
         """See Backbone."""
         tokens = self.tokenize(prompts).tensors
-        return Condition(dict(self._family.embed(self.models, tokens)))
+        in_half = torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._half)
+        with self._at_work(*self._family.text_encoders), in_half:
+            embedded = self._family.embed(self.models, tokens)
+        # Positions and guidance are made in the type of the text, and need float32.
+        return Condition({name: _widened(tensor) for name, tensor in embedded.items()})
 
     @torch.no_grad()
     def denoise(self, latents_BCHW: Tensor, timesteps_B: Tensor, condition: Condition) -> Tensor:
@@ -135,7 +158,8 @@ class LoadedBackbone:
         factor = self.resolution // self.latent_shape()[1]
         height, width = (factor * side for side in latents_NCHW.shape[2:])
         for latents in latents_NCHW.split(_at_once(height, width)):
-            decoded = self._family.decode(self.models, latents.to(self.device))
+            with self._at_work("vae"):
+                decoded = self._family.decode(self.models, latents.to(self.device))
             pixels = (decoded.float() / 2 + 0.5).clamp(0, 1) * 255
             images.append(pixels.round().byte().permute(0, 2, 3, 1).cpu().numpy())
         return np.concatenate(images)
@@ -164,8 +188,12 @@ def _recompute_activations(model: Any) -> None:
             layer.training = True
 
 
-def _load_model(base: Base, part: str) -> Any:
-    """Load one model as frozen float32. Foreign errors become a BaseError that names the part."""
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def _load_model(base: Base, part: str, dtype: torch.dtype) -> Any:
+    """Load one model, frozen. Foreign errors become a BaseError that names the part."""
     import diffusers
     import transformers
 
@@ -173,7 +201,7 @@ def _load_model(base: Base, part: str) -> Any:
     model_class = getattr(
         {"diffusers": diffusers, "transformers": transformers}[library], class_name
     )
-    options = {"use_safetensors": True, "local_files_only": True, "torch_dtype": torch.float32}
+    options = {"use_safetensors": True, "local_files_only": True, "torch_dtype": dtype}
     try:
         model, info = model_class.from_pretrained(
             base.folder / part, output_loading_info=True, **options

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -62,6 +63,8 @@ class Layout:
     """A folder in the diffusers layout."""
 
     folder: Path
+    has_weights: bool = True
+    """Whether shapes are read from weights, which must be there; else from configurations."""
 
     @cached_property
     def index(self) -> dict[str, Any]:
@@ -93,6 +96,12 @@ class Layout:
         for part in self.family.models:
             self.num_parameters(part)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no weight file at all. Raises BaseError."""
+        return not any(file.is_file() for part in self.family.models
+                       for file in self.weight_files(part))  # fmt: skip
+
     def config(self, part: str) -> dict[str, Any]:
         """Read the configuration of a part. Raises BaseError."""
         name = "scheduler_config.json" if part == "scheduler" else "config.json"
@@ -101,13 +110,25 @@ class Layout:
         return read_object(self.folder / part / name)
 
     def num_parameters(self, part: str) -> int:
-        """Count a part's parameters from the headers of its weight files. Raises BaseError."""
+        """Count a part's parameters. Raises BaseError."""
         return sum(math.prod(shape) for shape in self.shapes(part).values())
 
-    def shapes(self, part: str) -> dict[str, tuple[int, ...]]:
-        """Return the shapes of a part's tensors, from its files' headers. Raises BaseError."""
+    def shapes(self, part: str) -> Mapping[str, tuple[int, ...]]:
+        """Return the shapes of a part's tensors. Raises BaseError."""
+        if not self.has_weights:
+            from dbray.bases.empty import shapes
+
+            return shapes(self, part)
+        return {name: shape for name, (shape, _) in self._headers(part).items()}
+
+    def type(self, part: str) -> str:
+        """Return the type of most of a part's tensors: F32, F16, BF16. Raises BaseError."""
+        types = [kind for _, kind in self._headers(part).values()]
+        return max(set(types), key=types.count, default="F32")
+
+    def _headers(self, part: str) -> dict[str, tuple[tuple[int, ...], str]]:
         files = self.weight_files(part)
-        return {name: shape for file in files for name, shape in _shapes(file).items()}
+        return {name: entry for file in files for name, entry in _header(file).items()}
 
     def files(self) -> list[Path]:
         """Return every file that affects the base's images, by part and name."""
@@ -169,8 +190,8 @@ def read_defaults(folder: Path) -> dict[str, dict[str, Any]]:
     raise BaseError("; ".join(f"{one.where}: {one.what}: {one.fix}" for one in problems))
 
 
-def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
-    """Read the header of a safetensors file. Raises BaseError."""
+def _header(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Read shapes and types from the header of a safetensors file. Raises BaseError."""
     if not file.is_file():
         others = sorted(one.name for one in file.parent.glob("*") if one.suffix != ".json")
         raise BaseError(
@@ -180,8 +201,8 @@ def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
     try:
         # Opening the file compares its size with its header.
         with safe_open(file, framework="numpy") as opened:
-            names = list(opened.keys())
-            return {name: tuple(opened.get_slice(name).get_shape()) for name in names}
+            slices = {name: opened.get_slice(name) for name in list(opened.keys())}
+            return {name: (tuple(one.get_shape()), one.get_dtype()) for name, one in slices.items()}
     except (OSError, SafetensorError) as exc:
         raise BaseError(f"{file} is not a whole safetensors file ({file.stat().st_size} bytes: "
                         f"{exc}); copy or download it again") from exc  # fmt: skip

@@ -45,11 +45,12 @@ def plan(args: argparse.Namespace) -> int:
     from dbray.planning.changes import changes, in_another_form, renamed
     from dbray.planning.cost import estimate, latest_rates
     from dbray.planning.ids import settle_id
+    from dbray.planning.memory import advice, propose
     from dbray.planning.plan import make_plan
     from dbray.planning.room import room_for, shortages
     from dbray.records.models import Registry
 
-    ready = check_file(Path(args.job)).ready()
+    ready = check_file(Path(args.job), needs_weights=False).ready()
     store = Store(ready.job.storage)
     ready = settle_id(ready, store)
     made = make_plan(ready, store)
@@ -57,8 +58,10 @@ def plan(args: argparse.Namespace) -> int:
     cost = estimate(made, machine, latest_rates(store, made.base.digest, made.job))
     room = room_for(store, machine)
     needs = sum(cost.storage_bytes.values()), sum(cost.memory_bytes.values())
+    proposed = propose(made, machine)
+    fix = advice(proposed, made.job.resources)
     registry = Registry(store)
-    warnings = [*made.warnings, *cost.warnings, *shortages(*needs, room),
+    warnings = [*made.warnings, *cost.warnings, *shortages(*needs, room, fix),
                 *_renamed(renamed(made, registry)), *in_another_form(made, registry)]  # fmt: skip
     facts = {
         "job": made.job.id,
@@ -77,6 +80,7 @@ def plan(args: argparse.Namespace) -> int:
         **asdict(cost),
         "disk_free_bytes": room.disk_bytes,
         "device_memory_bytes": room.memory_bytes,
+        "proposed_resources": proposed and proposed.model_dump(),
         "changes": changes(made, registry),
         "warnings": [asdict(warning) for warning in warnings],
     }

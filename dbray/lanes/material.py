@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from dbray.bases import Backbone
+from dbray.bases.condition import Condition
 from dbray.errors import SubjectError
 from dbray.lanes.beat import Beat
 from dbray.method.methods import method_of
@@ -36,6 +37,7 @@ class Material:
         self._store = Store(job.storage)
         self._method = method_of(job.recipe.method)
         self._priors: OrderedDict[str, Latents] = OrderedDict()
+        self._class_prompts: dict[str, Condition] = {}
 
     def of(self, planned: PlannedSubject, beat: Beat) -> TrainingData:
         """Read and encode a subject. The backbone holds base weights.
@@ -58,8 +60,15 @@ class Material:
             views_of_image=views_of_image,
             instance=self._method.condition(self._backbone, recipe, prompts),
             prior=self._prior(planned.prior_digest, beat),
-            prior_prompt=self._method.condition(self._backbone, recipe, [class_prompt]),
+            prior_prompt=self._class_prompt(class_prompt),
         )
+
+    def _class_prompt(self, prompt: str) -> Condition:
+        """Condition of a class prompt. A lane has one base, so the prompt alone decides it."""
+        if prompt not in self._class_prompts:
+            found = self._method.condition(self._backbone, self._job.recipe, [prompt])
+            self._class_prompts[prompt] = found
+        return self._class_prompts[prompt]
 
     def _read(self, planned: PlannedSubject) -> list[list[np.ndarray]]:
         """Read the subject's images; return the crops of each."""

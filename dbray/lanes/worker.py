@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,7 +133,11 @@ class _Worker:
         self.recipe = spec.job.recipe
         recipe = self.recipe
         compute = Compute(
-            str(self.device), recipe.precision, recipe.resolution, recipe.gradient_checkpointing
+            str(self.device),
+            recipe.precision,
+            recipe.resolution,
+            recipe.gradient_checkpointing,
+            visits=True,
         )
         self.base = bases.find_on_this_node(spec.base)
         backbone = bases.load(self.base, compute)
@@ -141,9 +145,7 @@ class _Worker:
         network = self.method.network(backbone, recipe)
         rates = self.method.rates(network, recipe)
         self.after_step = self.method.after_step if rates else None
-        self.engine: Engine = make_engine(
-            network, recipe, spec.job.resources.zero_stage, self.device, rates
-        )
+        self.engine: Engine = make_engine(network, recipe, spec.job.resources, self.device, rates)
         self.schedule = backbone.schedule.to(self.device)
         self.material = Material(spec.job, backbone)
         self.publisher = Publisher(spec.job, spec.base)
@@ -253,13 +255,13 @@ class _Worker:
                 data = self._teach(data, begin, resume, beat)
         every = resources.checkpoint_every
 
-        def on_step(progress: Progress) -> None:
-            beat(progress.step)
-            if every and progress.step % every == 0 and progress.step < self.recipe.steps:
+        def on_step(step: int, progress: Callable[[], Progress]) -> None:
+            beat(step)
+            if every and step % every == 0 and step < self.recipe.steps:
                 # Blocks on the device: no beats meanwhile, or a hanging device would seem alive.
-                state = self.engine.state()
+                state, reached = self.engine.state(), progress()
                 with beat.meanwhile():
-                    checkpoint.save(state, progress)
+                    checkpoint.save(state, reached)
 
         with clock.phase("train"):
             curve = finetune(

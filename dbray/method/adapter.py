@@ -178,7 +178,7 @@ def _slot_layer(module: nn.Module, path: str, form: LowRank, routing: Routing) -
 
 def _peft_shapes(path: str, layer: SlotLayer, rank: int) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Return PEFT's key and shape of each of a layer's factors, by the factor's name."""
-    outputs, *inputs = layer.weight.shape
+    outputs, *inputs = layer.shape
     pointwise = (1,) * (len(inputs) - 1)
     shapes = {
         "down": (f"{path}.lora_A.weight", (rank, *inputs)),

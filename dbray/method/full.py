@@ -82,6 +82,10 @@ class Full(WithTokens):
         """The measured error of a delta."""
         return delta.about(files) if delta.FILE in files else {}
 
+    def num_frozen(self, base: Base, recipe: Recipe) -> int:
+        """What remains of the models."""
+        return super().num_frozen(base, recipe) - self.num_own(base, recipe)
+
 
 METHOD = Full()
 

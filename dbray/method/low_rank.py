@@ -50,10 +50,12 @@ class _SlotLayer(nn.Module):
     """
 
     weight: Tensor
+    shape: torch.Size  # of the weight, which under ZeRO 3 is empty between two calls
     scale: Tensor
     magnitude: nn.Parameter | None
 
     def _add_slots(self, form: LowRank, routing: Routing) -> None:
+        self.shape = self.weight.shape
         outputs, inputs = self.weight.flatten(1).shape
         device, slots = self.weight.device, form.slots
         self.down = nn.Parameter(torch.zeros(slots, inputs, form.rank, device=device))

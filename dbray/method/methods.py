@@ -71,6 +71,10 @@ class Method(Protocol):
         """Count the trained parameters, from configurations and headers only."""
         ...
 
+    def num_frozen(self, base: Base, recipe: Recipe) -> int:
+        """Number of parameters that a step computes with and does not train."""
+        ...
+
     def published_bytes(self, base: Base, recipe: Recipe) -> int:
         """Return the size of a model's files."""
         ...

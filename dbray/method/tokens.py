@@ -43,6 +43,8 @@ class LearntTokens(nn.Embedding):
         # "meta" allocates nothing: the weight is that of the resident layer.
         super().__init__(base.num_embeddings, base.embedding_dim, device="meta")
         self.weight, self.padding_idx = base.weight, base.padding_idx
+        # Of its own, as under ZeRO 3 the weight is empty between two calls.
+        self._table = base.weight.detach().to("cpu", torch.float32)
         rows = torch.zeros(MAX_TOKENS, base.embedding_dim, device=base.weight.device)
         self.rows = nn.Parameter(rows)
         ids = torch.full((MAX_TOKENS,), _UNUSED, device=base.weight.device)
@@ -60,11 +62,11 @@ class LearntTokens(nn.Embedding):
     @torch.no_grad()
     def begin(self, token_ids: Sequence[int]) -> Tensor:
         """Give these tokens separate rows; return the initial rows."""
-        rows = torch.zeros_like(self.rows)
+        rows = torch.zeros(MAX_TOKENS, self.embedding_dim, device=self.norm.device)
         self.token_ids.fill_(_UNUSED)
         for index, token_id in enumerate(token_ids):
             self.token_ids[index] = token_id
-            rows[index] = self.weight[token_id]
+            rows[index] = self._table[token_id]
         return self.held(rows)
 
     @torch.no_grad()

@@ -47,10 +47,7 @@ class WithTokens:
 
     def network(self, backbone: Backbone, recipe: Recipe) -> nn.Module:
         """See Method."""
-        if self._embeds(recipe):
-            parts = (backbone.base.family.denoiser, *backbone.base.family.text_encoders)
-        else:
-            parts = (backbone.base.family.denoiser,)
+        parts = self._parts(backbone.base, recipe)
         network = backbone.network(parts).requires_grad_(False)
         self.prepare(backbone, network, recipe)
         if self.token_rate(recipe):
@@ -100,6 +97,10 @@ class WithTokens:
         """See Method; the embeddings of an identifier are too few to count."""
         return self.num_own(base, recipe)
 
+    def num_frozen(self, base: Base, recipe: Recipe) -> int:
+        """See Method; for one whose trained parameters are beside those of the base."""
+        return sum(base.num_parameters(part) for part in self._parts(base, recipe))
+
     def published_bytes(self, base: Base, recipe: Recipe) -> int:
         """See Method."""
         return self.num_own(base, recipe) * (2 if recipe.publish_precision == "fp16" else 4)
@@ -107,6 +108,11 @@ class WithTokens:
     def about(self, files: Mapping[str, bytes]) -> dict[str, str]:
         """See Method."""
         return {}
+
+    def _parts(self, base: Base, recipe: Recipe) -> tuple[str, ...]:
+        """The models that a step computes with."""
+        encoders = base.family.text_encoders if self._embeds(recipe) else ()
+        return (base.family.denoiser, *encoders)
 
     def _embeds(self, recipe: Recipe) -> bool:
         """Return whether a step computes with the text encoders."""

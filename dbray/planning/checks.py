@@ -119,13 +119,17 @@ class Checked:
         }
 
 
-def check_file(file: Path) -> Checked:
-    """Check a job file and everything that it names, however much of it is wrong."""
+def check_file(file: Path, needs_weights: bool = True) -> Checked:
+    """Check a job file and everything that it names, however much of it is wrong.
+
+    Where no weights are needed, the base may be a folder of configurations alone.
+    """
     try:
         draft = draft_job(file)
     except SpecError as exc:
         return Checked(problems=list(exc.problems))
-    checked = _check(draft.job, draft.subjects, draft.where, file.resolve().parent)
+    folder = file.resolve().parent
+    checked = _check(draft.job, draft.subjects, draft.where, folder, needs_weights)
     return replace(checked, problems=[*draft.problems, *checked.problems], file=file.resolve(),
                    has_default_id=not draft.has_own_id)  # fmt: skip
 
@@ -137,17 +141,28 @@ def check_job(job: Job) -> Checked:
     return _check(job, job.subjects, lambda key: f"job.{key}", folder)
 
 
-def _check(job: Job, source: Source | None, where: Callable[[str], str], folder: Path) -> Checked:
+def _check(
+    job: Job,
+    source: Source | None,
+    where: Callable[[str], str],
+    folder: Path,
+    needs_weights: bool = True,
+) -> Checked:
     """Check what a job names. A base of "" and a missing source are reported already."""
     checked = Checked(job)
     if job.base:
         try:
-            checked.base = bases.resolve(job.base, job.base_revision)
+            checked.base = bases.resolve(job.base, job.base_revision, needs_weights)
         except BaseError as exc:
             checked.problems.append(
                 Problem("error", where("base"), f"base: {exc}", "change 'base'")
             )
     if checked.base is not None:
+        if not checked.base.has_weights:
+            checked.problems.append(
+                Problem("warning", where("base"), "base: its folder holds no weights: this job can "
+                        "be planned, not run", "copy or download the weights too")
+            )  # fmt: skip
         checked.problems += check_distilled(checked.base, where)
         serving, problems = find_serve_base(job, checked.base, where)
         checked.problems += problems

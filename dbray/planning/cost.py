@@ -12,22 +12,23 @@ from typing import Any
 from dbray.errors import Problem, StoreError
 from dbray.hardware import Hardware
 from dbray.method.methods import method_of
+from dbray.planning.memory import memory_of
 from dbray.planning.plan import Plan
 from dbray.records.results import Rates, summaries
 from dbray.spec.job import Job
 from dbray.spec.sections import Resources
 from dbray.storage.store import Store
-from dbray.training.engine import memory_plan
 from dbray.training.teacher import lesson_bytes
 
 _PACE_FIELDS = {
     "recipe": ("batch_size", "resolution", "precision", "prior_weight", "train_text_encoder",
                "gradient_checkpointing"),
     "prior": ("kind", "sampler", "steps", "guidance"),
-    "resources": ("device", "gpus_per_subject", "threads_per_worker", "zero_stage"),
+    "resources": ("device", "gpus_per_subject", "threads_per_worker", "zero_stage", "offload",
+                  "compile"),
 }  # fmt: skip
 """Fields that decide how long a step and a class image take."""
-_LATER_DEFAULTS = {"device": "auto", "kind": "images"}
+_LATER_DEFAULTS = {"device": "auto", "kind": "images", "offload": None, "compile": False}
 """What jobs written before there was such a key meant."""
 
 
@@ -64,7 +65,6 @@ def estimate(plan: Plan, hardware: Hardware, rates: Rates | None) -> Cost:
     resources, recipe = plan.job.resources, plan.job.recipe
     lanes = num_lanes(plan, hardware)
     method = method_of(recipe.method)
-    num_parameters = method.num_trained(plan.base, recipe)
     image_bytes = 3 * plan.base.resolution**2
     preview_bytes = 3 * (recipe.resolution or plan.base.resolution) ** 2
     num_previews = 2 * len(plan.job.previews.prompts)  # the subject's, and the base's beside them
@@ -89,9 +89,7 @@ def estimate(plan: Plan, hardware: Hardware, rates: Rates | None) -> Cost:
             "class images": (plan.num_prior_images + plan.num_copied_images) * image_bytes,
             "previews": len(plan.to_train) * num_previews * preview_bytes,
         },
-        memory_bytes=memory_plan(
-            num_parameters, recipe, resources.zero_stage, resources.gpus_per_subject
-        ),
+        memory_bytes=memory_of(plan.base, recipe, resources, hardware.uses_gpus(resources.device)),
         lesson_bytes=_lesson_bytes(plan),
         train_seconds=train_seconds,
         prior_seconds=prior_seconds,

@@ -49,17 +49,16 @@ def check_disk(plan: Plan, store: Store) -> None:
         )
 
 
-def shortages(needed_disk: int, needed_memory: int, room: Room) -> list[Problem]:
+def shortages(needed_disk: int, needed_memory: int, room: Room, memory_fix: str) -> list[Problem]:
     """Warn where less is free than needed."""
     problems = []
     if room.disk_bytes is not None and needed_disk > room.disk_bytes:
         what = f"up to {mebibytes(needed_disk)} are needed, {mebibytes(room.disk_bytes)} are free"
         problems.append(Problem("warning", "disk", what, "free space, or use another storage"))
     if room.memory_bytes is not None and needed_memory > room.memory_bytes:
-        what = (f"a worker needs {mebibytes(needed_memory)} for weights and optimiser alone, a "
-                f"device has {mebibytes(room.memory_bytes)}")  # fmt: skip
-        fix = "raise resources.zero_stage and gpus_per_subject, or use precision: bf16"
-        problems.append(Problem("warning", "memory", what, fix))
+        what = (f"a worker needs about {mebibytes(needed_memory)}, a device has "
+                f"{mebibytes(room.memory_bytes)}")  # fmt: skip
+        problems.append(Problem("warning", "memory", what, memory_fix))
     return problems
 
 

@@ -345,8 +345,19 @@ class Resources(Spec):
     )
     zero_stage: Literal[0, 1, 2, 3] = Field(
         default=0,
-        description="0: plain torch. 1 to 3: DeepSpeed ZeRO, where a base's training state (master "
-        "weights, gradients, optimiser) does not fit one GPU; the base itself has to.",
+        description="0: plain torch. 1 to 3: DeepSpeed ZeRO, which divides among the lane's GPUs "
+        "the optimiser (1), also gradients (2), also all weights, the frozen ones too (3).",
+    )
+    offload: Literal["optimiser"] | None = Field(
+        default=None,
+        description="optimiser: keep master weights and Adam's moments in CPU memory, and update "
+        "there: less GPU memory, slower steps. Needs zero_stage 1, 2 or 3.",
+    )
+    compile: bool = Field(
+        default=False,
+        description="Compile the training step, once for all subjects of a lane: minutes at the "
+        "start of a lane, faster steps after them. Rounds otherwise, as another GPU does. Not with "
+        "zero_stage 3.",
     )
     prior_actors: int | None = Field(
         default=None, ge=1, description="Sampling actors; absent: one per GPU, or per free CPU."
@@ -367,3 +378,15 @@ class Resources(Spec):
         gt=0,
         description="A lane that is silent this long loses its subject to another.",
     )
+
+    @model_validator(mode="after")
+    def _fit_each_other(self) -> Resources:
+        if self.offload and not self.zero_stage:
+            raise ValueError("offload: only DeepSpeed can move the optimiser; set zero_stage to 1, "
+                             "2 or 3, or leave out offload")  # fmt: skip
+        if self.offload and self.device == "cpu":
+            raise ValueError("offload: with device: cpu all is in CPU memory; leave out offload")
+        if self.compile and self.zero_stage == 3:
+            raise ValueError("compile: zero_stage 3 fetches the weights of each layer when it is "
+                             "called, which cannot be compiled; leave out compile")  # fmt: skip
+        return self

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dbray.errors import TrainError
-from dbray.spec.sections import Recipe
+from dbray.spec.sections import Recipe, Resources
 from dbray.training.device import translated
 from dbray.training.plain import TorchEngine
 from dbray.training.rates import Rate
@@ -72,14 +72,15 @@ class Engine(Protocol):
 def make_engine(
     module: nn.Module,
     recipe: Recipe,
-    zero_stage: int,
+    resources: Resources,
     device: torch.device,
     rates: Mapping[str, Rate] | None = None,
 ) -> TorchEngine | ZeroEngine:
     """Make the engine of a module that holds the base weights; the module is the engine's now.
 
-    `rates` are those of parameters that do not follow the recipe's learning rate, by name. The
-    ranks are those of torch.distributed; where it is not initialised, there is one.
+    `resources` say how it is shared out, offloaded and compiled. `rates` are those of parameters
+    that do not follow the recipe's learning rate, by name. The ranks are those of
+    torch.distributed; where it is not initialised, there is one.
 
     Raises:
         TrainError: nothing requires gradients, or DeepSpeed cannot use the device.
@@ -87,33 +88,54 @@ def make_engine(
     """
     if not any(parameter.requires_grad for parameter in module.parameters()):
         raise TrainError("no parameter of the module requires gradients: nothing to train")
-    for parameter in module.parameters():  # masters are float32 whatever the base is stored in
-        parameter.data = parameter.data.float()
+    set_types(module, half=device.type == "cuda" and recipe.precision == "bf16")
+    kind = ZeroEngine if resources.zero_stage else TorchEngine
     with translated(device):
-        if zero_stage == 0:
-            return TorchEngine(module, recipe, device, rates or {})
-        return ZeroEngine(module, recipe, zero_stage, device, rates or {})
+        return kind(module, recipe, resources, device, rates or {})
+
+
+def set_types(module: nn.Module, half: bool) -> None:
+    """Hold trained parameters in float32, and with `half` frozen float32 ones in bfloat16.
+
+    Other frozen parameters stay as they are. Autocast rounds float32 weights to
+    bfloat16 at every use, so that holding them so loses nothing.
+    """
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+        elif half and parameter.dtype == torch.float32:
+            parameter.data = parameter.data.bfloat16()
 
 
 def memory_plan(
-    num_parameters: int, recipe: Recipe, zero_stage: int, world_size: int
+    num_trained: int, frozen_bytes: int, recipe: Recipe, resources: Resources
 ) -> dict[str, int]:
-    """Return the bytes that an engine keeps on each GPU, by kind, for `num_parameters` trained.
+    """Return the bytes that an engine keeps on each GPU, by kind.
 
-    Left out: activations, frozen parts, communication buffers (at most 0.4 GB); the base weights
-    to go back to lie in CPU memory. Source: Rajbhandari et al. 2020 (arXiv 1910.02054), section 3;
-    DeepSpeed adds masters beside float32 parameters at stages 1 and 2, and in a step a rank's
-    share of the gradients once more, in float32.
+    `frozen_bytes` is the size of the frozen weights that a step computes with. Left out:
+    activations and communication buffers (at most 0.4 GB); the base weights to go back to lie in
+    CPU memory. Source: Rajbhandari et al. 2020 (arXiv 1910.02054), section 3; DeepSpeed adds
+    masters beside float32 parameters at stages 1 and 2, and in a step a rank's share of the
+    gradients once more, in float32.
     """
-    whole, share = num_parameters, -(-num_parameters // world_size)
+    stage, num_ranks = resources.zero_stage, resources.gpus_per_subject
+    whole, share = num_trained, -(-num_trained // num_ranks)
     bf16 = recipe.precision == "bf16"
     width = 2 if bf16 else 4
-    if zero_stage == 0:  # autocast holds the weights in bfloat16 as well during a forward pass
+    if stage == 0:  # autocast holds the weights in bfloat16 as well during a forward pass
         parameters, gradients, optimiser = (6 if bf16 else 4) * whole, 4 * whole, 8 * whole
     else:
-        parameters = width * (share if zero_stage == 3 else whole)
-        gradients = width * (whole if zero_stage == 1 else share) + 4 * share
+        parameters = width * (share if stage == 3 else whole)
+        gradients = width * (whole if stage == 1 else share) + 4 * share
         # Stage 3 updates float32 parameters in place: they are their own masters.
-        optimiser = (8 if zero_stage == 3 and not bf16 else 12) * share
-    ema = 0 if recipe.ema_decay is None else 4 * (share if zero_stage else whole)
-    return {"parameters": parameters, "gradients": gradients, "optimiser": optimiser, "ema": ema}
+        optimiser = (8 if stage == 3 and not bf16 else 12) * share
+    ema = 0 if recipe.ema_decay is None else 4 * (share if stage else whole)
+    if resources.offload:
+        gradients, optimiser, ema = gradients - 4 * share, 0, 0
+    return {
+        "parameters": parameters,
+        "frozen": -(-frozen_bytes // num_ranks) if stage == 3 else frozen_bytes,
+        "gradients": gradients,
+        "optimiser": optimiser,
+        "ema": ema,
+    }

@@ -9,9 +9,10 @@ Shape suffixes: V views, K class images, B rows, C channels, H height, W width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import partial, reduce
 from operator import add
 from typing import TypeAlias, TypeVar
 
@@ -188,7 +189,7 @@ def finetune(  # noqa: PLR0913 - what a step needs, and where to begin
     *,
     share: Share = Share(),
     resume: Progress = Progress(),
-    on_step: Callable[[Progress], None] | None = None,
+    on_step: Callable[[int, Callable[[], Progress]], None] | None = None,
     after_step: Callable[[Engine], None] | None = None,
 ) -> tuple[LossPoint, ...]:
     """Take the recipe's steps on one subject.
@@ -200,7 +201,8 @@ def finetune(  # noqa: PLR0913 - what a step needs, and where to begin
         recipe: the resolved recipe.
         share: this rank's part of every batch.
         resume: the progress to continue from.
-        on_step: called after each step; may raise to stop.
+        on_step: called after each step with their number, and with what gives the progress so far,
+            which waits for the device; may raise to stop.
         after_step: may change the engine's parameters after each step (`Method.after_step`).
 
     Returns:
@@ -209,7 +211,7 @@ def finetune(  # noqa: PLR0913 - what a step needs, and where to begin
     Raises:
         Diverged: when the loss is no longer finite.
     """
-    curve = list(resume.curve)
+    curve = _Curve(resume.curve)
     interval = -(-recipe.steps // MAX_LOSS_POINTS)
     sums = _LossSums(recipe.prior_weight)
     for step in range(resume.step, recipe.steps):
@@ -223,13 +225,10 @@ def finetune(  # noqa: PLR0913 - what a step needs, and where to begin
         if after_step is not None:
             after_step(engine)
         if (step + 1) % interval == 0 or step + 1 == recipe.steps:
-            curve.append(sums.point(step + 1, share.world_size))
-            if not np.isfinite(curve[-1].loss):
-                raise Diverged(f"the loss is {curve[-1].loss} at step {step + 1}; lower "
-                               "learning_rate, or use precision fp32")  # fmt: skip
+            curve.add(sums.point(step + 1, share.world_size))
         if on_step is not None:
-            on_step(Progress(step + 1, tuple(curve)))
-    return tuple(curve)
+            on_step(step + 1, partial(curve.progress, step + 1))
+    return curve.points()
 
 
 @dataclass(frozen=True)
@@ -337,25 +336,72 @@ def _draw(size: int, generator: torch.Generator) -> int:
     return int(torch.randint(size, (), generator=generator))
 
 
+class _Reading:
+    """A loss point on its way from the device."""
+
+    def __init__(self, step: int, sums: Tensor, prior_weight: float) -> None:
+        self._step, self._prior_weight = step, prior_weight
+        self._sums = sums.to("cpu", non_blocking=True)
+        self._arrival = None
+        if sums.device.type != "cpu":
+            self._arrival = torch.Event(sums.device)
+            self._arrival.record()
+
+    def point(self) -> LossPoint:
+        """Wait for it. Raises Diverged where it is not finite."""
+        if self._arrival is not None:
+            self._arrival.synchronize()
+        instance, prior = (self._sums[:2] / self._sums[2:].clamp(min=1)).tolist()
+        loss = instance + self._prior_weight * prior
+        if not math.isfinite(loss):
+            raise Diverged(f"the loss is {loss} at step {self._step}; lower learning_rate, or use "
+                           "precision fp32")  # fmt: skip
+        return LossPoint(self._step, loss, instance, prior)
+
+
+class _Curve:
+    """The loss curve as it grows. A point is read when the next is there: no step waits for it."""
+
+    def __init__(self, points: Sequence[LossPoint]) -> None:
+        self._points = list(points)
+        self._coming: _Reading | None = None
+
+    def add(self, reading: _Reading) -> None:
+        self._settle()
+        self._coming = reading
+
+    def points(self) -> tuple[LossPoint, ...]:
+        self._settle()
+        return tuple(self._points)
+
+    def progress(self, step: int) -> Progress:
+        return Progress(step, self.points())
+
+    def _settle(self) -> None:
+        if self._coming is not None:
+            self._points.append(self._coming.point())
+        self._coming = None
+
+
 class _LossSums:
-    """Sums of the rows' losses since the last point; read only there, so steps never wait."""
+    """Sums of the rows' losses since the last point."""
 
     def __init__(self, prior_weight: float) -> None:
         self._prior_weight = prior_weight
-        self._sums = torch.zeros(2)
+        self._sums: Tensor | None = None
         self._rows = torch.zeros(2)
 
     def add(self, losses_B: Tensor, batch: Batch) -> None:
         is_prior = batch.is_prior_B
         kinds = torch.stack([(losses_B * ~is_prior).sum(), (losses_B * is_prior).sum()])
-        self._sums = self._sums.to(losses_B.device) + kinds
+        self._sums = kinds if self._sums is None else self._sums + kinds
         self._rows += torch.tensor([len(losses_B) - batch.num_prior, batch.num_prior])
 
-    def point(self, step: int, world_size: int) -> LossPoint:
+    def point(self, step: int, world_size: int) -> _Reading:
         """Mean of both kinds over all ranks; starts anew."""
-        both = torch.cat([self._sums, self._rows.to(self._sums.device)])
+        assert self._sums is not None
+        both = torch.cat([self._sums, _send(self._rows, self._sums.device)])
         if world_size > 1:
             dist.all_reduce(both)
-        self._sums, self._rows = torch.zeros(2), torch.zeros(2)
-        instance, prior = (both[:2] / both[2:].clamp(min=1)).tolist()
-        return LossPoint(step, instance + self._prior_weight * prior, instance, prior)
+        self._sums, self._rows = None, torch.zeros(2)
+        return _Reading(step, both, self._prior_weight)

@@ -18,9 +18,12 @@ from torch.optim import AdamW
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from dbray.errors import LaneLost, TrainError
-from dbray.spec.sections import Recipe
+from dbray.spec.sections import Recipe, Resources
 from dbray.training.device import translated
 from dbray.training.rates import Rate
+
+COMPILER = "inductor"
+"""What compiles a step, by torch's name for it."""
 
 
 class Training:
@@ -34,7 +37,12 @@ class Training:
     _fragile: bool  # whether an error leaves ranks or gradient buckets out of step
 
     def __init__(
-        self, module: nn.Module, recipe: Recipe, device: torch.device, rates: Mapping[str, Rate]
+        self,
+        module: nn.Module,
+        recipe: Recipe,
+        resources: Resources,
+        device: torch.device,
+        rates: Mapping[str, Rate],
     ) -> None:
         self.module = module
         self._recipe, self._device = recipe, device
@@ -152,13 +160,22 @@ class TorchEngine(Training):
     """Plain torch: every rank holds all parameters, gradients and optimiser state."""
 
     def __init__(
-        self, module: nn.Module, recipe: Recipe, device: torch.device, rates: Mapping[str, Rate]
+        self,
+        module: nn.Module,
+        recipe: Recipe,
+        resources: Resources,
+        device: torch.device,
+        rates: Mapping[str, Rate],
     ) -> None:
-        super().__init__(module.to(device), recipe, device, rates)
-        self._call = InPrecision(module, recipe, device)
+        super().__init__(module.to(device), recipe, resources, device, rates)
+        self._call = in_precision(module, recipe, resources, device)
         self._fragile = dist.is_initialized() and dist.get_world_size() > 1
         if self._fragile:
-            self._call = DistributedDataParallel(self._call, gradient_as_bucket_view=True)
+            # A base may have parameters that nothing reads, as the last layer of SDXL's first text
+            # encoder. A static graph learns in the first step which never get a gradient.
+            self._call = DistributedDataParallel(
+                self._call, gradient_as_bucket_view=True, static_graph=True
+            )
         self._adopt(self._trained)
 
     def _update(self, loss: Tensor) -> Tensor:
@@ -207,6 +224,16 @@ class InPrecision(nn.Module):
         with torch.autocast(self._device_type, torch.bfloat16, enabled=self._bf16):
             output = self.module(*args, **kwargs)
         return (output if isinstance(output, Tensor) else output[0]).float()
+
+
+def in_precision(
+    module: nn.Module, recipe: Recipe, resources: Resources, device: torch.device
+) -> InPrecision:
+    """Wrap a module for an engine to call; compiled at the first call, where that is wanted."""
+    wrapped = InPrecision(module, recipe, device)
+    if resources.compile:
+        wrapped.compile(backend=COMPILER)
+    return wrapped
 
 
 def copy_all(targets: Iterable[Tensor], sources: Iterable[Tensor]) -> None:

@@ -14,15 +14,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dbray.errors import TrainError
-from dbray.spec.sections import Recipe
-from dbray.training.plain import InPrecision, Training, copy_all, cpu_copy
+from dbray.spec.sections import Recipe, Resources
+from dbray.training.plain import Training, copy_all, cpu_copy, in_precision
 from dbray.training.rates import Rate
 
 
 class ZeroEngine(Training):
     """DeepSpeed ZeRO: the ranks share optimiser state (1), gradients (2) and parameters (3).
 
-    At stage 3 the module's own parameters are empty outside of the engine's calls.
+    At stage 3 the module's own parameters, frozen ones too, are empty outside of the engine's
+    calls. A parameter that gets no gradient counts as one whose gradient is 0.
     """
 
     _fragile = True
@@ -31,28 +32,33 @@ class ZeroEngine(Training):
         self,
         module: nn.Module,
         recipe: Recipe,
-        stage: int,
+        resources: Resources,
         device: torch.device,
         rates: Mapping[str, Rate],
     ) -> None:
         deepspeed: Any = _prepare_deepspeed(device)
-        super().__init__(module, recipe, device, rates)
-        self._stage = stage
+        super().__init__(module, recipe, resources, device, rates)
+        self._stage = resources.zero_stage
         parameters = list(self._trained.values())
         exact = [cpu_copy(parameter) for parameter in parameters]
+        config = _zero_config(recipe, resources, device, sum(p.numel() for p in parameters))
+        if self._stage == 3:
+            _share_out(deepspeed, module, config, device)
         self._call = self._engine = deepspeed.initialize(
             args=SimpleNamespace(device_rank=device.index or 0),
-            model=InPrecision(module, recipe, device),
+            model=in_precision(module, recipe, resources, device),
             optimizer=self._optimizer,
             model_parameters=self._optimizer.param_groups,
-            config=_zero_config(recipe, stage, sum(p.numel() for p in parameters)),
+            config=config,
             dist_init_required=False,
         )[0]
         self._zero: Any = self._engine.optimizer
         # DeepSpeed makes the masters from parameters that it has rounded to bfloat16.
         for parameter, value in zip(parameters, exact, strict=True):
             self._set_master(parameter, value)
-        held = "single_partition_of_fp32_groups" if stage < 3 else "fp32_partitioned_groups_flat"
+        held = (
+            "single_partition_of_fp32_groups" if self._stage < 3 else "fp32_partitioned_groups_flat"
+        )
         self._adopt({f"partition-{i}": m for i, m in enumerate(getattr(self._zero, held))})
 
     def _set_master(self, parameter: Any, value: Tensor) -> None:
@@ -124,15 +130,41 @@ class ZeroEngine(Training):
         return gathered
 
 
-def _zero_config(recipe: Recipe, stage: int, num_elements: int) -> dict[str, Any]:
+def _share_out(
+    deepspeed: Any, module: nn.Module, config: dict[str, Any], device: torch.device
+) -> None:
+    """Bring one parameter after the other to the device and keep this rank's share of it.
+
+    DeepSpeed by itself would bring the whole module first, which the device need not hold.
+    """
+    if config["bf16"]["enabled"]:
+        for parameter in module.parameters():
+            parameter.data = parameter.data.bfloat16()
+    for buffer in module.buffers():
+        buffer.data = buffer.data.to(device)
+    deepspeed.zero.Init(module=module, config_dict_or_path=config)
+
+
+def _zero_config(
+    recipe: Recipe, resources: Resources, device: torch.device, num_elements: int
+) -> dict[str, Any]:
     n = min(num_elements, 50_000_000)  # at every step DeepSpeed makes a buffer of this size
+    zero: dict[str, Any] = {
+        "stage": resources.zero_stage,
+        "reduce_bucket_size": n,
+        "allgather_bucket_size": n,
+    }
+    if resources.offload:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": device.type == "cuda"}
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_clipping": recipe.max_grad_norm,
         "zero_allow_untested_optimizer": True,
         # The overflow check would read every gradient once more and wait for the device.
         "bf16": {"enabled": recipe.precision == "bf16", "check_grad_overflow": False},
-        "zero_optimization": {"stage": stage, "reduce_bucket_size": n, "allgather_bucket_size": n},
+        # torch's own AdamW updates on the CPU too; DeepSpeed's would be compiled first.
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_optimization": zero,
     }
 
 

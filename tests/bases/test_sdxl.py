@@ -26,6 +26,7 @@ from dbray.method.methods import method_of
 from dbray.records import previews
 from dbray.records.models import Registry
 from dbray.run.job import run_job
+from dbray.spec.sections import Resources
 from dbray.storage.store import Store
 
 SDXL = FAMILIES["sdxl"]
@@ -179,7 +180,7 @@ def test_the_loss_of_a_step_equals_that_of_a_plain_loop(base, pipeline):
     prompts = [f"a {IDENTIFIER} dog", "a dog"]
     rows = [method.condition(backbone, recipe, [prompt]) for prompt in prompts]
     data = TrainingData("rex", latents[0], ((0,),), rows[0], latents[1], rows[1])
-    engine = make_engine(network, recipe, 0, torch.device("cpu"))
+    engine = make_engine(network, recipe, Resources(), torch.device("cpu"))
     [point] = finetune(engine, backbone.schedule, data, recipe)
 
     batch = draw_batches(data, recipe, backbone.schedule, 0, Share())[0]

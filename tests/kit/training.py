@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
 from dbray import bases
 from dbray.method.methods import method_of
-from dbray.spec.sections import Recipe
+from dbray.spec.sections import Recipe, Resources
 from dbray.training.engine import make_engine
 from dbray.training.loop import (
     Latents,
+    LossPoint,
     Progress,
+    Share,
     TrainingData,
     encode_subject,
     finetune,
@@ -20,6 +24,7 @@ from dbray.training.loop import (
 
 CPU = torch.device("cpu")
 IDENTIFIER = "zb"
+PLAIN, ALONE = Resources(), Share()
 SIDE = 32
 """Side of the pictures, in pixels."""
 
@@ -30,18 +35,29 @@ def recipe_of(method, **changes) -> Recipe:
 
 
 class Trained:
-    """A backbone whose network was trained, its engine, and the files of the model."""
+    """A backbone whose network was trained, its engine, its loss curve and the model's files."""
 
-    def __init__(self, base: bases.Base, recipe: Recipe, checkpoint: int | None = None) -> None:
-        self.backbone = backbone = bases.load(base)
+    def __init__(
+        self,
+        base: bases.Base,
+        recipe: Recipe,
+        checkpoint: int | None = None,
+        resources: Resources = PLAIN,
+        share: Share = ALONE,
+        device: torch.device = CPU,
+    ) -> None:
+        compute = bases.Compute(str(device), recipe.precision, visits=True)
+        self.backbone = backbone = bases.load(base, compute)
         self.method = method = method_of(recipe.method)
         self.network = method.network(backbone, recipe)
-        self.engine = make_engine(self.network, recipe, 0, CPU, method.rates(self.network, recipe))
+        self.engine = make_engine(
+            self.network, recipe, resources, device, method.rates(self.network, recipe)
+        )
         self.engine.assign(method.begin(self.network, base, IDENTIFIER))
         self.begun = {name: p.detach().clone() for name, p in self.network.named_parameters()}
         pixels = np.random.default_rng(0).integers(0, 255, (4, SIDE, SIDE, 3), dtype=np.uint8)
         views, views_of_image = encode_subject(backbone, [[image] for image in pixels], recipe)
-        data = TrainingData(
+        self.data = data = TrainingData(
             "rex",
             views,
             views_of_image,
@@ -53,18 +69,19 @@ class Trained:
         )
         saved = []
 
-        def on_step(progress: Progress) -> None:
-            if progress.step == checkpoint:
-                saved.append((self.engine.state(), progress))
+        def on_step(step: int, progress: Callable[[], Progress]) -> None:
+            if step == checkpoint:
+                saved.append((self.engine.state(), progress()))
 
-        def steps(resume: Progress) -> None:
-            finetune(
-                self.engine, backbone.schedule, data, recipe,
+        def steps(resume: Progress) -> tuple[LossPoint, ...]:
+            return finetune(
+                self.engine, backbone.schedule.to(device), data, recipe, share=share,
                 resume=resume, on_step=on_step, after_step=method.after_step,
             )  # fmt: skip
 
-        steps(Progress())
-        self.files = method.publish(self.network, self.engine.weights(), recipe)
+        self.curve = steps(Progress())
+        weights = self.engine.weights()
+        self.files = method.publish(self.network, weights, recipe) if weights else {}
         if saved:
             [(state, progress)] = saved
             self.engine.reset()

@@ -10,7 +10,7 @@ from torch import distributed as dist
 from torch import multiprocessing, nn
 
 from dbray.lanes.checkpoint import Checkpoint, forget_checkpoints
-from dbray.spec.sections import Recipe
+from dbray.spec.sections import Recipe, Resources
 from dbray.storage.store import COMMITTED, Store
 from dbray.training.engine import make_engine
 from dbray.training.loop import LossPoint, Progress, Share
@@ -20,7 +20,7 @@ CURVE = (LossPoint(1, 0.5, 0.3, 0.2), LossPoint(2, 0.4, 0.25, 0.15))
 
 def make(num_features=4):
     torch.manual_seed(0)
-    return make_engine(nn.Linear(num_features, 2), Recipe(), 0, torch.device("cpu"))
+    return make_engine(nn.Linear(num_features, 2), Recipe(), Resources(), torch.device("cpu"))
 
 
 def step(engine):
@@ -109,7 +109,7 @@ def be_a_rank(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
     torch.manual_seed(0)
-    engine = make_engine(nn.Linear(4, 2), Recipe(), 1, torch.device("cpu"))
+    engine = make_engine(nn.Linear(4, 2), Recipe(), Resources(zero_stage=1), torch.device("cpu"))
     base = engine.weights()
     store = Store(str(folder))
     checkpoint = Checkpoint(store, "job", "abc", Share(rank, 2), 1)

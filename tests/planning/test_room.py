@@ -38,13 +38,14 @@ def test_free_space_is_known_before_the_storage_exists(tmp_path):
 
 
 def test_shortages_are_warnings():
-    assert shortages(10, 10, Room(10, 10)) == []
-    assert shortages(10, 10, Room(None, None)) == []
-    found = shortages(11 * 2**20, 12 * 2**20, Room(2**20, 2**20))
+    assert shortages(10, 10, Room(10, 10), "") == []
+    assert shortages(10, 10, Room(None, None), "") == []
+    found = shortages(11 * 2**20, 12 * 2**20, Room(2**20, 2**20), "use less")
     assert [(one.severity, one.where) for one in found] == [
         ("warning", "disk"), ("warning", "memory"),
     ]  # fmt: skip
     assert "11 MiB are needed, 1 MiB are free" in found[0].what
+    assert found[1].fix == "use less"
 
 
 def test_the_memory_of_this_machine_is_known():

@@ -43,6 +43,7 @@ from dbray.run.watch import Silence
 from dbray.sampling.pool import SamplingPool
 from dbray.spec.canon import utc_now
 from dbray.spec.job import Job
+from dbray.spec.sections import Resources
 from dbray.spec.subject import Subject
 from dbray.storage.store import Store
 from dbray.subjects import validation
@@ -517,7 +518,7 @@ def test_a_continued_subject_counts_the_steps_since_its_checkpoint(
     plan = make_plan(ready, store)
     recipe, [ace] = plan.job.recipe, plan.to_train
     network = method_of(recipe.method).network(bases.load(plan.base), recipe)
-    engine = make_engine(network, recipe, 0, torch.device("cpu"))
+    engine = make_engine(network, recipe, Resources(), torch.device("cpu"))
     checkpoint = Checkpoint(store, ready.job.id, ace.revision, Share(), 0)
     checkpoint.save(engine.state(), Progress(6))
     result = run_job(ready)

@@ -17,9 +17,9 @@ import torch.distributed as dist
 from torch import nn
 
 from dbray.errors import LaneLost, OutOfMemory, TrainError
-from dbray.spec.sections import Recipe
+from dbray.spec.sections import Recipe, Resources
 from dbray.training.device import device_is_lost
-from dbray.training.engine import make_engine, memory_plan
+from dbray.training.engine import make_engine, memory_plan, set_types
 from dbray.training.plain import TorchEngine
 
 ROOT = Path(__file__).parents[2]
@@ -59,6 +59,17 @@ class Net(nn.Module):
     def forward(self, images, times):
         hidden = self.inside(images) + self.time(times[:, None] / 1000)[..., None, None]
         return (self.outside(torch.nn.functional.silu(self.norm(hidden))),)
+
+
+class InFloat(nn.Module):
+    """A net whose answer is float32, as an engine's is."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, images, times):
+        return self.net(images, times)[0].float()
 
 
 def batch(step, rank):
@@ -122,7 +133,7 @@ def gap(first, second):
 def examine(stage, precision, rank, world_size):
     """Use one engine like a lane, and return the results."""
     recipe, base = RECIPES[precision], dict(Net().named_parameters())
-    engine = make_engine(Net(), recipe, stage, CPU)
+    engine = make_engine(Net(), recipe, Resources(zero_stage=stage), CPU)
     found = {"starts_exact": same(engine.weights(), base if rank == 0 else {})}
     losses = train(engine, range(2), rank)
     state = engine.state()
@@ -146,7 +157,7 @@ def examine(stage, precision, rank, world_size):
     found["reset_losses"] = train(engine, range(5), rank) == losses
     found["reset_weights"] = same(engine.weights(), weights) and same(engine.state(), end)
 
-    rebuilt = make_engine(Net(), recipe, stage, CPU)
+    rebuilt = make_engine(Net(), recipe, Resources(zero_stage=stage), CPU)
     rebuilt.load_state(state)
     found["loaded_losses"] = train(rebuilt, range(2, 5), rank) == losses[2:]
     found["loaded_weights"] = same(rebuilt.weights(), weights) and same(rebuilt.state(), end)
@@ -157,8 +168,8 @@ def examine(stage, precision, rank, world_size):
 
 
 def break_off(stage):
-    """Exhaust the memory in the middle of a step; return the errors of the step and of a reset."""
-    engine = make_engine(Net(), RECIPES["fp32"], stage, CPU)
+    """Let the memory run out in the middle of a step; say what the step and a reset raise."""
+    engine = make_engine(Net(), RECIPES["fp32"], Resources(zero_stage=stage), CPU)
     raised = []
     for call in (lambda: engine.step(exhausting(loss_of(engine, 0, 0))), engine.reset):
         try:
@@ -266,7 +277,8 @@ class TestEveryStage:
     def test_the_memory_plan_matches_the_memory_in_use(self, findings, stage, precision):
         ranks = self.of(findings, stage, precision)
         num_parameters = sum(p.numel() for p in Net().parameters())
-        plan = memory_plan(num_parameters, RECIPES[precision], stage, len(ranks))
+        resources = Resources(zero_stage=stage, gpus_per_subject=len(ranks))
+        plan = memory_plan(num_parameters, 0, RECIPES[precision], resources)
         kept = plan["optimiser"] + plan["ema"]
         if stage == 0 or (stage == 3 and precision == "fp32"):  # the parameters are the masters
             kept += 4 * -(-num_parameters // (len(ranks) if stage else 1))
@@ -311,7 +323,7 @@ def test_a_device_that_no_longer_responds_is_lost(monkeypatch):
 
 def test_gradients_are_clipped_and_the_reported_norm_is_unclipped():
     engines = [
-        make_engine(Net(), Recipe(learning_rate=1e-3, max_grad_norm=norm), 0, CPU)
+        make_engine(Net(), Recipe(learning_rate=1e-3, max_grad_norm=norm), Resources(), CPU)
         for norm in (1e-4, 1e9)
     ]
     clipped, free = (train(engine, range(1))[0] for engine in engines)
@@ -322,7 +334,7 @@ def test_gradients_are_clipped_and_the_reported_norm_is_unclipped():
 
 
 def test_weights_and_state_are_copies():
-    engine = make_engine(Net(), Recipe(learning_rate=1e-2, ema_decay=0.5), 0, CPU)
+    engine = make_engine(Net(), Recipe(learning_rate=1e-2, ema_decay=0.5), Resources(), CPU)
     weights, state = engine.weights(), engine.state()
     train(engine, range(2))
     assert same(weights, dict(Net().named_parameters()))
@@ -332,20 +344,42 @@ def test_weights_and_state_are_copies():
 
 
 def test_only_parameters_that_require_gradients_are_trained_and_published():
-    engine = make_engine(Net(frozen=True), Recipe(learning_rate=1e-2), 0, CPU)
+    engine = make_engine(Net(frozen=True), Recipe(learning_rate=1e-2), Resources(), CPU)
     train(engine, range(1))
     assert {name.split(".")[0] for name in engine.weights()} == {"inside", "norm", "outside"}
     assert torch.equal(engine.module.time.weight, Net().time.weight)
 
 
 def test_base_weights_in_lower_precision_get_float32_masters():
-    engine = make_engine(Net().bfloat16(), Recipe(), 0, CPU)
+    engine = make_engine(Net().bfloat16(), Recipe(), Resources(), CPU)
     assert {p.dtype for p in engine.module.parameters()} == {torch.float32}
 
 
-def test_a_state_of_another_network_is_rejected():
-    engine = make_engine(Net(), Recipe(), 0, CPU)
-    averaged = make_engine(Net(), Recipe(ema_decay=0.5), 0, CPU)
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16])
+def test_frozen_weights_keep_their_16_bits(stored):
+    module = Net(frozen=True).to(stored)
+    recipe = Recipe(precision="bf16", learning_rate=1e-3)
+    engine = make_engine(module, recipe, Resources(), CPU)
+    train(engine, range(2))
+    found = {name.partition(".")[0]: p.dtype for name, p in module.named_parameters()}
+    assert found.pop("time") == stored
+    assert set(found.values()) == {torch.float32}
+
+
+def test_frozen_float32_weights_are_held_in_16_bits_where_it_is_asked():
+    module = Net(frozen=True)
+    set_types(module, half=True)
+    assert module.time.weight.dtype == torch.bfloat16
+    assert module.inside.weight.dtype == torch.float32
+    exact = Net(frozen=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, wanted = (loss_of(InFloat(net), 0, 0) for net in (module, exact))
+    assert torch.equal(found, wanted)  # autocast rounds them as well
+
+
+def test_a_state_of_something_else_is_refused():
+    engine = make_engine(Net(), Recipe(), Resources(), CPU)
+    averaged = make_engine(Net(), Recipe(ema_decay=0.5), Resources(), CPU)
     with pytest.raises(TrainError, match="another base, recipe"):
         averaged.load_state(engine.state())
     shorter = {k: v[:1] if v.ndim else v for k, v in engine.state().items()}
@@ -355,11 +389,11 @@ def test_a_state_of_another_network_is_rejected():
 
 def test_nothing_to_train_is_an_error():
     with pytest.raises(TrainError, match="nothing to train"):
-        make_engine(Net().requires_grad_(False), Recipe(), 0, CPU)
+        make_engine(Net().requires_grad_(False), Recipe(), Resources(), CPU)
 
 
 def test_out_of_memory_is_reported_and_plain_torch_continues():
-    engine = make_engine(Net(), Recipe(), 0, CPU)
+    engine = make_engine(Net(), Recipe(), Resources(), CPU)
     before = train(engine, range(2))
     with pytest.raises(OutOfMemory, match="batch_size"):
         engine.step(exhausting(loss_of(engine, 0, 0)))
@@ -379,7 +413,7 @@ def test_bf16_computes_in_bfloat16_and_steps_in_float32():
     seen = []
     module = Net()
     module.inside.register_forward_hook(lambda _m, _i, output: seen.append(output.dtype))
-    engine = make_engine(module, Recipe(precision="bf16", learning_rate=1e-6), 0, CPU)
+    engine = make_engine(module, Recipe(precision="bf16", learning_rate=1e-6), Resources(), CPU)
     assert isinstance(engine, TorchEngine)
     train(engine, range(1))
     assert seen == [torch.bfloat16]
@@ -402,9 +436,22 @@ def test_bf16_computes_in_bfloat16_and_steps_in_float32():
 def test_memory_plan_of_a_billion_parameters_on_four_gpus(
     stage, precision, parameters, gradients, optimiser
 ):
-    plan = memory_plan(10**9, Recipe(precision=precision, ema_decay=0.9), stage, 4)
-    expected = {"parameters": parameters, "gradients": gradients, "optimiser": optimiser}
-    assert plan == {k: v * 10**9 for k, v in {**expected, "ema": 1 if stage else 4}.items()}
+    recipe = Recipe(precision=precision, ema_decay=0.9)
+    resources = Resources(zero_stage=stage, gpus_per_subject=4)
+    expected = {
+        "parameters": parameters,
+        "frozen": 2 if stage == 3 else 8,
+        "gradients": gradients,
+        "optimiser": optimiser,
+        "ema": 1 if stage else 4,
+    }
+    plan = memory_plan(10**9, 8 * 10**9, recipe, resources)
+    assert plan == {kind: size * 10**9 for kind, size in expected.items()}
+    if stage:
+        offloaded = resources.model_copy(update={"offload": "optimiser"})
+        left = {"gradients": gradients - 1, "optimiser": 0, "ema": 0}
+        plan = memory_plan(10**9, 8 * 10**9, recipe, offloaded)
+        assert plan == {kind: size * 10**9 for kind, size in {**expected, **left}.items()}
 
 
 if __name__ == "__main__":

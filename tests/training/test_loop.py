@@ -11,7 +11,7 @@ import torch
 from dbray import bases
 from dbray.errors import Diverged
 from dbray.method.methods import method_of
-from dbray.spec.sections import Recipe
+from dbray.spec.sections import Recipe, Resources
 from dbray.training.engine import make_engine
 from dbray.training.loop import (
     Latents,
@@ -58,7 +58,7 @@ def make_data(backbone, subject_id="rex", recipe=None, with_prior=True):
 
 
 def make_test_engine(backbone, recipe):
-    return make_engine(network_of(backbone, recipe), recipe, 0, CPU)
+    return make_engine(network_of(backbone, recipe), recipe, Resources(), CPU)
 
 
 def network_of(backbone, recipe=None):
@@ -181,9 +181,9 @@ def test_a_restart_continues_bit_for_bit(backbone, schedule, stop, changes):
 
     engine = make_test_engine(backbone, recipe)
 
-    def on_step(progress):
-        if progress.step == stop:
-            saved.update(state=copy.deepcopy(engine.state()), progress=progress)
+    def on_step(step, progress):
+        if step == stop:
+            saved.update(state=copy.deepcopy(engine.state()), progress=progress())
             raise Killed
 
     data = make_data(backbone)

@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 from dbray import bases
 from dbray.method.methods import method_of
-from dbray.spec.sections import Recipe
+from dbray.spec.sections import Recipe, Resources
 from dbray.training.engine import make_engine
 from dbray.training.loop import (
     Progress,
@@ -83,7 +83,7 @@ class Lane:
         self.data = TrainingData(
             "rex", views, views_of_image, self.condition(prompts), None, self.condition(["a dog"])
         )
-        self.engine = make_engine(network, recipe, zero_stage, CPU, rates)
+        self.engine = make_engine(network, recipe, Resources(zero_stage=zero_stage), CPU, rates)
         self.begin(base)
 
     def begin(self, base):
@@ -173,9 +173,9 @@ def test_a_restart_continues_bit_for_bit(base, method):
     recipe = recipe_of(steps=6, ema_decay=0.9, warmup_steps=2, **METHODS[method])
     lane, saved = Lane(base, recipe), {}
 
-    def on_step(progress):
-        if progress.step == 3:
-            saved.update(state=lane.engine.state(), progress=progress)
+    def on_step(step, progress):
+        if step == 3:
+            saved.update(state=lane.engine.state(), progress=progress())
 
     curve = lane.train(lane.teach(), on_step=on_step)
     whole = lane.engine.weights()

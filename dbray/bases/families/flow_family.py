@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from dbray.bases.families.family import Family, Tensors
+from dbray.bases.families.family import KEPT_PER_BLOCK, Family, Tensors
 from dbray.bases.families.packing import PATCH
 from dbray.errors import BaseError
 
@@ -38,6 +38,8 @@ class FlowFamily(Family):
     density: ClassVar[Density] = "uniform"
     weighting: ClassVar[Weighting] = "none"
     """How they were trained; see `dbray.bases.flow`."""
+    text_length = 512
+    """Tokens of the text that the transformer reads."""
     channels_per_latent = PATCH**2
     """Input channels of the transformer for each channel of the latents."""
 
@@ -94,6 +96,24 @@ class FlowFamily(Family):
         if recipe.resolution is not None and recipe.resolution % step:
             what = f"resolution {recipe.resolution} is not a multiple of {step}"
             yield what, f"set resolution to {max(step, recipe.resolution // step * step)}"
+
+    def kept_values(self, layout: Layout, recipe: Recipe) -> int:
+        """See Family. All blocks are as wide, and read the tokens of image and text."""
+        config = layout.config(self.denoiser)
+        side = (recipe.resolution or self.resolution(layout)) // self.factor(layout.config("vae"))
+        each = (side**2 // PATCH**2 + self.text_length) * self.width(config)
+        blocks = self.num_blocks(config)
+        if recipe.gradient_checkpointing:  # the input of each, and one block that is computed again
+            return each * (blocks + KEPT_PER_BLOCK)
+        return each * blocks * KEPT_PER_BLOCK
+
+    def width(self, config: Mapping[str, Any]) -> int:
+        """Channels of the transformer, by its configuration."""
+        return config["num_attention_heads"] * config["attention_head_dim"]
+
+    def num_blocks(self, config: Mapping[str, Any]) -> int:
+        """Blocks of the transformer, by its configuration."""
+        return config["num_layers"] + (config.get("num_single_layers") or 0)
 
     def schedule(self, config: Mapping[str, Any]) -> Schedule:
         """Over the table of the base's scheduler, as the family was trained."""

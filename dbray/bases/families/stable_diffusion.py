@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dbray.bases import clip_layout
-from dbray.bases.families.family import Family, Tensors, recipes
+from dbray.bases.families.family import KEPT_PER_BLOCK, Family, Tensors, recipes
 from dbray.errors import BaseError
 from dbray.spec.flow import Flow
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from dbray.spec.sections import Recipe, Sampler
 
 PREDICTIONS = ("epsilon", "v_prediction")
+_PER_RESIDUAL = 20
+"""As KEPT_PER_BLOCK, of a residual block."""
 
 
 class StableDiffusion(Family):
@@ -130,6 +132,20 @@ class StableDiffusion(Family):
         per_block = {"attention": 8, "feed_forward": 2}.get(group)
         return None if per_block is None else per_block * num_blocks(config)
 
+    def kept_values(self, layout: Layout, recipe: Recipe) -> int:
+        """See Family. Each level halves the sides of the one before."""
+        config = layout.config(self.denoiser)
+        side = (recipe.resolution or self.resolution(layout)) // _factor(layout.config("vae"))
+        inputs = inside = 0
+        for (residual, transformers), channels in zip(
+            _blocks(config), config["block_out_channels"], strict=True
+        ):
+            each = channels * side**2
+            inputs += each * (residual + transformers)
+            inside += each * (_PER_RESIDUAL * residual + KEPT_PER_BLOCK * transformers)
+            side //= 2
+        return inputs if recipe.gradient_checkpointing else inside
+
     def schedule(self, config: Mapping[str, Any]) -> Schedule:
         """Use the base's own betas and prediction type."""
         from dbray.bases.schedule import NoiseSchedule
@@ -180,15 +196,27 @@ def token_ids(tokenizer: Any, prompts: Sequence[str]) -> Tensor:
 
 def num_blocks(config: Mapping[str, Any]) -> int:
     """Count the transformer blocks of a UNet2DConditionModel from its configuration."""
+    return sum(transformers for _, transformers in _blocks(config))
+
+
+def _blocks(config: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """Count residual and transformer blocks of each level of a UNet, the finest first."""
     down, up = config["down_block_types"], config["up_block_types"]
     layers = _each(config.get("layers_per_block", 2), down)
     depths = _each(config.get("transformer_layers_per_block", 1), down)
-    total = depths[-1] if config.get("mid_block_type", "UNetMidBlock2DCrossAttn") else 0
-    for kind, num, depth in zip(down, layers, depths, strict=True):
-        total += num * depth if "CrossAttn" in kind else 0
-    for kind, num, depth in zip(up, reversed(layers), reversed(depths), strict=True):
-        total += (num + 1) * depth if "CrossAttn" in kind else 0
-    return total
+    found = []
+    for down_kind, up_kind, num, depth in zip(down, reversed(up), layers, depths, strict=True):
+        attending = num * ("CrossAttn" in down_kind) + (num + 1) * ("CrossAttn" in up_kind)
+        found.append((2 * num + 1, attending * depth))
+    if config.get("mid_block_type", "UNetMidBlock2DCrossAttn"):
+        residual, transformers = found[-1]
+        found[-1] = residual + 2, transformers + depths[-1]
+    return found
+
+
+def _factor(vae: Mapping[str, Any]) -> int:
+    """Pixels per latent along a side."""
+    return 2 ** (len(vae["block_out_channels"]) - 1)
 
 
 def _each(value: int | Sequence[int], blocks: Sequence[str]) -> list[int]:

@@ -48,6 +48,7 @@ class StableDiffusion3(FlowFamily):
     channels_per_latent = 1
     density = "logit_normal"
     weighting = "image"
+    text_length = _T5_LENGTH + 77
     targets = {  # noqa: RUF012 - as above
         "attention": (
             "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0",

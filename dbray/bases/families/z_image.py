@@ -47,6 +47,14 @@ class ZImage(FlowFamily):
 
     few_steps = {"steps": 8, "guidance": 1.0}  # noqa: RUF012 - nobody changes it
 
+    def width(self, config: Mapping[str, Any]) -> int:
+        """See FlowFamily."""
+        return config["dim"]
+
+    def num_blocks(self, config: Mapping[str, Any]) -> int:
+        """See FlowFamily. Refiners read either the text or the noise."""
+        return config["n_layers"] + config["n_refiner_layers"]
+
     def num_targets(self, config: Mapping[str, Any], group: str) -> int | None:
         """The text and the noise have refiners besides the common blocks."""
         blocks = config["n_layers"] + 2 * config["n_refiner_layers"]
