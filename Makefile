@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Two files of tests at a time: much of a test is waiting for processes to start.
 AT_ONCE := -n 2 --dist loadfile
 
-.PHONY: help venv demo test test-slow check format bench clean
+.PHONY: help venv demo test test-slow test-gpu check format bench clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ test: venv ## run the tests
 
 test-slow: venv ## run the tests over 30 s too (deployment of serve/production.yaml)
 	$(BIN)/pytest $(AT_ONCE) --slow
+
+test-gpu: venv ## run the tests that need a GPU
+	$(BIN)/pytest -m gpu tests/gpu
 
 check: venv ## format, lint, types and floors
 	$(BIN)/ruff format --check .
