@@ -195,6 +195,12 @@ def resolve(name: str, revision: str | None = None, needs_weights: bool = True) 
         raise BaseError(f"base {name!r}: {exc}; check the path and the access rights") from exc
 
 
+def family_of_name(name: str, revision: str | None = None) -> Family:
+    """Return the family of a base, from its index alone. Raises BaseError."""
+    folder, _ = _find_folder(name, revision)
+    return Layout(folder).family
+
+
 def find_on_this_node(base: Base) -> Base:
     """Find a base on this node that was resolved on another node.
 

@@ -19,6 +19,7 @@ import pytest
 from kit.server import Server
 from kit.serving import add_previews, publish
 
+from dbray.bases.families.stable_diffusion import StableDiffusion
 from dbray.serving.http.access.places import Bodies, Places
 from dbray.serving.messages import Refusal
 from dbray.subjects.images import decode_png
@@ -398,6 +399,8 @@ def test_the_schema_describes_the_requests(server):
     fields = schema["components"]["schemas"]["GenerationRequest"]["properties"]
     assert fields["num_inference_steps"]["anyOf"][0]["maximum"] == 150
     assert {"type": "null"} in fields["size"]["anyOf"]
+    # The base is a Stable Diffusion, so "euler" is not offered.
+    assert fields["scheduler"]["anyOf"][0]["enum"] == list(StableDiffusion.samplers)
     assert "/v1/models/{model}:warm" in schema["paths"]
 
 

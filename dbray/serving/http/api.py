@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -14,12 +14,15 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 import dbray
-from dbray.errors import StoreError
+from dbray import bases
+from dbray.errors import BaseError, StoreError
 from dbray.serving.http import replies, wire
 from dbray.serving.http.predictions import Predictions
 from dbray.serving.http.routes import Routes
 from dbray.serving.http.service import Service
 from dbray.serving.messages import BROKEN, NOTHING_HERE, STORAGE_DOWN, Refusal, Refused
+from dbray.spec.paths import MINIATURE
+from dbray.spec.sections import Sampler
 
 _log = logging.getLogger(__name__)
 
@@ -140,9 +143,20 @@ def _schema(api: FastAPI, service: Service) -> dict[str, Any]:
         schemas.pop(name, None)
     request = wire.GenerationRequest.model_json_schema()
     request["properties"]["num_inference_steps"]["anyOf"][0]["maximum"] = service.options.max_steps
+    request["properties"]["scheduler"]["anyOf"][0]["enum"] = _samplers(service)
     schemas["GenerationRequest"] = request
     schema["components"]["securitySchemes"] = _KEY
     return schema
+
+
+def _samplers(service: Service) -> list[str]:
+    """The samplers of the served base; those of all families if it cannot be read here."""
+    options = service.options
+    try:
+        family = bases.family_of_name(options.base or MINIATURE, options.base_revision)
+    except BaseError:
+        return list(get_args(Sampler))
+    return list(family.samplers)
 
 
 async def _refused(_: Request, exc: Exception) -> Response:
