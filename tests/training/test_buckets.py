@@ -11,7 +11,7 @@ from kit.training import CPU
 from dbray import bases
 from dbray.method.methods import method_of
 from dbray.planning.checks import check_job
-from dbray.spec.sections import Recipe
+from dbray.spec.sections import Recipe, Resources
 from dbray.training import losses
 from dbray.training.engine import make_engine
 from dbray.training.loop import (
@@ -84,7 +84,7 @@ def test_views_keep_their_sizes_and_the_loss_counts_every_row(tmp_path):
     shapes = [tuple(mean.shape[1:]) for mean in data.views.mean_VCHW]
     assert shapes == [(height // 4, width // 4) for height, width in SIZES]
     network = method_of(RECIPE.method).network(backbone, RECIPE)
-    engine = make_engine(network, RECIPE, 0, CPU)
+    engine = make_engine(network, RECIPE, Resources(), CPU)
     first, second = finetune(engine, backbone.schedule, data, RECIPE)
     assert (first.step, second.step) == (1, 2)
     assert first.loss == pytest.approx(first.instance_loss + first.prior_loss)
