@@ -14,9 +14,9 @@ from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
+from kit.processes import started
 from kit.records import files_of
 from kit.worlds import load_job, write_job, write_photos
 
@@ -307,10 +307,9 @@ class Saboteur(Poisoner):
     def progress(self, phase, done, total, detail=""):
         super().progress(phase, done, total, detail)
         if phase == "training" and detail and not self.killed:
-            for child in psutil.Process().children(recursive=True):
-                if "RayTrainWorker" in " ".join(child.cmdline()):
-                    os.kill(child.pid, signal.SIGKILL)
-                    self.killed += 1
+            for child in started("RayTrainWorker"):
+                child.kill()
+                self.killed += 1
 
 
 class Vanisher(Listener):
@@ -358,11 +357,7 @@ class Assassin(Silence):
     """Kills the process of the queue."""
 
     def progress(self, phase, done, total, detail=""):
-        [queue] = [
-            child
-            for child in psutil.Process().children(recursive=True)
-            if "LeaseQueue" in " ".join(child.cmdline())
-        ]
+        [queue] = started("LeaseQueue")
         queue.kill()
         queue.wait()
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import signal
-
-import psutil
 import pytest
+from kit.processes import started
 from kit.records import files_of
 from kit.worlds import load_job
 
@@ -29,10 +26,9 @@ class Killer(Silence):
 
     def progress(self, phase, done, total, detail=""):
         if phase == "training" and detail and not self.killed:
-            for child in psutil.Process().children(recursive=True):
-                if "RayTrainWorker" in " ".join(child.cmdline()):
-                    os.kill(child.pid, signal.SIGKILL)
-                    self.killed += 1
+            for child in started("RayTrainWorker"):
+                child.kill()
+                self.killed += 1
 
 
 @pytest.fixture(scope="module")

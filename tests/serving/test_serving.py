@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import openai
-import psutil
 import pytest
+from kit.processes import started
 
 from dbray.subjects.images import decode_png
 
@@ -202,16 +202,11 @@ def test_metrics_have_no_label_per_subject(client):
     assert "rex" not in text
 
 
-def ingress() -> psutil.Process:
-    found = [p for p in psutil.process_iter(["cmdline"]) if "dbray:Ingress" in str(p.info)]
-    return next(p for p in found if psutil.Process() in p.parents())
-
-
 def test_a_request_whose_ingress_dies_gets_our_error_body(site, client):
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(post, client, "rex", n=10, num_inference_steps=400)
         wait_for(lambda: any(figures["queued_images"] for figures in site.figures()))
-        ingress().kill()
+        started("dbray:Ingress")[0].kill()
         answer = asked.result()
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "replica_lost")
     assert answer.headers["x-request-id"]

@@ -175,6 +175,8 @@ def test_weights_are_those_of_plain_torch_on_one_rank(
     found = files_of(bases_folder, world_size, label(name, stage, offload))
     assert found.keys() == expected.keys()
     for key, tensor in expected.items():
+        if key.endswith("k_proj.bias"):  # no gradient: softmax ignores what all keys share
+            continue
         # A gradient that is nearly 0 may turn round, and Adam's steps are as long as the rate
         # whatever the gradient is: so the mean is compared.
         steps = 4 * RECIPES[name][1].learning_rate
