@@ -10,6 +10,7 @@ process that inherits the environment is started.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import MutableMapping
 from pathlib import Path
 
@@ -39,6 +40,16 @@ def num_cores(limit: Path = _CGROUP_LIMIT) -> int:
     except (OSError, ValueError):  # no container, or "max"
         return cores or 1
     return max(1, min(cores or 1, int(allowed)))
+
+
+def stay_on_loopback(environment: MutableMapping[str, str]) -> None:
+    """Make a local Ray listen on loopback; without effect once Ray is imported.
+
+    This is Ray's setting for systems whose firewalls ask about every port. Otherwise its ports and
+    exporters of metrics listen on all interfaces.
+    """
+    if "ray" not in sys.modules:
+        environment.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 
 def worker_environment() -> dict[str, str]:

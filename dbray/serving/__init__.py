@@ -9,7 +9,10 @@ package loads neither torch nor Ray.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
+
+from dbray.processes import stay_on_loopback
 
 if TYPE_CHECKING:
     from ray import serve
@@ -27,6 +30,7 @@ def build(args: dict[str, Any]) -> serve.Application:
 
 def launch(*args: Any, **options: Any) -> None:
     """Serve on one machine until stopped; see `dbray.serving.local.launch`."""
+    stay_on_loopback(os.environ)
     from dbray.serving.local import launch as launch_here
 
     launch_here(*args, **options)

@@ -115,8 +115,6 @@ def start(options: ServeOptions, port: int, host: str = "127.0.0.1") -> None:
             num_cpus=max(8, options.num_replicas * options.threads + 1),
             logging_level=logging.WARNING,
             log_to_driver=False,
-            # The address on which Ray's own ports and exporters of metrics listen.
-            _node_ip_address="127.0.0.1",
         )
     serve.start(http_options={"host": host, "port": port})
     serve.run(application(options), name=APP, route_prefix="/")

@@ -164,6 +164,16 @@ def test_losses_are_those_of_plain_torch_on_one_rank(findings, world_size, name,
         assert curve == pytest.approx(expected, rel=LOSS_TOLERANCE)
 
 
+UNREAD = (
+    "+text_encoder.safetensors/encoder.layers.2.",
+    "+text_encoder.safetensors/final_layer_norm.",
+)
+"""XL reads the last but one layer: what follows has no gradient, and ZeRO decays it all the same.
+
+Neither has the bias of keys a gradient: softmax ignores what all keys share.
+"""
+
+
 @ranks
 @pytest.mark.parametrize(("name", "stage", "offload"), CASES)
 def test_weights_are_those_of_plain_torch_on_one_rank(
@@ -175,7 +185,7 @@ def test_weights_are_those_of_plain_torch_on_one_rank(
     found = files_of(bases_folder, world_size, label(name, stage, offload))
     assert found.keys() == expected.keys()
     for key, tensor in expected.items():
-        if key.endswith("k_proj.bias"):  # no gradient: softmax ignores what all keys share
+        if key.endswith("k_proj.bias") or key.startswith(UNREAD):
             continue
         # A gradient that is nearly 0 may turn round, and Adam's steps are as long as the rate
         # whatever the gradient is: so the mean is compared.
