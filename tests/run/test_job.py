@@ -482,6 +482,7 @@ def test_a_full_disk_is_reported_and_published_models_stay(
         assert files_of(job, name)
 
 
+@pytest.mark.slow
 def test_two_workers_with_zero_train_one_subject_together(
     finished, ray_session, tiny_base, tmp_path
 ):

@@ -64,6 +64,7 @@ def test_what_is_known_is_not_measured_again(job, ray_session):
     assert known.words.items() <= more.words.items()
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_the_figure_is_published_with_the_model(job, ray_session):
     assert run_job(job).exit_code == 0
