@@ -26,7 +26,7 @@ demo: venv ## run the main job on the miniature, and print the path of its repor
 test: venv ## run the tests
 	$(BIN)/pytest $(AT_ONCE)
 
-test-slow: venv ## run the tests over 30 s too (deployment of serve/production.yaml)
+test-slow: venv ## run the tests, with those marked slow
 	$(BIN)/pytest $(AT_ONCE) --slow
 
 test-gpu: venv ## run the tests that need a GPU

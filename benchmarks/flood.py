@@ -1,10 +1,11 @@
-"""Do unfinished bodies slow down other tenants? 600 unfinished POSTs of one key, held open.
+"""Do unfinished bodies slow down other tenants? 600 connections of one key that never finish.
 
     python benchmarks/flood.py [--base miniature] [--connections 600] [--requests 150] [--keep]
 
 A real server with two keys. One tenant requests images and /healthz, first alone, then while
-the other holds connections that announce a body and send its first byte. The server ends each after
-`body_seconds`, and each is opened again at once. Measure on an otherwise idle machine.
+the other keeps connections that announce a body and send its first byte. The server holds 512 of a
+tenant, ends the oldest for a new one, and each is opened again at once. Measure on an otherwise
+idle machine.
 """
 
 from __future__ import annotations
@@ -13,8 +14,6 @@ import argparse
 import asyncio
 import contextlib
 import json
-import os
-import tempfile
 import threading
 import time
 from collections import Counter
@@ -23,16 +22,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import ray
-import torch
 from measure import finish, print_table
-from ray import serve  # noqa: TID251 - the server is ended
-from serving import Site, quantile
+from serving import Site, opened, quantile
 
 from dbray.serving.http.access.tenants import new_key
 
 NUM_MODELS = 4
 STEPS = 10
+_PAUSE_SECONDS = 0.05
 
 
 class Flood:
@@ -44,7 +41,7 @@ class Flood:
             "POST /v1/images/generations HTTP/1.1\r\nhost: 127.0.0.1\r\n"
             f"authorization: Bearer {key}\r\ncontent-length: 1000\r\n\r\n{{"
         ).encode()
-        self.num_open = 0
+        self.num_open = self.num_opened = 0
         self.ends: Counter[str] = Counter()
         """How the server ended them, by status."""
 
@@ -56,7 +53,7 @@ class Flood:
         self._over = asyncio.Event()
         thread.start()
         try:
-            while self.num_open < self._count:
+            while self.num_opened < self._count:
                 time.sleep(0.05)
             yield
         finally:
@@ -72,9 +69,15 @@ class Flood:
 
     async def _hold(self) -> None:
         while True:
-            reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
+            try:
+                reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
+            except OSError:
+                self.ends["refused"] += 1
+                await asyncio.sleep(_PAUSE_SECONDS)
+                continue
             writer.write(self._head)
             self.num_open += 1
+            self.num_opened += 1
             try:
                 line = (await reader.readline()).decode().split()
                 self.ends[line[1] if len(line) > 1 else "closed"] += 1
@@ -140,13 +143,8 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=150)
     parser.add_argument("--keep", action="store_true", help="keep the figures in results/")
     args = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = "1"
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
-        site = Site(args.base, Path(folder))
-        facts = {"base": args.base} | flood(site, Path(folder), args)
-        serve.shutdown()
-        ray.shutdown()
+    with opened(args.base) as (site, folder):
+        facts = {"base": args.base} | flood(site, folder, args)
     print_table(facts)
     finish("flood", facts, args.keep)
 

@@ -10,19 +10,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
-import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
-import ray
-import torch
 from measure import finish, print_table
-from ray import serve  # noqa: TID251 - the server is ended
-from serving import Site
+from serving import Site, opened
 
 _PROXY = "ray::ProxyActor"
 _DEADLINE_SECONDS = 120.0
@@ -68,14 +62,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--keep", action="store_true", help="keep the figures in results/")
     args = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = "1"
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
-        site = Site(args.base, Path(folder))
+    with opened(args.base) as (site, _):
         site.publish("one", 1)
         facts = kill_proxies(site, args.rounds)
-        serve.shutdown()
-        ray.shutdown()
     print_table(facts)
     finish("proxy", facts, args.keep)
 

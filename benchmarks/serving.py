@@ -423,6 +423,19 @@ def malformed(site: Site, folder: Path) -> dict[str, Any]:
     return {"cases": len(cases), "wrong": wrong, "log_files": len(texts), "leaks": leaks}
 
 
+@contextlib.contextmanager
+def opened(base: str) -> Iterator[tuple[Site, Path]]:
+    """Make a site in a folder of its own; end its Ray afterwards."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            yield Site(base, Path(folder)), Path(folder)
+        finally:
+            serve.shutdown()
+            ray.shutdown()
+
+
 QUESTIONS = {"cold": cold, "flood": flood, "kill": kill, "retrain": retrain, "batch": batch,
              "malformed": malformed, "zipf": zipf}  # fmt: skip
 
@@ -434,20 +447,15 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(QUESTIONS), help="comma-separated questions")
     parser.add_argument("--keep", action="store_true", help="keep the figures in results/")
     args = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = "1"
-    torch.set_num_threads(1)
     facts: dict[str, Any] = {"base": args.base, "models": "perturbed copies of the base"}
-    with tempfile.TemporaryDirectory() as folder:
-        site = Site(args.base, Path(folder))
+    with opened(args.base) as (site, folder):
         facts["weights_bytes"] = site.weights_bytes
         for name in args.only.split(","):
             extra = {"num_requests": args.requests} if name == "zipf" else {}
             started = time.perf_counter()
-            answer = QUESTIONS[name](site, Path(folder), **extra)
+            answer = QUESTIONS[name](site, folder, **extra)
             facts[name] = answer | {"took_s": time.perf_counter() - started}
             print_table({f"{name}: {key}": value for key, value in facts[name].items()})
-        serve.shutdown()
-        ray.shutdown()
     finish("serving", facts, args.keep)
 
 

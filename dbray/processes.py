@@ -1,10 +1,10 @@
-"""How the processes of dbray share a machine's cores.
+"""Environment variables of dbray's processes: threads, waiting, and where a local Ray listens.
 
 OpenMP's threads spin while they wait for each other. Under other load this multiplies the time of
 small models: two spinning threads took nine times as long as one. Passive waiting costs almost
 nothing. torch starts a thread for each core that it sees, also in a container that is limited to
-a few. Values that the user has set are kept. Call this before torch is imported, or before the
-process that inherits the environment is started.
+a few. Values that the user has set are kept. Set them before torch or Ray is imported, or before
+the process that inherits the environment is started.
 """
 
 from __future__ import annotations
@@ -53,5 +53,5 @@ def stay_on_loopback(environment: MutableMapping[str, str]) -> None:
 
 
 def worker_environment() -> dict[str, str]:
-    """Return the same setting for workers of a cluster that another process started."""
+    """Return the wait policy, for workers of a cluster that another process started."""
     return {_WAIT_POLICY: os.environ.get(_WAIT_POLICY, "PASSIVE")}

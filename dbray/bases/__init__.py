@@ -11,7 +11,7 @@ import hashlib
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,9 +20,9 @@ from dbray.bases.defaults import Section
 from dbray.bases.families.family import Family
 from dbray.bases.layout import DEFAULTS_FILE, INDEX_FILE, SUFFIXES, Layout, read_defaults
 from dbray.errors import BaseError
-from dbray.spec.canon import is_commit
-from dbray.spec.paths import MINIATURE, anchor, is_folder
+from dbray.spec.paths import MINIATURE, is_folder
 from dbray.spec.sections import Precision
+from dbray.storage import hub
 
 if TYPE_CHECKING:
     import numpy as np
@@ -197,7 +197,7 @@ def resolve(name: str, revision: str | None = None, needs_weights: bool = True) 
 
 def family_of_name(name: str, revision: str | None = None) -> Family:
     """Return the family of a base, from its index alone. Raises BaseError."""
-    folder, _ = _find_folder(name, revision)
+    folder, _ = _find_folder(name, revision, whole=False)
     return Layout(folder).family
 
 
@@ -246,60 +246,37 @@ def load_tokenizer(base: Base, name: str | None = None) -> Any:
         raise BaseError(f"base {base.name!r}: {folder} cannot be loaded: {exc}") from exc
 
 
-def _find_folder(name: str, revision: str | None) -> tuple[Path, str | None]:
-    """Find the folder of a base and, if it is from the hub, its commit."""
+def _find_folder(name: str, revision: str | None, *, whole: bool = True) -> tuple[Path, str | None]:
+    """Find the folder of a base and, if it is from the hub, its commit.
+
+    Of a base from the hub that is not here yet, only the index comes unless it is wanted `whole`.
+    """
     if name == MINIATURE:
         return MINIATURE_FOLDER, None
-    folder = Path(anchor(name, Path.cwd()))
-    if is_folder(folder):
-        return folder, None
-    if Path(name).is_absolute() or name.count("/") != 1:
-        raise BaseError("it does not exist; give 'miniature', a diffusers folder, or a hub id such "
-                        "as 'owner/name'")  # fmt: skip
-    if revision is None or not is_commit(revision):
-        raise BaseError("there is no such folder. If it is a hub id, set base_revision to its "
-                        "commit (40 hex digits), so that results repeat and the weights cannot be "
-                        "exchanged")  # fmt: skip
-    return _download(name, revision), revision
-
-
-def _download(name: str, revision: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
+    return hub.find_folder(
+        name,
+        revision,
+        lambda commit: _download(name, commit, whole),
+        known="'miniature', a diffusers folder, or a hub id such as 'owner/name'",
+        pin="set base_revision to its commit",
     )
 
-    def fetch(patterns: Sequence[str]) -> Path:
-        ignored = ["*.fp16.*", "*non_ema*"]
-        return Path(snapshot_download(name, revision=revision, allow_patterns=[*patterns],
-                                      ignore_patterns=ignored))  # fmt: skip
 
+def _download(name: str, revision: str, whole: bool) -> Path:
     top = [INDEX_FILE, DEFAULTS_FILE]
-    try:
-        family = Layout(fetch(top)).family
-        parts = [f"{part}/*{suffix}" for part in family.folders for suffix in SUFFIXES]
-        return fetch([*top, *parts])
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as exc:
-        raise BaseError(f"{revision} cannot be downloaded from the hub: {exc}; check the id, the "
-                        "commit and the network") from exc  # fmt: skip
+    folder = hub.download(name, revision, top)
+    if not whole:
+        return folder
+    family = Layout(folder).family
+    parts = [f"{part}/*{suffix}" for part in family.folders for suffix in SUFFIXES]
+    return hub.download(name, revision, [*top, *parts], ["*.fp16.*", "*non_ema*"])
 
 
 def _digest(layout: Layout) -> str:
     """Return the hex SHA-256 of the weights and configurations of every part, by sorted name."""
     total = hashlib.sha256()
     for file in layout.files():
-        state = file.stat()
-        content = _digest_file(file, state.st_size, state.st_mtime_ns)
-        total.update(f"{file.parent.name}/{file.name} {content}\n".encode())
+        total.update(f"{file.parent.name}/{file.name} {hub.digest_once(file)}\n".encode())
     for key in layout.family.index_keys:
         total.update(f"{INDEX_FILE} {key} {layout.index.get(key)!r}\n".encode())
     return total.hexdigest()
-
-
-@lru_cache(maxsize=4096)
-def _digest_file(file: Path, _size_bytes: int, _changed_ns: int) -> str:
-    """Hash a file once per process while its size and modification time stay the same."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

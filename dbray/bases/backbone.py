@@ -114,13 +114,13 @@ class LoadedBackbone:
         """Encode uint8 images to mean and standard deviation of their scaled latents, on CPU."""
         means, deviations = [], []
         at_once = _at_once(*images_NHWC.shape[1:3])
-        for start in range(0, len(images_NHWC), at_once):
-            pixels = torch.from_numpy(images_NHWC[start : start + at_once])
-            pixels_NCHW = pixels.to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
-            with self._at_work("vae"):
+        with self._at_work("vae"):
+            for start in range(0, len(images_NHWC), at_once):
+                pixels = torch.from_numpy(images_NHWC[start : start + at_once])
+                pixels_NCHW = pixels.to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
                 mean, deviation = self._family.encode(self.models, pixels_NCHW)
-            means.append(mean.cpu())
-            deviations.append(deviation.cpu())
+                means.append(mean.cpu())
+                deviations.append(deviation.cpu())
         return torch.cat(means), torch.cat(deviations)
 
     def tokenize(self, prompts: Sequence[str]) -> Condition:
@@ -157,11 +157,11 @@ class LoadedBackbone:
         images = []
         factor = self.resolution // self.latent_shape()[1]
         height, width = (factor * side for side in latents_NCHW.shape[2:])
-        for latents in latents_NCHW.split(_at_once(height, width)):
-            with self._at_work("vae"):
+        with self._at_work("vae"):
+            for latents in latents_NCHW.split(_at_once(height, width)):
                 decoded = self._family.decode(self.models, latents.to(self.device))
-            pixels = (decoded.float() / 2 + 0.5).clamp(0, 1) * 255
-            images.append(pixels.round().byte().permute(0, 2, 3, 1).cpu().numpy())
+                pixels = (decoded.float() / 2 + 0.5).clamp(0, 1) * 255
+                images.append(pixels.round().byte().permute(0, 2, 3, 1).cpu().numpy())
         return np.concatenate(images)
 
     def scheduler(self, name: Sampler, steps: int, size: tuple[int, int] | None = None) -> Any:

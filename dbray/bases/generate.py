@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dbray.bases import Backbone
 from dbray.bases.condition import Condition
-from dbray.spec.sections import Sampler
+from dbray.spec.sections import Previews, Prior, Sampler
 
 OnStep = Callable[[int, Tensor], None]
 
@@ -32,6 +32,11 @@ class Sampling:
     steps: int = 50
     guidance: float = 7.5
     negative_prompt: str = ""
+
+    @classmethod
+    def of(cls, section: Prior | Previews, negative_prompt: str = "") -> Sampling:
+        """Return what a section of a job says."""
+        return cls(section.sampler, section.steps, section.guidance, negative_prompt)
 
 
 def batch_size(backbone: Backbone) -> int:

@@ -1,4 +1,4 @@
-"""Where a model's weights are: on a device for as long as they are used, in CPU memory else."""
+"""Where a model's weights are: on a device while they are used, otherwise in CPU memory."""
 
 from __future__ import annotations
 

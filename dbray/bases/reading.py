@@ -5,7 +5,7 @@ A base with several text encoders reads as much as the one with the longest text
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,11 @@ class Reader:
     def of(cls, base: Base) -> Reader:
         """Load the tokenizer of a base. Raises BaseError."""
         return cls(base.family, load_tokenizer(base, base.family.reader))
+
+    def cut_fields(self, texts: Mapping[str, str]) -> dict[str, int]:
+        """Return the names of texts that are not read to their end, as `cut` does the texts."""
+        cut = self.cut(texts.values())
+        return {name: cut[text] for name, text in texts.items() if text in cut}
 
     def cut(self, prompts: Iterable[str]) -> dict[str, int]:
         """Return the prompts that are not read to their end, with the number of characters read."""

@@ -8,7 +8,7 @@ defines what is written: see `Weights`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 from typing import Protocol
@@ -22,6 +22,14 @@ Layout = Mapping[str, torch.Size]
 
 Changes = Mapping[str, frozenset[str] | None]
 """Names of the tensors that are written, by part; None: the whole part."""
+
+
+def changes_of(names: Iterable[tuple[str, str]]) -> Changes:
+    """Return the changes of single tensors, given by part and name."""
+    found: dict[str, set[str]] = {}
+    for part, name in names:
+        found.setdefault(part, set()).add(name)
+    return {part: frozenset(of_part) for part, of_part in found.items()}
 
 
 class Weights(Protocol):

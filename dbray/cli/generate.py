@@ -20,7 +20,7 @@ from dbray.errors import Problem, SpecError
 from dbray.planning.long_prompts import Prompt, check_prompts
 from dbray.spec.canon import UNTOUCHED
 from dbray.spec.problems import problems_of
-from dbray.spec.prompts import check_template, fill_prompt
+from dbray.spec.prompts import NO_NOUN, check_template, fill_prompt
 from dbray.spec.sections import Previews
 
 if TYPE_CHECKING:
@@ -74,8 +74,9 @@ def _filled(prompt: str, record: ModelRecord | None) -> str:
     if record is None:
         return prompt
     filled = fill_prompt(prompt, record.class_noun, record.identifier)
-    if record.class_noun not in filled:
-        print(f'note: the prompt does not contain "{record.class_noun}"; write {{subject}} where '
+    name = record.identifier if record.class_noun == NO_NOUN else record.class_noun
+    if name not in filled:
+        print(f'note: the prompt does not contain "{name}"; write {{subject}} where '
               "the subject should be", file=sys.stderr)  # fmt: skip
     return filled
 
@@ -148,5 +149,4 @@ def _sampling(chosen: dict[str, Any], negative: str, backbone: Backbone) -> Samp
     """Combine the given flags with the recommendations of the base's makers."""
     from dbray.bases.generate import Sampling
 
-    wanted = backbone.base.fill(Previews.model_validate(chosen))
-    return Sampling(wanted.sampler, wanted.steps, wanted.guidance, negative)
+    return Sampling.of(backbone.base.fill(Previews.model_validate(chosen)), negative)

@@ -7,7 +7,6 @@ Its record says where it came from instead of how it was trained. Which formats 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from safetensors.torch import load, save
 from dbray.bases import Base
 from dbray.errors import RegistryError
 from dbray.export.reading import read_adapter
-from dbray.method.factors import Adapters, to_published
+from dbray.method.factors import Adapters, metadata_of, to_published
 from dbray.method.lora import FILE
 from dbray.records.models import REVISION_LENGTH, ModelRecord
 from dbray.spec.canon import digest_json, utc_now
@@ -56,7 +55,7 @@ def import_lora(file: Path, base: Base, naming: Naming) -> Imported:
     """
     data = _read(file)
     try:
-        tensors, about = load(data), _metadata(data)
+        tensors, about = load(data), metadata_of(data)
     except (SafetensorError, ValueError, KeyError) as exc:
         raise RegistryError(f"{file} is not a safetensors file: {exc}") from exc
     if bad := [key for key, tensor in tensors.items() if not tensor.isfinite().all()]:
@@ -91,11 +90,6 @@ def _read(file: Path) -> bytes:
     except OSError as exc:
         raise RegistryError(f"{file} cannot be read: {exc.strerror}; give a LoRA as a safetensors "
                             "file") from exc  # fmt: skip
-
-
-def _metadata(data: bytes) -> dict[str, str]:
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    return header.get("__metadata__", {})
 
 
 def _recipe(adapter: Adapters, is_half: bool) -> Recipe:

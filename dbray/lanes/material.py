@@ -6,6 +6,7 @@ Owns the latents of class images that a lane keeps in memory. All is encoded wit
 from __future__ import annotations
 
 from collections import OrderedDict
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -37,7 +38,8 @@ class Material:
         self._store = Store(job.storage)
         self._method = method_of(job.recipe.method)
         self._priors: OrderedDict[str, Latents] = OrderedDict()
-        self._class_prompts: dict[str, Condition] = {}
+        # As few as the priors: conditions are on the device.
+        self._class_prompt = lru_cache(NUM_WARM_PRIORS)(self._condition_of)
 
     def of(self, planned: PlannedSubject, beat: Beat) -> TrainingData:
         """Read and encode a subject. The backbone holds base weights.
@@ -63,12 +65,9 @@ class Material:
             prior_prompt=self._class_prompt(class_prompt),
         )
 
-    def _class_prompt(self, prompt: str) -> Condition:
+    def _condition_of(self, prompt: str) -> Condition:
         """Condition of a class prompt. A lane has one base, so the prompt alone decides it."""
-        if prompt not in self._class_prompts:
-            found = self._method.condition(self._backbone, self._job.recipe, [prompt])
-            self._class_prompts[prompt] = found
-        return self._class_prompts[prompt]
+        return self._method.condition(self._backbone, self._job.recipe, [prompt])
 
     def _read(self, planned: PlannedSubject) -> list[list[np.ndarray]]:
         """Read the subject's images; return the crops of each."""

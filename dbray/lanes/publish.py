@@ -24,6 +24,7 @@ class Publisher:
     def __init__(self, job: Job, base: Base) -> None:
         self._job, self._base = job, base
         self._registry = Registry(Store(job.storage))
+        self._versions = {name: metadata.version(name) for name in _VERSIONED}
 
     def publish(
         self,
@@ -66,7 +67,7 @@ class Publisher:
             seed=job.recipe.seed,
             image_digests=planned.image_digests,
             captions=subject.captions,
-            versions={name: metadata.version(name) for name in _VERSIONED},
+            versions=self._versions,
             timings={name: round(seconds, 4) for name, seconds in clock.seconds.items()},
             steps=job.recipe.steps,
             loss=tuple((p.step, p.loss, p.instance_loss, p.prior_loss) for p in curve),

@@ -10,7 +10,6 @@ Source: Halko, Martinsson and Tropp 2011 (arXiv 0909.4061), in torch.svd_lowrank
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,10 +20,10 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from dbray.bases import Base
-from dbray.bases.resident import Changes, Layout, Resident, Weights
+from dbray.bases.resident import Changes, Layout, Resident, Weights, changes_of
 from dbray.errors import BaseError, Diverged
 from dbray.method import lora
-from dbray.method.factors import Factors, canonical, to_published
+from dbray.method.factors import Factors, canonical, metadata_of, to_published
 
 FILE = "rest.safetensors"
 ERROR = "relative_error"
@@ -49,6 +48,8 @@ def publish(
     for name, weight in weights.items():
         change = weight.float() - base[name].float()
         changed += float(change.double().square().sum())
+        if not math.isfinite(changed):
+            break  # reported below; the decomposition would raise an error of its own
         if not _takes_factors(network, name, change, rank):
             rest[name] = change.contiguous()
             continue
@@ -88,9 +89,7 @@ def _cut(change: Tensor, rank: int, dtype: torch.dtype) -> Factors:
 
 def about(files: Mapping[str, bytes]) -> dict[str, str]:
     """Return what the record stores about these files."""
-    data = files[FILE]
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    return {ERROR: header["__metadata__"][ERROR]}
+    return {ERROR: metadata_of(files[FILE])[ERROR]}
 
 
 def read(contents: Mapping[str, Tensor], layouts: Mapping[str, Layout]) -> list[Weights]:
@@ -129,10 +128,7 @@ class Differences:
     @property
     def changes(self) -> Changes:
         """The tensors that it has differences for."""
-        names: dict[str, set[str]] = {}
-        for part, name in self.tensors:
-            names.setdefault(part, set()).add(name)
-        return {part: frozenset(found) for part, found in names.items()}
+        return changes_of(self.tensors)
 
     def prepare(self, device: torch.device) -> Differences:
         """Copy to the device, as float32."""

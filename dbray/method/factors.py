@@ -70,6 +70,12 @@ def to_state(
     return state, {own[layer]: f.alpha / f.rank for layer, f in adapter.items()}
 
 
+def metadata_of(data: bytes) -> dict[str, str]:
+    """Return the metadata in the header of a safetensors file; empty if it has none."""
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return header.get("__metadata__", {})
+
+
 def to_published(adapter: Adapters) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Make the tensors and the metadata of a published file."""
     tensors: dict[str, Tensor] = {}

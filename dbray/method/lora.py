@@ -9,7 +9,6 @@ Source: Hu et al. 2021 (arXiv 2106.09685); DoRA: Liu et al. 2024 (arXiv 2402.093
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,10 +20,17 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from dbray.bases import Backbone, Base
-from dbray.bases.resident import Changes, Layout, Resident
+from dbray.bases.resident import Changes, Layout, Resident, changes_of
 from dbray.errors import BaseError, Diverged, RegistryError
 from dbray.method.adapter import Adapter, inject
-from dbray.method.factors import Factors, canonical, collect, from_published, to_published
+from dbray.method.factors import (
+    Factors,
+    canonical,
+    collect,
+    from_published,
+    metadata_of,
+    to_published,
+)
 from dbray.method.low_rank import LowRank
 from dbray.method.with_tokens import WithTokens, trained_parts
 from dbray.spec.methods import Lora as LoraSettings
@@ -130,10 +136,7 @@ class Merged:
     @property
     def changes(self) -> Changes:
         """The weights of the layers that have factors."""
-        names: dict[str, set[str]] = {}
-        for part, name in self.layers:
-            names.setdefault(part, set()).add(name)
-        return {part: frozenset(found) for part, found in names.items()}
+        return changes_of(self.layers)
 
     def prepare(self, device: torch.device) -> Merged:
         """Copy to the device, as float32."""
@@ -166,7 +169,7 @@ def read_file(file: Path) -> dict[str, Factors]:
 
 def _parse(data: bytes) -> dict[str, Factors]:
     try:
-        return from_published(load(data), _metadata(data))
+        return from_published(load(data), metadata_of(data))
     except (SafetensorError, RegistryError, ValueError, KeyError, TypeError) as exc:
         raise BaseError(f"{FILE} cannot be read: {exc!r}") from exc
 
@@ -201,11 +204,6 @@ def _targets(base: Base, part: str, settings: LoraSettings) -> tuple[tuple[str, 
 
 def _is_target(path: str, targets: Iterable[str]) -> bool:
     return any(path == target or path.endswith(f".{target}") for target in targets)
-
-
-def _metadata(content: bytes) -> dict[str, str]:
-    length = int.from_bytes(content[:8], "little")
-    return json.loads(content[8 : 8 + length])["__metadata__"]
 
 
 def _check_fit(layer: str, factors: Factors, shape: torch.Size) -> None:

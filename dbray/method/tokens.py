@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from dbray.bases import Backbone, Base, load_tokenizer
 from dbray.bases.resident import Changes, Layout, Resident
 from dbray.errors import BaseError, Diverged, TrainError
+from dbray.method.factors import metadata_of
 from dbray.spec.sections import Recipe
 from dbray.training.rates import Rate
 
@@ -100,9 +101,9 @@ def begin(network: nn.Module, base: Base, identifier: str) -> dict[str, Tensor]:
     Raises:
         TrainError: the identifier has more tokens than can be learnt.
     """
-    values = {}
-    found = sequences(base, identifier)
-    for path, layer in layers(network).items():
+    values, learnt = {}, layers(network)
+    found = sequences(base, identifier) if learnt else {}
+    for path, layer in learnt.items():
         ids = list(dict.fromkeys(found[path.partition(".")[0]]))
         if len(ids) > MAX_TOKENS:
             raise TrainError(f"the identifier {identifier!r} has {len(ids)} tokens; at most "
@@ -202,8 +203,7 @@ def read_file(file: Path) -> dict[str, tuple[tuple[int, ...], Tensor]]:
 def _parse(data: bytes) -> dict[str, tuple[tuple[int, ...], Tensor]]:
     try:
         tensors = load(data)
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        ids = json.loads(header["__metadata__"][_IDS])
+        ids = json.loads(metadata_of(data)[_IDS])
         return {part: (tuple(map(int, ids[part])), tensor) for part, tensor in tensors.items()}
     except (SafetensorError, ValueError, KeyError, TypeError) as exc:
         raise BaseError(f"{FILE} cannot be read: {exc!r}") from exc

@@ -42,7 +42,7 @@ def train_autoencoder(run: Run) -> None:
         return
     torch.manual_seed(run.seed)
     model = networks.build_autoencoder().to(run.device)
-    trainer = _trainer(run, "vae", list(model.parameters()), peak=2e-3)
+    trainer = Trainer.begin(run, "vae", list(model.parameters()), peak=2e-3)
     batches = _Batches(run, renders_to_one_texture=3)
     while trainer.going():
         images = batches.draw(trainer.generator())
@@ -72,7 +72,7 @@ def refine_decoder(run: Run) -> None:
     parameters = _decoder_parameters(model)
     for parameter in parameters:
         parameter.requires_grad_(True)
-    trainer = _trainer(run, "decoder", parameters, peak=1e-3)
+    trainer = Trainer.begin(run, "decoder", parameters, peak=1e-3)
     batches = _Batches(run, renders_to_one_texture=7)
     while trainer.going():
         images = batches.draw(trainer.generator())
@@ -106,16 +106,6 @@ class _Batches:
             self.textures.take(rng.integers(len(self.textures), size=self.num_textures)),
         ]
         return to_images(np.concatenate(rows), self.run.device)
-
-
-def _trainer(run: Run, stage: str, parameters: list[torch.nn.Parameter], peak: float) -> Trainer:
-    optimiser = torch.optim.AdamW(
-        parameters, lr=0.0, betas=(0.9, 0.98), weight_decay=0.0, fused=True
-    )
-    trainer = Trainer(run, stage, parameters, optimiser, peak)
-    trainer.average.decay = 0.98
-    trainer.restore()
-    return trainer
 
 
 def _psnr(squares: torch.Tensor) -> float:

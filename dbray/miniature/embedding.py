@@ -22,7 +22,7 @@ from dbray.miniature.data import NUM_CAPTIONS, VIEWS, Rows
 from dbray.miniature.denoiser import load_wordings
 from dbray.miniature.training import Average, Run, Trainer, load_checkpoint
 
-PEAK = 1e-3
+PEAK, WEIGHT_DECAY = 1e-3, 0.05
 VIT_SCALE = 10.0
 """Inverse temperature of the ViT's loss."""
 NUM_NOUNS = 6
@@ -37,7 +37,7 @@ def train_clip(run: Run) -> None:
         run.device
     )
     pixels = Rows(data.load_arrays(run.folder / "cache", "scenes"))
-    trainer = _trainer(run, "clip", model)
+    trainer = Trainer.begin(run, "clip", list(model.parameters()), PEAK, WEIGHT_DECAY)
     while trainer.going():
         rng = trainer.generator()
         rows = rng.integers(len(wordings.ids), size=run.batch_size)
@@ -63,7 +63,7 @@ def train_vit(run: Run) -> None:
     groups = Rows(data.load_arrays(run.folder / "cache", "identities"))
     nouns = np.concatenate(data.load_arrays(run.folder / "cache", "nouns"))
     members = [np.flatnonzero(nouns == noun) for noun in np.unique(nouns)]
-    trainer = _trainer(run, "vit", model)
+    trainer = Trainer.begin(run, "vit", list(model.parameters()), PEAK, WEIGHT_DECAY)
     while trainer.going():
         rng = trainer.generator()
         rows = _look_alikes(members, run.batch_size, rng)
@@ -107,17 +107,6 @@ def _contrast(logits: Tensor, same: Tensor) -> Tensor:
     others = same & ~torch.eye(len(logits), dtype=torch.bool, device=logits.device)
     target = torch.arange(len(logits), device=logits.device)
     return cross_entropy(logits.masked_fill(others, -1e4), target)
-
-
-def _trainer(run: Run, stage: str, model: Any) -> Trainer:
-    parameters = list(model.parameters())
-    optimiser = torch.optim.AdamW(
-        parameters, lr=0.0, betas=(0.9, 0.98), weight_decay=0.05, fused=True
-    )
-    trainer = Trainer(run, stage, parameters, optimiser, PEAK)
-    trainer.average.decay = 0.98
-    trainer.restore()
-    return trainer
 
 
 def load_averaged(folder: Path, stage: str, model: Any) -> Any:

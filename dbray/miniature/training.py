@@ -210,6 +210,24 @@ class Trainer:
         self.path = run.folder / f"{stage}.pt"
         self._saved = time.time()
 
+    @classmethod
+    def begin(
+        cls,
+        run: Run,
+        stage: str,
+        parameters: list[torch.nn.Parameter],
+        peak: float,
+        weight_decay: float = 0.0,
+    ) -> Trainer:
+        """Make the trainer of a short stage with AdamW, and continue from its checkpoint."""
+        optimiser = torch.optim.AdamW(
+            parameters, lr=0.0, betas=(0.9, 0.98), weight_decay=weight_decay, fused=True
+        )
+        trainer = cls(run, stage, parameters, optimiser, peak)
+        trainer.average.decay = 0.98
+        trainer.restore()
+        return trainer
+
     def restore(self) -> None:
         """Continue from the checkpoint if there is one."""
         state = load_checkpoint(self.path)

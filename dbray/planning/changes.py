@@ -36,7 +36,7 @@ def changes(plan: Plan, registry: Registry) -> dict[str, tuple[str, ...]]:
 
 
 def renamed(plan: Plan, registry: Registry) -> dict[str, str]:
-    """Published ids, by the new id, of subjects that seem to be renamed: same images and noun."""
+    """Published ids, by the new id, of subjects that seem to be renamed: same images."""
     new = {one.image_digests: one.subject.id for one in plan.to_train}
     ours = {one.subject.id for one in plan.subjects}
     return {
@@ -49,7 +49,7 @@ def renamed(plan: Plan, registry: Registry) -> dict[str, str]:
 def in_another_form(plan: Plan, registry: Registry) -> Iterator[Problem]:
     """Report subjects whose folder is named as a published model's was, in another Unicode form.
 
-    Computers of Apple write "Zo\u00eb" as two characters; the ids are 'zo' and 'zoe'.
+    macOS writes "Zo\u00eb" as two characters; the ids are 'zo' and 'zoe'.
     """
     published = set(registry.store.names("models"))
     for one in plan.to_train:

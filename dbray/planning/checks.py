@@ -200,6 +200,10 @@ def _unfit(job: Job, base: Base, where: Callable[[str], str]) -> Iterator[Proble
     if job.recipe.crop == "bucket" and job.resources.zero_stage:
         what = "crop: bucket computes a step in several passes, which ZeRO does not"
         yield Problem("error", where("recipe"), what, "set crop to centre, or zero_stage to 0")
+    if job.recipe.crop == "bucket" and job.resources.gpus_per_subject > 1:
+        what = "crop: bucket computes a step in several passes, whose number differs between GPUs"
+        fix = "set crop to centre, or gpus_per_subject to 1"
+        yield Problem("error", where("recipe"), what, fix)
     if job.recipe.crop == "bucket" and job.prior.kind == "teacher":
         what = "crop: bucket has class rows of one size only, which a teacher's are not"
         yield Problem("error", where("recipe"), what, "set crop to centre, or prior.kind to images")

@@ -65,6 +65,7 @@ def estimate(plan: Plan, hardware: Hardware, rates: Rates | None) -> Cost:
     resources, recipe = plan.job.resources, plan.job.recipe
     lanes = num_lanes(plan, hardware)
     method = method_of(recipe.method)
+    model_bytes = method.published_bytes(plan.base, recipe)
     image_bytes = 3 * plan.base.resolution**2
     preview_bytes = 3 * (recipe.resolution or plan.base.resolution) ** 2
     num_previews = 2 * len(plan.job.previews.prompts)  # the subject's, and the base's beside them
@@ -83,9 +84,9 @@ def estimate(plan: Plan, hardware: Hardware, rates: Rates | None) -> Cost:
         lanes=lanes,
         prior_actors=num_prior_actors(plan, hardware),
         train_steps=steps,
-        model_bytes=method.published_bytes(plan.base, recipe),
+        model_bytes=model_bytes,
         storage_bytes={
-            "weights": len(plan.to_train) * method.published_bytes(plan.base, recipe),
+            "weights": len(plan.to_train) * model_bytes,
             "class images": (plan.num_prior_images + plan.num_copied_images) * image_bytes,
             "previews": len(plan.to_train) * num_previews * preview_bytes,
         },

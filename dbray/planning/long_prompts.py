@@ -99,6 +99,11 @@ def _of_classes(
         yield Prompt(job.recipe.prompt, noun, identifier, where("recipe"))
         for template in job.previews.prompts:
             yield Prompt(template, noun, identifier, where("previews"))
+        if job.scoring.embedder is not None:
+            for template in job.scoring.prompts:
+                yield Prompt(template, noun, identifier, where("scoring"))
+            for template in job.scoring.class_prompts:
+                yield Prompt(template, noun, None, where("scoring"))
 
 
 def _problem(group: Sequence[Prompt], num_read: int, is_error: bool) -> Problem:

@@ -48,13 +48,15 @@ def _activations(base: Base, recipe: Recipe, resources: Resources) -> int:
 def propose(plan: Plan, hardware: Hardware) -> Resources | None:
     """Return the fastest resources with which a worker's memory suffices; None if none do.
 
-    Where nobody knows the memory of a device, those of the job.
+    If a device's memory is unknown, returns those of the job.
     """
     given, memory = plan.job.resources, hardware.memory_bytes
     if memory is None:
         return given
     on_gpus = hardware.uses_gpus(given.device)
     for tried in (given, *_others(given, hardware.num_gpus if on_gpus else 0)):
+        if plan.job.recipe.crop == "bucket" and tried != given:
+            return None  # it has no ZeRO and no other ranks
         if sum(memory_of(plan.base, plan.job.recipe, tried, on_gpus).values()) <= memory:
             return tried
     return None

@@ -218,7 +218,8 @@ def _shared_names(names: Mapping[str, str], taken: Iterable[str]) -> list[Proble
 
 def _texts_in_use(job: Job, subjects: Sequence[Subject]) -> list[str]:
     """Class nouns, prompts and captions of a job, without placeholders."""
-    texts = {job.prior.prompt, *job.previews.prompts}
+    texts = {job.prior.prompt, job.recipe.prompt, *job.previews.prompts}
+    texts |= {*job.scoring.prompts, *job.scoring.class_prompts}
     for subject in subjects:
         texts |= {subject.class_noun, *(subject.captions or ())}
     return [fill_prompt(text, "", "") for text in sorted(texts)]

@@ -69,14 +69,15 @@ def _why_no_folder(storage: str) -> tuple[str, str] | None:
     """Why results cannot be put in a folder, as far as this machine knows without writing."""
     try:
         path = local_path(storage)
-        if path is None:
-            return None
+    except StoreError as exc:
+        return str(exc), "name a folder; it need not exist"
+    if path is None:
+        return None
+    try:
         if not stat.S_ISDIR(path.stat().st_mode):
             return f"{storage} is a file", "name a folder; it need not exist"
     except FileNotFoundError:
-        path = Path(storage)
-    except StoreError as exc:
-        return str(exc), "name a folder; it need not exist"
+        pass
     except OSError as exc:
         return f"{storage:.200} cannot be a folder: {exc.strerror}", "name a folder"
     there = next(one for one in (path, *path.parents) if is_folder(one))

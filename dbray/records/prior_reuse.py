@@ -6,6 +6,7 @@ same, bit for bit, in all such sets; a last part that is not full was sampled in
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -27,7 +28,10 @@ def full_parts_elsewhere(
     with ThreadPoolExecutor(_READ_AT_ONCE) as threads:
         read = threads.map(lambda name: _published(store, name), store.names("priors"))
         known = [plan for plan in read if plan is not None]
-    return {plan: dict(_parts_of(plan, known)) for plan in plans}
+    families: dict[str, list[PriorPlan]] = defaultdict(list)
+    for plan in known:
+        families[_family(plan)].append(plan)
+    return {plan: dict(_parts_of(plan, families[_family(plan)])) for plan in plans}
 
 
 def copy_part(store: Store, plan: PriorPlan, part: int, folder: str) -> bool:
@@ -40,9 +44,9 @@ def copy_part(store: Store, plan: PriorPlan, part: int, folder: str) -> bool:
     return True
 
 
-def _parts_of(plan: PriorPlan, known: Sequence[PriorPlan]) -> Iterator[tuple[int, str]]:
-    for other in known:
-        if other.digest != plan.digest and _family(other) == _family(plan):
+def _parts_of(plan: PriorPlan, family: Sequence[PriorPlan]) -> Iterator[tuple[int, str]]:
+    for other in family:
+        if other.digest != plan.digest:
             full = min(plan.prior.count, other.prior.count) // IMAGES_PER_PART
             yield from ((part, other.folder) for part in range(full))
 

@@ -29,8 +29,10 @@ class Strengths(Spec):
 
     @property
     def strong(self) -> frozenset[str]:
-        """The words that must name no subject."""
-        return frozenset(word for word, strength in self.words.items() if strength >= STRONG)
+        """The words that must name no subject, in lower case."""
+        return frozenset(
+            word.lower() for word, strength in self.words.items() if strength >= STRONG
+        )
 
     def unknown(self, words: Sequence[str]) -> list[str]:
         """The words that are not measured yet, each once."""

@@ -16,19 +16,12 @@ from typing import ClassVar
 from dbray.errors import DbrayError
 from dbray.planning.plan import Plan, PlannedSubject
 from dbray.records.annexes import Annex
-from dbray.records.models import ModelRecord, Registry
+from dbray.records.models import Registry
 from dbray.run.recorder import Recorder
+from dbray.sampling.joining import AnnexRequest, Failures
 from dbray.storage.store import Store
 
 _LOOKUPS_AT_ONCE = 16
-
-
-@dataclass(frozen=True)
-class Lacking:
-    """A published model without the annex, and its subject's photographs."""
-
-    record: ModelRecord
-    photographs: Sequence[str]
 
 
 @dataclass
@@ -54,11 +47,11 @@ class AnnexPhase(ABC):
         """Return the file of the annex that differs if and only if the annex would."""
 
     @abstractmethod
-    def make(self, lacking: Sequence[Lacking]) -> list[tuple[str, str]]:
+    def make(self, lacking: Sequence[AnnexRequest]) -> Failures:
         """Make annexes; return subject id and reason for every model that has none."""
 
     @cached_property
-    def requests(self) -> list[Lacking]:
+    def requests(self) -> list[AnnexRequest]:
         """The published subjects without the annex, or with one of other settings.
 
         Looked up once: before training if there is nothing to train, else after it.
@@ -78,7 +71,7 @@ class AnnexPhase(ABC):
         for model_id, reason in failures:
             self._report_missing(model_id, reason)
 
-    def _lacking(self, planned: PlannedSubject) -> Lacking | None:
+    def _lacking(self, planned: PlannedSubject) -> AnnexRequest | None:
         registry = Registry(self.recorder.journal.store)
         subject, model = planned.subject, f"{planned.subject.id}@{planned.revision}"
         try:
@@ -91,7 +84,7 @@ class AnnexPhase(ABC):
             self._report_missing(subject.id, str(exc))
             return None
         # The loss curves of 100,000 subjects would fill gigabytes.
-        return Lacking(record.model_copy(update={"loss": ()}), subject.images)
+        return AnnexRequest(record.model_copy(update={"loss": ()}), subject.images)
 
     def _report_missing(self, model_id: str, reason: str) -> None:
         self.recorder.watch.note(f"no {self.name} of {model_id}: {reason}")

@@ -5,7 +5,6 @@ However a run ends, published models stay, and running the same job again contin
 
 from __future__ import annotations
 
-import os
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,6 @@ from dbray.errors import DbrayError, TooManyFailures
 from dbray.planning.checks import Checked, Ready, check_file, check_job
 from dbray.planning.ids import settle_id
 from dbray.planning.plan import Plan, make_plan
-from dbray.processes import wait_passively
 from dbray.records.results import Outcome, Summary, read_summary
 from dbray.report import build_report
 from dbray.run.annexes import AnnexPhase
@@ -75,7 +73,6 @@ def run_job(
     ready = settle_id(ready, store)
     journal = Journal(store, ready.job.id)
     with journal.hold(), ExitStack() as cluster:
-        wait_passively(os.environ)
         plan = make_plan(ready, store, options.retry_failed)
         while plan.unmeasured:
             cluster.enter_context(connected(options.address, watch.note))

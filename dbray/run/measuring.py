@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from dbray.planning.plan import Plan
 from dbray.records.strengths import read_strengths, write_strengths
-from dbray.sampling.pool import SamplingPool
+from dbray.run.phases import pool_of
 from dbray.sampling.strengths import measure_strengths
 from dbray.storage.store import Store
 
@@ -23,10 +23,9 @@ def measure_identifiers(plan: Plan, rare: Sequence[str], store: Store) -> None:
         LaneLost: the actors that measure keep dying.
         StoreError: storage cannot be written.
     """
-    resources, digest = plan.job.resources, plan.base.digest
-    pool = SamplingPool(resources.prior_actors, resources.threads_per_worker, resources.device)
+    digest = plan.base.digest
     known = read_strengths(store, digest)
-    found = measure_strengths(plan.base, plan.unmeasured, rare, known, pool)
+    found = measure_strengths(plan.base, plan.unmeasured, rare, known, pool_of(plan))
     # What another job measured meanwhile was first, and stays.
     first = read_strengths(store, digest)
     if first is not None:

@@ -9,9 +9,10 @@ from typing import ClassVar
 from dbray.planning.plan import PlannedSubject
 from dbray.records import previews as layout
 from dbray.records.annexes import Annex
-from dbray.run.annexes import AnnexPhase, Lacking
+from dbray.run.annexes import AnnexPhase
 from dbray.run.phases import pool_of
-from dbray.sampling.previews import PreviewRequest, describe, make_previews
+from dbray.sampling.joining import AnnexRequest, Failures
+from dbray.sampling.previews import describe, make_previews
 from dbray.storage.store import Store
 
 
@@ -35,12 +36,12 @@ class PreviewImages(AnnexPhase):
         previews = self.plan.job.previews
         return describe(previews, planned.subject.class_noun, planned.identifier)
 
-    def make(self, lacking: Sequence[Lacking]) -> list[tuple[str, str]]:
+    def make(self, lacking: Sequence[AnnexRequest]) -> Failures:
         """See AnnexPhase."""
         return make_previews(
             self.recorder.journal.store,
             self.plan.base.serving,
-            [PreviewRequest(one.record, one.photographs) for one in lacking],
+            lacking,
             self.plan.job.previews,
             pool_of(self.plan),
             self.recorder.progress,

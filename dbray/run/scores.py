@@ -10,8 +10,9 @@ from typing import ClassVar
 from dbray.planning.plan import PlannedSubject
 from dbray.records import scores as layout
 from dbray.records.annexes import Annex
-from dbray.run.annexes import AnnexPhase, Lacking
+from dbray.run.annexes import AnnexPhase
 from dbray.run.phases import pool_of
+from dbray.sampling.joining import AnnexRequest, Failures
 from dbray.sampling.scores import Measure, describe, make_scores, measure_of
 from dbray.storage.store import Store
 
@@ -41,7 +42,7 @@ class ModelScores(AnnexPhase):
         """See AnnexPhase."""
         return describe(self._measure, planned.subject.class_noun, planned.identifier)
 
-    def make(self, lacking: Sequence[Lacking]) -> list[tuple[str, str]]:
+    def make(self, lacking: Sequence[AnnexRequest]) -> Failures:
         """See AnnexPhase."""
         return make_scores(
             self.recorder.journal.store,

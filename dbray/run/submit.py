@@ -82,6 +82,11 @@ def pack(job_file: Path, ready: Ready, folder: Path) -> None:
     job, _ = parse_yaml(read_text(job_file), job_file)
     job |= {"id": ready.job.id, "base": ready.job.base, "storage": ready.job.storage}
     job["subjects"] = _MANIFEST
+    if ready.job.serve_base is not None:
+        job["serve_base"] = ready.job.serve_base
+    scoring = ready.job.scoring.model_dump(include={"embedder", "clip"}, exclude_none=True)
+    if scoring:
+        job["scoring"] = {**(job.get("scoring") or {}), **scoring}
     (folder / _JOB).write_text(yaml.safe_dump(job, allow_unicode=True), encoding="utf-8")
 
 

@@ -90,6 +90,12 @@ class Result:
     files: dict[str, bytes] = field(default_factory=dict)
     error: DbrayError | None = None
 
+    def checked(self) -> dict[str, bytes]:
+        """Return the files. Raises the error instead, if there is one."""
+        if self.error is not None:
+            raise self.error
+        return self.files
+
 
 class SamplingActor:
     """Has a warm backbone; subclasses define one task in `make`."""

@@ -83,7 +83,7 @@ class PartActor(SamplingActor):
         """Make the file of a part. The images depend on its number, not on the actor."""
         prior, indices = plan.prior, plan.indices(part)
         seeds = [seed_of(prior.seed, plan.class_noun, index) for index in indices]
-        sampling = Sampling(prior.sampler, prior.steps, prior.guidance)
+        sampling = Sampling.of(prior)
         prompts = [plan.prompt] * len(indices)
         images = generate_in_batches(self.backbone(), prompts, seeds, sampling)
         return encode_part(indices, seeds, [encode_png(image) for image in images])

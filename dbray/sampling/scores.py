@@ -1,6 +1,6 @@
 """Scores of published models: images sampled, embedded and compared, on Ray Data.
 
-Owns what is sampled for a score and how results are joined: the base once per class noun, the
+Owns what is sampled for a score, and who is compared with whom: the base once per class noun, the
 photographs of every subject once, then each model. Formulas are in dbray.scores.figures. Does not
 know training or reports.
 """
@@ -8,12 +8,8 @@ know training or reports.
 from __future__ import annotations
 
 import json
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -24,15 +20,14 @@ from torch import Tensor
 
 from dbray.bases import Backbone, Base
 from dbray.bases.generate import Sampling
-from dbray.errors import DbrayError
-from dbray.method.methods import put
 from dbray.records import scores as layout
-from dbray.records.models import ModelRecord, Registry
-from dbray.sampling.pool import Result, SamplingActor, SamplingPool, generate_in_batches, sample
+from dbray.records.models import ModelRecord
+from dbray.sampling.joining import Failures, Joining, ModelActor, OnProgress
+from dbray.sampling.pool import Result, SamplingPool, generate_in_batches
 from dbray.scores import embedders, figures
 from dbray.scores.embedders import Embedder, LoadedEmbedder
 from dbray.spec.prompts import fill_prompt
-from dbray.spec.sections import Previews, Recipe, Scoring
+from dbray.spec.sections import Previews, Scoring
 from dbray.spec.subject import Subject
 from dbray.storage.store import Store, read_uri
 from dbray.subjects.images import MAX_IMAGE_BYTES, decode
@@ -40,7 +35,6 @@ from dbray.training.losses import seed_of
 
 MAX_LOOKALIKES = 200
 """Other subjects of a class noun that a model is compared with, at most."""
-_PUBLISHED_AT_ONCE = 16
 _FILE = "embeddings"
 
 Embeddings = Mapping[str, Tensor]
@@ -64,7 +58,7 @@ def measure_of(scoring: Scoring, previews: Previews) -> Measure | None:
         return None
     return Measure(
         scoring,
-        Sampling(previews.sampler, previews.steps, previews.guidance),
+        Sampling.of(previews),
         embedders.resolve(scoring.embedder, scoring.embedder_revision),
         None if scoring.clip is None
         else embedders.resolve(scoring.clip, scoring.clip_revision),
@@ -90,37 +84,28 @@ def _prompts(templates: Sequence[str], class_noun: str, identifier: str | None) 
     return [fill_prompt(template, class_noun, identifier) for template in templates]
 
 
-class ScoreActor(SamplingActor):
+class ScoreActor(ModelActor):
     """Samples and embeds: photographs, the untouched base, or one model at a time."""
 
     def __init__(self, base: Base, threads: int, store: Store, measure: Measure) -> None:
-        super().__init__(base, threads)
-        self._registry, self._measure = Registry(store), measure
+        super().__init__(base, threads, store)
+        self._measure = measure
         self._loaded: dict[str, LoadedEmbedder] = {}
 
     def make(self, task: dict[str, Any]) -> dict[str, bytes]:
-        """Embed the photographs, a model's images, or the base's, as the task requests."""
-        if task["kind"] == "photographs":
+        """Embed what the task names: photographs, a model's images, or the base's."""
+        if "photographs" in task:
             found = self._photographs(task["photographs"])
-        elif task["kind"] == "base":
-            backbone = self.backbone(Recipe.model_validate(task["recipe"]))
-            backbone.resident.put(None)
-            found = self._images(backbone, task["class_noun"], None)
+        elif task["model"] is None:
+            found = self._images(self.with_base(task["recipe"]), task["class_noun"], None)
         else:
-            found = self._of_model(task["model"])
+            record, backbone = self.with_model(task["model"])
+            found = self._images(backbone, record.class_noun, record.identifier)
         return {_FILE: save_tensors(dict(found))}
 
     def _photographs(self, uris: Sequence[str]) -> Embeddings:
         pictures = [np.asarray(decode(read_uri(uri, MAX_IMAGE_BYTES), uri)) for uri in uris]
         return {"subject": self._embedder(self._measure.identity).images(pictures)}
-
-    def _of_model(self, name: str) -> Embeddings:
-        revision = self._registry.open(name)
-        record = revision.record
-        backbone = self.backbone(record.recipe)
-        with tempfile.TemporaryDirectory() as folder:
-            put(backbone, record.recipe.method, revision.fetch_weights(Path(folder)))
-        return self._images(backbone, record.class_noun, record.identifier)
 
     def _images(self, backbone: Backbone, class_noun: str, identifier: str | None) -> Embeddings:
         scoring, clip = self._measure.scoring, self._measure.clip
@@ -146,7 +131,8 @@ class ScoreActor(SamplingActor):
 
     def _embedder(self, embedder: Embedder) -> LoadedEmbedder:
         if embedder.digest not in self._loaded:
-            self._loaded[embedder.digest] = embedders.load(embedder, self._device)
+            here = embedders.find_on_this_node(embedder)
+            self._loaded[embedder.digest] = embedders.load(here, self._device)
         return self._loaded[embedder.digest]
 
 
@@ -157,8 +143,8 @@ def make_scores(  # noqa: PLR0913 - as make_previews
     subjects: Sequence[Subject],
     measure: Measure,
     pool: SamplingPool | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> list[tuple[str, str]]:
+    on_progress: OnProgress | None = None,
+) -> Failures:
     """Score published models, and publish the scores as annexes.
 
     Args:
@@ -174,114 +160,62 @@ def make_scores(  # noqa: PLR0913 - as make_previews
         Subject id and reason for every model without scores.
     """
     pool = pool or SamplingPool()
-    actor_args = (base, pool.threads, store, measure)
-    joined = _Joined(store, measure, records, subjects)
-    failures: list[tuple[str, str]] = []
-    done = 0
-    try:
-        with (
-            ThreadPoolExecutor(_PUBLISHED_AT_ONCE) as threads,
-            closing(sample(ScoreActor, actor_args, joined.tasks(), pool)) as results,
-        ):
-            for result in results:
-                ready = joined.take(result)
-                failures += [one for one in threads.map(joined.publish, ready) if one]
-                done += len(ready)
-                if on_progress is not None:
-                    on_progress(done, len(records))
-    except DbrayError as exc:  # the pool is dead; the rest get this reason
-        failures += [(records[index].id, str(exc)) for index in joined.waiting()]
-    return failures
+    joining = _ScoreJoining(store, measure, records, subjects, on_progress)
+    return joining.run(ScoreActor, (base, pool.threads, store, measure), pool)
 
 
-_BaseKey = tuple[str, str, str]
+class _ScoreJoining(Joining):
+    """Joins a model's embeddings with the base's, and with photographs of its look-alikes."""
 
-
-def _key(record: ModelRecord) -> _BaseKey:
-    """Models with equal keys share the base's images."""
-    return record.recipe.precision, str(record.recipe.resolution), record.class_noun
-
-
-@dataclass
-class _Joined:
-    """Joins a model's embeddings with the base's and with photographs, in any order of arrival."""
-
-    store: Store
-    measure: Measure
-    records: Sequence[ModelRecord]
-    subjects: Sequence[Subject]
-    results: dict[int, Result] = field(default_factory=dict)
-    ended: set[int] = field(default_factory=set)
-
-    def __post_init__(self) -> None:
-        keys = {_key(record): record for record in self.records}
-        self._base_records = list(keys.values())
-        self._place_of_key = {key: place for place, key in enumerate(keys)}
-        nouns = {record.class_noun for record in self.records}
-        self._gallery = [one for one in self.subjects if one.class_noun in nouns]
-        self._place_of_subject = {
-            subject.id: len(keys) + place for place, subject in enumerate(self._gallery)
-        }
-        self._first_model = len(keys) + len(self._gallery)
-
-    def tasks(self) -> list[dict[str, Any]]:
-        """Return every task: the base, photographs, and models, in this order."""
-        of_base = [
-            {
-                "kind": "base",
-                "class_noun": record.class_noun,
-                "recipe": record.recipe.model_dump(mode="json"),
-            }
-            for record in self._base_records
-        ]
-        photographs = [
-            {"kind": "photographs", "photographs": list(subject.images)}
-            for subject in self._gallery
-        ]
-        models = [{"kind": "model", "model": record.name} for record in self.records]
-        return [*of_base, *photographs, *models]
-
-    def take(self, result: Result) -> list[int]:
-        """Accept a result; return the models that can be scored now."""
-        self.results[result.index] = result
-        if any(index not in self.results for index in range(self._first_model)):
-            return []
-        return [index for index in self.waiting() if self._first_model + index in self.results]
-
-    def waiting(self) -> list[int]:
-        """Return the models that are not scored yet."""
-        return [index for index in range(len(self.records)) if index not in self.ended]
-
-    def publish(self, index: int) -> tuple[str, str] | None:
-        """Score one model and publish; return its subject's id and the reason if that fails."""
-        self.ended.add(index)
-        record = self.records[index]
-        try:
-            own = _embeddings(self.results.pop(self._first_model + index))
-            of_base = _embeddings(self.results[self._place_of_key[_key(record)]])
-            num_images = self.measure.scoring.images
-            scores = score(own, of_base, record.id, self._lookalikes(record), num_images)
-            request = describe(self.measure, record.class_noun, record.identifier)
-            files = layout.files_of(scores, request)
-            layout.annex(self.store, record.name).publish(files)
-        except DbrayError as exc:
-            return record.id, str(exc)
-        return None
-
-    def _lookalikes(self, record: ModelRecord) -> dict[str, Tensor]:
-        """Return photographs of the subject, and of others of its class noun, by subject."""
-        own = _embeddings(self.results[self._place_of_subject[record.id]])["subject"]
-        others = sorted(
-            (seed_of(record.id, subject.id), subject.id)
-            for subject in self._gallery
-            if subject.class_noun == record.class_noun and subject.id != record.id
+    def __init__(
+        self,
+        store: Store,
+        measure: Measure,
+        records: Sequence[ModelRecord],
+        subjects: Sequence[Subject],
+        on_progress: OnProgress | None = None,
+    ) -> None:
+        super().__init__(records, on_progress)
+        self._store, self._measure = store, measure
+        nouns = {record.class_noun for record in records}
+        # Shuffled: the look-alikes of a subject are those that follow it.
+        self._gallery = sorted(
+            (subject for subject in subjects if subject.class_noun in nouns),
+            key=lambda subject: (subject.class_noun, seed_of(subject.id)),
         )
-        found = {record.id: own}
-        for _, name in others[:MAX_LOOKALIKES]:
-            result = self.results[self._place_of_subject[name]]
-            if result.error is None:
-                found[name] = _embeddings(result)["subject"]
-        return found
+        self._rings: dict[str, list[int]] = {}
+        self._turn: dict[str, int] = {}
+        for number, subject in enumerate(self._gallery):
+            ring = self._rings.setdefault(subject.class_noun, [])
+            self._turn[subject.id] = len(ring)
+            ring.append(number)
+        self._first = self.share({"photographs": list(one.images)} for one in self._gallery)
+
+    def model_task(self, index: int) -> dict[str, Any]:
+        return {"model": self.records[index].name}
+
+    def needed(self, index: int) -> list[int]:
+        """The base, the subject's photographs, and those of its look-alikes, in this order."""
+        record = self.records[index]
+        ring, turn = self._rings[record.class_noun], self._turn[record.id]
+        steps = range(min(len(ring), MAX_LOOKALIKES + 1))
+        around = [self._first + ring[(turn + step) % len(ring)] for step in steps]
+        return [self.base_of(index), *around]
+
+    def publish(self, index: int, own: Result, shared: Mapping[int, Result]) -> None:
+        record = self.records[index]
+        of_base, mine, *others = self.needed(index)
+        photographs = {record.id: _embeddings(shared[mine])["subject"]}
+        for number in others:
+            if shared[number].error is None:
+                name = self._gallery[number - self._first].id
+                photographs[name] = _embeddings(shared[number])["subject"]
+        num_images = self._measure.scoring.images
+        embedded = _embeddings(own), _embeddings(shared[of_base])
+        scores = score(*embedded, record.id, photographs, num_images)
+        request = describe(self._measure, record.class_noun, record.identifier)
+        files = layout.files_of(scores, request)
+        layout.annex(self._store, record.name).publish(files)
 
 
 def score(
@@ -322,7 +256,5 @@ def score(
 
 
 def _embeddings(result: Result) -> Embeddings:
-    """Return the embeddings of a result, or raise its error."""
-    if result.error is not None:
-        raise result.error
-    return load_tensors(result.files[_FILE])
+    """The embeddings of a result. Raises the error that it holds instead."""
+    return load_tensors(result.checked()[_FILE])

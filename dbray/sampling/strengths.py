@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from typing import Any
 
-from dbray.bases import Base, defaults
+from dbray.bases import Base
 from dbray.bases.effects import NOUNS, effects_of
 from dbray.records.strengths import Strengths
 from dbray.sampling.pool import SamplingActor, SamplingPool, sample
@@ -27,7 +27,7 @@ class EffectActor(SamplingActor):
 
     def make(self, task: dict[str, Any]) -> dict[str, bytes]:
         """Return the effects as JSON. They depend on the base alone, not on a job's recipe."""
-        recommended = defaults.fill(self.base, Recipe()).section
+        recommended = self.base.fill(Recipe())
         backbone = self.backbone(Recipe(resolution=recommended.resolution))
         return {"effects": json.dumps(effects_of(backbone, task["words"])).encode()}
 
@@ -76,7 +76,5 @@ def _effects(base: Base, words: Sequence[str], pool: SamplingPool) -> dict[str, 
     effects: dict[str, float] = {}
     with closing(sample(EffectActor, (base, pool.threads), tasks, pool)) as results:
         for result in results:
-            if result.error is not None:
-                raise result.error
-            effects |= json.loads(result.files["effects"])
+            effects |= json.loads(result.checked()["effects"])
     return effects

@@ -10,12 +10,12 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from dbray.errors import BaseError
-from dbray.spec.canon import is_commit
-from dbray.spec.paths import anchor, is_folder
+from dbray.storage import hub
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,8 +38,10 @@ class Embedder:
     folder: Path
     digest: str
     """SHA-256 over its configuration, its weights and how images are prepared."""
+    revision: str | None = None
+    """Commit of one from the hub."""
 
-    @property
+    @cached_property
     def kind(self) -> str:
         """`model_type` of its configuration, one of KINDS."""
         return json.loads((self.folder / _CONFIG).read_text())["model_type"]
@@ -68,15 +70,24 @@ def resolve(name: str, revision: str | None = None) -> Embedder:
     Raises:
         BaseError: it does not exist, is not complete, or is of a kind that is not in KINDS.
     """
-    folder = _find_folder(name, revision)
-    for file in (_CONFIG, _WEIGHTS, _PROCESSOR):
-        if not (folder / file).is_file():
-            raise BaseError(f"embedder {name!r}: {folder} has no {file}; give a folder that "
-                            "save_pretrained of transformers wrote")  # fmt: skip
-    found = Embedder(name, folder, _digest(folder))
-    if found.kind not in KINDS:
-        raise BaseError(f"embedder {name!r}: unknown model_type {found.kind!r}; known are "
-                        f"{', '.join(KINDS)}")  # fmt: skip
+    try:
+        return _resolve(name, revision)
+    except (BaseError, OSError) as exc:
+        raise BaseError(f"embedder {name!r}: {exc}") from exc
+
+
+def find_on_this_node(embedder: Embedder) -> Embedder:
+    """Find an embedder on this node that was resolved on another node.
+
+    Raises:
+        BaseError: it is not here and cannot be downloaded, or it is a different one here.
+    """
+    if embedder.revision is None:
+        return embedder
+    found = resolve(embedder.name, embedder.revision)
+    if found.digest != embedder.digest:
+        raise BaseError(f"embedder {embedder.name!r}: {found.folder} is not what the job began "
+                        "with; remove it there to download it again")  # fmt: skip
     return found
 
 
@@ -87,37 +98,34 @@ def load(embedder: Embedder, device: str = "cpu") -> LoadedEmbedder:
     return VisionEmbedder(embedder, device)
 
 
-def _find_folder(name: str, revision: str | None) -> Path:
+def _resolve(name: str, revision: str | None) -> Embedder:
+    folder, commit = _find_folder(name, revision)
+    for file in (_CONFIG, _WEIGHTS, _PROCESSOR):
+        if not (folder / file).is_file():
+            raise BaseError(f"{folder} has no {file}; give a folder that save_pretrained of "
+                            "transformers wrote")  # fmt: skip
+    found = Embedder(name, folder, _digest(folder), commit)
+    if found.kind not in KINDS:
+        known = ", ".join(KINDS)
+        raise BaseError(f"unknown model_type {found.kind!r}; known are {known}")
+    return found
+
+
+def _find_folder(name: str, revision: str | None) -> tuple[Path, str | None]:
     if name in MINIATURE:
-        return MINIATURE_FOLDER / MINIATURE[name]
-    folder = Path(anchor(name, Path.cwd()))
-    if is_folder(folder):
-        return folder
-    if Path(name).is_absolute() or name.count("/") != 1:
-        known = ", ".join(MINIATURE)
-        raise BaseError(f"embedder {name!r} does not exist; give {known}, a folder, or a hub id "
-                        "such as 'facebook/dinov2-base'")  # fmt: skip
-    if revision is None or not is_commit(revision):
-        raise BaseError(f"embedder {name!r}: there is no such folder. If it is a hub id, give its "
-                        "commit (40 hex digits) too")  # fmt: skip
-    return _download(name, revision)
-
-
-def _download(name: str, revision: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, revision=revision,
-                                      allow_patterns=["*.json", "*.txt", _WEIGHTS]))  # fmt: skip
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as exc:
-        raise BaseError(f"embedder {name!r}: {revision} cannot be downloaded from the hub: {exc}; "
-                        "check the id, the commit and the network") from exc  # fmt: skip
+        return MINIATURE_FOLDER / MINIATURE[name], None
+    patterns = ["*.json", "*.txt", _WEIGHTS]
+    return hub.find_folder(
+        name,
+        revision,
+        lambda commit: hub.download(name, commit, patterns),
+        known=f"{', '.join(MINIATURE)}, a folder, or a hub id such as 'facebook/dinov2-base'",
+        pin="give its commit",
+    )
 
 
 def _digest(folder: Path) -> str:
     total = hashlib.sha256()
     for name in (_CONFIG, _PROCESSOR, _WEIGHTS):
-        with (folder / name).open("rb") as stream:
-            total.update(f"{name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+        total.update(f"{name} {hub.digest_once(folder / name)}\n".encode())
     return total.hexdigest()

@@ -100,6 +100,14 @@ class Ask:
     partial_images: int = 0
 
     @property
+    def texts(self) -> dict[str, str]:
+        """The texts that the base reads, by the field of the request."""
+        return {
+            "prompt": self.prompt,
+            "negative_prompt": self.sampling.get("negative_prompt", ""),
+        }
+
+    @property
     def key(self) -> str:
         """`subject@revision`, or 'base'."""
         return f"{self.subject}@{self.revision}" if self.subject else BASE

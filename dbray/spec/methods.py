@@ -1,8 +1,8 @@
 """The methods of fine-tuning that a recipe may name, and the settings of each.
 
 A user writes the plain word (`method: full`), or its settings under it (`method: {kind: full,
-...}`). What a method does with them is in `dbray/method/<kind>.py`. To add one: that file, and its
-settings in `Method` below.
+...}`). What a method does with them is in `dbray/method/<kind>.py`. To add one: that file, its
+settings in `Method`, and its name in `Kind` below.
 """
 
 from __future__ import annotations
@@ -109,4 +109,4 @@ Method = Annotated[
 ]
 
 Kind = Literal["full", "lora", "textual_inversion", "pivotal"]
-_KINDS = tuple(settings.model_fields["kind"].default for settings in get_args(get_args(Method)[0]))
+_KINDS = get_args(Kind)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
+
+from dbray.spec.methods import Kind
 
 Values = Mapping[str, Any]
 
@@ -58,7 +60,7 @@ PRESETS: Mapping[str, Preset] = {
         recipe={"method": "full"},
         prior={"kind": "images", "count": 12},
     ),
-    **{kind: _of_method(kind) for kind in ("full", "lora", "textual_inversion", "pivotal")},
+    **{kind: _of_method(kind) for kind in get_args(Kind)},
 }  # fmt: skip
 
 

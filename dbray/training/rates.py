@@ -20,7 +20,7 @@ from dbray.spec.sections import RateSchedule, Recipe
 
 @dataclass(frozen=True)
 class Rate:
-    """A learning rate of its own for a parameter, without weight decay."""
+    """A learning rate: its start, and how it changes."""
 
     start: float
     schedule: RateSchedule = "constant"

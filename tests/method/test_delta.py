@@ -142,12 +142,13 @@ def test_the_error_includes_that_of_half_precision(base):
     assert not torch.equal(prediction_of(backbone), untouched)
 
 
-def test_weights_that_are_not_finite_are_not_published(base):
+@pytest.mark.parametrize("name", ["unet.conv_in.bias", "unet.conv_in.weight"])
+def test_weights_that_are_not_finite_are_not_published(base, name):
     backbone = bases.load(base)
     network = METHOD.network(backbone, delta_of(2))
     weights = {name: p.detach().clone() for name, p in network.named_parameters()
                if p.requires_grad}  # fmt: skip
-    weights["unet.conv_in.bias"][0] = float("nan")
+    weights[name][0] = float("nan")
     with pytest.raises(Diverged, match="not finite"):
         METHOD.publish(network, weights, delta_of(2))
 

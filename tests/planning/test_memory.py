@@ -180,3 +180,8 @@ def test_activations_of_unets_are_what_their_backward_passes_keep(name, wanted):
     layout = SimpleNamespace(config=parts.__getitem__)
     recipe = Recipe(resolution=8 * configs[name]["sample_size"])
     assert 4 * StableDiffusion().kept_values(layout, recipe) == pytest.approx(wanted, rel=0.1)
+
+
+def test_buckets_cannot_be_shared_by_gpus_so_none_are_proposed(plan):
+    recipe = {"method": "lora", "gradient_checkpointing": True, "crop": "bucket"}
+    assert plan("qwen_image", 4, 26, recipe)["proposed_resources"] is None

@@ -66,10 +66,11 @@ def test_a_folder_without_write_permission_is_an_error(tmp_path):
         (tmp_path / "shut").chmod(0o555)
     for folder in (tmp_path, *tmp_path.parents[:-2]):
         folder.chmod(folder.stat().st_mode | 0o055)
-    command = [sys.executable, "-c", code, str(tmp_path / "shut" / "runs")]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert f"cannot be written: {tmp_path / 'shut'} is read-only for this user" in done.stdout
-    assert "give this user write access" in done.stdout
+    for storage in (str(tmp_path / "shut" / "runs"), f"file://{tmp_path}/shut/runs"):
+        command = [sys.executable, "-c", code, storage]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert f"cannot be written: {tmp_path / 'shut'} is read-only for this user" in done.stdout
+        assert "give this user write access" in done.stdout
 
 
 @pytest.mark.parametrize("subjects", ["C:\\photos", "s3:/bucket/all.jsonl"])

@@ -24,6 +24,11 @@ def test_what_was_measured_first_stays_and_small_differences_are_rounded_away():
     assert found.words == {"a": 0.25, "b": 0.25}
 
 
+def test_strong_words_are_in_lower_case_as_candidates_are_compared():
+    scale = Strengths(rare_effect=1.0, noun_effect=2.0)
+    assert scale.measured({"Paris": 3.0}).strong == {"paris"}
+
+
 def test_a_base_that_does_not_know_nouns_has_no_strong_words():
     random = Strengths(rare_effect=0.2, noun_effect=0.21)
     assert random.measured({"a": 9.0}).strong == frozenset()

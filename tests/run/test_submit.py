@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from kit.embedders import build_dino
 from kit.serving import free_port
 from kit.worlds import write_job
 
@@ -35,6 +36,16 @@ def test_a_packed_job_is_the_same_job(tiny_base, tmp_path):
     assert digests[0] == digests[1]
     images = [image for one in packed.subjects for image in one.subject.images]
     assert all(Path(image).is_relative_to(folder) for image in images)
+
+
+def test_relative_paths_of_embedders_are_packed_as_they_resolve_here(tiny_base, tmp_path):
+    build_dino(tmp_path / "here/embedder")
+    scoring = {"embedder": "./embedder", "images": 2}
+    job_file = write_job(tmp_path / "here", tiny_base, SUBJECTS, scoring=scoring)
+    ready, folder = check_file(job_file).ready(), tmp_path / "package"
+    folder.mkdir()
+    submit.pack(job_file, ready, folder)
+    assert check_file(folder / "job.yaml").ready().job.scoring == ready.job.scoring
 
 
 def test_skipped_subjects_are_packed_and_skipped_again(tiny_base, tmp_path):

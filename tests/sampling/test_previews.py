@@ -19,8 +19,9 @@ from dbray.errors import LaneLost
 from dbray.method.full import METHOD
 from dbray.records import previews as layout
 from dbray.records.models import ModelRecord, Registry
+from dbray.sampling.joining import AnnexRequest
 from dbray.sampling.pool import Result, SamplingPool
-from dbray.sampling.previews import PreviewActor, PreviewRequest, make_previews, seeds_of
+from dbray.sampling.previews import PreviewActor, make_previews, seeds_of
 from dbray.spec.sections import Previews, Recipe
 from dbray.storage.store import Store
 from dbray.subjects.images import decode_png, encode_png
@@ -92,7 +93,7 @@ def sampled(base, ray_session, photograph, tmp_path_factory):
     photographs = {name: [str(photograph)] for name in records}
     photographs["lost"] = ["/nowhere/photo.jpg"]
     progress = []
-    requests = [PreviewRequest(record, photographs[name]) for name, record in records.items()]
+    requests = [AnnexRequest(record, photographs[name]) for name, record in records.items()]
     failures = make_previews(
         store, base, requests, PREVIEWS, SamplingPool(num_actors=1),
         lambda *at: progress.append(at),
@@ -182,7 +183,7 @@ def test_the_base_is_sampled_once_per_class_noun(base, ray_session, tmp_path, mo
     records = [record_of(base, name, "cat" if name == "c" else "dog") for name in "abc"]
     for record in records:
         registry.publish(record, {"unet.safetensors": save(weights_of(base, 0))})
-    requests = [PreviewRequest(record, []) for record in records]
+    requests = [AnnexRequest(record, []) for record in records]
     assert make_previews(store, base, requests, PREVIEWS, SamplingPool(num_actors=1)) == []
     assert sorted((tmp_path / "of-base").read_text().split()) == ["cat", "dog"]
     of_base = [previews_of(registry, record)["base-0.png"] for record in records]
@@ -202,8 +203,8 @@ def test_results_arrive_in_any_order_and_the_pool_may_die(base, tmp_path, monkey
             yield Result(index, {f"{index}.png": b"pixels"})
         raise LaneLost("out of memory")
 
-    monkeypatch.setattr("dbray.sampling.previews.sample", backwards)
-    requests = [PreviewRequest(record, []) for record in records]
+    monkeypatch.setattr("dbray.sampling.joining.sample", backwards)
+    requests = [AnnexRequest(record, []) for record in records]
     assert make_previews(store, base, requests, PREVIEWS) == [("c", "out of memory")]
     for index, record in enumerate(records[:2]):
         names = previews_of(registry, record).keys()

@@ -17,8 +17,7 @@ from dbray.records import scores as layout
 from dbray.records.models import Registry
 from dbray.sampling.pool import Result, SamplingPool
 from dbray.sampling.scores import (
-    ScoreActor,
-    _Joined,
+    _ScoreJoining,
     describe,
     make_scores,
     measure_of,
@@ -125,21 +124,33 @@ def test_the_request_describes_the_measurement(published, scored, measure):
     assert not layout.annex(store, record.name).has(changed)
 
 
-def test_results_may_arrive_in_any_order(published, scored, measure):
+def test_results_may_arrive_in_any_order(published, scored, measure, monkeypatch):
     base, store, found, subjects = published
-    actor = ScoreActor(base, 1, store, measure)
-    joined = _Joined(store, measure, found[:2], subjects)
-    results = [Result(index, actor.make(task)) for index, task in enumerate(joined.tasks())]
     before = {one.id: layout.read(store, one.name) for one in found[:2]}
-    published = []
-    for result in reversed(results):
-        for index in joined.take(result):
-            assert joined.publish(index) is None
-            published.append(found[index].id)
-    assert sorted(published) == ["rex", "same"]
+    for record in found[:2]:
+        store.remove(f"models/{record.id}/{record.revision}/scores")
+
+    def backwards(actor, actor_args, tasks, pool):
+        made = actor(*actor_args)
+        results = [Result(index, made.make(task)) for index, task in enumerate(tasks)]
+        yield from reversed(results)
+
+    monkeypatch.setattr("dbray.sampling.joining.sample", backwards)
+    assert make_scores(store, base, found[:2], subjects, measure, SamplingPool(num_actors=1)) == []
     after = {one.id: layout.read(store, one.name) for one in found[:2]}
+    assert sorted(after) == ["rex", "same"]
     for name, scores in after.items():
         assert scores.model_dump() == pytest.approx(before[name].model_dump(), abs=1e-6)
+
+
+def test_a_model_is_compared_with_a_limited_number_of_look_alikes(published, measure, monkeypatch):
+    _, store, found, subjects = published
+    many = [one.model_copy(update={"id": f"dog{n}"}) for n, one in enumerate([subjects[0]] * 9)]
+    monkeypatch.setattr("dbray.sampling.scores.MAX_LOOKALIKES", 4)
+    joining = _ScoreJoining(store, measure, found[:1], [subjects[0], *many, subjects[2]])
+    of_base, *photographs = joining.needed(0)
+    assert len(set(photographs)) == len(photographs) == 5
+    assert of_base not in photographs
 
 
 def test_without_an_embedder_nothing_is_scored():

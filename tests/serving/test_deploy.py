@@ -17,6 +17,7 @@ import httpx
 import psutil
 import pytest
 import yaml
+from kit.processes import command_of
 from kit.serving import free_port, publish
 
 from dbray.errors import SpecError
@@ -202,7 +203,7 @@ def addresses_of(process):
     found = set()
     for one in psutil.Process(process.pid).children(recursive=True):
         with suppress(psutil.Error):
-            if "ServeReplica" not in one.cmdline()[0]:
+            if "ServeReplica" not in command_of(one):
                 connections = one.net_connections("inet")
                 found |= {c.laddr.ip for c in connections if c.status == psutil.CONN_LISTEN}
     return found

@@ -100,6 +100,15 @@ def test_zero_refuses_buckets(tmp_path, tiny_base):
     assert "several passes, which ZeRO does not" in error.what
 
 
+def test_several_gpus_refuse_buckets(tmp_path, tiny_base):
+    from kit.worlds import load_job
+
+    job = load_job(tmp_path, tiny_base, {"ace": "cat"}, recipe={"crop": "bucket"},
+                   resources={"gpus_per_subject": 2})  # fmt: skip
+    [error] = check_job(job).errors
+    assert "whose number differs between GPUs" in error.what
+
+
 def test_a_table_of_positions_that_is_too_short_refuses_buckets(tmp_path):
     base = bases.resolve(str(FAMILIES["sd3"].build(tmp_path / "base")))
     most = base.layout.config("transformer")["pos_embed_max_size"] * 2 * 4

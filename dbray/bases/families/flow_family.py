@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from dbray.bases.families.family import KEPT_PER_BLOCK, Family, Tensors
+from dbray.bases.families.family import KEPT_PER_BLOCK, Family, Tensors, latent_factor
 from dbray.bases.families.packing import PATCH
 from dbray.errors import BaseError
 
@@ -65,13 +65,17 @@ class FlowFamily(Family):
         }
         return {**diffusers, **self.model_types, "scheduler": (_SCHEDULER,)}
 
+    def max_tokens(self, reader: Any) -> int:
+        """Return the length of the text; a CLIP beside it reads only the beginning."""
+        return self.text_length
+
     def latent_channels(self, vae: Mapping[str, Any]) -> int:
         """Return the channels of the latents, from the autoencoder's configuration."""
         return vae.get("latent_channels", 0)
 
     def factor(self, vae: Mapping[str, Any]) -> int:
         """Return the pixels per latent along a side, from the autoencoder's configuration."""
-        return 2 ** (len(vae["block_out_channels"]) - 1)
+        return latent_factor(vae)
 
     def resolution(self, layout: Layout) -> int:
         """See Family."""

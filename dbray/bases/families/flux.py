@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from dbray.bases.layout import Layout
 
-_LENGTH = 512
 """Tokens of T5's text. The transformer reads padding, so the length is part of the condition."""
 
 
@@ -70,12 +69,8 @@ class Flux(FlowFamily):
         clip, t5 = tokenizers["tokenizer"], tokenizers["tokenizer_2"]
         return {
             "clip_ids": token_ids(clip, prompts, clip.model_max_length)["ids"],
-            "t5_ids": token_ids(t5, prompts, _LENGTH)["ids"],
+            "t5_ids": token_ids(t5, prompts, self.text_length)["ids"],
         }
-
-    def max_tokens(self, reader: Any) -> int:
-        """Return T5's limit; CLIP reads only the beginning."""
-        return _LENGTH
 
     def embed(self, models: Mapping[str, Any], tokens: Tensors) -> Tensors:
         """Return T5's last hidden states, CLIP's pooled text, and training's guidance scale."""

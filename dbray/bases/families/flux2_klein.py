@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from dbray.bases.layout import Layout
 
-_LENGTH = 512
 _LAYERS = (9, 18, 27)
 """Indices of the hidden states to read; 0 is the embedding."""
 
@@ -81,11 +80,7 @@ class Flux2Klein(FlowFamily):
     def tokenize(self, tokenizers: Mapping[str, Any], prompts: Sequence[str]) -> Tensors:
         """Return token ids of the chat, and the mask of non-padding tokens."""
         tokenizer = tokenizers["tokenizer"]
-        return token_ids(tokenizer, chat(tokenizer, prompts, thinking=False), _LENGTH)
-
-    def max_tokens(self, reader: Any) -> int:
-        """Return the limit of the chat."""
-        return _LENGTH
+        return token_ids(tokenizer, chat(tokenizer, prompts, thinking=False), self.text_length)
 
     def framed(self, reader: Any, prompt: str) -> str:
         """Return the chat."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dbray.bases import clip_layout
-from dbray.bases.families.family import KEPT_PER_BLOCK, Family, Tensors, recipes
+from dbray.bases.families.family import KEPT_PER_BLOCK, Family, Tensors, latent_factor, recipes
 from dbray.errors import BaseError
 from dbray.spec.flow import Flow
 
@@ -135,7 +135,7 @@ class StableDiffusion(Family):
     def kept_values(self, layout: Layout, recipe: Recipe) -> int:
         """See Family. Each level halves the sides of the one before."""
         config = layout.config(self.denoiser)
-        side = (recipe.resolution or self.resolution(layout)) // _factor(layout.config("vae"))
+        side = (recipe.resolution or self.resolution(layout)) // latent_factor(layout.config("vae"))
         inputs = inside = 0
         for (residual, transformers), channels in zip(
             _blocks(config), config["block_out_channels"], strict=True
@@ -212,11 +212,6 @@ def _blocks(config: Mapping[str, Any]) -> list[tuple[int, int]]:
         residual, transformers = found[-1]
         found[-1] = residual + 2, transformers + depths[-1]
     return found
-
-
-def _factor(vae: Mapping[str, Any]) -> int:
-    """Pixels per latent along a side."""
-    return 2 ** (len(vae["block_out_channels"]) - 1)
 
 
 def _each(value: int | Sequence[int], blocks: Sequence[str]) -> list[int]:

@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-_LENGTH = 512
-
-
 class ZImage(FlowFamily):
     """See the module."""
 
@@ -63,11 +60,7 @@ class ZImage(FlowFamily):
     def tokenize(self, tokenizers: Mapping[str, Any], prompts: Sequence[str]) -> Tensors:
         """Return token ids of the chat, and the mask of non-padding tokens."""
         tokenizer = tokenizers["tokenizer"]
-        return token_ids(tokenizer, chat(tokenizer, prompts, thinking=True), _LENGTH)
-
-    def max_tokens(self, reader: Any) -> int:
-        """Return the limit of the chat."""
-        return _LENGTH
+        return token_ids(tokenizer, chat(tokenizer, prompts, thinking=True), self.text_length)
 
     def framed(self, reader: Any, prompt: str) -> str:
         """Return the chat."""

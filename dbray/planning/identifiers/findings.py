@@ -1,4 +1,4 @@
-"""What is doubtful about identifiers that users chose. All of it are warnings: training works."""
+"""What is doubtful about identifiers that users chose. These are warnings: training works."""
 
 from __future__ import annotations
 

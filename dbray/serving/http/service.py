@@ -57,8 +57,7 @@ class Prepared:
 
     def _unread(self, begun: Begun) -> list[str]:
         """Warnings of texts that are cut off; no text is quoted, since headers are logged."""
-        texts = {"prompt": self.ask.prompt,
-                 "negative_prompt": self.ask.sampling.get("negative_prompt", "")}  # fmt: skip
+        texts = self.ask.texts
         warnings = [
             f"the base reads the first {num_read} of {len(texts[name])} characters of {name}"
             for name, num_read in begun.read.items()

@@ -40,6 +40,8 @@ class Request:
     emit: Callable[[object], None]
     arrived: float
     area: float = 1.0
+    read: Mapping[str, int] = field(default_factory=dict)
+    """Characters read of each text that the base does not read to its end."""
     waiting: deque[int] = field(default_factory=deque)
     hold: Hold | None = None
     ready_since: float | None = None

@@ -20,14 +20,13 @@ from torch import Tensor
 
 from dbray.bases import Backbone
 from dbray.bases.generate import Sampling, generate
-from dbray.bases.reading import Reader
 from dbray.bases.resident import Resident
 from dbray.errors import DbrayError
-from dbray.serving.messages import BASE, BROKEN, TIMED_OUT, Ask, Begun, Refusal
+from dbray.serving.messages import BASE, BROKEN, TIMED_OUT, Begun, Refusal
 from dbray.serving.meters import DeviceMeters
 from dbray.serving.replica.fair_queue import Batch, FairQueue, Request
 from dbray.serving.replica.weights import load_refusal
-from dbray.spec.sections import Previews
+from dbray.spec.sections import Sampler
 
 _log = logging.getLogger(__name__)
 
@@ -66,14 +65,15 @@ class Painter:
         queue: FairQueue,
         meters: DeviceMeters,
         on_beat: Callable[[], None],
+        sampler: Sampler,
     ) -> None:
         self.resident = BASE
         self._backbone = backbone
         self._resident: Resident = backbone.resident
-        self._reader = Reader.of(backbone.base)
         self._queue = queue
         self._meters = meters
         self._on_beat = on_beat
+        self._probed = Sampling(sampler, steps=1)
         self._errands: list[tuple[Callable[[], None], Future[None]]] = []
         self._beat = time.monotonic()
         self._stopping = False
@@ -85,8 +85,7 @@ class Painter:
         self._thread.start()
 
     def _probe(self) -> None:
-        sampler = self._backbone.base.fill(Previews()).sampler  # families differ in what they have
-        generate(self._backbone, ["a photo"], [0], Sampling(sampler, steps=1))
+        generate(self._backbone, ["a photo"], [0], self._probed)
 
     def stop(self) -> None:
         """End after the present batch."""
@@ -201,13 +200,7 @@ class Painter:
         queue_seconds = max(0.0, now + swap_seconds - request.arrived - load_seconds)
         self._meters.queue_seconds.observe(queue_seconds)
         request.emit(Begun(source, load_seconds * 1000, queue_seconds * 1000, *request.size,
-                           self._read(request.ask)))  # fmt: skip
-
-    def _read(self, ask: Ask) -> dict[str, int]:
-        """Characters read of each text that the base does not read to its end."""
-        texts = {"prompt": ask.prompt, "negative_prompt": ask.sampling.get("negative_prompt", "")}
-        cut = self._reader.cut(texts.values())
-        return {name: cut[text] for name, text in texts.items() if text in cut}
+                           request.read))  # fmt: skip
 
     def _watch(self, batch: Batch) -> Callable[[int, Tensor], None]:
         num_steps = batch[0][0].sampling.steps

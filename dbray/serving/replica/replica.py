@@ -22,6 +22,7 @@ import torch
 from dbray import bases
 from dbray.bases import Compute
 from dbray.bases.generate import Sampling
+from dbray.bases.reading import Reader
 from dbray.errors import BaseError, DbrayError, ModelNotFound
 from dbray.records.models import Registry
 from dbray.serving.messages import (
@@ -73,7 +74,8 @@ class Replica:
         base = bases.resolve(options.base or MINIATURE, options.base_revision)
         self._backbone = bases.load(base, Compute(self._device, options.precision))
         defaults = base.fill(Previews())
-        self._sampling = Sampling(defaults.sampler, defaults.steps, defaults.guidance)
+        self._sampling = Sampling.of(defaults)
+        self._reader = Reader.of(base)
         self._sizes = Sizes.of(self._backbone.resolution, self._backbone.latent_shape()[1])
         self._scratch = Scratch(options.scratch)
         # Separate threads, so that slow storage delays neither loading nor sampling.
@@ -90,7 +92,9 @@ class Replica:
         num_loads = max(_LEAST_LOADS, budgets.ram_bytes // largest)
         self._loads = Loads(self._cache, self._readers, num_loads)
         self._queue = FairQueue(_limits(options))
-        self._painter = Painter(self._backbone, self._queue, self._device_meters, self._beat)
+        self._painter = Painter(
+            self._backbone, self._queue, self._device_meters, self._beat, defaults.sampler
+        )
         self._sweeper: asyncio.Task[None] | None = None
         self._painter.start()
 
@@ -149,7 +153,8 @@ class Replica:
             raise Refused(Refusal(400, "invalid_value", str(exc), "scheduler")) from exc
         width, height = size = self._size(ask)
         area = width * height / self._backbone.resolution**2
-        return Request(ask, sampling, size, emit, time.monotonic(), area)
+        read = self._reader.cut_fields(ask.texts)
+        return Request(ask, sampling, size, emit, time.monotonic(), area, read)
 
     def _size(self, ask: Ask) -> tuple[int, int]:
         own = ask.resolution or self._backbone.resolution

@@ -160,7 +160,7 @@ class Gate:
         if scheme.lower() != "bearer" or not given:
             raise Refused(_NO_KEY)
         # The bytes as they were sent, whatever a key's characters are.
-        digest = hashlib.sha256(given.strip().encode("latin-1", "replace")).hexdigest()
+        digest = hashlib.sha256(given.strip(" \t").encode("latin-1", "replace")).hexdigest()
         found = None
         for key in self._key_file.keys:  # always all, so that the time reveals nothing
             if hmac.compare_digest(digest, key.sha256):
