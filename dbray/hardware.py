@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from dbray.processes import num_cores
 from dbray.spec.sections import Device
 
 
@@ -27,7 +28,7 @@ class Hardware:
             memory = torch.cuda.get_device_properties(0).total_memory
         else:
             memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return cls(os.cpu_count() or 1, num_gpus, memory)
+        return cls(num_cores(), num_gpus, memory)
 
     def uses_gpus(self, device: Device) -> bool:
         """Whether work on this device uses GPUs."""

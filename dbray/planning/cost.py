@@ -21,14 +21,15 @@ from dbray.storage.store import Store
 from dbray.training.teacher import lesson_bytes
 
 _PACE_FIELDS = {
-    "recipe": ("batch_size", "resolution", "precision", "prior_weight", "train_text_encoder",
-               "gradient_checkpointing"),
+    "recipe": ("method", "batch_size", "resolution", "crop", "precision", "prior_weight",
+               "train_text_encoder", "gradient_checkpointing"),
     "prior": ("kind", "sampler", "steps", "guidance"),
     "resources": ("device", "gpus_per_subject", "threads_per_worker", "zero_stage", "offload",
                   "compile"),
 }  # fmt: skip
 """Fields that decide how long a step and a class image take."""
-_LATER_DEFAULTS = {"device": "auto", "kind": "images", "offload": None, "compile": False}
+_LATER_DEFAULTS = {"method": "full", "crop": "centre", "device": "auto", "kind": "images",
+                   "offload": None, "compile": False}  # fmt: skip
 """What jobs written before there was such a key meant."""
 
 

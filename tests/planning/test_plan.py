@@ -411,6 +411,7 @@ def test_rates_of_an_old_job_without_a_device_are_used(tmp_path, tiny_base, base
         ({"recipe": {"steps": 9, "seed": 3}, "previews": {"steps": 9}}, True),
         ({"recipe": {"resolution": 64}}, False),
         ({"recipe": {"batch_size": 2}}, False),
+        ({"recipe": {"method": "lora"}}, False),
         ({"prior": {"steps": 9}}, False),
         ({"resources": {"threads_per_worker": 2}}, False),
         ({"resources": {"device": "cuda"}}, False),

@@ -278,6 +278,7 @@ def test_a_job_runs_on_an_object_store(ray_session, tiny_base, tmp_path, s3_uri)
     assert store.exists(f"jobs/{job.id}/report.html")
 
 
+@pytest.mark.slow
 def test_a_relative_storage_is_relative_to_the_working_folder(
     ray_session, tiny_base, tmp_path, monkeypatch
 ):

@@ -164,7 +164,8 @@ def test_an_invalid_port_is_reported(no_ray):
         local.start(ServeOptions(registry="r"), 99999)
 
 
-@pytest.mark.parametrize("name", ["local", pytest.param("production", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["local", "production"])
 def test_a_configuration_deploys_from_the_wheel(name, wheel, storage, tiny_base, tmp_path):
     key, digest = new_key()
     keys = tmp_path / "keys.yaml"
