@@ -367,7 +367,7 @@ def test_a_place_is_held_until_the_response_is_sent(site):
 
 def test_the_oldest_unfinished_body_is_dropped_for_new_ones():
     async def run():
-        bodies = Bodies(60.0, 2)
+        bodies = Bodies(60.0, 2, pause_seconds=0.0)
         first = [asyncio.create_task(bodies.read("t", asyncio.Event().wait())) for _ in range(2)]
         other = asyncio.create_task(bodies.read("u", asyncio.Event().wait()))
         await asyncio.sleep(0)
@@ -384,6 +384,26 @@ def test_the_oldest_unfinished_body_is_dropped_for_new_ones():
         assert not other.done()
         for task in (first[1], other):
             task.cancel()
+
+    asyncio.run(run())
+
+
+def test_who_lost_a_body_to_a_newer_one_waits_for_the_answer():
+    """Reopened at once, 600 connections would keep the server busy with nothing else."""
+
+    async def run():
+        bodies = Bodies(60.0, 1, pause_seconds=60.0)
+        first = asyncio.create_task(bodies.read("t", asyncio.Event().wait()))
+        await asyncio.sleep(0)
+
+        async def whole():
+            return b"{}"
+
+        assert await bodies.read("t", whole()) == b"{}"
+        done, _ = await asyncio.wait([first], timeout=0.05)
+        assert not done
+        assert await bodies.read("t", whole()) == b"{}"  # it takes no room meanwhile
+        first.cancel()
 
     asyncio.run(run())
 

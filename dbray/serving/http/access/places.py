@@ -15,6 +15,10 @@ from dbray.serving.messages import OVERLOADED, Refusal, Refused
 
 T = TypeVar("T")
 
+PAUSE_SECONDS = 5.0
+"""How long a body that ended for a newer one waits for its answer: a client that opens the next at
+once would keep proxy and ingress busy with nothing else."""
+
 TOO_SLOW = Refusal(408, "body_timeout", "The body did not arrive in time.", retry_after=1)
 TOO_MANY = Refusal(
     429, "too_many_requests", "Too many of your requests are in flight.", retry_after=1
@@ -24,14 +28,18 @@ TOO_MANY = Refusal(
 class Bodies:
     """Reads bodies within a time limit, and within a number of unfinished ones per tenant."""
 
-    def __init__(self, seconds: float, most_per_tenant: int) -> None:
+    def __init__(
+        self, seconds: float, most_per_tenant: int, pause_seconds: float = PAUSE_SECONDS
+    ) -> None:
         self._seconds = seconds
         self._most = most_per_tenant
+        self._pause_seconds = pause_seconds
         self._limits: defaultdict[str, OrderedDict[asyncio.Timeout, None]]
         self._limits = defaultdict(OrderedDict)
 
     async def read(self, tenant: str, body: Awaitable[T]) -> T:
         """Await a body. Raises Refused if it takes too long, or newer ones exceed the limit."""
+        started = asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout(self._seconds) as limit:
                 self._begin(tenant, limit)
@@ -40,6 +48,8 @@ class Bodies:
                 finally:
                     self._end(tenant, limit)
         except TimeoutError as exc:
+            if asyncio.get_running_loop().time() < started + self._seconds:
+                await asyncio.sleep(self._pause_seconds)
             raise Refused(TOO_SLOW) from exc
 
     def _begin(self, tenant: str, limit: asyncio.Timeout) -> None:
