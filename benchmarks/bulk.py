@@ -1,10 +1,13 @@
 """How many subjects per hour? The main job on drawn subjects, with start-up, compared with a peer.
 
     python benchmarks/bulk.py [--peer PATH-TO-train_dreambooth.py] [--keep]
+    python benchmarks/bulk.py --method lora --pack 8 --unpacked \
+        [--peer PATH-TO-train_dreambooth_lora.py] [--keep]
 
 The peer is the diffusers script of that name, run as its users do: one process per subject, on the
 same base, photographs and settings. It is timed on a few subjects and extrapolated, because each
-subject costs the same. The ceiling is also measured: only the steps, in a bare loop. Measure on an
+subject costs the same. The ceiling is also measured: only the steps, in a bare loop. With
+`--unpacked`, the same job is also run with one subject at a time in each lane. Measure on an
 otherwise idle machine.
 """
 
@@ -24,13 +27,13 @@ from typing import Any
 
 import yaml
 from measure import finish, print_table, write_subjects
-from steps import measure_steps
+from steps import measure_steps, method_settings
 
 from dbray import bases
 from dbray.spec.sections import Recipe
 
 PRIOR = {"count": 64, "sampler": "ddpm", "steps": 50, "guidance": 7.5}
-LEARNING_RATE = 1e-4
+LEARNING_RATE = {"full": 1e-4, "lora": 1e-3}
 RESOLUTION = 64
 # The script imports torchvision, which may not be installed: these are the parts that it uses.
 _TRANSFORMS = """
@@ -108,36 +111,48 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def measure_dbray(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+def recipe_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The recipe of the job, as in a job file."""
+    return {
+        "method": method_settings(args),
+        "steps": args.steps,
+        "learning_rate": LEARNING_RATE[args.method],
+        "min_snr_gamma": None,  # the peer weights all timesteps equally
+    }
+
+
+def measure_dbray(folder: Path, args: argparse.Namespace, pack: int | str) -> dict[str, Any]:
     """Run the main job in a separate process."""
-    write_subjects(folder / "photos", args.subjects, args.class_nouns)
+    name = f"pack-{pack}"
     job = {
         "base": "miniature",
         "subjects": "photos",
-        "recipe": {
-            "steps": args.steps,
-            "learning_rate": LEARNING_RATE,
-            "min_snr_gamma": None,  # the peer weights all timesteps equally
-        },
+        "storage": f"runs-{name}",
+        "recipe": recipe_of(args),
         "prior": PRIOR,
         "previews": {"prompts": []},  # the peer has none
+        "resources": {"pack": pack},
     }
-    (folder / "bulk.yaml").write_text(yaml.safe_dump(job))
+    file = folder / f"{name}.yaml"
+    file.write_text(yaml.safe_dump(job))
     start = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "dbray", "run", str(folder / "bulk.yaml")], check=True)
+    subprocess.run([sys.executable, "-m", "dbray", "run", str(file)], check=True)
     wall = time.perf_counter() - start
-    journal = folder / "runs" / "jobs" / "bulk"
+    journal = folder / f"runs-{name}" / "jobs" / name
     summary = json.loads((journal / "summary.json").read_text())
     outcomes = [json.loads(line) for line in (journal / "results.jsonl").read_text().splitlines()]
     if summary["counts"]["published"] != args.subjects:
         raise SystemExit(f"only {summary['counts']} of {args.subjects} were published")
     timings = [outcome["timings"] for outcome in outcomes]
     overheads = [sum(one.values()) - one["train"] for one in timings]
+    chosen = journal / "pack.json"
     return {
+        "pack": json.loads(chosen.read_text())["num_slots"] if chosen.exists() else pack,
         "wall_seconds": round(wall, 1),
         "subjects_per_hour": round(args.subjects / wall * 3600, 1),
         "phase_seconds": summary["phase_seconds"],
         "lanes": summary["lanes"],
+        # In a pack, each subject has its share of the time of a step.
         "steps_per_second_and_lane": round(
             args.steps / statistics.mean(one["train"] for one in timings), 2
         ),
@@ -150,10 +165,9 @@ def measure_dbray(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def measure_ceiling(lanes: int, args: argparse.Namespace) -> dict[str, Any]:
+def measure_ceiling(lanes: int, pack: int, args: argparse.Namespace) -> dict[str, Any]:
     """Take only the steps: as many bare loops as there were lanes, without Ray and storage."""
-    recipe = Recipe(steps=args.steps, learning_rate=LEARNING_RATE, min_snr_gamma=None)
-    rate = measure_steps(recipe, lanes, threads=1)
+    rate = measure_steps(Recipe.model_validate(recipe_of(args)), lanes, threads=1, num_slots=pack)
     return {
         "bare_steps_per_second_and_lane": round(rate, 2),
         "bare_subjects_per_hour": round(3600 * lanes * rate / args.steps, 1),
@@ -196,7 +210,8 @@ def run_peer(folder: Path, args: argparse.Namespace, subject: Path, classes: str
         "resolution": RESOLUTION,
         "train_batch_size": 1,
         "max_train_steps": args.steps,
-        "learning_rate": LEARNING_RATE,
+        "learning_rate": LEARNING_RATE[args.method],
+        **({"rank": args.rank} if args.method == "lora" else {}),
         "lr_scheduler": "constant",
         "lr_warmup_steps": 0,
         "checkpointing_steps": 10 * args.steps,
@@ -220,29 +235,53 @@ def main() -> None:
     parser.add_argument("--subjects", type=int, default=32)
     parser.add_argument("--class-nouns", type=int, default=2)
     parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--peer", help="path to diffusers' train_dreambooth.py")
+    parser.add_argument("--method", choices=tuple(LEARNING_RATE), default="full")
+    parser.add_argument("--rank", type=int, default=8)
+    # The peer trains these alone.
+    parser.add_argument("--targets", nargs="+", default=["attention"])
+    parser.add_argument("--pack", type=_pack, default=1, help="a number, or auto")
+    parser.add_argument("--unpacked", action="store_true", help="also run the job with pack 1")
+    parser.add_argument("--peer", help="path to the script of diffusers for the method")
     parser.add_argument("--peer-subjects", type=int, default=3)
     parser.add_argument("--keep", action="store_true", help="keep the figures in results/")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        facts: dict[str, Any] = {
-            "subjects": args.subjects,
-            "class_nouns": args.class_nouns,
-            "steps": args.steps,
-            "prior": PRIOR,
-            **measure_dbray(Path(name), args),
-        }
-        facts |= measure_ceiling(facts["lanes"], args)
-        if args.peer:
-            facts |= measure_peer(Path(name), args)
-            ours = facts["subjects_per_hour"]
-            peer, bare = facts["peer_subjects_per_hour"], facts["bare_subjects_per_hour"]
-            facts["times_the_peer"] = round(ours / peer, 2)
-            facts["times_the_peer_of_bare_steps"] = round(bare / peer, 2)
-            at_hand = facts["peer_subjects_per_hour_with_class_images_at_hand"]
-            facts["times_the_peer_with_class_images_at_hand"] = round(ours / at_hand, 2)
+        facts = measure(Path(name), args)
     print_table(facts)
-    finish("bulk", facts, args.keep)
+    finish("bulk" if args.method == "full" else f"bulk-{args.method}", facts, args.keep)
+
+
+def _pack(text: str) -> int | str:
+    return text if text == "auto" else int(text)
+
+
+def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Measure dbray, the bare steps and the peer."""
+    write_subjects(folder / "photos", args.subjects, args.class_nouns)
+    facts: dict[str, Any] = {
+        "method": args.method,
+        "subjects": args.subjects,
+        "class_nouns": args.class_nouns,
+        "steps": args.steps,
+        "prior": PRIOR,
+        **measure_dbray(folder, args, args.pack),
+    }
+    facts |= measure_ceiling(facts["lanes"], facts["pack"], args)
+    share = facts["steps_per_second_and_lane"] / facts["bare_steps_per_second_and_lane"]
+    facts["share_of_bare_steps"] = round(share, 3)
+    ours = facts["subjects_per_hour"]
+    if args.unpacked:
+        unpacked = measure_dbray(folder, args, 1)
+        facts |= {f"unpacked_{name}": value for name, value in unpacked.items()}
+        facts["times_unpacked"] = round(ours / unpacked["subjects_per_hour"], 2)
+    if args.peer:
+        facts |= measure_peer(folder, args)
+        peer, bare = facts["peer_subjects_per_hour"], facts["bare_subjects_per_hour"]
+        facts["times_the_peer"] = round(ours / peer, 2)
+        facts["times_the_peer_of_bare_steps"] = round(bare / peer, 2)
+        at_hand = facts["peer_subjects_per_hour_with_class_images_at_hand"]
+        facts["times_the_peer_with_class_images_at_hand"] = round(ours / at_hand, 2)
+    return facts
 
 
 if __name__ == "__main__":

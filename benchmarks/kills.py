@@ -2,6 +2,7 @@
 
     python benchmarks/kills.py [--rounds 5] [--subjects 4] [--steps 90] [--seed 0] [--keep]
     python benchmarks/kills.py --nodes 3 [--rounds 5] ...    # SIGKILL of worker nodes instead
+    python benchmarks/kills.py --pack 2 ...                  # two subjects in each lane, by lora
 
 After each kill the job is run again until it has ended, and compared with an undisturbed run: each
 subject is published exactly once, what was published before the kill is unchanged, and all weights
@@ -38,13 +39,16 @@ def prepare(folder: Path, args: argparse.Namespace) -> Path:
     if not photos.exists():
         write_subjects(photos, args.subjects, 2)
     folder.mkdir()
+    recipe = {"learning_rate": 1e-4}
+    if args.pack > 1:
+        recipe = {"method": {"kind": "lora", "rank": 8}, "learning_rate": 1e-3}
     job = {
         "base": args.base,
         "subjects": str(photos),
-        "recipe": {"steps": args.steps, "learning_rate": 1e-4},
+        "recipe": recipe | {"steps": args.steps},
         "prior": {"count": 48, "steps": 10},
         "previews": {"prompts": []},
-        "resources": {"checkpoint_every": args.steps // 3},
+        "resources": {"checkpoint_every": args.steps // 3, "pack": args.pack},
     }
     file = folder / "job.yaml"
     file.write_text(yaml.safe_dump(job))
@@ -170,6 +174,7 @@ def kill_nodes(args: argparse.Namespace, rng: random.Random, folder: Path) -> No
         "base": Path(args.base).name,
         "subjects": args.subjects,
         "steps": args.steps,
+        "pack": args.pack,
         "seed": args.seed,
         "undisturbed_seconds": round(whole.seconds, 1),
         "kills": sum(len(one["kills_at_seconds"]) for one in rounds),
@@ -190,6 +195,7 @@ def main() -> None:
     parser.add_argument("--base", default="miniature")
     parser.add_argument("--subjects", type=int, default=4)
     parser.add_argument("--steps", type=int, default=90)
+    parser.add_argument("--pack", type=int, default=1, help="subjects together in each lane")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", action="store_true", help="keep the figures in results/")
     args = parser.parse_args()
@@ -228,6 +234,7 @@ def main() -> None:
     facts = {
         "subjects": args.subjects,
         "steps": args.steps,
+        "pack": args.pack,
         "seed": args.seed,
         "undisturbed_seconds": round(whole, 1),
         "kills": len(rounds),
@@ -236,7 +243,7 @@ def main() -> None:
         "rounds": rounds,
     }
     print_table({name: value for name, value in facts.items() if name != "rounds"})
-    finish("kills", facts, args.keep)
+    finish("kills" if args.pack == 1 else "kills-packed", facts, args.keep)
     if len(good) < len(rounds):
         raise SystemExit(1)
 

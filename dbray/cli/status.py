@@ -86,8 +86,8 @@ def _details(summary: Summary) -> Iterator[str]:
         yield summary.error
     if summary.present_state == DAMAGED:
         return
-    for lane, at in summary.in_flight.items():
-        yield f"{lane}: {at.id} at step {at.step}"
+    for key, at in summary.in_flight.items():
+        yield f"{at.lane or key}: {at.id} at step {at.step}"
     for cause in summary.failures:
         yield f"{cause.count} x {cause.kind}: {cause.example}"
     if summary.is_gone:

@@ -26,9 +26,16 @@ class Clock:
         """Add the time of a block to a phase."""
         start = time.monotonic()
         yield
-        elapsed = time.monotonic() - start
-        self.seconds[name] = self.seconds.get(name, 0.0) + elapsed
-        metrics.phase_seconds().observe(elapsed, {"phase": name})
+        self.add(name, time.monotonic() - start)
+
+    def add(self, name: str, seconds: float) -> None:
+        """Add seconds to a phase."""
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+
+    def observe(self) -> None:
+        """Pass the phases on to the metrics, at the end of the attempt."""
+        for name, seconds in self.seconds.items():
+            metrics.phase_seconds().observe(seconds, {"phase": name})
 
 
 class Beat:
@@ -37,23 +44,39 @@ class Beat:
     It is called at each step, so a lane whose device hangs stops reporting.
     """
 
-    def __init__(self, queue: Any, lane: str, subject_id: str, leads: bool, step: int) -> None:
-        self._queue, self._lane, self._subject_id, self._leads = queue, lane, subject_id, leads
-        self._last_time, self._last_step = time.monotonic(), step
+    def __init__(self, queue: Any, lane: str, leads: bool) -> None:
+        self._queue, self._lane, self._leads = queue, lane, leads
+        self._last_time, self._new_steps = time.monotonic(), 0
+        self._steps: dict[str, int] = {}
 
-    def __call__(self, step: int) -> None:
+    def begin(self, subject_id: str, step: int = 0) -> None:
+        """Report this subject too from now on, at this step."""
+        self._steps[subject_id] = step
+
+    def end(self, subject_id: str) -> None:
+        """No longer report a subject, which has ended."""
+        self._steps.pop(subject_id, None)
+
+    def __call__(self, subject_id: str, step: int) -> None:
+        """Note a subject's step; report, unless the last report is recent."""
+        self._new_steps += step - self._steps[subject_id]
+        self._steps[subject_id] = step
+        self.touch()
+
+    def touch(self) -> None:
         """Report, unless the last report is recent."""
         if time.monotonic() - self._last_time > _BEAT_SECONDS:
-            self.now(step)
+            self.now()
 
-    def now(self, step: int) -> None:
+    def now(self) -> None:
         """Report now."""
-        if self._leads:
-            if step > self._last_step:  # a counter does not accept 0
-                metrics.train_steps().inc(step - self._last_step)
-            self._last_time, self._last_step = time.monotonic(), step
-            self._queue.beat.remote(self._lane, self._subject_id, step)
+        if not self._leads:
+            return
+        if self._new_steps > 0:  # a counter does not accept 0
+            metrics.train_steps().inc(self._new_steps)
+        self._last_time, self._new_steps = time.monotonic(), 0
+        self._queue.beat.remote(self._lane, dict(self._steps))
 
     def meanwhile(self) -> AbstractContextManager[None]:
         """Keep reporting from another thread while this one waits for storage."""
-        return repeating(lambda: self.now(self._last_step), _BEAT_SECONDS)
+        return repeating(self.now, _BEAT_SECONDS)

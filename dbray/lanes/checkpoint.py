@@ -33,12 +33,21 @@ class Checkpoint:
     """The checkpoints of one subject. All ranks make the same calls."""
 
     def __init__(
-        self, store: Store, job_id: str, revision: str, share: Share, zero_stage: int
+        self,
+        store: Store,
+        job_id: str,
+        revision: str,
+        share: Share,
+        zero_stage: int,
+        num_slots: int = 1,
     ) -> None:
         self._store, self._share = store, share
         self._folder = f"{_folder(job_id)}/{revision}"
-        # A checkpoint of other ranks or another sharding cannot be loaded.
+        # A checkpoint of other ranks or another sharding cannot be loaded. One of another number
+        # of slots could be, but then the weights would be neither those of the one nor the other.
         self._suffix = f"-of-{share.world_size}-zero-{zero_stage}"
+        if num_slots > 1:
+            self._suffix += f"-pack-{num_slots}"
 
     def _step_folder(self, step: int) -> str:
         return f"{self._folder}/{step:08d}{self._suffix}"

@@ -44,7 +44,7 @@ def open_lanes(
     """Start lanes on subjects.
 
     Args:
-        job: the resolved job.
+        job: the resolved job, with the number of slots of its lanes.
         base: the base of all lanes.
         subjects: the subjects to train.
         count: number of lanes.
@@ -54,10 +54,14 @@ def open_lanes(
     resources = job.resources
     queue: Any = ray.remote(LeaseQueue).options(
         num_cpus=0, scheduling_strategy=_on_this_node()
-    ).remote(list(subjects), resources.max_attempts, resources.lease_seconds)  # fmt: skip
+    ).remote(
+        list(subjects), resources.max_attempts, resources.lease_seconds, num_lanes=count
+    )  # fmt: skip
     use_gpu = hardware().uses_gpus(resources.device)
     names = [f"lane-{index}" for index in range(count)]
-    specs = [LaneSpec(name, job, base, queue, scratch, use_gpu) for name in names]
+    num_slots = resources.pack
+    assert isinstance(num_slots, int)  # the caller has settled it
+    specs = [LaneSpec(name, job, base, queue, scratch, use_gpu, num_slots) for name in names]
     lanes = Lanes(queue, specs, on_lost)
     try:
         lanes.start()
@@ -158,6 +162,7 @@ class _LaneThread(threading.Thread):
                 logger.warning("lane lost lane=%s error=%s", self._spec.name, error)
                 self.error = error
                 if not self._may_restart(error):
+                    self._spec.queue.retire.remote()
                     self._on_lost(f"lost {error}")
                     return
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from dbray.errors import LaneLost
@@ -35,7 +35,7 @@ class Snapshot:
     num_subjects: int
     num_pending: int
     in_flight: dict[str, tuple[str, int]]
-    """Subject id and step of every lane that has one."""
+    """Lane and step of every subject that is leased, by its id."""
     outcomes: tuple[Outcome, ...]
     """Outcomes after the number that the caller has seen."""
 
@@ -66,13 +66,23 @@ class _Waiting:
         """Add a subject, behind the others of its noun."""
         self._of_noun[planned.subject.class_noun].append((planned, attempt))
 
-    def take(self, last: str | None, taken: Collection[str]) -> tuple[PlannedSubject, int]:
-        """Take one of the lane's last noun; else of the longest queue of a noun not in work."""
-        if last in self._of_noun:
-            noun = last
-        else:
-            noun = max(self._of_noun, key=lambda one: (one not in taken, len(self._of_noun[one])))
-        return self._without(noun, self._of_noun[noun][0])
+    def take(
+        self,
+        last: str | None,
+        taken: Collection[str],
+        fits: Callable[[tuple[PlannedSubject, int]], bool],
+    ) -> tuple[PlannedSubject, int] | None:
+        """Take one that fits; None if none does.
+
+        One of the lane's last noun; else of the longest queue of a noun not in work.
+        """
+        found = {noun: next(filter(fits, queue), None) for noun, queue in self._of_noun.items()}
+        firsts = {noun: first for noun, first in found.items() if first is not None}
+        if not firsts:
+            return None
+        if last not in firsts:
+            last = max(firsts, key=lambda one: (one not in taken, len(self._of_noun[one])))
+        return self._without(last, firsts[last])
 
     def take_out(self, subject_id: str) -> tuple[PlannedSubject, int] | None:
         """Take this subject; None if it is not waiting."""
@@ -104,6 +114,7 @@ class LeaseQueue:
         max_attempts: int,
         lease_seconds: float,
         clock: Callable[[], float] = time.monotonic,
+        num_lanes: int = 1,
     ) -> None:
         self._waiting = _Waiting()
         for planned in subjects:
@@ -111,6 +122,7 @@ class LeaseQueue:
         self._num_subjects = len(subjects)
         self._max_attempts = max_attempts
         self._lease_seconds = lease_seconds
+        self._num_lanes = num_lanes
         self._clock = clock
         self._leases: dict[str, Lease] = {}
         self._outcomes: list[Outcome] = []
@@ -119,7 +131,7 @@ class LeaseQueue:
         self._last_noun: dict[str, str] = {}
 
     def release(self, lane: str) -> None:
-        """The lane's workers died, or have just started: its subject goes to another lane."""
+        """The lane's workers died, or have just started: its subjects go to other lanes."""
         self._expire(lambda lease: lease.lane == lane, f"the workers of {lane} died")
 
     def lease(self, lane: str) -> tuple[tuple[PlannedSubject, int] | None, bool]:
@@ -131,17 +143,42 @@ class LeaseQueue:
         )
         if not self._waiting:
             return None, not self._leases
+        company = [one for one in self._leases.values() if one.lane == lane]
+        if self._has_enough(company):
+            return None, False
         taken = {lease.planned.subject.class_noun for lease in self._leases.values()}
-        planned, attempt = self._waiting.take(self._last_noun.get(lane), taken)
+        leased = self._waiting.take(
+            self._last_noun.get(lane),
+            taken,
+            lambda entry: not company or not self._is_last_chance(entry[1]),
+        )
+        if leased is None:
+            return None, False
+        planned, attempt = leased
         self._last_noun[lane] = planned.subject.class_noun
         self._leases[planned.subject.id] = Lease(planned, attempt, lane, now, now)
-        return (planned, attempt), False
+        return leased, False
 
-    def beat(self, lane: str, subject_id: str, step: int) -> None:
-        """The lane is alive, and has done `step` steps of its subject."""
-        lease = self._leases.get(subject_id)
-        if lease is not None and lease.lane == lane:
-            self._leases[subject_id] = replace(lease, beaten=self._clock(), step=step)
+    def _has_enough(self, company: Sequence[Lease]) -> bool:
+        """Whether a lane gets no more company: towards the end, every lane gets an equal share."""
+        if any(self._is_last_chance(lease.attempt) for lease in company):
+            return True
+        num_left = len(self._waiting) + len(self._leases)
+        return bool(company) and len(company) >= -(-num_left // self._num_lanes)
+
+    def _is_last_chance(self, attempt: int) -> bool:
+        """Whether an attempt is made without company.
+
+        A subject that ends its lane's processes fails alone then, and not with all its company.
+        """
+        return 1 < attempt == self._max_attempts
+
+    def beat(self, lane: str, steps: Mapping[str, int]) -> None:
+        """The lane is alive, and has done so many steps of these subjects, by id."""
+        for subject_id, step in steps.items():
+            lease = self._leases.get(subject_id)
+            if lease is not None and lease.lane == lane:
+                self._leases[subject_id] = replace(lease, beaten=self._clock(), step=step)
 
     def complete(self, subject_id: str, timings: dict[str, float], steps: int) -> None:
         """The subject is published; `steps` were done since it was started or continued.
@@ -178,6 +215,10 @@ class LeaseQueue:
             else:
                 self._waiting.put(planned, attempt)
 
+    def retire(self) -> None:
+        """A lane has ended, and leases no more: the others share the rest."""
+        self._num_lanes = max(1, self._num_lanes - 1)
+
     def num_ended(self, lane: str) -> int:
         """Subjects that ended in this lane."""
         return self._num_ended[lane]
@@ -187,7 +228,7 @@ class LeaseQueue:
         return Snapshot(
             self._num_subjects,
             len(self._waiting),
-            {lease.lane: (subject_id, lease.step) for subject_id, lease in self._leases.items()},
+            {subject_id: (lease.lane, lease.step) for subject_id, lease in self._leases.items()},
             tuple(self._outcomes[num_seen:]),
         )
 

@@ -112,5 +112,5 @@ class Material:
             mean, deviation = self._backbone.encode(pixels[start : start + _ENCODED_AT_ONCE])
             means.append(mean)
             deviations.append(deviation)
-            beat(0)
+            beat.touch()
         return Latents(torch.cat(means), torch.cat(deviations))

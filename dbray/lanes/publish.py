@@ -21,8 +21,8 @@ _VERSIONED = ("dbray", "torch", "diffusers", "transformers", "deepspeed", "ray")
 class Publisher:
     """Publishes the subjects of one job."""
 
-    def __init__(self, job: Job, base: Base) -> None:
-        self._job, self._base = job, base
+    def __init__(self, job: Job, base: Base, num_slots: int = 1) -> None:
+        self._job, self._base, self._num_slots = job, base, num_slots
         self._registry = Registry(Store(job.storage))
         self._versions = {name: metadata.version(name) for name in _VERSIONED}
 
@@ -75,8 +75,16 @@ class Publisher:
             created_at=utc_now(),
             job_id=job.id,
             tenant=job.tenant,
-            metadata={**method_of(job.recipe.method).about(files), **_strength(planned)},
+            metadata={
+                **method_of(job.recipe.method).about(files),
+                **_strength(planned),
+                **self._pack(),
+            },
         )
+
+    def _pack(self) -> dict[str, str]:
+        """The number of subjects that trained together, on which the weights' last bits depend."""
+        return {"pack": str(self._num_slots)} if self._num_slots > 1 else {}
 
 
 def _strength(planned: PlannedSubject) -> dict[str, str]:

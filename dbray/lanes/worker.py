@@ -1,7 +1,8 @@
-"""A lane: a group of workers that keep a backbone and an engine warm, and train subjects in turn.
+"""A lane: a group of workers that keep a backbone warm, and train subjects in the slots of a pack.
 
 The only Ray Train code. One lane is one `TorchTrainer.fit`. Subjects come from the lease queue and
-models go to the registry, so the death of a lane costs only the subject that it is training.
+models go to the registry, so the death of a lane costs only the subjects that it is training. A
+slot whose subject has ended is filled again before the next step; the others do not notice.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray
@@ -18,24 +20,18 @@ import ray.train
 import ray.train.torch
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback, WorkerGroupError
-from torch import Tensor
 
-from dbray import bases
-from dbray.bases import Base, Compute
+from dbray.bases import Base
 from dbray.errors import DbrayError, Diverged, LaneLost, TrainError
+from dbray.lanes.attempt import Attempt
 from dbray.lanes.beat import Beat, Clock
-from dbray.lanes.checkpoint import Checkpoint
-from dbray.lanes.material import Material
-from dbray.lanes.publish import Publisher
-from dbray.method.methods import method_of
+from dbray.lanes.lane import Lane
 from dbray.planning.plan import PlannedSubject
 from dbray.records.results import Failure
 from dbray.spec.job import Job
 from dbray.storage.store import Store
-from dbray.training.device import device_is_lost, translated
-from dbray.training.engine import Engine, make_engine
-from dbray.training.loop import Progress, Share, TrainingData, finetune
-from dbray.training.teacher import teach
+from dbray.training.device import device_is_lost
+from dbray.training.loop import Share
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +50,8 @@ class LaneSpec:
     scratch: str
     """Folder in the job's storage for Ray Train's files about the lane."""
     use_gpu: bool
+    num_slots: int
+    """Subjects that train together."""
 
 
 def run_lane(spec: LaneSpec) -> None:
@@ -122,107 +120,140 @@ def _work(config: dict[str, Any]) -> None:
 
 
 class _Worker:
-    """One rank of a lane, and everything that it keeps between subjects."""
+    """One rank of a lane: leases subjects for its slots, until all have ended."""
 
     def __init__(self, spec: LaneSpec) -> None:
         context = ray.train.get_context()
-        self.spec = spec
-        self.share = Share(context.get_world_rank(), context.get_world_size())
-        self.device = ray.train.torch.get_device()
-        self.store = Store(spec.job.storage)
-        self.recipe = spec.job.recipe
-        recipe = self.recipe
-        compute = Compute(
-            str(self.device),
-            recipe.precision,
-            recipe.resolution,
-            recipe.gradient_checkpointing,
-            visits=True,
-        )
-        self.base = bases.find_on_this_node(spec.base)
-        backbone = bases.load(self.base, compute)
-        self.method = method_of(recipe.method)
-        network = self.method.network(backbone, recipe)
-        rates = self.method.rates(network, recipe)
-        self.after_step = self.method.after_step if rates else None
-        self.engine: Engine = make_engine(network, recipe, spec.job.resources, self.device, rates)
-        self.schedule = backbone.schedule.to(self.device)
-        self.material = Material(spec.job, backbone)
-        self.publisher = Publisher(spec.job, spec.base)
-
-    @property
-    def leads(self) -> bool:
-        """Whether this rank reports for the lane."""
-        return self.share.rank == 0
+        self._spec, self._queue = spec, spec.queue
+        share = Share(context.get_world_rank(), context.get_world_size())
+        self._beat = Beat(spec.queue, spec.name, leads=share.rank == 0)
+        device = ray.train.torch.get_device()
+        self._lane = Lane(spec.job, spec.base, spec.num_slots, share, device, self._beat)
+        self._attempts: dict[int, Attempt] = {}
+        """By slot."""
+        self._ask_after = 0.0
 
     def run(self) -> None:
         """Train subjects until none is left."""
-        queue = self.spec.queue
-        if self.leads:
-            ray.get(queue.release.remote(self.spec.name))
-        while True:
-            clock = Clock()
-            with clock.phase("lease"):
-                leased = self._lease()
-            if leased is None:
-                return
-            planned, attempt = leased
-            logger.info("subject leased id=%s attempt=%d", planned.subject.id, attempt)
-            failure = self._train_safely(planned, clock)
-            if not self.leads:
-                continue
-            if failure is None:
-                ray.get(queue.complete.remote(planned.subject.id, clock.seconds, clock.steps))
-            else:
-                self._report(planned, failure)
+        if self._lane.leads:
+            ray.get(self._queue.release.remote(self._spec.name))
+        self._fill()
+        while self._attempts:
+            self._step()
+            self._fill()
 
-    def _report(self, planned: PlannedSubject, failure: Failure) -> None:
-        ray.get(self.spec.queue.fail.remote(self.spec.name, planned.subject.id, failure))
+    def _fill(self) -> None:
+        """Begin with subjects in the empty slots, as long as some are waiting."""
+        for slot in range(self._spec.num_slots):
+            while slot not in self._attempts:
+                clock = Clock()
+                with clock.phase("lease"):
+                    leased = self._lease()
+                if leased is None:
+                    return
+                self._start(slot, *leased, clock)
 
     def _lease(self) -> tuple[PlannedSubject, int] | None:
-        """The next subject, which rank 0 requests for all ranks. None when all have ended."""
-        # Other lanes have the last subjects: if one of these lanes dies, this one takes over.
+        """The next subject, which rank 0 requests for all ranks; None if there is none now.
+
+        A lane without subjects waits until all have ended: others have the last ones, and if one of
+        these lanes dies, this one takes over.
+        """
+        if self._attempts and time.monotonic() < self._ask_after:
+            return None
         while True:
             answer: tuple[tuple[PlannedSubject, int] | None, bool] = (None, False)
-            if self.leads:
-                answer = ray.get(self.spec.queue.lease.remote(self.spec.name))
+            if self._lane.leads:
+                answer = ray.get(self._queue.lease.remote(self._spec.name))
             # Broadcast in every round: waiting in a broadcast has a time limit.
-            leased, is_done = self.share.of_first(answer)
+            leased, is_done = self._lane.share.of_first(answer)
             if leased is not None or is_done:
                 return leased
+            if self._attempts:
+                self._ask_after = time.monotonic() + _WAIT_SECONDS
+                return None
             time.sleep(_WAIT_SECONDS)
 
-    def _train_safely(self, planned: PlannedSubject, clock: Clock) -> Failure | None:
-        """Train one subject; one that fails does not stop the lane.
+    def _start(self, slot: int, planned: PlannedSubject, number: int, clock: Clock) -> None:
+        """Begin an attempt in a slot; one that fails leaves the slot empty.
 
         Each rank first does what it can alone, and then all ranks compare: from there on they work
         together, and a rank that is missing would leave the others waiting.
         """
-        data = failure = None
+        attempt = Attempt(self._lane, slot, planned, clock)
+        logger.info("subject leased id=%s attempt=%d", attempt.subject_id, number)
+        self._beat.begin(attempt.subject_id)
+        failure = self._try(attempt, attempt.encode, is_joint=False)
+        failure = next((one for one in self._lane.share.gather(failure) if one is not None), None)
+        if failure is None:
+            failure = self._try(attempt, attempt.begin)
+        if failure is None:
+            self._attempts[slot] = attempt
+        else:
+            self._end(attempt, failure)
+
+    def _step(self) -> None:
+        """Take a step of all subjects; end those that are published or have failed."""
+        began = time.monotonic()
+        failures = self._take_step()
+        seconds = (time.monotonic() - began) / len(self._attempts)
+        for slot, attempt in list(self._attempts.items()):
+            attempt.clock.add("train", seconds)
+            failure = failures.get(slot) or self._try(attempt, attempt.finish_step)
+            if failure is not None or attempt.is_published:
+                del self._attempts[slot]
+                self._end(attempt, failure)
+
+    def _take_step(self) -> dict[int, Failure]:
+        """Take a step of all subjects; return the failures, by slot.
+
+        Where that fails, the step is tried with each alone, so that only those fail that must.
+        """
+        pack, attempts = self._lane.pack, self._attempts
         try:
-            with clock.phase("encode"), translated(self.device):
-                data = self.material.of(planned, self._beat(planned))
+            pack.step({slot: attempt.course for slot, attempt in attempts.items()})
         except Exception as exc:  # noqa: BLE001 - one subject must not stop the job
-            failure = self._failure_of(planned, exc, out_of_step=False)
-        failure = next((one for one in self.share.gather(failure) if one is not None), None)
-        if data is None or failure is not None:
-            return failure
+            if len(attempts) == 1 or self._must_end(exc):
+                return {slot: self._failure_of(one, exc) for slot, one in attempts.items()}
+            logger.warning("step of all slots failed; trying each alone error=%s", exc)
+            tried = {
+                slot: self._try(one, partial(pack.step, {slot: one.course}))
+                for slot, one in attempts.items()
+            }
+            return {slot: failure for slot, failure in tried.items() if failure is not None}
+        return {}
+
+    def _try(
+        self, attempt: Attempt, work: Callable[[], None], is_joint: bool = True
+    ) -> Failure | None:
+        """Do part of an attempt; one subject that fails does not stop the lane.
+
+        `is_joint`: the ranks do it together.
+        """
         try:
-            self._carry_out(planned, clock, data)
+            work()
         except Exception as exc:  # noqa: BLE001 - as above
-            out_of_step = self.share.world_size > 1 and not isinstance(exc, Diverged)
-            return self._failure_of(planned, exc, out_of_step)
+            return self._failure_of(attempt, exc, is_joint)
         return None
 
-    def _failure_of(self, planned: PlannedSubject, exc: Exception, out_of_step: bool) -> Failure:
+    def _must_end(self, exc: Exception, is_joint: bool = True) -> bool:
+        """Whether the workers of the lane have to be replaced.
+
+        That is so where the ranks are out of step, or an engine or the device is broken.
+        """
+        lane = self._lane
+        out_of_step = is_joint and lane.share.world_size > 1 and not isinstance(exc, Diverged)
+        is_broken = any(engine.broken for engine in lane.pack.engines)
+        return out_of_step or is_broken or device_is_lost(lane.device, exc)
+
+    def _failure_of(self, attempt: Attempt, exc: Exception, is_joint: bool = True) -> Failure:
         """The failure to report for a subject.
 
         Raises:
-            LaneLost: the ranks are out of step or the device is lost; the failure is reported. The
-                workers of the lane end, and Ray Train starts new ones.
+            LaneLost: the workers of the lane must end, and Ray Train starts new ones; the failure
+                is reported.
         """
-        name = planned.subject.id
-        must_end = out_of_step or self.engine.broken or device_is_lost(self.device, exc)
+        name, must_end = attempt.subject_id, self._must_end(exc, is_joint)
         if isinstance(exc, DbrayError):
             logger.warning("subject failed id=%s error=%s", name, exc)
             failure = Failure.of(exc)
@@ -232,76 +263,18 @@ class _Worker:
             kind = LaneLost if must_end else TrainError
             failure = Failure.of(kind(f"{type(exc).__name__}: {exc}"))
         if must_end:
-            self._report(planned, failure)
+            self._end(attempt, failure)
             raise LaneLost(f"{name}: {failure.message}") from exc
         return failure
 
-    def _carry_out(self, planned: PlannedSubject, clock: Clock, data: TrainingData) -> None:
-        """Train and publish one subject: what the ranks do together."""
-        resources = self.spec.job.resources
-        with clock.phase("reset"):
-            self.engine.reset()
-            begin = self.method.begin(self.engine.module, self.base, planned.identifier)
-            self.engine.assign(begin)
-            checkpoint = Checkpoint(
-                self.store, self.spec.job.id, planned.revision, self.share, resources.zero_stage
-            )
-            with self._beat(planned).meanwhile():
-                resume = checkpoint.restore(self.engine)
-        clock.steps = self.recipe.steps - resume.step
-        beat = self._beat(planned, resume.step)
-        if planned.is_taught:
-            with clock.phase("teacher"):
-                data = self._teach(data, begin, resume, beat)
-        every = resources.checkpoint_every
-
-        def on_step(step: int, progress: Callable[[], Progress]) -> None:
-            beat(step)
-            if every and step % every == 0 and step < self.recipe.steps:
-                # Blocks on the device: no beats meanwhile, or a hanging device would seem alive.
-                state, reached = self.engine.state(), progress()
-                with beat.meanwhile():
-                    checkpoint.save(state, reached)
-
-        with clock.phase("train"):
-            curve = finetune(
-                self.engine,
-                self.schedule,
-                data,
-                self.recipe,
-                share=self.share,
-                resume=resume,
-                on_step=on_step,
-                after_step=self.after_step,
-            )
-        beat.now(self.recipe.steps)
-        with clock.phase("publish"), beat.meanwhile():
-            weights = self.engine.weights()
-            if self.leads:
-                files = self.method.publish(self.engine.module, weights, self.recipe)
-                self.publisher.publish(planned, files, curve, clock)
-            checkpoint.remove()
-
-    def _teach(
-        self, data: TrainingData, begin: Mapping[str, Tensor], resume: Progress, beat: Beat
-    ) -> TrainingData:
-        """Ask the untouched base for its predictions, in the place of what was restored."""
-        state = self.engine.state() if resume.step else None
-        if state is not None:
-            self.engine.reset()
-            self.engine.assign(begin)
-        taught = teach(
-            self.engine,
-            self.schedule,
-            data,
-            self.recipe,
-            share=self.share,
-            first=resume.step,
-            after_lesson=lambda: beat(resume.step),
-        )
-        if state is not None:
-            self.engine.load_state(state)
-        return taught
-
-    def _beat(self, planned: PlannedSubject, step: int = 0) -> Beat:
-        return Beat(self.spec.queue, self.spec.name, planned.subject.id, self.leads, step)
+    def _end(self, attempt: Attempt, failure: Failure | None) -> None:
+        """Report how an attempt ended."""
+        name, clock = attempt.subject_id, attempt.clock
+        self._beat.end(name)
+        clock.observe()
+        if not self._lane.leads:
+            return
+        if failure is None:
+            ray.get(self._queue.complete.remote(name, clock.seconds, clock.steps))
+        else:
+            ray.get(self._queue.fail.remote(self._spec.name, name, failure))

@@ -33,7 +33,9 @@ _SUFFIX = ".safetensors"
 class Full(WithTokens):
     """See the module, and `dbray.method.methods.Method`."""
 
-    def prepare(self, backbone: Backbone, network: nn.Module, recipe: Recipe) -> None:
+    def prepare(
+        self, backbone: Backbone, network: nn.Module, recipe: Recipe, num_slots: int
+    ) -> None:
         """All parameters of the trained parts."""
         for part in trained_parts(backbone.base, recipe):
             network.get_submodule(part).requires_grad_(True)

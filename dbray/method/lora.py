@@ -51,19 +51,29 @@ class Lora(WithTokens):
         always = PIVOTAL_RATE if isinstance(recipe.method, Pivotal) else None
         return recipe.identifier_rate or always
 
-    def prepare(self, backbone: Backbone, network: nn.Module, recipe: Recipe) -> None:
-        """One slot in each targeted layer.
+    def prepare(
+        self, backbone: Backbone, network: nn.Module, recipe: Recipe, num_slots: int
+    ) -> None:
+        """Slots in each targeted layer.
 
         The initial factors depend on the recipe's seed, and are the same for all subjects.
         """
         settings, base = _settings(recipe), backbone.base
-        form = LowRank(settings.rank, settings.alpha or settings.rank, is_dora=settings.dora)
+        alpha = settings.alpha or settings.rank
+        form = LowRank(settings.rank, alpha, num_slots, settings.dora)
         adapters = {}
         for part in trained_parts(base, recipe):
             targets, expected = _targets(base, part, settings)
             adapters[part] = inject(backbone.models[part], targets, form, expected)
-            adapters[part].reset(0, generator_of(recipe.seed, "lora", part))
+            for slot in range(num_slots):
+                adapters[part].reset(slot, generator_of(recipe.seed, "lora", part))
         network.__dict__["adapters"] = adapters
+
+    def assign(self, network: nn.Module, rows_B: Tensor | None) -> None:
+        """See Method."""
+        super().assign(network, rows_B)
+        for adapter in network.__dict__["adapters"].values():
+            adapter.assign(rows_B)
 
     def publish_own(
         self, network: nn.Module, weights: Mapping[str, Tensor], recipe: Recipe

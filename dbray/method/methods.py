@@ -25,9 +25,15 @@ from dbray.training.rates import Rate
 class Method(Protocol):
     """The interface of a method of fine-tuning."""
 
-    def network(self, backbone: Backbone, recipe: Recipe) -> nn.Module:
-        """Make the module to train; an engine trains its parameters that require gradients."""
+    def network(self, backbone: Backbone, recipe: Recipe, num_slots: int = 1) -> nn.Module:
+        """Make the module to train; an engine trains its parameters that require gradients.
+
+        With several slots, these are stacked along their first dimension, in equal shares.
+        """
         ...
+
+    def assign(self, network: nn.Module, rows_B: Tensor | None) -> None:
+        """Set the slot of each row of the next batches; None: equal shares in slot order."""
 
     def rates(self, network: nn.Module, recipe: Recipe) -> Mapping[str, Rate]:
         """Return the rates of parameters that do not use the recipe's learning rate."""
@@ -37,8 +43,10 @@ class Method(Protocol):
         """Encode N prompts as the N rows of the network's condition."""
         ...
 
-    def begin(self, network: nn.Module, base: Base, identifier: str) -> Mapping[str, Tensor]:
-        """Prepare the network for a subject; return parameters with other initial values, by name.
+    def begin(
+        self, network: nn.Module, base: Base, identifier: str, slot: int = 0
+    ) -> Mapping[str, Tensor]:
+        """Prepare a slot for a subject; return parameters with other initial values, by name.
 
         Raises:
             TrainError: the identifier cannot be trained.
@@ -50,9 +58,9 @@ class Method(Protocol):
         ...
 
     def publish(
-        self, network: nn.Module, weights: Mapping[str, Tensor], recipe: Recipe
+        self, network: nn.Module, weights: Mapping[str, Tensor], recipe: Recipe, slot: int = 0
     ) -> dict[str, bytes]:
-        """Make the files of a model, by name, from an engine's weights of the network.
+        """Make the files of a model, by name, from the weights of the engine of a slot.
 
         Raises:
             Diverged: the weights are not finite, in training or in the published precision.

@@ -24,7 +24,9 @@ class TextualInversion(WithTokens):
         """The recipe's identifier_rate, else its learning rate."""
         return recipe.identifier_rate or recipe.learning_rate
 
-    def prepare(self, backbone: Backbone, network: nn.Module, recipe: Recipe) -> None:
+    def prepare(
+        self, backbone: Backbone, network: nn.Module, recipe: Recipe, num_slots: int
+    ) -> None:
         """Only the tokens."""
 
     def publish_own(

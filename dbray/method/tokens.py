@@ -35,40 +35,56 @@ _IDS = "token_ids"
 
 
 class LearntTokens(nn.Embedding):
-    """An embedding layer with separate rows for some tokens."""
+    """An embedding layer with separate rows for some tokens, in each of its slots."""
 
     token_ids: Tensor
     norm: Tensor
 
-    def __init__(self, base: nn.Embedding) -> None:
+    def __init__(self, base: nn.Embedding, num_slots: int) -> None:
         # "meta" allocates nothing: the weight is that of the resident layer.
         super().__init__(base.num_embeddings, base.embedding_dim, device="meta")
         self.weight, self.padding_idx = base.weight, base.padding_idx
         # Of its own, as under ZeRO 3 the weight is empty between two calls.
         self._table = base.weight.detach().to("cpu", torch.float32)
-        rows = torch.zeros(MAX_TOKENS, base.embedding_dim, device=base.weight.device)
+        self.num_slots, size = num_slots, num_slots * MAX_TOKENS
+        rows = torch.zeros(size, base.embedding_dim, device=base.weight.device)
         self.rows = nn.Parameter(rows)
-        ids = torch.full((MAX_TOKENS,), _UNUSED, device=base.weight.device)
+        ids = torch.full((size,), _UNUSED, device=base.weight.device)
         self.register_buffer("token_ids", ids, persistent=False)
         norms = base.weight.detach().float().norm(dim=1)
         self.register_buffer("norm", norms.median(), persistent=False)
+        self.slots_B: Tensor | None = None
+        """The slot of each row of a batch; None: equal shares in slot order."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - nn.Embedding's own name
-        """Look the tokens up, in their separate rows if they have them."""
+        """Look the tokens up, in their slot's separate rows if they have them."""
         found = super().forward(input)
-        for token_id, row in zip(self.token_ids, self.rows, strict=True):
-            found = torch.where((input == token_id).unsqueeze(-1), row.to(found.dtype), found)
-        return found
+        ids = self.token_ids.view(self.num_slots, MAX_TOKENS)
+        rows = self.rows.view(self.num_slots, MAX_TOKENS, -1)
+        if self.slots_B is not None:
+            ids, rows = ids[self.slots_B], rows[self.slots_B]
+        tokens, grouped = input.reshape(len(ids), -1), found.view(len(ids), -1, found.shape[-1])
+        for index in range(MAX_TOKENS):
+            is_learnt = tokens == ids[:, index, None]
+            row = rows[:, index, None].to(found.dtype)
+            grouped = torch.where(is_learnt.unsqueeze(-1), row, grouped)
+        return grouped.view(found.shape)
 
     @torch.no_grad()
-    def begin(self, token_ids: Sequence[int]) -> Tensor:
-        """Give these tokens separate rows; return the initial rows."""
+    def begin(self, token_ids: Sequence[int], slot: int) -> Tensor:
+        """Give these tokens separate rows in a slot; return the initial rows."""
         rows = torch.zeros(MAX_TOKENS, self.embedding_dim, device=self.norm.device)
-        self.token_ids.fill_(_UNUSED)
+        ids = self.token_ids.view(self.num_slots, MAX_TOKENS)[slot]
+        ids.fill_(_UNUSED)
         for index, token_id in enumerate(token_ids):
-            self.token_ids[index] = token_id
+            ids[index] = token_id
             rows[index] = self._table[token_id]
         return self.held(rows)
+
+    def learnt(self, slot: int) -> list[int]:
+        """Return the tokens that have separate rows in a slot, in the order of the rows."""
+        ids = self.token_ids.view(self.num_slots, MAX_TOKENS)[slot]
+        return [int(token_id) for token_id in ids if token_id != _UNUSED]
 
     @torch.no_grad()
     def held(self, rows: Tensor) -> Tensor:
@@ -77,11 +93,11 @@ class LearntTokens(nn.Embedding):
         return torch.where(norms > 0, rows * (self.norm / norms.clamp(min=1e-12)), rows)
 
 
-def inject(backbone: Backbone) -> None:
+def inject(backbone: Backbone, num_slots: int) -> None:
     """Make the trainable text encoders of a backbone learn tokens."""
     for part in backbone.base.family.encoders_to_train:
         encoder: Any = backbone.models[part]
-        encoder.set_input_embeddings(LearntTokens(encoder.get_input_embeddings()))
+        encoder.set_input_embeddings(LearntTokens(encoder.get_input_embeddings(), num_slots))
 
 
 def layers(network: nn.Module) -> dict[str, LearntTokens]:
@@ -95,8 +111,8 @@ def rates(network: nn.Module, start: float, recipe: Recipe) -> dict[str, Rate]:
     return {f"{path}.rows": Rate(start, schedule) for path in layers(network)}
 
 
-def begin(network: nn.Module, base: Base, identifier: str) -> dict[str, Tensor]:
-    """Choose the tokens of a subject; return the initial values of its rows, by name.
+def begin(network: nn.Module, base: Base, identifier: str, slot: int) -> dict[str, Tensor]:
+    """Choose the tokens of a slot's subject; return the initial values of its rows, by name.
 
     Raises:
         TrainError: the identifier has more tokens than can be learnt.
@@ -108,7 +124,7 @@ def begin(network: nn.Module, base: Base, identifier: str) -> dict[str, Tensor]:
         if len(ids) > MAX_TOKENS:
             raise TrainError(f"the identifier {identifier!r} has {len(ids)} tokens; at most "
                              f"{MAX_TOKENS} can be learnt: choose a shorter one")  # fmt: skip
-        values[f"{path}.rows"] = layer.begin(ids)
+        values[f"{path}.rows"] = layer.begin(ids, slot)
     return values
 
 
@@ -121,12 +137,12 @@ def sequences(base: Base, identifier: str) -> dict[str, list[int]]:
     }
 
 
-def publish(network: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, bytes]:
-    """Make the file of the learnt rows, in float32: a few kilobytes."""
+def publish(network: nn.Module, weights: Mapping[str, Tensor], slot: int) -> dict[str, bytes]:
+    """Make the file of a slot's learnt rows, in float32: a few kilobytes."""
     tensors, ids = {}, {}
     for path, layer in layers(network).items():
         part = path.partition(".")[0]
-        used = [int(token_id) for token_id in layer.token_ids if token_id != _UNUSED]
+        used = layer.learnt(slot)
         tensors[part] = weights[f"{path}.rows"][: len(used)].float().contiguous()
         ids[part] = used
         if not tensors[part].isfinite().all():

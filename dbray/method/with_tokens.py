@@ -27,7 +27,9 @@ class WithTokens:
         """Return the rate of the identifier's embeddings; None if they are not trained."""
         return recipe.identifier_rate
 
-    def prepare(self, backbone: Backbone, network: nn.Module, recipe: Recipe) -> None:
+    def prepare(
+        self, backbone: Backbone, network: nn.Module, recipe: Recipe, num_slots: int
+    ) -> None:
         """Make the trained parameters of a frozen network require gradients."""
         raise NotImplementedError
 
@@ -45,14 +47,19 @@ class WithTokens:
         """Number of parameters that the method itself trains."""
         raise NotImplementedError
 
-    def network(self, backbone: Backbone, recipe: Recipe) -> nn.Module:
+    def network(self, backbone: Backbone, recipe: Recipe, num_slots: int = 1) -> nn.Module:
         """See Method."""
         parts = self._parts(backbone.base, recipe)
         network = backbone.network(parts).requires_grad_(False)
-        self.prepare(backbone, network, recipe)
+        self.prepare(backbone, network, recipe, num_slots)
         if self.token_rate(recipe):
-            tokens.inject(backbone)
+            tokens.inject(backbone, num_slots)
         return network
+
+    def assign(self, network: nn.Module, rows_B: Tensor | None) -> None:
+        """See Method."""
+        for layer in tokens.layers(network).values():
+            layer.slots_B = rows_B
 
     def rates(self, network: nn.Module, recipe: Recipe) -> Mapping[str, Rate]:
         """See Method."""
@@ -63,9 +70,11 @@ class WithTokens:
         """Return token ids if text encoders are part of a step, else the base's embeddings."""
         return (backbone.tokenize if self._embeds(recipe) else backbone.condition)(prompts)
 
-    def begin(self, network: nn.Module, base: Base, identifier: str) -> Mapping[str, Tensor]:
+    def begin(
+        self, network: nn.Module, base: Base, identifier: str, slot: int = 0
+    ) -> Mapping[str, Tensor]:
         """See Method."""
-        return tokens.begin(network, base, identifier)
+        return tokens.begin(network, base, identifier, slot)
 
     def after_step(self, engine: Engine) -> None:
         """Scale the learnt embeddings to the table's norm."""
@@ -77,12 +86,12 @@ class WithTokens:
             })  # fmt: skip
 
     def publish(
-        self, network: nn.Module, weights: Mapping[str, Tensor], recipe: Recipe
+        self, network: nn.Module, weights: Mapping[str, Tensor], recipe: Recipe, slot: int = 0
     ) -> dict[str, bytes]:
         """See Method."""
         learnt = {f"{path}.rows" for path in tokens.layers(network)}
         own = {name: value for name, value in weights.items() if name not in learnt}
-        return self.publish_own(network, own, recipe) | tokens.publish(network, weights)
+        return self.publish_own(network, own, recipe) | tokens.publish(network, weights, slot)
 
     def read(self, contents: Mapping[str, Tensor], layouts: Mapping[str, Layout]) -> Weights:
         """See Method."""

@@ -16,6 +16,7 @@ from dbray.errors import BaseError, Problem, SpecError, StoreError
 from dbray.planning import names
 from dbray.planning.long_prompts import check_job_prompts
 from dbray.planning.names import Naming
+from dbray.planning.packing import obstacle
 from dbray.planning.serve_bases import check_distilled, find_serve_base
 from dbray.planning.storage_place import check_storage
 from dbray.scores import embedders
@@ -207,6 +208,9 @@ def _unfit(job: Job, base: Base, where: Callable[[str], str]) -> Iterator[Proble
     if job.recipe.crop == "bucket" and job.prior.kind == "teacher":
         what = "crop: bucket has class rows of one size only, which a teacher's are not"
         yield Problem("error", where("recipe"), what, "set crop to centre, or prior.kind to images")
+    # auto means 1 where there is an obstacle.
+    if job.resources.pack not in (1, "auto") and (found := obstacle(job.recipe, job.resources)):
+        yield Problem("error", where("resources"), *found)
     for name, section in (("prior", job.prior), ("previews", job.previews)):
         try:
             base.family.check_sampler(section.sampler)

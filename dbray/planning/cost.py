@@ -25,11 +25,11 @@ _PACE_FIELDS = {
                "train_text_encoder", "gradient_checkpointing"),
     "prior": ("kind", "sampler", "steps", "guidance"),
     "resources": ("device", "gpus_per_subject", "threads_per_worker", "zero_stage", "offload",
-                  "compile"),
+                  "compile", "pack"),
 }  # fmt: skip
 """Fields that decide how long a step and a class image take."""
 _LATER_DEFAULTS = {"method": "full", "crop": "centre", "device": "auto", "kind": "images",
-                   "offload": None, "compile": False}  # fmt: skip
+                   "offload": None, "compile": False, "pack": 1}  # fmt: skip
 """What jobs written before there was such a key meant."""
 
 

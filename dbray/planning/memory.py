@@ -20,15 +20,18 @@ def memory_of(base: Base, recipe: Recipe, resources: Resources, on_gpus: bool) -
     """Estimate the bytes that each worker needs at once on its device, by kind.
 
     `working` is an estimate: activations of a step or, where that is more, the text encoders or the
-    autoencoder while a subject is encoded. The rest follows from the numbers of parameters.
+    autoencoder while a subject is encoded. The rest follows from the numbers of parameters. Where
+    the number of slots is not chosen yet, there is one.
     """
     method = method_of(recipe.method)
+    num_slots = 1 if resources.pack == "auto" else resources.pack
     halves = on_gpus and recipe.precision == "bf16"
     frozen_bytes = method.num_frozen(base, recipe) * (2 if halves else 4)
-    kept = memory_plan(method.num_trained(base, recipe), frozen_bytes, recipe, resources)
+    num_trained = num_slots * method.num_trained(base, recipe)
+    kept = memory_plan(num_trained, frozen_bytes, recipe, resources)
     encoders = [sum(_stored(base, part, halves) for part in base.family.text_encoders),
                 4 * base.num_parameters("vae")]  # fmt: skip
-    return {**kept, "working": max(_activations(base, recipe, resources), *encoders)}
+    return {**kept, "working": max(num_slots * _activations(base, recipe, resources), *encoders)}
 
 
 def _stored(base: Base, part: str, halves: bool) -> int:
@@ -63,7 +66,10 @@ def propose(plan: Plan, hardware: Hardware) -> Resources | None:
 
 
 def _others(given: Resources, num_gpus: int) -> Iterator[Resources]:
-    """Yield what else a job could be given: no more GPUs first, then twice as many."""
+    """Yield what else a job could be given: fewer slots, then no more GPUs, then twice as many."""
+    while given.pack not in (1, "auto"):
+        given = given.model_copy(update={"pack": given.pack // 2})
+        yield given
     size = given.gpus_per_subject
     while size <= max(num_gpus, given.gpus_per_subject):
         for stage, offload in _ORDER if num_gpus else ():
@@ -77,7 +83,7 @@ def advice(proposed: Resources | None, given: Resources) -> str:
     if proposed is None:
         return ("set recipe.precision to bf16, recipe.gradient_checkpointing to true or "
                 "recipe.method to lora, or use larger devices or more of them")  # fmt: skip
-    names = ("gpus_per_subject", "zero_stage", "offload", "compile")
+    names = ("pack", "gpus_per_subject", "zero_stage", "offload", "compile")
     changes = [
         f"{name}: {str(value).lower() if isinstance(value, bool) else value or 'null'}"
         for name in names

@@ -92,10 +92,11 @@ class Cause(_Part):
 
 
 class InFlight(_Part):
-    """The subject that a lane is training, and the steps taken so far."""
+    """A subject that is being trained, the steps taken so far, and the lane."""
 
     id: str
     step: int
+    lane: str = ""
 
 
 class PhaseProgress(_Part):
@@ -146,6 +147,7 @@ class Summary(_Part):
     phase: PhaseProgress | None = None
     """The phase at the time of writing."""
     in_flight: dict[str, InFlight] = {}
+    """By subject id; in summaries written before lanes trained several at once, by lane."""
     pending: int | None = None
     failures: tuple[Cause, ...] = ()
     retry_command: str | None = None

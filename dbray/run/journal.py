@@ -1,4 +1,4 @@
-"""The files of one job: job.json, results.jsonl, failed.jsonl, summary.json, metrics.jsonl.
+"""The files of one job: job.json, pack.json, results.jsonl, failed.jsonl, summary.json and others.
 
 The only writer of `<storage>/jobs/<id>/`, and the lock that prevents two runs of one job at once.
 The registry decides what is published; the journal is for people, reports and plans.
@@ -17,6 +17,7 @@ from typing import Any, TextIO
 
 from dbray.errors import JobBusy, StoreError, without_secrets
 from dbray.planning.plan import Plan
+from dbray.records.packs import PACK_FILE, PackChoice
 from dbray.records.results import (
     RESULTS_FILE,
     STALE_SECONDS,
@@ -149,6 +150,10 @@ class Journal:
             self.store.write_bytes(path, lines.getvalue().encode())
         elif self.store.exists(path):
             self.store.remove(path)
+
+    def write_pack(self, choice: PackChoice) -> None:
+        """Write the number of slots that was chosen for the job's lanes."""
+        self.store.write_json(f"{self.folder}/{PACK_FILE}", choice.model_dump(mode="json"))
 
     def _write_lines(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

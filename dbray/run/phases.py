@@ -15,6 +15,7 @@ from dbray.lanes.group import open_lanes
 from dbray.planning.cost import num_lanes, too_small
 from dbray.planning.plan import Plan
 from dbray.planning.room import check_disk
+from dbray.run.packing import settle_pack
 from dbray.run.recorder import Recorder
 from dbray.sampling.pool import SamplingPool
 from dbray.sampling.priors import make_priors
@@ -66,7 +67,7 @@ class Training:
         """Train. Raises LaneLost, StoreError, TooManyFailures."""
         if not self.plan.to_train:
             return
-        job, journal = self.plan.job, self.recorder.journal
+        journal, job = self.recorder.journal, settle_pack(self.plan, self.recorder)
         with (
             self.recorder.phase("training"),
             open_lanes(job, self.plan.base, self.plan.to_train, self.recorder.tally.lanes,

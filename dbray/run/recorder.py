@@ -50,10 +50,10 @@ class Recorder:
             metrics.subjects().inc(tags={"status": outcome.status})
         self.tally.snapshot = snapshot
         metrics.pending_subjects().set(snapshot.num_pending)
-        metrics.lanes().set(len(snapshot.in_flight))
+        metrics.lanes().set(len({lane for lane, _ in snapshot.in_flight.values()}))
         steps = self.tally.plan.job.recipe.steps
-        in_flight = (at for _, at in sorted(snapshot.in_flight.items()))
-        detail = ", ".join(f"{subject_id} {step}/{steps}" for subject_id, step in in_flight)
+        in_flight = sorted(snapshot.in_flight.items())
+        detail = ", ".join(f"{subject_id} {step}/{steps}" for subject_id, (_, step) in in_flight)
         self.progress(snapshot.num_ended, snapshot.num_subjects, detail)
         self.write_if_due()
 

@@ -168,9 +168,10 @@ def _invalid(one: InvalidSubject) -> Outcome:
 
 
 def _in_flight(snapshot: Snapshot) -> dict[str, InFlight]:
+    by_lane = sorted(snapshot.in_flight.items(), key=lambda one: (one[1][0], one[0]))
     return {
-        lane: InFlight(id=subject_id, step=step)
-        for lane, (subject_id, step) in sorted(snapshot.in_flight.items())
+        subject_id: InFlight(id=subject_id, step=step, lane=lane)
+        for subject_id, (lane, step) in by_lane
     }
 
 

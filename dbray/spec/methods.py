@@ -7,7 +7,7 @@ settings in `Method`, and its name in `Kind` below.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BeforeValidator, Discriminator, Field, model_serializer
 
@@ -18,6 +18,8 @@ class MethodSettings(Spec):
     """Base of the settings of one method."""
 
     first_fields = frozenset({"kind"})
+    why_not_packed: ClassVar[str | None] = None
+    """Why several subjects cannot train together, as the end of a sentence; None if they can."""
 
     kind: str
 
@@ -51,6 +53,8 @@ def _delta(publish: Any) -> Any:
 
 class Full(MethodSettings):
     """Every layer of the denoiser is fine-tuned, as in the paper."""
+
+    why_not_packed = "change the base's own weights, and cannot share them"
 
     kind: Literal["full"] = "full"  # pyright: ignore[reportIncompatibleVariableOverride]
     publish: Annotated[Delta | None, BeforeValidator(_delta)] = Field(

@@ -7,9 +7,9 @@ Sources of the defaults: Ruiz et al. 2022 (arXiv 2208.12242), section 4 and supp
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from dbray.spec.base import Spec
 from dbray.spec.flow import Flow
@@ -321,6 +321,21 @@ class Identifiers(Spec):
     seed: int = Field(default=0, ge=0, lt=2**63, description="Root of the draw.")
 
 
+def _check_pack(pack: Any) -> Any:
+    """Reject what is neither, in one message."""
+    is_number = isinstance(pack, int) and not isinstance(pack, bool)
+    if pack != "auto" and not (is_number and 1 <= pack <= MAX_PACK):
+        raise ValueError(f"neither auto nor a number from 1 to {MAX_PACK}")
+    return pack
+
+
+MAX_PACK = 64
+Pack = Annotated[
+    Annotated[int, Field(ge=1, le=MAX_PACK)] | Literal["auto"], BeforeValidator(_check_pack)
+]
+"""Subjects that a lane trains together."""
+
+
 class Resources(Spec):
     """What the job may use. Nothing here changes the recipe."""
 
@@ -358,6 +373,12 @@ class Resources(Spec):
         description="Compile the training step, once for all subjects of a lane: minutes at the "
         "start of a lane, faster steps after them. Rounds otherwise, as another GPU does. Not with "
         "zero_stage 3.",
+    )
+    pack: Pack = Field(
+        default=1,
+        description="Subjects that a lane trains together in one batch, each in a slot of its own: "
+        "faster wherever the rows of one leave a device partly idle. auto: as many as still make "
+        "it faster here, measured once per job. For every method but full, on one device.",
     )
     prior_actors: int | None = Field(
         default=None, ge=1, description="Sampling actors; absent: one per GPU, or per free CPU."

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial, reduce
+from functools import reduce
 from operator import add
 from typing import TypeAlias, TypeVar
 
@@ -211,24 +211,24 @@ def finetune(  # noqa: PLR0913 - what a step needs, and where to begin
     Raises:
         Diverged: when the loss is no longer finite.
     """
-    curve = _Curve(resume.curve)
-    interval = -(-recipe.steps // MAX_LOSS_POINTS)
-    sums = _LossSums(recipe.prior_weight)
-    for step in range(resume.step, recipe.steps):
-        parts = []
-        for batch in draw_batches(data, recipe, schedule, step, share):
-            prediction = engine(batch.noisy_BCHW, batch.timesteps_B, batch.condition.tensors)
-            losses_B = losses.row_losses(prediction, batch.target_BCHW, recipe.huber_c)
-            parts.append(losses.prior_preservation_loss(losses_B, batch.weights_B))
-            sums.add(losses_B.detach(), batch)
-        engine.step(reduce(add, parts))
+    course = Course(data, recipe, schedule, share, resume)
+    while not course.is_over:
+        take_step(engine, course)
         if after_step is not None:
             after_step(engine)
-        if (step + 1) % interval == 0 or step + 1 == recipe.steps:
-            curve.add(sums.point(step + 1, share.world_size))
+        course.advance()
         if on_step is not None:
-            on_step(step + 1, partial(curve.progress, step + 1))
-    return curve.points()
+            on_step(course.step, course.progress)
+    return course.points()
+
+
+def take_step(engine: Engine, course: Course) -> None:
+    """Take the next step of one subject."""
+    parts = []
+    for batch in course.draw():
+        prediction = engine(batch.noisy_BCHW, batch.timesteps_B, batch.condition.tensors)
+        parts.append(course.loss(batch, prediction))
+    engine.step(reduce(add, parts))
 
 
 @dataclass(frozen=True)
@@ -242,6 +242,61 @@ class Batch:
     weights_B: Tensor
     is_prior_B: Tensor
     num_prior: int
+
+
+class Course:
+    """One subject's way through the recipe's steps: what is drawn, its losses, and their curve.
+
+    For each step, once or, where the step fails, again: `draw` the batches, ask for the `loss` of
+    each, and after the engine's step `advance`.
+    """
+
+    def __init__(
+        self,
+        data: TrainingData,
+        recipe: Recipe,
+        schedule: Schedule,
+        share: Share = Share(),
+        resume: Progress = Progress(),
+    ) -> None:
+        self.subject_id, self.step = data.subject_id, resume.step
+        """The subject, and the steps taken."""
+        self._data, self._recipe, self._schedule, self._share = data, recipe, schedule, share
+        self._interval = -(-recipe.steps // MAX_LOSS_POINTS)
+        self._curve, self._sums = _Curve(resume.curve), _LossSums(recipe.prior_weight)
+        self._losses: list[tuple[Tensor, Batch]] = []
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all steps are taken."""
+        return self.step >= self._recipe.steps
+
+    def draw(self) -> list[Batch]:
+        """Draw the batches of the next step."""
+        self._losses.clear()
+        return draw_batches(self._data, self._recipe, self._schedule, self.step, self._share)
+
+    def loss(self, batch: Batch, prediction_BCHW: Tensor) -> Tensor:
+        """Return the loss of one of these batches, a 0-d tensor."""
+        losses_B = losses.row_losses(prediction_BCHW, batch.target_BCHW, self._recipe.huber_c)
+        self._losses.append((losses_B.detach(), batch))
+        return losses.prior_preservation_loss(losses_B, batch.weights_B)
+
+    def advance(self) -> None:
+        """Count the step. Raises Diverged where an earlier loss was not finite."""
+        for losses_B, batch in self._losses:
+            self._sums.add(losses_B, batch)
+        self.step += 1
+        if self.step % self._interval == 0 or self.is_over:
+            self._curve.add(self._sums.point(self.step, self._share.world_size))
+
+    def progress(self) -> Progress:
+        """Return the progress so far. Waits for the device, and raises Diverged."""
+        return Progress(self.step, self.points())
+
+    def points(self) -> tuple[LossPoint, ...]:
+        """Return the loss curve so far, the same on all ranks; as `progress`."""
+        return self._curve.points()
 
 
 def draw_batches(
@@ -373,9 +428,6 @@ class _Curve:
     def points(self) -> tuple[LossPoint, ...]:
         self._settle()
         return tuple(self._points)
-
-    def progress(self, step: int) -> Progress:
-        return Progress(step, self.points())
 
     def _settle(self) -> None:
         if self._coming is not None:

@@ -5,8 +5,9 @@ Owns the float32 masters, AdamW, clipping, the moving average and the way back t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,21 +34,21 @@ class Training:
     of many. Subclasses set `_call`, adopt their masters, and say how to `_update` and `weights`.
     """
 
-    _call: nn.Module
+    _call: Callable[..., Tensor]
     _fragile: bool  # whether an error leaves ranks or gradient buckets out of step
 
     def __init__(
         self,
         module: nn.Module,
         recipe: Recipe,
-        resources: Resources,
         device: torch.device,
         rates: Mapping[str, Rate],
+        trained: Mapping[str, Tensor],
     ) -> None:
         self.module = module
         self._recipe, self._device = recipe, device
         self._rank = dist.get_rank() if dist.is_initialized() else 0
-        self._trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self._trained = dict(trained)
         groups, self._rates = self._groups(rates)
         # Fused is the fastest on a GPU, and on a CPU six times as fast as foreach.
         rate, decay = recipe.learning_rate, recipe.weight_decay
@@ -91,15 +92,22 @@ class Training:
             return self._call(*args, **kwargs)
 
     def step(self, loss: Tensor) -> Tensor:
-        """See Engine. The moving average's warm-up is that of CompVis/latent-diffusion's LitEma."""
+        """See Engine."""
         with self._guarded():
-            self._set_rates()
-            norm = self._update(loss)
-            self._num_steps += 1
-            if self._recipe.ema_decay:
-                decay = min(self._recipe.ema_decay, (1 + self._num_steps) / (10 + self._num_steps))
-                get_ema_multi_avg_fn(decay)(self._ema, list(self._masters.values()), 0)
-            return norm
+            return self._advance(partial(self._update, loss))
+
+    def _advance(self, update: Callable[[], Tensor]) -> Tensor:
+        """Count a step. The moving average's warm-up is that of CompVis/latent-diffusion's LitEma.
+
+        `update` updates the masters, and returns the gradients' norm.
+        """
+        self._set_rates()
+        norm = update()
+        self._num_steps += 1
+        if self._recipe.ema_decay:
+            decay = min(self._recipe.ema_decay, (1 + self._num_steps) / (10 + self._num_steps))
+            get_ema_multi_avg_fn(decay)(self._ema, list(self._masters.values()), 0)
+        return norm
 
     def _update(self, loss: Tensor) -> Tensor:
         raise NotImplementedError
@@ -156,30 +164,11 @@ class Training:
             raise
 
 
-class TorchEngine(Training):
-    """Plain torch: every rank holds all parameters, gradients and optimiser state."""
+class Whole(Training):
+    """Plain torch: the trained parameters are their own masters, whole on every rank."""
 
-    def __init__(
-        self,
-        module: nn.Module,
-        recipe: Recipe,
-        resources: Resources,
-        device: torch.device,
-        rates: Mapping[str, Rate],
-    ) -> None:
-        super().__init__(module.to(device), recipe, resources, device, rates)
-        self._call = in_precision(module, recipe, resources, device)
-        self._fragile = dist.is_initialized() and dist.get_world_size() > 1
-        if self._fragile:
-            # A base may have parameters that nothing reads, as the last layer of SDXL's first text
-            # encoder. A static graph learns in the first step which never get a gradient.
-            self._call = DistributedDataParallel(
-                self._call, gradient_as_bucket_view=True, static_graph=True
-            )
-        self._adopt(self._trained)
-
-    def _update(self, loss: Tensor) -> Tensor:
-        loss.backward()
+    def _descend(self) -> Tensor:
+        """Clip the gradients and update the parameters; return the norm before clipping."""
         parameters, max_norm = self._trained.values(), self._recipe.max_grad_norm
         norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
         # On a CPU it costs less to look than to multiply all gradients by 1.
@@ -208,6 +197,33 @@ class TorchEngine(Training):
         return {name: cpu_copy(tensor) for name, tensor in published if self._rank == 0}
 
 
+class TorchEngine(Whole):
+    """The engine of plain torch, on one rank or several."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        recipe: Recipe,
+        resources: Resources,
+        device: torch.device,
+        rates: Mapping[str, Rate],
+    ) -> None:
+        super().__init__(module.to(device), recipe, device, rates, trained_of(module))
+        self._call = in_precision(module, recipe, resources, device)
+        self._fragile = dist.is_initialized() and dist.get_world_size() > 1
+        if self._fragile:
+            # A base may have parameters that nothing reads, as the last layer of SDXL's first text
+            # encoder. A static graph learns in the first step which never get a gradient.
+            self._call = DistributedDataParallel(
+                self._call, gradient_as_bucket_view=True, static_graph=True
+            )
+        self._adopt(self._trained)
+
+    def _update(self, loss: Tensor) -> Tensor:
+        loss.backward()
+        return self._descend()
+
+
 class InPrecision(nn.Module):
     """The module in the recipe's precision; DeepSpeed disables autocast outside of its engine.
 
@@ -234,6 +250,11 @@ def in_precision(
     if resources.compile:
         wrapped.compile(backend=COMPILER)
     return wrapped
+
+
+def trained_of(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that require gradients, by name."""
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
 def copy_all(targets: Iterable[Tensor], sources: Iterable[Tensor]) -> None:

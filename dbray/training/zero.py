@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dbray.errors import TrainError
 from dbray.spec.sections import Recipe, Resources
-from dbray.training.plain import Training, copy_all, cpu_copy, in_precision
+from dbray.training.plain import Training, copy_all, cpu_copy, in_precision, trained_of
 from dbray.training.rates import Rate
 
 
@@ -37,9 +37,9 @@ class ZeroEngine(Training):
         rates: Mapping[str, Rate],
     ) -> None:
         deepspeed: Any = _prepare_deepspeed(device)
-        super().__init__(module, recipe, resources, device, rates)
+        super().__init__(module, recipe, device, rates, trained_of(module))
         self._stage = resources.zero_stage
-        parameters = list(self._trained.values())
+        parameters = list(trained_of(module).values())
         exact = [cpu_copy(parameter) for parameter in parameters]
         config = _zero_config(recipe, resources, device, sum(p.numel() for p in parameters))
         if self._stage == 3:

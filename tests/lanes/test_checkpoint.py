@@ -92,6 +92,14 @@ def test_a_checkpoint_of_another_engine_is_ignored(store):
     assert checkpoint_of(store, zero_stage=1).restore(engine) == Progress()
 
 
+def test_a_checkpoint_of_another_number_of_slots_is_ignored(store, saved):
+    packed = Checkpoint(store, "job", "abc", Share(), 0, num_slots=2)
+    assert packed.restore(make()) == Progress()
+    packed.save(make().state(), Progress(1, CURVE[:1]))
+    assert packed.restore(make()) == Progress(1, CURVE[:1])
+    assert checkpoint_of(store).restore(make()) == Progress(2, CURVE)
+
+
 def test_without_a_checkpoint_training_starts_at_the_beginning(store):
     assert checkpoint_of(store).restore(make()) == Progress()
 

@@ -35,6 +35,10 @@ def make_queue(clock, *names, max_attempts=3):
     return LeaseQueue([planned(name) for name in names], max_attempts, 10.0, clock)
 
 
+def make_packed_queue(clock, names, num_lanes=1, max_attempts=3):
+    return LeaseQueue([planned(name) for name in names], max_attempts, 10.0, clock, num_lanes)
+
+
 def take(queue, lane="lane-0"):
     leased, _ = queue.lease(lane)
     return leased and (leased[0].subject.id, leased[1])
@@ -82,7 +86,7 @@ def test_a_silent_lane_loses_its_subject(clock):
     queue = make_queue(clock, "a")
     take(queue, "lane-0")
     clock.now = 9.0
-    queue.beat("lane-0", "a", 5)
+    queue.beat("lane-0", {"a": 5})
     clock.now = 18.0
     assert take(queue, "lane-1") is None
     clock.now = 20.0
@@ -95,7 +99,7 @@ def test_a_restarted_lane_returns_its_lease(clock):
     take(queue, "lane-1")
     queue.release("lane-0")
     assert take(queue, "lane-0") == ("a", 2)
-    assert queue.snapshot(0).in_flight["lane-1"] == ("b", 0)
+    assert queue.snapshot(0).in_flight["b"] == ("lane-1", 0)
 
 
 def test_a_stale_lease_can_complete_but_not_fail(clock):
@@ -195,3 +199,48 @@ def test_outcomes_survive_json(clock):
     queue.complete("b", {"train": 1.5}, 8)
     for outcome in queue.snapshot(0).outcomes:
         assert Outcome.model_validate(outcome.row()) == outcome
+
+
+def take_all(queue, lane):
+    """Lease for a lane with many slots until it gets no more."""
+    return list(iter(lambda: take(queue, lane), None))
+
+
+def test_a_lane_leases_several_subjects_and_loses_all_of_them(clock):
+    queue = make_packed_queue(clock, "abc")
+    assert take_all(queue, "lane-0") == [("a", 1), ("b", 1), ("c", 1)]
+    assert queue.snapshot(0).num_ended == 0
+    queue.complete("b", {}, 8)
+    clock.now = 9.0
+    queue.beat("lane-0", {"a": 5})
+    clock.now = 18.0
+    assert take_all(queue, "lane-1") == [("c", 2)]
+    queue.release("lane-0")
+    assert take_all(queue, "lane-0") == [("a", 2)]
+
+
+def test_lanes_share_the_last_subjects_equally(clock):
+    queue = make_packed_queue(clock, "abcdef", num_lanes=2)
+    assert len(take_all(queue, "lane-0")) == 3
+    assert len(take_all(queue, "lane-1")) == 3
+
+
+def test_a_lane_that_has_ended_leaves_its_share_to_the_others(clock):
+    queue = make_packed_queue(clock, "abcdef", num_lanes=2)
+    queue.retire()
+    assert len(take_all(queue, "lane-0")) == 6
+
+
+def test_a_last_attempt_is_made_without_company(clock):
+    """A subject that ends its lane's process fails alone, and not with its company."""
+    queue, killers = make_packed_queue(clock, "abcd", max_attempts=3), []
+    while leased := take_all(queue, "lane-0"):
+        names = [name for name, _ in leased]
+        if "c" in names:  # it kills the lane
+            killers.append(names)
+            queue.release("lane-0")
+            continue
+        for name in names:
+            queue.complete(name, {}, 8)
+    assert killers == [["a", "b", "c", "d"], ["a", "b", "c", "d"], ["c"]]
+    assert statuses(queue) == {"a": "published", "b": "published", "c": "failed", "d": "published"}

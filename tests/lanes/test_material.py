@@ -25,7 +25,7 @@ def test_photographs_keep_their_aspect_in_buckets(tiny_base, tmp_path):
         square.resize((96, 64)).save(photograph)
     plan = make_plan(check_job(job).ready(), Store(job.storage))
     backbone = bases.load(plan.base, bases.Compute(resolution=64))
-    beat = Beat(None, "lane", "ace", leads=False, step=0)
+    beat = Beat(None, "lane", leads=False)
     data = Material(plan.job, backbone).of(plan.to_train[0], beat)
     # Pixels are cut to 80 x 48 and 64 x 64, of which the autoencoder makes a quarter.
     assert [tuple(mean.shape) for mean in data.views.mean_VCHW] == [

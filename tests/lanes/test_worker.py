@@ -19,6 +19,7 @@ from dbray.lanes.checkpoint import Checkpoint
 from dbray.lanes.leases import LeaseQueue
 from dbray.records.models import Registry
 from dbray.run.job import run_job
+from dbray.training.pack import Alone
 
 STORAGE = [
     (material, "read_uri"),
@@ -55,9 +56,7 @@ def work_on_breaking_devices(config):
         file.write("x")
     number = len(starts.read_text())
     if rank == spec.job.resources.gpus_per_subject - 1 and number <= 2:
-        setattr(
-            *((worker, "finetune") if number == 1 else (material, "encode_subject")), break_down
-        )
+        setattr(*((Alone, "step") if number == 1 else (material, "encode_subject")), break_down)
     worker._work(config)
 
 
@@ -74,8 +73,8 @@ def count_beats() -> threading.Semaphore:
     """Count the beats that this process sends to the queue from now on."""
     beats, now = threading.Semaphore(0), beat.Beat.now
 
-    def counted(beat, step):
-        now(beat, step)
+    def counted(beat):
+        now(beat)
         beats.release()
 
     beat.Beat.now = counted
@@ -126,7 +125,9 @@ def test_a_lease_lasts_during_a_wait_and_no_longer(monkeypatch):
     queue = LeaseQueue([ace], 2, 10.0, lambda: now[0])
     queue.lease("lane-0")
     handle = SimpleNamespace(beat=SimpleNamespace(remote=queue.beat))
-    with beat.Beat(handle, "lane-0", "ace", True, 0).meanwhile():
+    signs = beat.Beat(handle, "lane-0", leads=True)
+    signs.begin("ace")
+    with signs.meanwhile():
         for _ in range(3):
             now[0] += 9.0
             wait_for_two(beats)

@@ -146,6 +146,22 @@ def test_an_adapter_of_qwen_image_is_shared_out_where_one_gpu_cannot_hold_the_ba
     assert warning["fix"] == "set in resources gpus_per_subject: 2, zero_stage: 3"
 
 
+def test_a_pack_of_twice_the_slots_needs_twice_the_activations_and_factors(plan):
+    recipe = {"method": "lora", "gradient_checkpointing": False}
+    small, large = (plan("flux", 1, 1000, recipe, pack=pack)["memory_bytes"] for pack in (2, 4))
+    for kind in ("parameters", "gradients", "optimiser", "working"):
+        assert large[kind] == 2 * small[kind]
+    assert large["frozen"] == small["frozen"]
+
+
+def test_a_pack_that_does_not_fit_is_made_smaller(plan):
+    recipe = {"method": "lora", "gradient_checkpointing": False}
+    needed = sum(plan("flux", 1, 1000, recipe, pack=2)["memory_bytes"].values())
+    found = plan("flux", 1, needed // 10**9 + 1, recipe, pack=16)
+    [warning] = [one for one in found["warnings"] if one["where"] == "memory"]
+    assert warning["fix"] == "set in resources pack: 2"
+
+
 def test_where_nothing_suffices_the_recipe_is_to_change(plan):
     found = plan("qwen_image", 1, 8, {"method": "full"})
     assert found["proposed_resources"] is None

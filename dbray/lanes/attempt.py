@@ -1,0 +1,114 @@
+"""One attempt at a subject: encoded, trained in a slot of a lane's pack, and published.
+
+Does not know leases, nor what becomes of a subject whose attempt fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from dbray.lanes.beat import Clock
+from dbray.lanes.checkpoint import Checkpoint
+from dbray.lanes.lane import Lane
+from dbray.planning.plan import PlannedSubject
+from dbray.training.device import translated
+from dbray.training.loop import Course, Progress, TrainingData
+from dbray.training.teacher import teach
+
+
+class Attempt:
+    """One attempt. All ranks make the same calls, in the order of the methods."""
+
+    course: Course
+    """The subject's steps, from `begin` on."""
+    _data: TrainingData
+
+    def __init__(self, lane: Lane, slot: int, planned: PlannedSubject, clock: Clock) -> None:
+        self.planned, self.clock, self.is_published = planned, clock, False
+        self._lane, self._slot, self._engine = lane, slot, lane.pack.engines[slot]
+        stage, num_slots = lane.resources.zero_stage, len(lane.pack.engines)
+        self._checkpoint = Checkpoint(
+            lane.store, lane.job.id, planned.revision, lane.share, stage, num_slots
+        )
+
+    @property
+    def subject_id(self) -> str:
+        """The id of the subject."""
+        return self.planned.subject.id
+
+    def encode(self) -> None:
+        """Read and encode the subject, which each rank does on its own."""
+        with self.clock.phase("encode"), translated(self._lane.device):
+            self._data = self._lane.material.of(self.planned, self._lane.beat)
+
+    def begin(self) -> None:
+        """Reset the slot, continue from a checkpoint if there is one, and ask the teacher."""
+        lane, engine = self._lane, self._engine
+        with self.clock.phase("reset"):
+            engine.reset()
+            begun = lane.method.begin(engine.module, lane.base, self.planned.identifier, self._slot)
+            engine.assign(begun)
+            with lane.beat.meanwhile():
+                resume = self._checkpoint.restore(engine)
+        self.clock.steps = lane.recipe.steps - resume.step
+        lane.beat.begin(self.subject_id, resume.step)
+        data = self._data
+        if self.planned.is_taught:
+            with self.clock.phase("teacher"):
+                data = self._taught(begun, resume)
+        self.course = Course(data, lane.recipe, lane.schedule, lane.share, resume)
+
+    def _taught(self, begun: Mapping[str, Tensor], resume: Progress) -> TrainingData:
+        """Ask the untouched base for its predictions, in the place of what was restored."""
+        lane, engine = self._lane, self._engine
+        state = engine.state() if resume.step else None
+        if state is not None:
+            engine.reset()
+            engine.assign(begun)
+        taught = teach(
+            engine,
+            lane.schedule,
+            self._data,
+            lane.recipe,
+            share=lane.share,
+            first=resume.step,
+            after_lesson=lane.beat.touch,
+        )
+        if state is not None:
+            engine.load_state(state)
+        return taught
+
+    def finish_step(self) -> None:
+        """Finish a step that the pack took; after the last one, publish."""
+        lane, course = self._lane, self.course
+        if lane.after_step is not None:
+            lane.after_step(self._engine)
+        course.advance()
+        lane.beat(self.subject_id, course.step)
+        if course.is_over:
+            self._publish()
+            return
+        every = lane.resources.checkpoint_every
+        if every and course.step % every == 0:
+            with self.clock.phase("train"):
+                self._save()
+
+    def _save(self) -> None:
+        # Blocks on the device: no beats meanwhile, or a hanging device would seem alive.
+        state, reached = self._engine.state(), self.course.progress()
+        with self._lane.beat.meanwhile():
+            self._checkpoint.save(state, reached)
+
+    def _publish(self) -> None:
+        lane = self._lane
+        curve = self.course.points()
+        lane.beat.now()
+        with self.clock.phase("publish"), lane.beat.meanwhile():
+            weights = self._engine.weights()
+            if lane.leads:
+                files = lane.method.publish(self._engine.module, weights, lane.recipe, self._slot)
+                lane.publisher.publish(self.planned, files, curve, self.clock)
+            self._checkpoint.remove()
+        self.is_published = True

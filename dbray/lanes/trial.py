@@ -1,0 +1,134 @@
+"""Trial steps with several numbers of slots, by which `resources.pack: auto` is chosen.
+
+Runs in a Ray task with the resources of a lane's worker, on the lane's own code and random data.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Iterator
+
+import ray
+import torch
+from ray.exceptions import RayError
+
+from dbray.bases import Base
+from dbray.bases.condition import Condition
+from dbray.cluster import hardware
+from dbray.errors import DbrayError, LaneLost, OutOfMemory, first_line
+from dbray.hardware import Hardware
+from dbray.lanes.beat import Beat
+from dbray.lanes.lane import Lane
+from dbray.planning.memory import memory_of
+from dbray.planning.packing import choose, sizes_to_try
+from dbray.spec.job import Job
+from dbray.spec.sections import Recipe, Resources
+from dbray.training.loop import Course, Latents, Share, TrainingData
+
+_WARM_STEPS, _TIMED_STEPS = 1, 3
+_NUM_IMAGES = 4
+
+
+def choose_pack(
+    job: Job, base: Base, num_subjects: int, num_lanes: int
+) -> tuple[int, dict[int, float]]:
+    """Choose the number of slots of a job's lanes; return it with the measured times.
+
+    Args:
+        job: the resolved job.
+        base: its base.
+        num_subjects: subjects of all lanes.
+        num_lanes: number of lanes, which share a machine's memory where there are no GPUs.
+
+    Raises:
+        BaseError: the base cannot be loaded.
+        LaneLost: the process that measures died.
+    """
+    resources = job.resources
+    uses_gpu = hardware().uses_gpus(resources.device)
+    task = ray.remote(_choose).options(
+        num_cpus=resources.threads_per_worker, num_gpus=1 if uses_gpu else 0, max_retries=0
+    )
+    of_lane = -(-num_subjects // num_lanes)
+    try:
+        return ray.get(task.remote(job, base, of_lane, 1 if uses_gpu else num_lanes, uses_gpu))
+    except DbrayError:
+        raise
+    except RayError as exc:
+        raise LaneLost(f"the number of slots cannot be measured: {first_line(exc)}; set "
+                       "resources.pack to a number") from exc  # fmt: skip
+
+
+def _choose(
+    job: Job, base: Base, num_subjects: int, num_sharing: int, uses_gpu: bool
+) -> tuple[int, dict[int, float]]:
+    torch.set_num_threads(job.resources.threads_per_worker)
+    memory = Hardware.local().memory_bytes
+    sizes = sizes_to_try(
+        num_subjects,
+        lambda num_slots: sum(memory_of(base, *_packed(job, num_slots), uses_gpu).values()),
+        memory and memory // num_sharing,
+    )
+    return choose(_measured(job, base, sizes, torch.device("cuda" if uses_gpu else "cpu")))
+
+
+def _measured(
+    job: Job, base: Base, sizes: tuple[int, ...], device: torch.device
+) -> Iterator[tuple[int, float]]:
+    """Measure rising numbers of slots, until the memory is full."""
+    for num_slots in sizes:
+        try:
+            yield num_slots, step_seconds(job, base, num_slots, device)
+        except OutOfMemory:
+            if num_slots == 1:
+                raise
+            return
+
+
+def step_seconds(job: Job, base: Base, num_slots: int, device: torch.device) -> float:
+    """Measure the seconds of one subject's step, in a pack of so many."""
+    recipe, resources = _packed(job, num_slots)
+    job = job.model_copy(update={"resources": resources})
+    lane = Lane(job, base, num_slots, Share(), device, Beat(None, "", leads=False))
+    courses = {
+        slot: Course(random_subject(lane, slot), recipe, lane.schedule) for slot in range(num_slots)
+    }
+    taken = []
+    for _ in range(_WARM_STEPS + _TIMED_STEPS):
+        began = time.perf_counter()
+        lane.pack.step(courses)
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
+        taken.append(time.perf_counter() - began)
+    del lane, courses
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return min(taken[_WARM_STEPS:]) / num_slots
+
+
+def _packed(job: Job, num_slots: int) -> tuple[Recipe, Resources]:
+    """The job's recipe, and its resources with so many slots; compiling each would take minutes."""
+    changes = {"pack": num_slots, "compile": False}
+    return job.recipe, job.resources.model_copy(update=changes)
+
+
+def random_subject(lane: Lane, number: int) -> TrainingData:
+    """Make a subject of random latents, with the shapes of a real one."""
+    shape = lane.backbone.latent_shape()
+
+    def images() -> Latents:
+        return Latents(torch.randn(_NUM_IMAGES, *shape), torch.ones(_NUM_IMAGES, *shape))
+
+    def condition(prompt: str, times: int) -> Condition:
+        return lane.method.condition(lane.backbone, lane.recipe, [prompt] * times)
+
+    return TrainingData(
+        subject_id=f"trial-{number}",
+        views=images(),
+        views_of_image=tuple((index,) for index in range(_NUM_IMAGES)),
+        instance=condition("a photo of a zwx dog", _NUM_IMAGES),
+        prior=images() if lane.recipe.prior_weight > 0 else None,
+        prior_prompt=condition("a photo of a dog", 1),
+    )

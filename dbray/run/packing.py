@@ -1,0 +1,44 @@
+"""Settles how many subjects the lanes of a job train together, before the first one starts."""
+
+from __future__ import annotations
+
+from dbray.lanes.trial import choose_pack
+from dbray.planning.packing import evened, is_packed
+from dbray.planning.plan import Plan
+from dbray.records.packs import PackChoice, read_pack
+from dbray.run.recorder import Recorder
+from dbray.spec.canon import digest_json
+from dbray.spec.job import Job
+
+
+def settle_pack(plan: Plan, recorder: Recorder) -> Job:
+    """Return the job with the number of slots of its lanes: given, recorded, or measured now.
+
+    Raises:
+        BaseError: the base cannot be loaded.
+        LaneLost: the process that measures died.
+        StoreError: the choice cannot be recorded.
+    """
+    job = plan.job
+    if job.resources.pack != "auto":
+        return job
+    num_slots = _chosen(plan, recorder).num_slots if is_packed(job.recipe, job.resources) else 1
+    return job.model_copy(
+        update={"resources": job.resources.model_copy(update={"pack": num_slots})}
+    )
+
+
+def _chosen(plan: Plan, recorder: Recorder) -> PackChoice:
+    journal, num_lanes = recorder.journal, recorder.tally.lanes
+    num_subjects = len(plan.to_train)
+    inputs = digest_json({"base": plan.base.digest, "recipe": plan.job.recipe.identity()})
+    known = read_pack(journal.store, journal.job_id)
+    if known is not None and known.inputs == inputs:
+        return known
+    with recorder.phase("packing"):
+        best, seconds = choose_pack(plan.job, plan.base, num_subjects, num_lanes)
+    num_slots = evened(best, num_subjects, num_lanes)
+    choice = PackChoice(inputs=inputs, num_slots=num_slots, seconds=seconds)
+    journal.write_pack(choice)
+    recorder.watch.note(f"{num_slots} subjects train together in each lane")
+    return choice

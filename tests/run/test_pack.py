@@ -1,0 +1,123 @@
+"""Jobs whose lanes train several subjects together: the laws hold, and failures stay single."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from kit.processes import started
+from kit.records import files_of
+from kit.worlds import load_job
+
+from dbray.errors import SpecError
+from dbray.lanes import worker
+from dbray.records.models import Registry
+from dbray.records.packs import read_pack
+from dbray.run import packing
+from dbray.run.job import run_job
+from dbray.run.options import RunOptions
+from dbray.run.watch import Silence
+from dbray.storage.store import Store
+from dbray.training.loop import Course
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+
+GOOD = {"ace": "cat", "bob": "dog", "cid": "dog", "dot": "cat", "eve": "dog"}
+LORA = {"method": {"kind": "lora", "rank": 4}, "steps": 40}
+PACKED = {"pack": 3, "checkpoint_every": 7}
+
+
+class Saboteur(Silence):
+    """Truncates the photographs of a subject after validation, and kills the lane's worker once."""
+
+    killed = 0
+
+    def __init__(self, photos: Path) -> None:
+        self._photos = photos
+
+    def progress(self, phase, done, total, detail=""):
+        for image in self._photos.glob("*.png"):
+            image.write_bytes(image.read_bytes()[:100])
+        if phase == "training" and detail.count("/") >= 3 and not self.killed:
+            for child in started("RayTrainWorker"):
+                child.kill()
+                self.killed += 1
+
+
+def work_with_a_poisoned_loss(config):
+    """Make the loss of one subject nan."""
+    loss = Course.loss
+
+    def poisoned(course, batch, prediction):
+        found = loss(course, batch, prediction)
+        return found * math.nan if course.subject_id == "nan" else found
+
+    Course.loss = poisoned
+    worker._work(config)
+
+
+@pytest.fixture(scope="module")
+def crowd(ray_session, tiny_base, tmp_path_factory):
+    """Seven subjects in one lane of three slots; its worker is killed once."""
+    folder = tmp_path_factory.mktemp("crowd")
+    subjects = {**GOOD, "nan": "dog", "poor": "dog"}
+    job = load_job(folder, tiny_base, subjects, recipe=LORA, resources=PACKED)
+    saboteur = Saboteur(folder / "photos" / "poor")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worker, "_work", work_with_a_poisoned_loss)
+        result = run_job(job, watch=saboteur)
+    assert saboteur.killed
+    return job, result
+
+
+def test_only_the_subjects_to_blame_fail(crowd):
+    _, result = crowd
+    found = {one.id: one for one in result.outcomes}
+    assert {name for name, one in found.items() if one.is_published} == set(GOOD)
+    assert found["nan"].error.kind == "Diverged"
+    assert found["poor"].error.kind == "SubjectError"
+    assert max(one.attempts for one in found.values()) == 2
+    assert [one.attempts for one in found.values()].count(2) == 3
+
+
+def test_a_packed_subject_depends_on_neither_company_nor_kills(crowd, tiny_base, tmp_path):
+    job, _ = crowd
+    alone = load_job(tmp_path, tiny_base, {"eve": "dog"}, recipe=LORA, resources={"pack": 3})
+    assert run_job(alone).exit_code == 0
+    records = [Registry(Store(one.storage)).find("eve") for one in (job, alone)]
+    assert records[0].fingerprint == records[1].fingerprint
+    assert [record.metadata["pack"] for record in records] == ["3", "3"]
+    assert files_of(alone, "eve") == files_of(job, "eve")
+    assert len(records[1].loss) == 40
+
+
+def test_models_are_kept_when_only_the_pack_changes(crowd):
+    job, _ = crowd
+    resources = job.resources.model_copy(update={"pack": 1})
+    again = job.model_copy(update={"resources": resources})
+    result = run_job(again, RunOptions(skip_invalid=True))
+    assert {one.id for one in result.outcomes if one.status == "kept"} == set(GOOD)
+
+
+def test_a_job_that_is_continued_keeps_its_measured_pack(
+    ray_session, tiny_base, tmp_path, monkeypatch
+):
+    subjects = {"ace": "cat", "bob": "dog", "cid": "dog"}
+    changes = {"recipe": LORA, "previews": {"prompts": []}, "resources": {"pack": "auto"}}
+    job = load_job(tmp_path, tiny_base, subjects, **changes)
+    assert run_job(job).exit_code == 0
+    choice = read_pack(Store(job.storage), job.id)
+    assert 1 <= choice.num_slots <= 3
+    assert {1, 2} <= choice.seconds.keys()
+    before = files_of(job, "bob")
+    Store(job.storage).remove("models/bob")
+    monkeypatch.setattr(packing, "choose_pack", None)
+    assert run_job(job).exit_code == 0
+    assert files_of(job, "bob") == before
+
+
+def test_a_pack_of_a_method_that_cannot_share_a_model_is_refused(tiny_base, tmp_path):
+    job = load_job(tmp_path, tiny_base, {"ace": "cat"}, resources={"pack": 2})
+    with pytest.raises(SpecError, match="change the base's own weights"):
+        run_job(job)
