@@ -27,8 +27,14 @@ class VisionEmbedder:
         folder = embedder.folder
         try:
             model_class = getattr(transformers, KINDS[embedder.kind])
+            # DINO's checkpoints have no pooling layer, and embeddings do not need it.
+            options = {"add_pooling_layer": False} if embedder.kind == "vit" else {}
             loaded, found = model_class.from_pretrained(
-                folder, use_safetensors=True, local_files_only=True, output_loading_info=True
+                folder,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+                **options,
             )
             self._processor: Any = transformers.AutoImageProcessor.from_pretrained(
                 folder, local_files_only=True, backend="pil"
@@ -43,7 +49,7 @@ class VisionEmbedder:
                 f"embedder {embedder.name!r}: {folder} cannot be loaded: {exc}"
             ) from exc
         # transformers fills missing tensors with random numbers.
-        if missing := set(found["missing_keys"]) - _UNUSED:
+        if missing := found["missing_keys"]:
             raise BaseError(f"embedder {embedder.name!r} has no tensor {min(missing)!r}")
         self._model: Any = loaded.to(device, torch.float32).eval().requires_grad_(False)
 
@@ -79,10 +85,6 @@ class VisionEmbedder:
             return _features(self._model.get_image_features(pixel_values=values))
         # The first token, as DINO's and DINOv2's makers compare images.
         return self._model(pixel_values=values).last_hidden_state[:, 0]
-
-
-_UNUSED = frozenset({"pooler.dense.weight", "pooler.dense.bias"})
-"""Tensors of a ViT that DINO's checkpoints lack and embeddings do not need."""
 
 
 def _features(found: Any) -> Tensor:
