@@ -22,6 +22,7 @@ from dbray.cli.display import displays
 from dbray.errors import DbrayError, SpecError
 from dbray.export import FORMATS
 from dbray.processes import use_own_cores, wait_passively
+from dbray.scores.values import COLUMNS
 from dbray.spec.sections import Sampler
 
 _DEFAULT_REGISTRY = "runs"
@@ -159,6 +160,13 @@ def _add_job_commands(commands: Any) -> None:
     report = _add(commands, "report", "status:report", "rewrite the report of a job")
     report.add_argument("job_folder", help="<storage>/jobs/<job id>, a folder or URI")
 
+    prompts = _add(commands, "prompts", "prompts:prompts", "print named suites of prompts")
+    prompts.add_argument("suite", nargs="?", help="such as properties, or properties-live for a "
+                         "job file; absent: list the suites")  # fmt: skip
+    prompts.add_argument("--class", dest="class_noun", metavar="NOUN",
+                         help="choose the variant for a class noun, and fill it in")  # fmt: skip
+    prompts.add_argument("--json", action="store_true", help="print JSON")
+
     schema = _add(commands, "schema", "jobs:schema", "print the JSON Schema of a job file")
     schema.add_argument("--subject", action="store_true", help="of a line of a manifest instead")
 
@@ -169,6 +177,8 @@ def _add_model_commands(commands: Any) -> None:
     )
     actions = models.add_subparsers(title="actions", metavar="ACTION", required=True)
     listing = _add(actions, "list", "models:list_models", "list the published models")
+    listing.add_argument("--sort", choices=tuple(COLUMNS),
+                         help="by a score, the best first; models without it last")  # fmt: skip
     show = _add(actions, "show", "models:show", "show the record of a model")
     remove = _add(actions, "remove", "models:remove", "remove a model and all its files")
     export = _add(actions, "export", "models:export", "write a model for other programs")

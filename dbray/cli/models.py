@@ -17,6 +17,9 @@ from dbray import bases
 from dbray.cli.output import print_table, writing
 from dbray.errors import BaseError, RegistryError, SpecError, without_secrets
 from dbray.records.models import ModelRecord, Registry
+from dbray.records.scores import read, read_all
+from dbray.scores.flags import flags_of
+from dbray.scores.values import COLUMNS, Scores, rank_of, shown, value_of
 from dbray.spec.canon import UNTOUCHED
 from dbray.spec.paths import MINIATURE, anchor_base
 from dbray.spec.problems import problems_of
@@ -38,29 +41,46 @@ def _registry(args: argparse.Namespace) -> Registry:
 
 
 def list_models(args: argparse.Namespace) -> int:
-    """List the latest revision of every model."""
-    records = list(_registry(args).list())
+    """List the latest revision of every model, with its scores if any model has some."""
+    registry = _registry(args)
+    records = list(registry.list())
+    found = read_all(registry.store, [record.name for record in records])
+    listed = list(zip(records, found, strict=True))
+    if args.sort:
+        listed.sort(key=lambda one: rank_of(one[1], args.sort))
     if args.json:
-        print(json.dumps([_brief(record) for record in records], indent=2))
+        print(json.dumps([_brief(*one) for one in listed], indent=2))
         return 0
-    if records:
-        print_table(
-            (
-                one.name,
-                fill_prompt("{subject}", one.class_noun, one.identifier),
-                one.base,
-                one.created_at,
-            )
-            for one in records
-        )
-    else:
+    if not listed:
         print(f"no models in {without_secrets(args.registry)}", file=sys.stderr)
+    elif any(scores for _, scores in listed):
+        print_table((_scored_row(*one) for one in listed), _SCORED_HEADINGS)
+    else:
+        print_table(_row(record) for record in records)
     return 0
 
 
-def _brief(record: ModelRecord) -> dict[str, Any]:
+_SCORED_HEADINGS = ("model", "subject", *(one.heading for one in COLUMNS.values()), "flags")
+
+
+def _row(record: ModelRecord) -> tuple[str, ...]:
+    subject = fill_prompt("{subject}", record.class_noun, record.identifier)
+    return record.name, subject, record.base, record.created_at
+
+
+def _scored_row(record: ModelRecord, scores: Scores | None) -> tuple[str, ...]:
+    figures = (shown(value_of(scores, column)) for column in COLUMNS)
+    flags = ", ".join(flag.words for flag in flags_of(scores)) if scores else "not scored"
+    return *_row(record)[:2], *figures, flags
+
+
+def _brief(record: ModelRecord, scores: Scores | None) -> dict[str, Any]:
     chosen = {"id", "revision", "class_noun", "identifier", "base", "steps", "created_at", "job_id"}
-    return record.model_dump(mode="json", include=chosen)
+    brief = record.model_dump(mode="json", include=chosen)
+    if scores is not None:
+        brief["scores"] = scores.model_dump()
+        brief["flags"] = [flag._asdict() for flag in flags_of(scores)]
+    return brief
 
 
 def show(args: argparse.Namespace) -> int:
@@ -76,9 +96,29 @@ def show(args: argparse.Namespace) -> int:
     if record.loss:
         rows["loss"] = f"{record.loss[0][1]:.4f} at first, {record.loss[-1][1]:.4f} at last"
     others = [one.revision for one in registry.revisions(record.id) if one != record]
+    rows |= _scored_rows(read(registry.store, record.name))
     rows["other revisions"] = ", ".join(others) or "none"
     print_table(rows.items())
     return 0
+
+
+def _scored_rows(scores: Scores | None) -> dict[str, str]:
+    """Return the scores of a model, beside the base's and the ceiling, and its flags."""
+    if scores is None:
+        return {}
+    rows = {
+        f"score {name}": ", ".join(
+            f"{shown(getattr(scores, field))}{note}"
+            for field, note in (
+                (column.field, ""), (column.base, " base"), (column.ceiling, " ceiling")
+            )
+            if field
+        )
+        for name, column in COLUMNS.items()
+    }  # fmt: skip
+    for flag in flags_of(scores):
+        rows[f"flag {flag.kind}"] = f"{flag.words}: {flag.evidence}. To try: {flag.fix}"
+    return rows
 
 
 def remove(args: argparse.Namespace) -> int:

@@ -1,44 +1,27 @@
 """The stored scores of a model: the annex "scores".
 
 Owns its layout: `request.json` describes what was sampled and the embedders, `scores.json` has the
-figures. Does not know how they are computed: see dbray.scores.
+figures and the flags. Does not know how they are computed: see dbray.scores.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from dbray.records.annexes import Annex
+from dbray.scores.flags import flags_of
+from dbray.scores.values import Scores
 from dbray.storage.store import Store
+
+__all__ = ["FIGURES", "REQUEST", "Scores", "annex", "files_of", "read", "read_all"]
 
 REQUEST, FIGURES = "request.json", "scores.json"
 _ANNEX = "scores"
-
-
-class Scores(BaseModel):
-    """The figures of a model; cosines are from -1 to 1, shares from 0 to 1.
-
-    Fields with `base_` are for the untouched base, with the same prompts and seeds.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    identity: float = Field(description="Mean cosine of generated images and photographs.")
-    base_identity: float = Field(description="The same for the base, which never saw the subject.")
-    ceiling: float = Field(description="Mean cosine of the subject's photographs to each other.")
-    nearest: float = Field(description="Share of images whose nearest subject is the right one.")
-    precision: float = Field(description="Mean average precision among look-alikes.")
-    num_lookalikes: int = Field(description="Other subjects of the class noun to compare with.")
-    prompt: float | None = Field(description="Mean cosine of images and their prompts (CLIP-T).")
-    base_prompt: float | None = Field(description="The same for the base.")
-    drift: float = Field(description="1 - mean cosine to the base's images of class prompts.")
-    preservation: float = Field(description="PRES: mean cosine of class images and photographs.")
-    base_preservation: float = Field(description="The same for the base.")
-    diversity: float = Field(description="DIV: mean 1 - cosine of images of one class prompt.")
-    base_diversity: float = Field(description="The same for the base.")
-    copies: float = Field(description="Share of images that nearly repeat a photograph.")
+_READERS = 16
 
 
 def annex(store: Store, model: str) -> Annex:
@@ -48,7 +31,8 @@ def annex(store: Store, model: str) -> Annex:
 
 def files_of(scores: Scores, request: dict[str, bytes]) -> dict[str, bytes]:
     """Make the files of the annex; `request` is the file that describes what was measured."""
-    text = json.dumps(scores.model_dump(), indent=1)
+    flags = [flag._asdict() for flag in flags_of(scores)]
+    text = json.dumps(scores.model_dump() | {"flags": flags}, indent=1)
     return {FIGURES: text.encode(), **request}
 
 
@@ -59,3 +43,9 @@ def read(store: Store, model: str) -> Scores | None:
         return None if content is None else Scores.model_validate_json(content)
     except ValidationError:
         return None
+
+
+def read_all(store: Store, models: Iterable[str]) -> list[Scores | None]:
+    """Return the scores of many models, in their order. Raises StoreError."""
+    with ThreadPoolExecutor(_READERS) as threads:
+        return list(threads.map(lambda model: read(store, model), models))

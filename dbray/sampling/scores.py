@@ -38,8 +38,11 @@ MAX_LOOKALIKES = 200
 _FILE = "embeddings"
 
 Embeddings = Mapping[str, Tensor]
-"""By name: `subject` and `class` rows of the identity embedder, and of the CLIP, if there is one,
-`seen` of the subject's images and `asked` of their prompts."""
+"""By name: `subject`, `class` and, if there are such prompts, `unrelated` rows of the identity
+embedder; of the CLIP, if there is one, `seen` of the subject's images and `asked` of their prompts.
+"""
+_VERSION = 2
+"""Of what is computed from equal requests; earlier scores are made again."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ def describe(measure: Measure, class_noun: str, identifier: str) -> dict[str, by
     """Make the file that describes how a model is scored; it differs if the scores would."""
     scoring, clip = measure.scoring, measure.clip
     value = {
+        "version": _VERSION,
         "identity": [measure.identity.name, measure.identity.digest],
         "clip": clip and [clip.name, clip.digest],
         "prompts": _prompts(scoring.prompts, class_noun, identifier),
@@ -82,6 +86,14 @@ def describe(measure: Measure, class_noun: str, identifier: str) -> dict[str, by
 
 def _prompts(templates: Sequence[str], class_noun: str, identifier: str | None) -> list[str]:
     return [fill_prompt(template, class_noun, identifier) for template in templates]
+
+
+def _kinds(templates: Sequence[str]) -> dict[str, list[str]]:
+    """Split prompts without the subject by whether they name its class."""
+    kinds: dict[str, list[str]] = {}
+    for template in templates:
+        kinds.setdefault("class" if "{class}" in template else "unrelated", []).append(template)
+    return kinds
 
 
 class ScoreActor(ModelActor):
@@ -105,15 +117,20 @@ class ScoreActor(ModelActor):
 
     def _photographs(self, uris: Sequence[str]) -> Embeddings:
         pictures = [np.asarray(decode(read_uri(uri, MAX_IMAGE_BYTES), uri)) for uri in uris]
-        return {"subject": self._embedder(self._measure.identity).images(pictures)}
+        found = {"subject": self._embedder(self._measure.identity).images(pictures)}
+        if self._measure.clip is not None:
+            found["seen"] = self._embedder(self._measure.clip).images(pictures)
+        return found
 
     def _images(self, backbone: Backbone, class_noun: str, identifier: str | None) -> Embeddings:
         scoring, clip = self._measure.scoring, self._measure.clip
         identity = self._embedder(self._measure.identity)
         prompts = _prompts(scoring.prompts, class_noun, identifier)
         images = self._sample(backbone, prompts)
-        of_class = self._sample(backbone, _prompts(scoring.class_prompts, class_noun, None))
-        found = {"subject": identity.images(images), "class": identity.images(of_class)}
+        found = {"subject": identity.images(images)}
+        for kind, templates in _kinds(scoring.class_prompts).items():
+            of_kind = self._sample(backbone, _prompts(templates, class_noun, None))
+            found[kind] = identity.images(of_kind)
         if clip is not None:
             reader = self._embedder(clip)
             # A CLIP does not know the identifier, so prompts contain only the class noun.
@@ -205,11 +222,11 @@ class _ScoreJoining(Joining):
     def publish(self, index: int, own: Result, shared: Mapping[int, Result]) -> None:
         record = self.records[index]
         of_base, mine, *others = self.needed(index)
-        photographs = {record.id: _embeddings(shared[mine])["subject"]}
+        photographs = {record.id: _embeddings(shared[mine])}
         for number in others:
             if shared[number].error is None:
                 name = self._gallery[number - self._first].id
-                photographs[name] = _embeddings(shared[number])["subject"]
+                photographs[name] = _embeddings(shared[number])
         num_images = self._measure.scoring.images
         embedded = _embeddings(own), _embeddings(shared[of_base])
         scores = score(*embedded, record.id, photographs, num_images)
@@ -222,7 +239,7 @@ def score(
     own: Embeddings,
     of_base: Embeddings,
     subject: str,
-    photographs: Mapping[str, Tensor],
+    photographs: Mapping[str, Embeddings],
     num_images: int,
 ) -> layout.Scores:
     """Compute a model's scores from embeddings.
@@ -231,28 +248,58 @@ def score(
         own: of the model's images.
         of_base: of the base's images for the same prompts and seeds.
         subject: the subject's id.
-        photographs: of the subject and its look-alikes, (P, E) by subject.
+        photographs: of the subject and its look-alikes, by subject.
         num_images: images of each prompt, which are adjacent.
     """
-    mine = photographs[subject]
-    nearest, precision = figures.margin(own["subject"], subject, photographs)
-    has_text = "seen" in own
+    mine = photographs[subject]["subject"]
+    by_subject = {name: found["subject"] for name, found in photographs.items()}
+    nearest, precision = figures.margin(own["subject"], subject, by_subject)
     return layout.Scores(
         identity=figures.identity(own["subject"], mine),
         base_identity=figures.identity(of_base["subject"], mine),
         ceiling=figures.ceiling(mine),
         nearest=nearest,
+        ceiling_nearest=figures.margin_ceiling(subject, by_subject),
         precision=precision,
         num_lookalikes=len(photographs) - 1,
-        prompt=figures.prompt_fidelity(own["seen"], own["asked"]) if has_text else None,
-        base_prompt=figures.prompt_fidelity(of_base["seen"], own["asked"]) if has_text else None,
-        drift=figures.drift(own["class"], of_base["class"]),
-        preservation=figures.identity(own["class"], mine),
-        base_preservation=figures.identity(of_base["class"], mine),
-        diversity=figures.diversity(torch.split(own["class"], num_images)),
-        base_diversity=figures.diversity(torch.split(of_base["class"], num_images)),
-        copies=figures.copies(own["subject"], mine) if len(mine) > 1 else 0.0,
+        copies=figures.copies(own["subject"], mine),
+        diversity=_diversity(own["subject"], num_images),
+        base_diversity=_diversity(of_base["subject"], num_images),
+        **_by_clip(own, of_base, photographs[subject]),
+        **_without_subject(own, of_base, mine, num_images),
     )
+
+
+def _by_clip(own: Embeddings, of_base: Embeddings, mine: Embeddings) -> dict[str, float | None]:
+    if "seen" not in own:
+        return {"prompt": None, "base_prompt": None}
+    return {
+        "prompt": figures.prompt_fidelity(own["seen"], own["asked"]),
+        "base_prompt": figures.prompt_fidelity(of_base["seen"], own["asked"]),
+        "clip_identity": figures.identity(own["seen"], mine["seen"]),
+        "base_clip_identity": figures.identity(of_base["seen"], mine["seen"]),
+        "clip_ceiling": figures.ceiling(mine["seen"]),
+    }
+
+
+def _without_subject(
+    own: Embeddings, of_base: Embeddings, mine: Tensor, num_images: int
+) -> dict[str, Any]:
+    """Compute the scores of class images and of unrelated ones."""
+    found: dict[str, Any] = {
+        "drift": figures.drift(own["class"], of_base["class"]),
+        "preservation": figures.identity(own["class"], mine),
+        "base_preservation": figures.identity(of_base["class"], mine),
+        "class_diversity": _diversity(own["class"], num_images),
+        "base_class_diversity": _diversity(of_base["class"], num_images),
+    }
+    if "unrelated" in own:
+        found["unrelated_drift"] = figures.drift(own["unrelated"], of_base["unrelated"])
+    return found
+
+
+def _diversity(images: Tensor, num_images: int) -> float:
+    return figures.diversity(torch.split(images, num_images))
 
 
 def _embeddings(result: Result) -> Embeddings:

@@ -16,9 +16,14 @@ import torch
 from torch import Tensor
 
 
+def identities(generated_GE: Tensor, photographs_PE: Tensor) -> Tensor:
+    """Of each generated image, the mean cosine to the photographs: (G,)."""
+    return (generated_GE @ photographs_PE.T).mean(dim=1)
+
+
 def identity(generated_GE: Tensor, photographs_PE: Tensor) -> float:
     """Mean cosine of generated images and photographs: DINO or CLIP-I of the paper."""
-    return float((generated_GE @ photographs_PE.T).mean())
+    return float(identities(generated_GE, photographs_PE).mean())
 
 
 def ceiling(photographs_PE: Tensor) -> float:
@@ -31,6 +36,15 @@ def pairwise(embeddings_GE: Tensor) -> float:
     count = len(embeddings_GE)
     cosines = embeddings_GE @ embeddings_GE.T
     return float((cosines.sum() - cosines.diagonal().sum()) / (count * (count - 1)))
+
+
+def nearest_subjects(generated_GE: Tensor, photographs: Mapping[str, Tensor]) -> list[str]:
+    """Of each generated image, the subject with the highest mean cosine to its photographs."""
+    means_GS = torch.stack(
+        [identities(generated_GE, rows_PE) for rows_PE in photographs.values()], dim=1
+    )
+    names = list(photographs)
+    return [names[place] for place in means_GS.argmax(dim=1).tolist()]
 
 
 def margin(
@@ -47,18 +61,31 @@ def margin(
         The share of images whose nearest subject (by mean cosine to its photographs) is right, and
         the mean average precision of ranking all photographs by cosine to an image.
     """
-    means_GS = torch.stack(
-        [(generated_GE @ rows_PE.T).mean(dim=1) for rows_PE in photographs.values()], dim=1
-    )
-    right = list(photographs).index(subject)
-    nearest = float((means_GS.argmax(dim=1) == right).float().mean())
+    nearest = nearest_subjects(generated_GE, photographs)
     rows = torch.cat(list(photographs.values()))
     is_own = torch.cat(
         [torch.full((len(rows_PE),), name == subject) for name, rows_PE in photographs.items()]
     )
     ranked = is_own[(generated_GE @ rows.T).argsort(dim=1, descending=True)].float()
     hits = ranked.cumsum(dim=1) / torch.arange(1, len(rows) + 1)
-    return nearest, float(((hits * ranked).sum(dim=1) / ranked.sum(dim=1)).mean())
+    precision = float(((hits * ranked).sum(dim=1) / ranked.sum(dim=1)).mean())
+    return nearest.count(subject) / len(nearest), precision
+
+
+def margin_ceiling(subject: str, photographs: Mapping[str, Tensor]) -> float:
+    """Share of the subject's photographs that are nearest to it, without themselves.
+
+    1 for a single photograph, which has nothing to compare with.
+    """
+    mine_PE = photographs[subject]
+    if len(mine_PE) < 2:
+        return 1.0
+    hits = 0
+    for place in range(len(mine_PE)):
+        others_PE = torch.cat([mine_PE[:place], mine_PE[place + 1 :]])
+        rest = {**photographs, subject: others_PE}
+        hits += nearest_subjects(mine_PE[place : place + 1], rest) == [subject]
+    return hits / len(mine_PE)
 
 
 def prompt_fidelity(generated_GE: Tensor, prompts_GE: Tensor) -> float:
@@ -79,8 +106,18 @@ def diversity(generated: Sequence[Tensor]) -> float:
     return 1.0 - sum(pairwise(rows_GE) for rows_GE in generated) / len(generated)
 
 
-def copies(generated_GE: Tensor, photographs_PE: Tensor) -> float:
-    """Share of images nearer to a photograph than the nearest two photographs are to each other."""
+def are_copies(generated_GE: Tensor, photographs_PE: Tensor) -> Tensor:
+    """Which images are nearer to a photograph than the nearest two photographs are: (G,) bools.
+
+    None is, where there is only one photograph.
+    """
+    if len(photographs_PE) < 2:
+        return torch.zeros(len(generated_GE), dtype=torch.bool)
     between = photographs_PE @ photographs_PE.T
     between.fill_diagonal_(-1.0)
-    return float(((generated_GE @ photographs_PE.T).amax(dim=1) > between.max()).float().mean())
+    return (generated_GE @ photographs_PE.T).amax(dim=1) > between.max()
+
+
+def copies(generated_GE: Tensor, photographs_PE: Tensor) -> float:
+    """Share of images that nearly repeat a photograph; see `are_copies`."""
+    return float(are_copies(generated_GE, photographs_PE).float().mean())

@@ -56,6 +56,11 @@ def fill_prompt(prompt: str, class_noun: str, identifier: str | None = None) -> 
     return prompt.replace("{subject}", subject).replace("{class}", class_noun)
 
 
+def with_article(noun: str) -> str:
+    """Put "a" or "an" before a noun, by its sound."""
+    return f"{'an' if _VOWEL_SOUND.match(noun) else 'a'} {noun}"
+
+
 def has_an(prompt: str, class_noun: str) -> bool:
     """Return whether the filled prompt has "an" where the template has "a" before {class}."""
     if class_noun == NO_NOUN:

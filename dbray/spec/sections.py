@@ -16,6 +16,7 @@ from dbray.spec.flow import Flow
 from dbray.spec.methods import Full, Method
 from dbray.spec.presets import PRESETS, check_preset
 from dbray.spec.prompts import check_template
+from dbray.spec.suites import expand_suites
 
 MAX_SAMPLING_STEPS = 999
 """A schedule has 1000 timesteps; leading spacing with offset 1 has room for one step less."""
@@ -243,7 +244,8 @@ class Previews(Spec):
 
     prompts: tuple[str, ...] = Field(
         default=DEFAULT_PREVIEW_PROMPTS,
-        description="{subject} is '[identifier] [class noun]', {class} the class noun.",
+        description="{subject} is '[identifier] [class noun]', {class} the class noun. Names of "
+        "suites, which 'dbray prompts' lists, stand for their prompts.",
     )
     sampler: Sampler = Field(default="ddim", description="Sampler of the previews.")
     steps: int = Field(
@@ -253,6 +255,11 @@ class Previews(Spec):
     seed: int = Field(
         default=0, ge=0, lt=2**63, description="The same for the subject and the base."
     )
+
+    @field_validator("prompts", mode="before")
+    @classmethod
+    def _named_suites(cls, prompts: Any) -> Any:
+        return expand_suites(prompts)
 
     @field_validator("prompts")
     @classmethod
@@ -278,18 +285,24 @@ class Scoring(Spec):
     prompts: tuple[str, ...] = Field(
         default=DEFAULT_SCORED_PROMPTS,
         min_length=1,
-        description="Prompts of the subject: {subject} is '[identifier] [class noun]'.",
+        description="Prompts of the subject: {subject} is '[identifier] [class noun]'. Names of "
+        "suites, which 'dbray prompts' lists, stand for their prompts.",
     )
     class_prompts: tuple[str, ...] = Field(
         default=DEFAULT_CLASS_PROMPTS,
         min_length=1,
         description="Prompts without the subject, to see how far the model has moved from the "
-        "base: of its class noun, {class}, and of other things.",
+        "base: of its class noun, {class}, and of other things. At least one has {class}.",
     )
     images: int = Field(default=4, ge=2, le=64, description="Images of each prompt.")
     seed: int = Field(
         default=0, ge=0, lt=2**63, description="The same for all models and for the base."
     )
+
+    @field_validator("prompts", mode="before")
+    @classmethod
+    def _named_suites(cls, prompts: Any) -> Any:
+        return expand_suites(prompts)
 
     @field_validator("prompts")
     @classmethod
@@ -300,6 +313,9 @@ class Scoring(Spec):
     @field_validator("class_prompts")
     @classmethod
     def _leave_out_the_subject(cls, prompts: tuple[str, ...]) -> tuple[str, ...]:
+        if not any("{class}" in prompt for prompt in prompts):
+            raise ValueError("no prompt contains {class}; 'a photo of a {class}' shows whether the "
+                             "class is kept")  # fmt: skip
         return tuple(check_template(p, allowed=("{class}",)) for p in prompts)
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
-from kit.records import record
+from kit.records import publish, record
+from kit.scores import GOOD, scores
 from safetensors.torch import save
 
 from dbray import bases
 from dbray.cli import main
+from dbray.records import scores as layout
 from dbray.records.models import Registry
 from dbray.spec.sections import Recipe
 from dbray.storage.store import Store
@@ -66,3 +70,48 @@ def test_an_output_below_a_file_is_rejected(storage, tmp_path, capsys, command):
     printed = capsys.readouterr().err
     assert f"{output}: cannot be written" in printed
     assert "choose another -o" in printed
+
+
+@pytest.fixture
+def scored(tmp_path):
+    """A storage with a good model, one with a fault, and one without scores."""
+    store = Store(str(tmp_path))
+    for name, found in (("bad", scores(identity=0.31)), ("good", GOOD), ("new", None)):
+        model = publish(tmp_path, record(name))
+        if found is not None:
+            layout.annex(store, model.name).publish(layout.files_of(found, {}))
+    return str(tmp_path)
+
+
+def test_scores_are_listed_and_sorted_best_first(scored, capsys):
+    assert main(["models", "list", "--registry", scored, "--sort", "identity"]) == 0
+    heading, *rows = capsys.readouterr().out.splitlines()
+    assert heading.split()[:4] == ["model", "subject", "identity", "margin"]
+    assert [row.partition("@")[0] for row in rows] == ["good", "bad", "new"]
+    assert "does not resemble its subject" in rows[1]
+    assert "not scored" in rows[2]
+
+
+def test_scores_and_flags_are_in_the_json(scored, capsys):
+    assert main(["models", "list", "--registry", scored, "--sort", "drift", "--json"]) == 0
+    found = {one["id"]: one for one in json.loads(capsys.readouterr().out)}
+    assert found["good"]["scores"]["identity"] == GOOD.identity
+    assert found["good"]["flags"] == []
+    assert [flag["kind"] for flag in found["bad"]["flags"]] == ["unlike"]
+    assert "scores" not in found["new"]
+
+
+def test_a_model_s_flags_are_shown_with_the_change_to_try(scored, capsys):
+    assert main(["models", "show", "bad", "--registry", scored]) == 0
+    text = capsys.readouterr().out
+    assert "0.310, 0.300 base, 0.800 ceiling" in text
+    assert "double recipe.steps" in text
+    assert main(["models", "show", "new", "--registry", scored]) == 0
+    assert "score" not in capsys.readouterr().out
+
+
+def test_a_registry_without_scores_is_listed_as_before(storage, capsys):
+    assert main(["models", "list", "--registry", storage]) == 0
+    [row] = capsys.readouterr().out.splitlines()
+    assert row.split()[0].startswith("rex@")
+    assert row.split()[1:3] == ["zx", "dog"]

@@ -22,6 +22,7 @@ from dbray.sampling.scores import (
     make_scores,
     measure_of,
 )
+from dbray.scores.flags import flags_of
 from dbray.spec.sections import Previews, Recipe, Scoring
 from dbray.spec.subject import Subject
 from dbray.storage.store import Store
@@ -37,7 +38,7 @@ def measure(tmp_path_factory):
         embedder=str(BUILDERS["vit"](folder / "vit")),
         clip=str(BUILDERS["clip"](folder / "clip")),
         prompts=("a photo of a {subject} on the beach", "a {subject}"),
-        class_prompts=("a {class}",),
+        class_prompts=("a {class}", "a car"),
         images=2,
     )
     found = measure_of(scoring, Previews(steps=2, guidance=2.0))
@@ -101,8 +102,27 @@ def test_a_model_with_the_weights_of_the_base_has_drift_0(scored):
     _, _, scores = scored
     same, rex = scores["same"], scores["rex"]
     assert same.drift == pytest.approx(0.0, abs=1e-6)
+    assert same.unrelated_drift == pytest.approx(0.0, abs=1e-6)
     assert same.preservation == pytest.approx(same.base_preservation, abs=1e-6)
     assert rex.drift > 1e-4
+    assert rex.unrelated_drift > 1e-5
+
+
+def test_a_clip_scores_prompts_and_photographs(scored):
+    _, _, scores = scored
+    same, rex = scores["same"], scores["rex"]
+    assert 0 < rex.clip_ceiling <= 1
+    assert rex.clip_identity != rex.identity
+    assert same.base_prompt is not None
+    assert rex.prompt != rex.base_prompt
+
+
+def test_the_annex_has_the_flags(published, scored):
+    _, store, found, _ = published
+    stored = json.loads(layout.annex(store, found[0].name).file(layout.FIGURES))
+    expected = [flag._asdict() for flag in flags_of(layout.read(store, found[0].name))]
+    assert stored["flags"] == expected
+    assert expected
 
 
 def test_look_alikes_are_the_other_subjects_of_the_class_noun(scored):

@@ -65,3 +65,14 @@ def test_diversity_compares_images_of_one_prompt_only():
 def test_a_copy_is_nearer_to_a_photograph_than_photographs_are_to_each_other():
     photographs = rows(0, 40, 90)
     assert figures.copies(rows(0, 41, 140), photographs) == pytest.approx(2 / 3)
+
+
+def test_the_ceiling_of_the_margin_leaves_each_photograph_out():
+    # Without itself, the photograph at 60 degrees is nearest to max.
+    photographs = {"rex": rows(0, 10, 60), "max": rows(60, 80)}
+    assert figures.margin_ceiling("rex", photographs) == pytest.approx(2 / 3)
+    assert figures.margin_ceiling("ada", {"ada": rows(0), "max": rows(1)}) == 1.0
+
+
+def test_a_single_photograph_has_no_copies():
+    assert figures.copies(rows(0, 1), rows(0)) == 0.0
