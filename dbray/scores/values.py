@@ -6,7 +6,7 @@ dbray.scores.figures) or stored (see dbray.records.scores). Loads neither torch 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -70,7 +70,10 @@ class Column(NamedTuple):
     """Field with the best possible figure."""
 
 
-COLUMNS: dict[str, Column] = {
+ScoreName = Literal["identity", "margin", "prompt", "drift", "preservation", "diversity", "copies"]
+"""What `--sort` and `sort=` take."""
+
+COLUMNS: dict[ScoreName, Column] = {
     "identity": Column(
         "identity", "identity", True,
         "resemblance to the photographs; the ceiling is theirs to each other",
@@ -96,15 +99,14 @@ COLUMNS: dict[str, Column] = {
     ),
     "copies": Column("copies", "copies", False, "share of images that nearly repeat a photograph"),
 }  # fmt: skip
-"""By the name that `--sort` and `sort=` take."""
 
 
-def value_of(scores: Scores | None, column: str) -> float | None:
+def value_of(scores: Scores | None, column: ScoreName) -> float | None:
     """Return the figure of a column; None if it was not measured."""
     return None if scores is None else getattr(scores, COLUMNS[column].field)
 
 
-def rank_of(scores: Scores | None, column: str) -> tuple[bool, float]:
+def rank_of(scores: Scores | None, column: ScoreName) -> tuple[bool, float]:
     """Return the key that sorts the best first and models without the figure last."""
     value = value_of(scores, column)
     if value is None:

@@ -7,11 +7,14 @@ import time
 
 import httpx
 import pytest
+from kit.scores import GOOD, scores
 from kit.server import Server
 from kit.serving import add_previews, perturbed, publish
 
+from dbray.records import scores as score_layout
 from dbray.records.models import Registry
 from dbray.spec.sections import Recipe
+from dbray.spec.suites import SUITES
 from dbray.storage.store import Store
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -42,8 +45,13 @@ def browser():
 def site(tmp_path_factory, tiny_base):
     """A server without keys, and without Ray: the page knows only HTTP."""
     storage = tmp_path_factory.mktemp("registry")
-    for seed, name in enumerate(("rex", "mia", "tom")):
-        add_previews(storage, publish(storage, tiny_base, name, seed))
+    found = {"rex": None, "mia": scores(copies=0.9, identity=0.5), "tom": GOOD}
+    for seed, name in enumerate(found):
+        model = publish(storage, tiny_base, name, seed)
+        add_previews(storage, model)
+        if found[name]:
+            files = score_layout.files_of(found[name], {})
+            score_layout.annex(Store(str(storage)), model.name).publish(files)
     server = Server(storage, tiny_base)
     yield server
     server.close()
@@ -326,3 +334,23 @@ def test_the_browser_logged_no_errors(page):
     # The test of errors causes a 400.
     logged = [entry for entry in page.get_log("browser") if "400" not in entry["message"]]
     assert [entry for entry in logged if entry["level"] == "SEVERE"] == []
+
+
+def test_the_gallery_sorts_by_scores_and_the_studio_shows_them_with_faults(page):
+    wait(page, lambda d: find(d, "#sorting").is_displayed())
+    find(page, "#sort option[value=identity]").click()
+    cards = "return [...document.querySelectorAll('.card')].map(card => card.innerText)"
+    wait(page, lambda d: "identity 0.700" in d.execute_script(cards)[1])
+    assert "identity 0.500" in page.execute_script(cards)[2]
+    choose(page, "mia")
+    wait(page, lambda d: "copies its photographs" in find(d, "#flags").text)
+    assert "ceiling 0.800" in find(page, "#scores").text
+    choose(page, "tom")
+    wait(page, lambda d: not find(d, "#flags").is_displayed())
+
+
+def test_a_suite_gives_the_prompts_of_the_class_noun(page):
+    choose(page, "rex")
+    find(page, "#suite option[value=accessories]").click()
+    chips = "return [...document.querySelectorAll('#ideas button')].map(chip => chip.innerText)"
+    assert tuple(page.execute_script(chips)) == SUITES["accessories"].live

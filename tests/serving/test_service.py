@@ -10,8 +10,10 @@ from pathlib import Path
 import httpx
 import pytest
 from kit.records import publish
+from kit.scores import scores
 
 from dbray.errors import StoreError
+from dbray.records import scores as score_layout
 from dbray.serving.http import predictions, replicas, shelf
 from dbray.serving.http.access.places import Bodies, Places
 from dbray.serving.http.access.tenants import Gate, new_key
@@ -593,3 +595,27 @@ def test_a_cancelled_call_ends_its_work(call):
 
     asyncio.run(run())
     assert hanging.cancelled
+
+
+def test_models_are_sorted_by_a_score_page_by_page(site):
+    found = {"rex": 0.5, "ann": 0.9, "bob": 0.7, "new": None}
+    for name, identity in found.items():
+        model = site.rex if name == "rex" else publish(site.storage, model_id=name, number=8)
+        if identity is not None:
+            values = scores(identity=identity, base_identity=0.45)
+            files = score_layout.files_of(values, {})
+            score_layout.annex(Store(str(site.storage)), model.name).publish(files)
+
+    def listed(**params):
+        body = site.ask("GET", "/v1/models", params={"sort": "identity", **params}).json()
+        return [model["id"] for model in body["data"]], body["has_more"]
+
+    assert listed() == (["base", "ann", "bob", "rex", "new"], False)
+    assert listed(limit=2) == (["base", "ann", "bob"], True)
+    assert listed(limit=2, after="bob") == (["rex", "new"], False)
+    assert listed(after="removed") == ([], False)
+    assert site.ask("GET", "/v1/models", params={"sort": "beauty"}).status_code == 400
+    about = site.ask("GET", "/v1/models/rex").json()["dbray"]
+    assert about["scores"]["identity"] == 0.5
+    assert [flag["kind"] for flag in about["flags"]] == ["unlike"]
+    assert "scores" not in site.ask("GET", "/v1/models/new").json()["dbray"]

@@ -1,4 +1,4 @@
-"""What the ingress reads of the registry: which models exist, and their previews.
+"""What the ingress reads of the registry: which models exist, their previews and scores.
 
 Every request reads names and markers again (unless `fresh_seconds` allows an older answer), so that
 the next request after a publication is served the new revision. Records never change, and are read
@@ -13,14 +13,16 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
 from dbray.errors import RegistryError
 from dbray.records import previews as layout
+from dbray.records import scores
 from dbray.records.annexes import Annex
 from dbray.records.models import RECORD_FILE, ModelRecord, Registry
+from dbray.scores.values import ScoreName, Scores, rank_of
 from dbray.serving.failures import Failures
 from dbray.serving.http.access.tenants import EVERYONE
 from dbray.serving.presence import Presence
@@ -29,6 +31,7 @@ from dbray.storage.store import Store
 
 T = TypeVar("T")
 Clock = Callable[[], float]
+Listed = tuple[ModelRecord, Scores | None]
 
 _MAX_FOUND = 10_000
 # A listing reads all records in order: with room for fewer, each would be dropped before it is read
@@ -36,6 +39,9 @@ _MAX_FOUND = 10_000
 _MAX_RECORDS = 100_000
 _UNKNOWN_SECONDS = 1.0
 _LIST_SECONDS = 2.0
+_SCORES_SECONDS = 60.0
+"""Scores change only when a job scores a model again."""
+_READERS = 16
 
 
 class Recent(Generic[T]):
@@ -116,6 +122,7 @@ class Catalogue:
         self._unknown = Failures(_UNKNOWN_SECONDS, clock)
         self._found = Recent[ModelRecord](_MAX_FOUND, fresh_seconds, clock)
         self._lists = Recent[list[ModelRecord]](1, _LIST_SECONDS, clock)
+        self._scores = Recent[Scores | None](_MAX_RECORDS, _SCORES_SECONDS, clock)
 
     def find(self, model: str) -> ModelRecord:
         """Find 'id' or 'id@revision'. Raises RegistryError or StoreError."""
@@ -169,6 +176,17 @@ class Catalogue:
             return layout.prompts_of(description) if description else []
         except ValueError:
             return []
+
+    def scores(self, record: ModelRecord) -> Scores | None:
+        """A model's scores, at most a minute old; None if it has none."""
+        store = self._registry.store
+        return self._scores.get(record.name, lambda: scores.read(store, record.name))
+
+    def sorted_by(self, column: ScoreName, records: Sequence[ModelRecord]) -> list[Listed]:
+        """Sort models by a score, the best first, then by id; those without it are last."""
+        with ThreadPoolExecutor(_READERS) as threads:
+            found = zip(records, threads.map(self.scores, records), strict=True)
+            return sorted(found, key=lambda one: (rank_of(one[1], column), one[0].id))
 
     def _previews(self, record: ModelRecord) -> Annex:
         return layout.annex(self._registry.store, record.name)

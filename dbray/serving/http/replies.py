@@ -13,6 +13,8 @@ from fastapi.responses import Response
 from pydantic import BaseModel
 
 from dbray.records.models import ModelRecord
+from dbray.scores.flags import flags_of
+from dbray.scores.values import Scores
 from dbray.serving.http import wire
 from dbray.serving.http.predictions import PredictionState
 from dbray.serving.http.wire import GenerationRequest
@@ -115,7 +117,10 @@ def event(
 
 
 def model(
-    record: ModelRecord, previews: Sequence[str] = (), prompts: Sequence[str] = ()
+    record: ModelRecord,
+    previews: Sequence[str] = (),
+    prompts: Sequence[str] = (),
+    scores: Scores | None = None,
 ) -> wire.ModelObject:
     """A published model as OpenAI's object."""
     created = datetime.fromisoformat(record.created_at)
@@ -132,6 +137,10 @@ def model(
             resolution=record.recipe.resolution,
             previews=list(previews),
             preview_prompts=list(prompts),
+            scores=scores,
+            flags=[wire.ModelFlag(**flag._asdict()) for flag in flags_of(scores)]
+            if scores
+            else None,
         ),
     )
 

@@ -9,17 +9,20 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated
 
 from fastapi import Path, Query, Request, Response
 from fastapi.responses import PlainTextResponse, StreamingResponse
 
+from dbray.records.models import ModelRecord
+from dbray.scores.values import ScoreName
 from dbray.serving import meters
 from dbray.serving.http import playground, replies, wire
 from dbray.serving.http.access.guard import ON_END
 from dbray.serving.http.access.tenants import Key, Scope
+from dbray.serving.http.catalogue import Listed
 from dbray.serving.http.predictions import Predictions, PredictionState
 from dbray.serving.http.service import Prepared, Service
 from dbray.serving.messages import BASE, NOT_FOUND, Begun, Event, Refusal, Refused, unless_refused
@@ -28,6 +31,7 @@ _NO_PREDICTION = Refusal(404, "prediction_not_found", "The prediction does not e
 _NO_IMAGE = Refusal(404, "image_not_found", "The image does not exist, or has expired.", "name")
 
 PredictionName = Annotated[str, Path(pattern=wire.PREDICTION_PATTERN)]
+Sort = Annotated[ScoreName | None, Query(description="By a score, the best first; absent: by id.")]
 Limit = Annotated[int | None, Query(ge=1, le=wire.MAX_LIST, description="Absent: all.")]
 
 
@@ -81,20 +85,30 @@ class Routes:
         )
 
     async def list_models(
-        self, request: Request, limit: Limit = None, after: str = "", contains: str = ""
+        self,
+        request: Request,
+        limit: Limit = None,
+        after: str = "",
+        contains: str = "",
+        sort: Sort = None,
     ) -> Response:
-        """List the models that the caller may use, by id; `contains`: in the id or class noun."""
+        """List the models that the caller may use; `contains`: in the id or class noun.
+
+        `after` is the id of the last model of the page before, in the same order.
+        """
         key, wanted = self._entered(request), contains.strip().casefold()
-        records = [
+        matching = [
             record
             for record in await self._service.visible(key)
-            if record.id > after and wanted in f"{record.id} {record.class_noun}".casefold()
+            if wanted in f"{record.id} {record.class_noun}".casefold()
         ]
-        shown = records[:limit]
-        data = [replies.model(record) for record in shown]
+        listed = await self._service.sorted_by(sort, matching) if sort else _by_id(matching)
+        rest = _after(after, listed, is_sorted=sort is not None)
+        shown = rest[:limit]
+        data = [replies.model(record, scores=scores) for record, scores in shown]
         if not after and wanted in BASE:
             data.insert(0, replies.base_model(self._service.options.base))
-        return replies.dumped(wire.ModelList(data=data, has_more=len(shown) < len(records)))
+        return replies.dumped(wire.ModelList(data=data, has_more=len(shown) < len(rest)))
 
     async def get_model(self, request: Request, model: str) -> Response:
         """Describe one model."""
@@ -104,7 +118,8 @@ class Routes:
         record, catalogue = await self._service.find(key, _checked(model)), self._service.catalogue
         names = await asyncio.to_thread(catalogue.previews, record)
         prompts = await asyncio.to_thread(catalogue.preview_prompts, record) if names else []
-        return replies.dumped(replies.model(record, names, prompts))
+        scores = await asyncio.to_thread(catalogue.scores, record)
+        return replies.dumped(replies.model(record, names, prompts, scores))
 
     async def get_preview(self, request: Request, model: str, name: str) -> Response:
         """One file of a model's previews: an image."""
@@ -223,6 +238,20 @@ async def _sse(
     async for event in events:
         assert not isinstance(event, Begun)  # that was the first
         yield replies.event(event, prepared.request, prepared.ask, begun)
+
+
+def _by_id(records: Sequence[ModelRecord]) -> list[Listed]:
+    return [(record, None) for record in records]
+
+
+def _after(last: str, listed: list[Listed], is_sorted: bool) -> list[Listed]:
+    """Return what follows the model `last`; of a list by id also if it was removed meanwhile."""
+    if not last:
+        return listed
+    if not is_sorted:
+        return [one for one in listed if one[0].id > last]
+    ids = [record.id for record, _ in listed]
+    return listed[ids.index(last) + 1 :] if last in ids else []
 
 
 def _checked(model: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,9 +16,10 @@ from typing import Any
 
 from dbray.errors import ModelDamaged, RegistryError, StoreError
 from dbray.records.models import ModelRecord
+from dbray.scores.values import ScoreName
 from dbray.serving.http.access.places import Bodies, Places
 from dbray.serving.http.access.tenants import Gate, Key
-from dbray.serving.http.catalogue import Catalogue
+from dbray.serving.http.catalogue import Catalogue, Listed
 from dbray.serving.http.replicas import Replicas
 from dbray.serving.http.wire import GenerationRequest
 from dbray.serving.messages import BASE, UNUSABLE, Ask, Begun, Refusal, Refused
@@ -108,6 +109,11 @@ class Service:
         loop = asyncio.get_running_loop()
         records = await loop.run_in_executor(self._lister, self.catalogue.models)
         return [record for record in records if key.sees(record.tenant)]
+
+    async def sorted_by(self, column: ScoreName, records: Sequence[ModelRecord]) -> list[Listed]:
+        """Sort models by a score; see Catalogue."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._lister, self.catalogue.sorted_by, column, records)
 
     @contextmanager
     def charged(self, key: Key, num_images: int) -> Iterator[None]:

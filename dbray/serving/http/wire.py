@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from dbray.scores.values import Scores
 from dbray.serving.messages import BASE, OutputFormat, Refusal, Refused
 from dbray.spec.sections import MAX_SAMPLING_STEPS, Sampler
 
@@ -159,6 +160,15 @@ class ImagesResponse(Wire):
     usage: Usage = Usage()
 
 
+class ModelFlag(Wire):
+    """A fault that the scores show."""
+
+    kind: str = Field(description="unlike, confused, copies, forgotten or ignores.")
+    words: str
+    evidence: str = Field(description="The figures that it was read from.")
+    fix: str = Field(description="The change of the recipe to try.")
+
+
 class ModelDetails(Wire):
     """What dbray adds to OpenAI's model object."""
 
@@ -170,6 +180,10 @@ class ModelDetails(Wire):
     resolution: int | None = Field(None, description="Side of its images; absent: the base's own.")
     previews: list[str] = Field(description="Names under /v1/models/{id}/previews/.")
     preview_prompts: list[str] = []
+    scores: Scores | None = Field(
+        None, description="Absent: not scored, or a list that is not sorted by a score."
+    )
+    flags: list[ModelFlag] | None = Field(None, description="Faults, with scores only.")
 
 
 class ModelObject(Wire):

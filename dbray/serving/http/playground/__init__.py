@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from importlib.resources import files
 from typing import Any
 
@@ -9,8 +10,9 @@ import jinja2
 from fastapi import Response
 
 from dbray.serving.messages import NOTHING_HERE, Refused
+from dbray.spec.suites import LIVING, SUITES
 
-_SCRIPTS = ("api", "app", "dom", "drawing", "gallery")
+_SCRIPTS = ("api", "app", "dom", "drawing", "gallery", "scores", "suites")
 _TYPES = {
     "index.html": "text/html; charset=utf-8",
     "style.css": "text/css; charset=utf-8",
@@ -39,7 +41,17 @@ def docs(schema: dict[str, Any]) -> Response:
 
 
 def _read(name: str) -> bytes:
+    if name == "suites.js":
+        return _suites()
     return files("dbray.serving.http.playground").joinpath(name).read_bytes()
+
+
+def _suites() -> bytes:
+    """Return the suites of prompts, and the living nouns, as a script."""
+    suites = {name: suite._asdict() for name, suite in SUITES.items()}
+    lines = (f"export const SUITES = {json.dumps(suites)};",
+             f"export const LIVING = new Set({json.dumps(sorted(LIVING))});")  # fmt: skip
+    return "\n".join(lines).encode()
 
 
 def _sent(content: bytes, media_type: str) -> Response:

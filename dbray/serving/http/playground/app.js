@@ -4,6 +4,8 @@ import { ApiError, getJson, key, picture, previewPath, toJson } from "./api.js";
 import { $, element, say } from "./dom.js";
 import { draw } from "./drawing.js";
 import * as gallery from "./gallery.js";
+import { showScores } from "./scores.js";
+import { LIVING, SUITES } from "./suites.js";
 
 const IDEAS = [
   "a photo of a {subject} on the beach",
@@ -41,6 +43,7 @@ async function choose(id) {
   $("studio-about").textContent = about.revision
     ? `a ${about.class_noun}, revision ${about.revision}, ${about.trained_steps} steps on ${about.base}`
     : `the untouched base ${about.base}`;
+  showScores(chosen, $("scores"), $("flags"));
   $("compare").disabled = isBase();
   $("about-subject").hidden = isBase();
   showIdeas();
@@ -49,12 +52,19 @@ async function choose(id) {
   $("go").disabled = running !== null;
 }
 
+// The prompts to begin with: the page's own, or a suite's for the class noun.
+function ideas() {
+  const suite = SUITES[$("suite").value];
+  const words = (chosen.dbray.class_noun || NOUN).toLowerCase().split(/[^a-z]+/).filter(Boolean);
+  return suite ? (LIVING.has(words.at(-1)) ? suite.live : suite.objects) : IDEAS;
+}
+
 // A prompt of the page's own follows the choice; what somebody wrote stays.
 function showIdeas() {
   const prompt = $("prompt");
   const own = IDEAS.find((text) => [text, text.replaceAll("{subject}", NOUN)].includes(prompt.value));
   if (own || !prompt.value) prompt.value = idea(own || IDEAS[0]);
-  $("ideas").replaceChildren(...IDEAS.map((text) => {
+  $("ideas").replaceChildren(...ideas().map((text) => {
     const chip = element("button", "", idea(text));
     chip.type = "button";
     chip.addEventListener("click", () => { prompt.value = idea(text); showCurl(); });
@@ -195,6 +205,12 @@ async function copyCurl() {
   setTimeout(() => { $("copy").textContent = "Copy"; }, 1500);
 }
 
+$("suite").append(...Object.keys(SUITES).map((name) => {
+  const option = element("option", "", name.replaceAll("-", " "));
+  option.value = name;
+  return option;
+}));
+$("suite").addEventListener("change", () => { if (chosen) showIdeas(); });
 $("ask").addEventListener("submit", run);
 $("ask").addEventListener("input", showCurl);
 $("stop").addEventListener("click", () => running?.abort());

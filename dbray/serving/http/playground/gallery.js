@@ -2,6 +2,7 @@
 
 import { getJson, picture, previewPath } from "./api.js";
 import { $, element } from "./dom.js";
+import { scoreOf } from "./scores.js";
 
 const PAGE = 100;
 const PAUSE_MS = 250; // in typing; the server may go through its whole storage for a list
@@ -23,6 +24,7 @@ const sight = new IntersectionObserver((entries) => {
 
 async function addThumbnail(card) {
   const model = await getJson(`/v1/models/${encodeURIComponent(card.dataset.id)}`);
+  if (model.dbray.scores) $("sorting").hidden = false;
   const names = model.dbray.previews;
   const name = names.find((n) => n.startsWith("photo-")) || names.find((n) => !n.startsWith("base"));
   if (!name) return;
@@ -41,6 +43,8 @@ function makeCard(model) {
   letter.setAttribute("aria-hidden", "true");
   const noun = model.dbray.class_noun || "untouched";
   card.append(letter, element("span", "name", model.id), element("span", "noun", noun));
+  const score = scoreOf(model, $("sort").value);
+  if (score) card.append(element("span", "score", score));
   card.addEventListener("click", () => onChoose(model.id));
   if (model.id !== "base") sight.observe(card);
   return card;
@@ -52,7 +56,9 @@ export async function list(isNew = true) {
   const own = isNew ? ++listing : listing;
   const wanted = encodeURIComponent($("filter").value.trim());
   const after = encodeURIComponent(isNew ? "" : last);
-  const page = await getJson(`/v1/models?limit=${PAGE}&after=${after}&contains=${wanted}`);
+  const sort = $("sort").value;
+  const order = sort ? `&sort=${sort}` : "";
+  const page = await getJson(`/v1/models?limit=${PAGE}&after=${after}&contains=${wanted}${order}`);
   if (own !== listing) return null;
   if (isNew) {
     for (const card of $("models").children) sight.unobserve(card);
@@ -95,6 +101,7 @@ export function listen(choose, fail) {
   onChoose = choose;
   $("models").addEventListener("keydown", moveChoice);
   $("more").addEventListener("click", () => list(false).catch(fail));
+  $("sort").addEventListener("change", () => list().catch(fail));
   $("filter").addEventListener("input", () => {
     clearTimeout(typing);
     typing = setTimeout(() => list().catch(fail), PAUSE_MS);
