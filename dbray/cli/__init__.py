@@ -28,7 +28,7 @@ from dbray.spec.sections import Sampler
 _DEFAULT_REGISTRY = "runs"
 _DEMO_REGISTRY = "demo/runs"
 _JOB_COMMANDS = ("jobs:run", "setup:demo")
-_WITH_RAY = (*_JOB_COMMANDS, "models:serve")
+_WITH_RAY = (*_JOB_COMMANDS, "models:serve", "evaluate:evaluate")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -99,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_job_commands(commands)
     _add_model_commands(commands)
+    _add_evaluate(commands)
     return parser
 
 
@@ -226,6 +227,29 @@ def _add_model_commands(commands: Any) -> None:
         command.add_argument(
             "--registry", default=_default_registry(), metavar="STORAGE", help=text
         )
+
+
+def _add_evaluate(commands: Any) -> None:
+    evaluate = _add(commands, "evaluate", "evaluate:evaluate",
+                    "score every image of every model, by the protocol of the paper")  # fmt: skip
+    evaluate.add_argument("place", metavar="REGISTRY_OR_JOB",
+                          help="storage of published models, or a job file")  # fmt: skip
+    evaluate.add_argument("-o", "--output", default="evaluation",
+                          help="folder of the results; an unfinished one is continued "
+                          "(default: evaluation)")  # fmt: skip
+    evaluate.add_argument("--prompts", default="dreambench", metavar="FILE|SUITE",
+                          help="a prompt per line, the file of google/dreambooth, or a suite of "
+                          "'dbray prompts' (default: dreambench)")  # fmt: skip
+    evaluate.add_argument("--images", type=_number_from(2), help="of each prompt (default: 4)")
+    evaluate.add_argument("--embedder", help="as scoring.embedder of a job")
+    evaluate.add_argument("--embedder-revision", metavar="COMMIT", help="commit of a hub id")
+    evaluate.add_argument("--clip", help="as scoring.clip of a job")
+    evaluate.add_argument("--clip-revision", metavar="COMMIT", help="commit of a hub id")
+    evaluate.add_argument("--seed", type=int, help="of the images (default: 0)")
+    evaluate.add_argument("--steps", type=int, help="sampling steps")
+    evaluate.add_argument("--guidance", type=float, help="guidance scale")
+    evaluate.add_argument("--sampler", choices=get_args(Sampler))
+    evaluate.add_argument("--address", help="Ray cluster (default: $RAY_ADDRESS, or a local one)")
 
 
 def _number_from(least: int) -> Callable[[str], int]:

@@ -20,6 +20,7 @@ from dbray.spec.subject import Subject
 from dbray.storage.store import Store
 
 if TYPE_CHECKING:
+    from dbray.run.job import JobResult
     from dbray.run.options import RunOptions
 
 _MAX_NAMED = 8
@@ -234,8 +235,20 @@ def run_file(job_file: Path, options: RunOptions) -> int:
           f"in {result.summary.wall_seconds:.0f} s")  # fmt: skip
     for cause in result.summary.failures:
         print(f"  {cause.count} x {cause.kind}: {cause.example}")
+    _print_flagged(result)
     print(f"Report: {result.report}")
     return result.exit_code
+
+
+def _print_flagged(result: JobResult) -> None:
+    """Print the faults that scores show, and what to change."""
+    if result.flagged:
+        print(f"{len(result.flagged)} model(s) with faults, by their scores:")
+    for model, flags in result.flagged[:_MAX_NAMED]:
+        for flag in flags:
+            print(f"  {model} {flag.words}: {flag.evidence}. To try: {flag.fix}")
+    if len(result.flagged) > _MAX_NAMED:
+        print("  all are in the report and in 'dbray models list'")
 
 
 def _end_as_after_ctrl_c() -> None:

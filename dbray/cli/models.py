@@ -19,7 +19,7 @@ from dbray.errors import BaseError, RegistryError, SpecError, without_secrets
 from dbray.records.models import ModelRecord, Registry
 from dbray.records.scores import read, read_all
 from dbray.scores.flags import flags_of
-from dbray.scores.values import COLUMNS, Scores, rank_of, shown, value_of
+from dbray.scores.values import COLUMNS, Scores, rank_of, references, shown, value_of
 from dbray.spec.canon import UNTOUCHED
 from dbray.spec.paths import MINIATURE, anchor_base
 from dbray.spec.problems import problems_of
@@ -107,15 +107,9 @@ def _scored_rows(scores: Scores | None) -> dict[str, str]:
     if scores is None:
         return {}
     rows = {
-        f"score {name}": ", ".join(
-            f"{shown(getattr(scores, field))}{note}"
-            for field, note in (
-                (column.field, ""), (column.base, " base"), (column.ceiling, " ceiling")
-            )
-            if field
-        )
-        for name, column in COLUMNS.items()
-    }  # fmt: skip
+        f"score {name}": f"{shown(getattr(scores, one.field))} {references(scores, one)}".rstrip()
+        for name, one in COLUMNS.items()
+    }
     for flag in flags_of(scores):
         rows[f"flag {flag.kind}"] = f"{flag.words}: {flag.evidence}. To try: {flag.fix}"
     return rows

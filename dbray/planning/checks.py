@@ -231,6 +231,11 @@ def _missing_embedders(job: Job, where: Callable[[str], str]) -> Iterator[Proble
                 embedders.resolve(name, revision)
         except BaseError as exc:
             yield Problem("error", where("scoring"), str(exc), "correct it, or leave it out")
+    if scoring.perceptual:
+        try:
+            embedders.find_perceptual_weights()
+        except BaseError as exc:
+            yield Problem("error", where("scoring"), str(exc), "install it, or leave it out")
     if scoring.clip is not None and scoring.embedder is None:
         yield Problem("error", where("scoring"), "names a clip but no embedder",
                       "add 'embedder: ...': without it nothing is scored")  # fmt: skip

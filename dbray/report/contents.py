@@ -26,7 +26,10 @@ from dbray.records.results import (
     read_outcomes,
     read_summary,
 )
+from dbray.records.scores import read as read_scores
 from dbray.report.thumbnails import Thumbnails
+from dbray.scores.flags import Flag, flags_of
+from dbray.scores.values import Scores
 from dbray.spec.subject import Subject
 from dbray.storage.store import Store, read_uri
 from dbray.subjects.images import MAX_IMAGE_BYTES
@@ -110,11 +113,17 @@ class Card:
     previews: list[Preview] = field(default_factory=list)
     note: str | None = None
     is_detailed: bool = True
+    scores: Scores | None = None
 
     @property
     def status(self) -> str:
         """The result's status; 'waiting' for a subject that the job did not reach."""
         return self.result.status if self.result else "waiting"
+
+    @property
+    def flags(self) -> tuple[Flag, ...]:
+        """The faults that the scores show."""
+        return flags_of(self.scores) if self.scores else ()
 
     @property
     def loss(self) -> list[tuple[int, float, float, float]]:
@@ -185,11 +194,12 @@ class _Reader:
     wants_previews: bool
 
     def card(self, subject: SubjectRow, result: Outcome | None) -> Card:
-        record, note, files = None, None, {}
+        record, note, files, scores = None, None, {}, None
         if result is not None and result.is_published:
             try:
                 record = self.registry.find(f"{result.id}@{result.revision}")
                 files = layout.annex(self.registry.store, record.name).read() or {}
+                scores = read_scores(self.registry.store, record.name)
             except DbrayError as exc:
                 note = f"The published model cannot be read: {exc}"
         previews: list[Preview] = []
@@ -209,6 +219,7 @@ class _Reader:
             missing_photographs=max(0, len(subject.images) - len(shots)),
             previews=previews,
             note=note,
+            scores=scores,
         )
 
     def _photographs(self, row: SubjectRow, files: Mapping[str, bytes]) -> list[str]:

@@ -127,6 +127,8 @@ function fill(card, subject) {
   const slides = slidesOf(subject, data);
   const body = make("div", { class: "body" }, photographs(subject, data, slides));
   if (data.previews.length || data.note) body.append(previews(subject, data, slides));
+  if (data.scores.length) body.append(scored(data));
+  if (data.flags.length) body.append(flags(data));
   if (subject.error) body.append(failure(subject));
   const numbers = [["Loss", lossChart(data.loss, data.steps)],
     ["Time", phaseBar(index.phases, data.timings, `Time of ${subject.id} by phase`)]]
@@ -135,6 +137,17 @@ function fill(card, subject) {
   if (numbers.length) body.append(make("section", { class: "numbers" }, ...numbers));
   card.append(body);
   if (data.facts.length) card.append(details(data));
+}
+
+function scored(data) {
+  return make("dl", { class: "scored" }, ...data.scores.map(([name, value, note, meaning]) =>
+    make("div", { title: meaning }, make("dt", {}, name),
+      make("dd", {}, value, make("small", {}, note)))));
+}
+
+function flags(data) {
+  return make("ul", { class: "flags" }, ...data.flags.map(([words, evidence, fix]) =>
+    make("li", {}, make("strong", {}, words), make("span", {}, ` ${evidence}. To try: ${fix}.`))));
 }
 
 // Of a very large job, most subjects have no data in the page.
@@ -189,8 +202,18 @@ function list() {
     loss: (a, b) => lowest(b.loss) - lowest(a.loss),
   };
   const rank = (subject) => ["failed", "unfinished", "waiting"].indexOf(subject.status) + 1 || 9;
-  const order = orders[$("order").value];
+  const order = orders[$("order").value] || byScore($("order").value.split(" ")[1]);
   listed.sort((a, b) => order(a, b) || a.number - b.number);
+}
+
+// The worst first; subjects without the score last.
+function byScore(name) {
+  const sign = index.high.includes(name) ? 1 : -1;
+  const value = (subject) => {
+    const score = subject.scores && subject.scores[name];
+    return score === null || score === undefined ? Infinity : sign * score;
+  };
+  return (a, b) => (value(a) === value(b) ? 0 : value(a) - value(b));
 }
 
 function show(number) {

@@ -7,17 +7,13 @@ Content-Security-Policy allows only this page's own script and style, and no req
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import math
 import re
 import shlex
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from dbray.errors import without_secrets
@@ -25,10 +21,11 @@ from dbray.records.record import ModelRecord
 from dbray.records.results import Summary
 from dbray.report.contents import Card, Contents
 from dbray.report.headline import figures_of, notices_of
+from dbray.report.score_parts import ScoredModel, score_parts
+from dbray.report.templates import asset, policy, template
+from dbray.scores.values import COLUMNS, references, shown, value_of
 from dbray.spec.prompts import NO_NOUN, fill_prompt
 from dbray.spec.sections import Recipe
-
-_FOLDER = Path(__file__).resolve().parent
 
 # In the order in which a job and a subject go through them, each with its colour in page.css.
 _PHASES = {
@@ -40,12 +37,12 @@ _OTHER_COLOUR = 7
 
 def render(contents: Contents) -> str:
     """Return the text of the page."""
-    style, script = _asset("page.css"), _asset("parts.js") + "\n" + _asset("page.js")
+    style, script = asset("page.css"), asset("parts.js") + "\n" + asset("page.js")
     # Nearly every job has one recipe; each distinct one is in the page once.
     recipes = list(dict.fromkeys(card.record.recipe for card in contents.cards if card.record))
     job, summary = contents.job, contents.summary
-    return _template().render(
-        policy=_policy(style, script),
+    return template("page.html").render(
+        policy=policy(style, script),
         style=Markup(style),
         script=Markup(script),
         job_id=contents.job_id,
@@ -54,6 +51,11 @@ def render(contents: Contents) -> str:
         dbray_version=job.dbray_version,
         notices=notices_of(contents),
         figures=figures_of(contents),
+        scores=score_parts(
+            [ScoredModel(card.id, card.scores) for card in contents.cards if card.scores]
+        ),
+        columns=list(COLUMNS.values()),
+        sorts=list(COLUMNS.items()),
         failures=summary.failures,
         retry_command=summary.retry_command,
         index=_index(contents, recipes),
@@ -62,33 +64,6 @@ def render(contents: Contents) -> str:
             for number, card in enumerate(contents.cards)
             if card.is_detailed
         ),
-    )
-
-
-def _template() -> Template:
-    environment = Environment(
-        loader=FileSystemLoader(_FOLDER),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    # `tojson` also escapes what could end a script element or open a comment in it.
-    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
-    return environment.get_template("page.html")
-
-
-def _asset(name: str) -> str:
-    return (_FOLDER / name).read_text(encoding="utf-8")
-
-
-def _policy(style: str, script: str) -> str:
-    def source(text: str) -> str:
-        return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-    return (
-        f"default-src 'none'; img-src data:; style-src {source(style)}; "
-        f"script-src {source(script)}; base-uri 'none'; form-action 'none'"
     )
 
 
@@ -102,6 +77,7 @@ def _index(contents: Contents, recipes: list[Recipe]) -> dict[str, Any]:
         "phases": _coloured([phases, *timings]),
         "phase_seconds": phases,
         "recipes": [_recipe(recipe) for recipe in recipes],
+        "high": [name for name, column in COLUMNS.items() if column.is_high_good],
         "bases": contents.thumbnails.shared,
         "side": contents.thumbnails.side,
     }
@@ -120,6 +96,7 @@ def _index_row(card: Card) -> dict[str, Any]:
         if result and result.error
         else None,
         "loss": _final_loss(card),
+        "scores": _scores(card),
     }
 
 
@@ -142,6 +119,8 @@ def _card(card: Card, contents: Contents, recipes: list[Recipe]) -> dict[str, An
         "timings": _timings(card),
         "recipe": recipes.index(card.record.recipe) if card.record else None,
         "facts": _facts(card),
+        "scores": _scores_with_references(card),
+        "flags": [[flag.words, flag.evidence, flag.fix] for flag in card.flags],
         "commands": _commands(card, contents),
     }
 
@@ -214,6 +193,21 @@ def _final_loss(card: Card) -> float | None:
     losses = [loss for _, loss, _, _ in card.loss if math.isfinite(loss)]
     last = losses[-max(1, len(losses) // 10) :]
     return _finite(sum(last) / len(last)) if last else None
+
+
+def _scores(card: Card) -> dict[str, float | None] | None:
+    """Return the score of each column, to sort by."""
+    if card.scores is None:
+        return None
+    return {name: value_of(card.scores, name) for name in COLUMNS}
+
+
+def _scores_with_references(card: Card) -> list[tuple[str, str, str, str]]:
+    """Return heading, figure, what it is compared with, and meaning of each score."""
+    if card.scores is None:
+        return []
+    return [(one.heading, shown(getattr(card.scores, one.field)), references(card.scores, one),
+             one.meaning) for one in COLUMNS.values()]  # fmt: skip
 
 
 def _finite(value: float | None) -> float | None:

@@ -24,7 +24,7 @@ from dbray.run.options import RunOptions
 from dbray.run.phases import ClassImages, Training
 from dbray.run.previews import PreviewImages
 from dbray.run.recorder import Recorder
-from dbray.run.scores import ModelScores
+from dbray.run.scores import Flagged, ModelScores, find_flagged
 from dbray.run.tally import RETRY_IN_PYTHON, State, Tally
 from dbray.run.watch import Silence, Watch
 from dbray.spec.job import Job
@@ -44,6 +44,8 @@ class JobResult:
     summary: Summary
     report: str
     """Path or URI of report.html."""
+    flagged: tuple[Flagged, ...] = ()
+    """The models whose scores show faults."""
 
     @property
     def exit_code(self) -> int:
@@ -138,7 +140,9 @@ def _end(recorder: Recorder, state: State, error: str | None = None) -> JobResul
     summary = recorder.write(state, error)
     store, job_id = recorder.journal.store, recorder.tally.plan.job.id
     report = store.location(build_report(store, job_id))
-    return JobResult(job_id, state, tuple(recorder.tally.outcomes.values()), summary, report)
+    outcomes = tuple(recorder.tally.outcomes.values())
+    flagged = find_flagged(recorder.tally.plan, store, outcomes)
+    return JobResult(job_id, state, outcomes, summary, report, flagged)
 
 
 def _text_of(exc: BaseException) -> str:

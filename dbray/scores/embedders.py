@@ -7,6 +7,7 @@ package loads neither torch nor transformers. Only safetensors are read.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ MINIATURE = {"miniature-clip": "clip", "miniature-vit": "vit"}
 
 KINDS = {"clip": "CLIPModel", "vit": "ViTModel", "dinov2": "Dinov2Model"}
 """The class of transformers for each `model_type`: CLIP, DINO (a ViT) and DINOv2."""
+_PACKAGE, _PERCEPTUAL = "stlpips_pytorch", "weights/vST0.0/alex_shift_tolerant.pth"
 _CONFIG, _WEIGHTS, _PROCESSOR = "config.json", "model.safetensors", "preprocessor_config.json"
 
 
@@ -96,6 +98,16 @@ def load(embedder: Embedder, device: str = "cpu") -> LoadedEmbedder:
     from dbray.scores.vision import VisionEmbedder
 
     return VisionEmbedder(embedder, device)
+
+
+def find_perceptual_weights() -> Path:
+    """Return the weights of the perceptual distance. Raises BaseError if not installed."""
+    found = importlib.util.find_spec(_PACKAGE)
+    for folder in (found and found.submodule_search_locations) or ():
+        if (file := Path(folder) / _PERCEPTUAL).is_file():
+            return file
+    raise BaseError("scoring.perceptual needs the package stlpips-pytorch; install it with "
+                    "pip install 'dbray[perceptual]', or set perceptual to false")  # fmt: skip
 
 
 def _resolve(name: str, revision: str | None) -> Embedder:

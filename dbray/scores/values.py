@@ -114,6 +114,13 @@ def rank_of(scores: Scores | None, column: ScoreName) -> tuple[bool, float]:
     return False, -value if COLUMNS[column].is_high_good else value
 
 
+def references(scores: Scores, column: Column) -> str:
+    """Write what a figure is compared with: the base's, and the best possible."""
+    pairs = (("base", column.base), ("ceiling", column.ceiling))
+    values = [(name, getattr(scores, field)) for name, field in pairs if field]
+    return ", ".join(f"{name} {shown(value)}" for name, value in values if value is not None)
+
+
 def shown(value: float | None) -> str:
     """Write a score for people; "-" if it was not measured."""
     return "-" if value is None else f"{value:.3f}"

@@ -294,6 +294,11 @@ class Scoring(Spec):
         description="Prompts without the subject, to see how far the model has moved from the "
         "base: of its class noun, {class}, and of other things. At least one has {class}.",
     )
+    perceptual: bool = Field(
+        default=False,
+        description="Also measure diversity by ST-LPIPS, a perceptual distance for photographs; "
+        "needs dbray[perceptual].",
+    )
     images: int = Field(default=4, ge=2, le=64, description="Images of each prompt.")
     seed: int = Field(
         default=0, ge=0, lt=2**63, description="The same for all models and for the base."

@@ -104,7 +104,7 @@ def test_scores_and_flags_are_in_the_json(scored, capsys):
 def test_a_model_s_flags_are_shown_with_the_change_to_try(scored, capsys):
     assert main(["models", "show", "bad", "--registry", scored]) == 0
     text = capsys.readouterr().out
-    assert "0.310, 0.300 base, 0.800 ceiling" in text
+    assert "0.310 base 0.300, ceiling 0.800" in text
     assert "double recipe.steps" in text
     assert main(["models", "show", "new", "--registry", scored]) == 0
     assert "score" not in capsys.readouterr().out

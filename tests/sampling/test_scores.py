@@ -17,7 +17,7 @@ from dbray.records import scores as layout
 from dbray.records.models import Registry
 from dbray.sampling.pool import Result, SamplingPool
 from dbray.sampling.scores import (
-    _ScoreJoining,
+    ScoreJoining,
     describe,
     make_scores,
     measure_of,
@@ -167,7 +167,7 @@ def test_a_model_is_compared_with_a_limited_number_of_look_alikes(published, mea
     _, store, found, subjects = published
     many = [one.model_copy(update={"id": f"dog{n}"}) for n, one in enumerate([subjects[0]] * 9)]
     monkeypatch.setattr("dbray.sampling.scores.MAX_LOOKALIKES", 4)
-    joining = _ScoreJoining(store, measure, found[:1], [subjects[0], *many, subjects[2]])
+    joining = ScoreJoining(store, measure, found[:1], [subjects[0], *many, subjects[2]])
     of_base, *photographs = joining.needed(0)
     assert len(set(photographs)) == len(photographs) == 5
     assert of_base not in photographs

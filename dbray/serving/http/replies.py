@@ -155,6 +155,8 @@ def base_model(name: str | None) -> wire.ModelObject:
         trained_steps=None,
         resolution=None,
         previews=[],
+        scores=None,
+        flags=None,
     )
     return wire.ModelObject(id=BASE, created=0, owned_by="dbray", dbray=details)
 
