@@ -57,7 +57,7 @@ def _chosen(
 
 def _print_result(result: Evaluation) -> None:
     flagged = [one for one in result.found if one.flags]
-    print(f"\n{len(result.found)} models evaluated, {len(flagged)} with faults, "
+    print(f"\n{len(result.found)} model(s) evaluated, {len(flagged)} with faults, "
           f"{len(result.failures)} not evaluated")  # fmt: skip
     for one in flagged[:20]:
         for flag in one.flags:

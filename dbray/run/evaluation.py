@@ -150,7 +150,7 @@ def run_evaluation(
     lacking = [(task, left) for task in tasks if (left := _left(task))]
     done = sum(len(task.records) for task in tasks) - sum(len(left) for _, left in lacking)
     if lacking and done:
-        note(f"{done} models have results already, and are kept")
+        note(f"{done} model(s) have results already and are kept")
     if lacking:
         with connected(options.address, note):
             for task, left in lacking:

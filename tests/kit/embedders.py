@@ -39,6 +39,24 @@ def build_dinov2(folder: Path) -> Path:
     return _save(folder, t.Dinov2Model, config, t.BitImageProcessorPil(**_sizes()))
 
 
+def build_dinov2_small(folder: Path) -> Path:
+    """The sizes of facebook/dinov2-small."""
+    config = t.Dinov2Config(hidden_size=384, num_attention_heads=6, image_size=518, patch_size=14)
+    processor = t.BitImageProcessorPil(
+        size={"shortest_edge": 256}, crop_size={"height": 224, "width": 224}
+    )
+    return _save(folder, t.Dinov2Model, config, processor)
+
+
+def build_clip_base(folder: Path) -> Path:
+    """The sizes of openai/clip-vit-base-patch32, with a small vocabulary."""
+    tokenizer = clip_tokenizer()
+    tokenizer.save_pretrained(folder)
+    text = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id}  # fmt: skip
+    return _save(folder, t.CLIPModel, t.CLIPConfig(text_config=text), t.CLIPImageProcessorPil())
+
+
 def _side() -> dict[str, int]:
     return {"height": SIDE, "width": SIDE}
 

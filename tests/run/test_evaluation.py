@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from kit import records
-from kit.embedders import BUILDERS
+from kit.embedders import BUILDERS, build_clip_base, build_dinov2_small
 from safetensors.torch import load_file, save
 
 from dbray import bases
@@ -140,7 +140,7 @@ def test_finished_models_are_kept_and_a_damaged_one_is_made_again(
     rex.write_bytes(rex.read_bytes()[:-5])
     assert evaluate(place) == 3
     assert made == ["rex"]
-    assert "2 models have results already" in capsys.readouterr().out
+    assert "2 model(s) have results already" in capsys.readouterr().out
     assert {file.name for file in (evaluated / "images").iterdir()} == set(before)
     assert table_of(evaluated, "rex")[0]["prompt"] == "a zb dog in the snow"
 
@@ -184,4 +184,18 @@ def test_a_job_file_names_its_own_models_and_its_embedder(place, evaluated, tiny
     ])  # fmt: skip
     # The same measurement as before, so nothing is made again.
     assert code == 0, capsys.readouterr().err
-    assert "1 models evaluated" in capsys.readouterr().out
+    assert "1 model(s) evaluated" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_embedders_of_real_size_run_unmodified(place, ray_session, tmp_path):
+    """DINOv2-small and CLIP ViT-B/32 with random weights, in the layout of the hub's folders."""
+    code = main([
+        "evaluate", str(place / "runs"), "-o", str(tmp_path / "out"), "--images", "2",
+        "--prompts", str(place / "prompts.txt"), "--steps", "2",
+        "--embedder", str(build_dinov2_small(tmp_path / "dinov2-small")),
+        "--clip", str(build_clip_base(tmp_path / "clip-vit-base-patch32")),
+    ])  # fmt: skip
+    assert code == 3  # one has no photographs
+    [rex] = (tmp_path / "out/images").glob("rex@*")
+    assert all(-1 <= row["prompt_score"] <= 1 for row in pq.read_table(rex).to_pylist())
