@@ -51,8 +51,8 @@ class PerceptualDistance:
         """Return the mean distance of all pairs of N uint8 images (H, W, 3) of one size."""
         layers = self._features(_tensor(pixels).to(self._device))
         pairs = torch.combinations(torch.arange(len(pixels))).T
-        return float(sum(self._distances(number, layer, pairs) for number, layer in
-                         enumerate(layers)).mean())  # fmt: skip
+        found = [self._distances(number, one, pairs) for number, one in enumerate(layers)]
+        return float(torch.stack(found).sum(dim=0).mean())
 
     def _distances(self, number: int, features_NCHW: Tensor, pairs: Tensor) -> Tensor:
         """Return the distance of each pair in one layer."""
