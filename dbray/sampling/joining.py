@@ -149,9 +149,12 @@ class Joining(ABC):
         self._in_publication[threads.submit(self.publish, index, own, self._shared)] = index
 
     def _settle(self, num_left: int = 0) -> None:
-        """Wait until at most `num_left` models are being published."""
-        while len(self._in_publication) > num_left:
-            done, _ = wait(self._in_publication, return_when=FIRST_COMPLETED)
+        """Note which models are published; wait until at most `num_left` are not."""
+        while self._in_publication:
+            timeout = None if len(self._in_publication) > num_left else 0
+            done, _ = wait(self._in_publication, timeout, FIRST_COMPLETED)
+            if not done:
+                return
             for future in done:
                 failure = None
                 index = self._in_publication.pop(future)
