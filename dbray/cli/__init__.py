@@ -240,7 +240,8 @@ def _add_evaluate(commands: Any) -> None:
     evaluate.add_argument("--prompts", default="dreambench", metavar="FILE|SUITE",
                           help="a prompt per line, the file of google/dreambooth, or a suite of "
                           "'dbray prompts' (default: dreambench)")  # fmt: skip
-    evaluate.add_argument("--images", type=_number_from(2), help="of each prompt (default: 4)")
+    evaluate.add_argument("--images", type=_number_from(2), default=4,
+                          help="of each prompt (default: 4)")  # fmt: skip
     evaluate.add_argument("--embedder", help="as scoring.embedder of a job")
     evaluate.add_argument("--embedder-revision", metavar="COMMIT", help="commit of a hub id")
     evaluate.add_argument("--clip", help="as scoring.clip of a job")

@@ -14,7 +14,7 @@ from kit.embedders import BUILDERS, build_clip_base, build_dinov2_small
 from safetensors.torch import load_file, save
 
 from dbray import bases
-from dbray.cli import main
+from dbray.cli import _parser, main
 from dbray.records.models import Registry
 from dbray.spec.sections import Recipe
 from dbray.storage.store import Store
@@ -160,6 +160,10 @@ def test_an_embedder_is_needed(place, capsys):
     assert not (place / "none").exists()
 
 
+def test_the_protocol_has_four_images_of_each_prompt():
+    assert _parser().parse_args(["evaluate", "runs"]).images == 4
+
+
 def test_what_is_neither_a_registry_nor_a_job_is_an_error(tmp_path, capsys):
     assert main(["evaluate", str(tmp_path / "nothing")]) == 2
     assert "is neither a folder nor a job file" in capsys.readouterr().err
@@ -176,10 +180,11 @@ def test_a_job_file_names_its_own_models_and_its_embedder(place, evaluated, tiny
     job.write_text(json.dumps({
         "id": "other", "base": str(tiny_base), "subjects": str(manifest),
         "storage": str(place / "runs"), "recipe": {"resolution": 32},
-        "scoring": {"embedder": str(place / "dinov2"), "clip": str(place / "clip"), "images": 2},
+        "scoring": {"embedder": str(place / "dinov2"), "clip": str(place / "clip")},
     }))  # fmt: skip
     code = main([
         "evaluate", str(job), "-o", str(place / "out"), "--steps", "2", "--guidance", "2",
+        "--images", "2",
         "--prompts", str(place / "prompts.txt"),
     ])  # fmt: skip
     # The same measurement as before, so nothing is made again.
