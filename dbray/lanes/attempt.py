@@ -6,11 +6,13 @@ Does not know leases, nor what becomes of a subject whose attempt fails.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
 from dbray.lanes.beat import Clock
 from dbray.lanes.checkpoint import Checkpoint
+from dbray.lanes.fidelity import Watch
 from dbray.lanes.lane import Lane
 from dbray.planning.plan import PlannedSubject
 from dbray.training.device import translated
@@ -24,6 +26,9 @@ class Attempt:
     course: Course
     """The subject's steps, from `begin` on."""
     _data: TrainingData
+    _watch: Watch
+    _first: int
+    """The step that this attempt begins after."""
 
     def __init__(self, lane: Lane, slot: int, planned: PlannedSubject, clock: Clock) -> None:
         self.planned, self.clock, self.is_published = planned, clock, False
@@ -50,15 +55,38 @@ class Attempt:
             engine.reset()
             begun = lane.method.begin(engine.module, lane.base, self.planned.identifier, self._slot)
             engine.assign(begun)
-            with lane.beat.meanwhile():
-                resume = self._checkpoint.restore(engine)
-        self.clock.steps = lane.recipe.steps - resume.step
+        self._watch = self._follow()
+        with self.clock.phase("reset"), lane.beat.meanwhile():
+            resume = self._checkpoint.restore(engine)
+        self._watch.resume(resume)
+        self._first = resume.step
         lane.beat.begin(self.subject_id, resume.step)
         data = self._data
         if self.planned.is_taught:
             with self.clock.phase("teacher"):
                 data = self._taught(begun, resume)
         self.course = Course(data, lane.recipe, lane.schedule, lane.share, resume)
+
+    def _follow(self) -> Watch:
+        """Follow the subject's fidelity, which rank 0 measures. The slot holds base weights."""
+        lane, meter, reference = self._lane, self._lane.meter, None
+
+        def touch(*_: Any) -> None:
+            lane.beat.touch()
+
+        if meter is not None:
+            with self.clock.phase("fidelity"), lane.pack.alone(self._slot):
+                reference = meter.reference(self.planned, self._data.photographs, touch)
+
+        def measure() -> tuple[float, float]:
+            found = (0.0, 0.0)
+            with self.clock.phase("fidelity"):
+                if meter is not None and reference is not None:
+                    with lane.pack.alone(self._slot), self._engine.averaged():
+                        found = meter.measure(self.planned, reference, touch)
+                return lane.share.of_first(found)
+
+        return Watch(lane.recipe.stop, lane.recipe.steps, measure, self._engine.weights)
 
     def _taught(self, begun: Mapping[str, Tensor], resume: Progress) -> TrainingData:
         """Ask the untouched base for its predictions, in the place of what was restored."""
@@ -81,13 +109,14 @@ class Attempt:
         return taught
 
     def finish_step(self) -> None:
-        """Finish a step that the pack took; after the last one, publish."""
+        """Finish a step that the pack took; after the last one, or once it is learnt, publish."""
         lane, course = self._lane, self.course
         if lane.after_step is not None:
             lane.after_step(self._engine)
         course.advance()
         lane.beat(self.subject_id, course.step)
-        if course.is_over:
+        self.clock.steps = course.step - self._first
+        if self._watch.look(course.step) or course.is_over:
             self._publish()
             return
         every = lane.resources.checkpoint_every
@@ -97,18 +126,20 @@ class Attempt:
 
     def _save(self) -> None:
         # Blocks on the device: no beats meanwhile, or a hanging device would seem alive.
-        state, reached = self._engine.state(), self.course.progress()
+        state, reached = self._engine.state(), self._watch.noted(self.course.progress())
         with self._lane.beat.meanwhile():
             self._checkpoint.save(state, reached)
 
     def _publish(self) -> None:
         lane = self._lane
-        curve = self.course.points()
+        losses = self.course.points()
         lane.beat.now()
         with self.clock.phase("publish"), lane.beat.meanwhile():
-            weights = self._engine.weights()
+            trained = self._watch.result(losses)
             if lane.leads:
-                files = lane.method.publish(self._engine.module, weights, lane.recipe, self._slot)
-                lane.publisher.publish(self.planned, files, curve, self.clock)
+                files = lane.method.publish(
+                    self._engine.module, trained.best, lane.recipe, self._slot
+                )
+                lane.publisher.publish(self.planned, files, trained, self.clock)
             self._checkpoint.remove()
         self.is_published = True

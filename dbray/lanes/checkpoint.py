@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping
+from dataclasses import astuple
 
 import torch
 from safetensors import SafetensorError
@@ -22,10 +23,13 @@ from dbray.storage.committed import Committed
 from dbray.storage.store import Store
 from dbray.training.engine import Engine
 from dbray.training.loop import LossPoint, Progress, Share
+from dbray.training.stopping import FidelityPoint
 
 logger = logging.getLogger(__name__)
 
-_CURVE = "dbray.loss_curve"
+_CURVE, _FIDELITY = "dbray.loss_curve", "dbray.fidelity_curve"
+_BEST = "best/"
+"""Prefix of the best weights so far, where training may stop early."""
 _STATE = "state.safetensors"
 
 
@@ -58,10 +62,8 @@ class Checkpoint:
     def save(self, state: Mapping[str, Tensor], progress: Progress) -> None:
         """Commit the state of this rank's engine; remove the previous checkpoint."""
         earlier, step = self._steps(), progress.step
-        curve = [(p.step, p.loss, p.instance_loss, p.prior_loss) for p in progress.curve]
-        curve_tensor = torch.tensor(curve, dtype=torch.float64).reshape(-1, 4)
         folder = self._rank_folder(step, self._share.rank)
-        self._store.commit(folder, {_STATE: save_tensors({**state, _CURVE: curve_tensor})})
+        self._store.commit(folder, {_STATE: save_tensors({**state, **_tensors_of(progress)})})
         if self._share.world_size > 1:
             dist.barrier()
         if self._share.rank == 0:
@@ -104,12 +106,19 @@ class Checkpoint:
     def _load(self, engine: Engine, step: int, state: dict[str, Tensor]) -> Progress | None:
         """Load a state into the engine; None if it does not fit, which then holds for all ranks."""
         try:
-            curve = state.pop(_CURVE).tolist()
+            curve, fidelity = (_rows(state.pop(name)) for name in (_CURVE, _FIDELITY))
+            names = [name for name in state if name.startswith(_BEST)]
+            best = {name.removeprefix(_BEST): state.pop(name) for name in names}
             engine.load_state(state)
         except (TrainError, KeyError) as exc:
             self._warn(step, exc)
             return None
-        return Progress(step, tuple(LossPoint(int(row[0]), *row[1:]) for row in curve))
+        return Progress(
+            step,
+            tuple(LossPoint(*row) for row in curve),
+            tuple(FidelityPoint(*row) for row in fidelity),
+            best,
+        )
 
     def _warn(self, step: int, exc: Exception) -> None:
         logger.warning("checkpoint unusable folder=%s error=%s", self._step_folder(step), exc)
@@ -123,6 +132,19 @@ class Checkpoint:
         names = self._store.names(self._folder)
         starts = (name.removesuffix(self._suffix) for name in names if name.endswith(self._suffix))
         return [int(start) for start in starts if start.isdecimal()]
+
+
+def _tensors_of(progress: Progress) -> dict[str, Tensor]:
+    best = {f"{_BEST}{name}": tensor for name, tensor in progress.best.items()}
+    curves = {_CURVE: progress.curve, _FIDELITY: progress.fidelity}
+    return best | {
+        name: torch.tensor([astuple(point) for point in points], dtype=torch.float64).reshape(-1, 4)
+        for name, points in curves.items()
+    }
+
+
+def _rows(curve: Tensor) -> list[tuple[int, float, float, float]]:
+    return [(int(step), *rest) for step, *rest in curve.tolist()]
 
 
 def forget_checkpoints(store: Store, job_id: str, keep: Collection[str]) -> None:

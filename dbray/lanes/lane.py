@@ -9,9 +9,11 @@ import torch
 from dbray import bases
 from dbray.bases import Base, Compute
 from dbray.lanes.beat import Beat
+from dbray.lanes.fidelity import FidelityMeter
 from dbray.lanes.material import Material
 from dbray.lanes.publish import Publisher
 from dbray.method.methods import method_of
+from dbray.planning.stop import stop_measure_of
 from dbray.spec.job import Job
 from dbray.storage.store import Store
 from dbray.training.loop import Share
@@ -52,6 +54,14 @@ class Lane:
         self.schedule = backbone.schedule.to(device)
         self.material = Material(job, backbone)
         self.publisher = Publisher(job, base, num_slots)
+        self.meter = self._meter()
+
+    def _meter(self) -> FidelityMeter | None:
+        """What measures fidelity on rank 0, where the recipe stops early."""
+        measure = stop_measure_of(self.job, self.base)
+        if self.recipe.stop is None or measure is None or not self.leads:
+            return None
+        return FidelityMeter(self.recipe.stop, measure, self.backbone)
 
     @property
     def leads(self) -> bool:

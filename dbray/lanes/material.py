@@ -63,6 +63,7 @@ class Material:
             instance=self._method.condition(self._backbone, recipe, prompts),
             prior=self._prior(planned.prior_digest, beat),
             prior_prompt=self._class_prompt(class_prompt),
+            photographs=tuple(crops[len(crops) // 2] for crops in views),
         )
 
     def _condition_of(self, prompt: str) -> Condition:

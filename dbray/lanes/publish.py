@@ -13,7 +13,7 @@ from dbray.records.models import ModelRecord, Registry
 from dbray.spec.canon import utc_now
 from dbray.spec.job import Job
 from dbray.storage.store import Store
-from dbray.training.loop import LossPoint
+from dbray.training.loop import Progress
 
 _VERSIONED = ("dbray", "torch", "diffusers", "transformers", "deepspeed", "ray")
 
@@ -30,7 +30,7 @@ class Publisher:
         self,
         planned: PlannedSubject,
         files: Mapping[str, bytes],
-        curve: tuple[LossPoint, ...],
+        trained: Progress,
         clock: Clock,
     ) -> None:
         """Publish the files of a model.
@@ -38,12 +38,12 @@ class Publisher:
         Raises:
             StoreError: nothing was published.
         """
-        self._registry.publish(self._record(planned, curve, files, clock), files)
+        self._registry.publish(self._record(planned, trained, files, clock), files)
 
     def _record(
         self,
         planned: PlannedSubject,
-        curve: tuple[LossPoint, ...],
+        trained: Progress,
         files: Mapping[str, bytes],
         clock: Clock,
     ) -> ModelRecord:
@@ -69,8 +69,9 @@ class Publisher:
             captions=subject.captions,
             versions=self._versions,
             timings={name: round(seconds, 4) for name, seconds in clock.seconds.items()},
-            steps=job.recipe.steps,
-            loss=tuple((p.step, p.loss, p.instance_loss, p.prior_loss) for p in curve),
+            steps=trained.step,
+            loss=tuple((p.step, p.loss, p.instance_loss, p.prior_loss) for p in trained.curve),
+            fidelity=tuple((p.step, p.identity, p.drift, p.seconds) for p in trained.fidelity),
             files=tuple(files),
             created_at=utc_now(),
             job_id=job.id,

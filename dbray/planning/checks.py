@@ -18,6 +18,7 @@ from dbray.planning.long_prompts import check_job_prompts
 from dbray.planning.names import Naming
 from dbray.planning.packing import obstacle
 from dbray.planning.serve_bases import check_distilled, find_serve_base
+from dbray.planning.stop import check_stop
 from dbray.planning.storage_place import check_storage
 from dbray.scores import embedders
 from dbray.spec.job import Job, anchored, draft_job
@@ -171,6 +172,7 @@ def _check(
         checked.job, checked.sources = resolve_job(job, checked.base)
         checked.problems += _unfit(checked.job, checked.base, where)
         checked.problems += _missing_embedders(checked.job, where)
+        checked.problems += check_stop(checked.job, where)
         checked.problems += _unused(job, where)
     if source is not None:
         resolution = checked.job.recipe.resolution if checked.job else None

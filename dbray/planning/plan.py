@@ -16,6 +16,7 @@ from dbray.errors import Problem
 from dbray.planning.checks import InvalidSubject, Ready
 from dbray.planning.ids import origin
 from dbray.planning.names import Latest, name_subjects, read_latest
+from dbray.planning.stop import StopMeasure, stop_measure_of
 from dbray.records.models import REVISION_LENGTH, Registry
 from dbray.records.prior_reuse import full_parts_elsewhere
 from dbray.records.prior_sets import IMAGES_PER_PART, PriorPlan, is_made
@@ -123,8 +124,10 @@ def make_plan(ready: Ready, store: Store, retry_failed: bool = False) -> Plan:
     if job.recipe.prior_weight > 0:
         for noun in {checked.subject.class_noun for checked in subjects} - {NO_NOUN}:
             priors[noun] = PriorPlan(base_digest=base.digest, class_noun=noun, prior=job.prior)
+    measure = stop_measure_of(job, base)
     planned = tuple(
-        _plan_subject(job, base, checked, names[checked.subject.id], priors) for checked in subjects
+        _plan_subject(job, base, checked, names[checked.subject.id], priors, measure)
+        for checked in subjects
     )
     if known is not None:
         planned = tuple(replace(one, strength=known.of(one.identifier)) for one in planned)
@@ -183,7 +186,12 @@ def _has_an(subject: Subject) -> bool:
 
 
 def _plan_subject(
-    job: Job, base: Base, checked: CheckedSubject, identifier: str, priors: dict[str, PriorPlan]
+    job: Job,
+    base: Base,
+    checked: CheckedSubject,
+    identifier: str,
+    priors: dict[str, PriorPlan],
+    measure: StopMeasure | None,
 ) -> PlannedSubject:
     subject = checked.subject
     prior = priors.get(subject.class_noun)
@@ -201,6 +209,7 @@ def _plan_subject(
             "prior": prior.digest if prior else None,
             **({"decodings": checked.decodings} if checked.decodings else {}),
             **({"article": "an"} if _has_an(subject) else {}),
+            **({"stop": measure.identity()} if measure else {}),
         }
     )
     prior_digest = prior.digest if prior and prior.prior.makes_images else None

@@ -55,9 +55,13 @@ class ModelRecord(Spec):
     )
     versions: dict[str, str] = Field(description="Versions of dbray and its libraries.")
     timings: dict[str, float] = Field(description="Seconds by phase.")
-    steps: int = Field(ge=0, description="Optimiser steps taken.")
+    steps: int = Field(ge=0, description="Optimiser steps that made the weights.")
     loss: tuple[tuple[int, float, float, float], ...] = Field(
         default=(), max_length=200, description="Points of (step, loss, instance loss, prior loss)."
+    )
+    fidelity: tuple[tuple[int, float, float, float], ...] = Field(
+        default=(),
+        description="Where training could stop early: points of (step, identity, drift, seconds).",
     )
     files: tuple[str, ...] = Field(min_length=1, description="Weight files (safetensors).")
     created_at: str = Field(description="UTC time of publishing, ISO 8601.")

@@ -27,7 +27,7 @@ from ray.util.annotations import RayDeprecationWarning
 
 from dbray import bases, errors
 from dbray.bases import Backbone, Base, Compute
-from dbray.bases.generate import Sampling, batch_size, generate
+from dbray.bases.generate import OnStep, Sampling, batch_size, generate
 from dbray.cluster import hardware
 from dbray.errors import DbrayError, LaneLost, OutOfMemory, first_line
 from dbray.spec.sections import Device, Recipe
@@ -225,7 +225,11 @@ def _read_result(row: dict[str, Any]) -> Result:
 
 
 def generate_in_batches(
-    backbone: Backbone, prompts: Sequence[str], seeds: Sequence[int], sampling: Sampling
+    backbone: Backbone,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    sampling: Sampling,
+    on_step: OnStep | None = None,
 ) -> np.ndarray:
     """Sample as `generate` does, in batches that fit on a device.
 
@@ -233,7 +237,7 @@ def generate_in_batches(
     """
     size = batch_size(backbone)
     batches = [
-        generate(backbone, prompts[start : start + size], seeds[start : start + size], sampling)
-        for start in range(0, len(prompts), size)
+        generate(backbone, prompts[part], seeds[part], sampling, on_step)
+        for part in (slice(start, start + size) for start in range(0, len(prompts), size))
     ]
     return np.concatenate(batches)

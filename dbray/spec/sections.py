@@ -16,6 +16,7 @@ from dbray.spec.flow import Flow
 from dbray.spec.methods import Full, Method
 from dbray.spec.presets import PRESETS, check_preset
 from dbray.spec.prompts import check_template
+from dbray.spec.stop import Stop
 from dbray.spec.suites import expand_suites
 
 MAX_SAMPLING_STEPS = 999
@@ -162,6 +163,11 @@ class Recipe(Spec):
         description="How images that are not square are cut. centre: to the square in the middle. "
         "random: to one of three squares, drawn per step. bucket: not to squares, but to the "
         "nearest aspect of about the same area; class images stay square.",
+    )
+    stop: Stop | None = Field(
+        default=None,
+        description="Stop when the subject is learnt, and publish the best checkpoint; `steps` are "
+        "then the most. Needs scoring.embedder. Absent: take all steps.",
     )
     seed: int = Field(
         default=0, ge=0, lt=2**63, description="Root of every random number of training."

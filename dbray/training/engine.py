@@ -7,6 +7,7 @@ not know losses, subjects or Ray.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
@@ -52,6 +53,13 @@ class Engine(Protocol):
 
     def current(self, name: str) -> Tensor:
         """Return one trained parameter as it is now, whole, in float32."""
+        ...
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Hold the moving average, if there is one, in the place of the trained parameters.
+
+        Under ZeRO the module does not compute with it.
+        """
         ...
 
     def weights(self) -> dict[str, Tensor]:

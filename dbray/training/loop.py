@@ -29,6 +29,7 @@ from dbray.spec.prompts import fill_prompt
 from dbray.spec.sections import Recipe
 from dbray.training import losses
 from dbray.training.engine import Engine
+from dbray.training.stopping import FidelityPoint
 
 T = TypeVar("T")
 Row: TypeAlias = tuple[Tensor, Tensor, Tensor, Condition]
@@ -71,6 +72,8 @@ class TrainingData:
     """Of the prompt of the class rows, one row."""
     lessons: Mapping[int, Tensor] = field(default_factory=dict)
     """Targets of this rank's class rows by step, if not the schedule's: see `teacher`."""
+    photographs: tuple[np.ndarray, ...] = ()
+    """One crop of each image, uint8 HWC."""
 
 
 @dataclass(frozen=True)
@@ -89,10 +92,15 @@ class LossPoint:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a subject is: steps taken, and the loss curve so far."""
+    """How far a subject is: steps taken, and the loss curve so far.
+
+    Where training may stop early, also the fidelity curve, and the best weights of rank 0.
+    """
 
     step: int = 0
     curve: tuple[LossPoint, ...] = ()
+    fidelity: tuple[FidelityPoint, ...] = ()
+    best: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -189,10 +197,10 @@ def finetune(  # noqa: PLR0913 - what a step needs, and where to begin
     *,
     share: Share = Share(),
     resume: Progress = Progress(),
-    on_step: Callable[[int, Callable[[], Progress]], None] | None = None,
+    on_step: Callable[[int, Callable[[], Progress]], bool | None] | None = None,
     after_step: Callable[[Engine], None] | None = None,
 ) -> tuple[LossPoint, ...]:
-    """Take the recipe's steps on one subject.
+    """Take the recipe's steps on one subject, or fewer.
 
     Args:
         engine: holds base weights, or those that `resume` left.
@@ -202,7 +210,7 @@ def finetune(  # noqa: PLR0913 - what a step needs, and where to begin
         share: this rank's part of every batch.
         resume: the progress to continue from.
         on_step: called after each step with their number, and with what gives the progress so far,
-            which waits for the device; may raise to stop.
+            which waits for the device; returns whether to end here, the same on all ranks.
         after_step: may change the engine's parameters after each step (`Method.after_step`).
 
     Returns:
@@ -217,8 +225,8 @@ def finetune(  # noqa: PLR0913 - what a step needs, and where to begin
         if after_step is not None:
             after_step(engine)
         course.advance()
-        if on_step is not None:
-            on_step(course.step, course.progress)
+        if on_step is not None and on_step(course.step, course.progress):
+            break
     return course.points()
 
 

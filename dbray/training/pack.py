@@ -13,7 +13,8 @@ finite harms no other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -49,6 +50,10 @@ class Pack(Protocol):
     def step(self, courses: Mapping[int, Course]) -> None:
         """Take the next step of some courses, by slot."""
 
+    def alone(self, slot: int) -> AbstractContextManager[None]:
+        """Let the resident models compute with one slot, whatever the rows, meanwhile."""
+        ...
+
 
 class Alone:
     """A pack of one slot, whose engine may be of any kind."""
@@ -60,6 +65,10 @@ class Alone:
         """See Pack."""
         for slot, course in courses.items():
             take_step(self.engines[slot], course)
+
+    def alone(self, slot: int) -> AbstractContextManager[None]:
+        """See Pack."""
+        return nullcontext()
 
 
 class Packed:
@@ -96,6 +105,24 @@ class Packed:
                 for slot, course in courses.items()
             }
             self.descend(losses)
+
+    @contextmanager
+    def alone(self, slot: int) -> Iterator[None]:
+        """See Pack."""
+
+        def assign(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+            rows = next(one for one in (*args, *named.values()) if isinstance(one, Tensor))
+            self.slots.assign(torch.full((len(rows),), slot, device=self.device))
+
+        hooks = [
+            model.register_forward_pre_hook(assign, with_kwargs=True)
+            for model in self.module.children()
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def _predict(self, batches: Mapping[int, Batch]) -> list[Tensor]:
         """Call the module with all batches; return the predictions of each slot's rows."""

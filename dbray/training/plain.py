@@ -129,6 +129,19 @@ class Training:
     def _spread_masters(self) -> None:
         """Bring the weights that the module computes with up to date with the masters."""
 
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """See Engine."""
+        masters = self._masters.values()
+        kept = [master.detach().clone() for master in masters if self._ema]
+        with torch.no_grad():
+            copy_all(masters, self._ema)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                copy_all(masters, kept)
+
     def _tensors(self) -> dict[str, Tensor]:
         """Return the live tensors that make up the state, by name."""
         tensors = {f"ema/{name}": ema for name, ema in zip(self._masters, self._ema, strict=False)}

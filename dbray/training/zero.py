@@ -118,15 +118,12 @@ class ZeroEngine(Training):
         """See Engine."""
         from deepspeed.utils import safe_get_full_fp32_param
 
-        masters = self._masters.values()
-        kept = [master.clone() for master in masters if self._ema]
-        copy_all(masters, self._ema)  # the average is gathered in the place of the masters
         gathered: dict[str, Tensor] = {}
-        for name, parameter in self._trained.items():
-            whole = safe_get_full_fp32_param(parameter)
-            if self._rank == 0 and whole is not None:
-                gathered[name] = cpu_copy(whole)
-        copy_all(masters, kept)
+        with self.averaged():
+            for name, parameter in self._trained.items():
+                whole = safe_get_full_fp32_param(parameter)
+                if self._rank == 0 and whole is not None:
+                    gathered[name] = cpu_copy(whole)
         return gathered
 
 
