@@ -132,6 +132,17 @@ class Card:
         stride = -(-len(points) // _LOSS_POINTS) or 1
         return list(points[::-stride])[::-1]
 
+    @property
+    def fidelity(self) -> tuple[tuple[int, float, float, float], ...]:
+        """The fidelity curve; empty where training took all steps."""
+        return self.record.fidelity if self.record else ()
+
+    @property
+    def num_steps(self) -> int:
+        """Steps that were taken, those after the published checkpoint too."""
+        published = self.record.steps if self.record else 0
+        return max([published, *(step for step, *_ in (*self.loss, *self.fidelity))])
+
 
 @dataclass(frozen=True)
 class Contents:

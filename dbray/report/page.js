@@ -131,6 +131,7 @@ function fill(card, subject) {
   if (data.flags.length) body.append(flags(data));
   if (subject.error) body.append(failure(subject));
   const numbers = [["Loss", lossChart(data.loss, data.steps)],
+    ["Fidelity", fidelityChart(data.fidelity, data.steps, data.published)],
     ["Time", phaseBar(index.phases, data.timings, `Time of ${subject.id} by phase`)]]
     .filter(([, chart]) => chart)
     .map(([title, chart]) => make("div", {}, make("h4", {}, title), ...chart));

@@ -30,7 +30,7 @@ from dbray.spec.sections import Recipe
 # In the order in which a job and a subject go through them, each with its colour in page.css.
 _PHASES = {
     "class images": 0, "training": 4, "lease": 1, "encode": 2, "reset": 3, "teacher": 0, "train": 4,
-    "publish": 5, "previews": 6, "other": 8,
+    "fidelity": 1, "publish": 5, "previews": 6, "other": 8,
 }  # fmt: skip
 _OTHER_COLOUR = 7
 
@@ -115,7 +115,9 @@ def _card(card: Card, contents: Contents, recipes: list[Recipe]) -> dict[str, An
         ],
         "note": card.note,
         "loss": [[step, *map(_finite, rest)] for step, *rest in card.loss],
-        "steps": card.record.steps if card.record else 0,
+        "steps": card.num_steps,
+        "fidelity": [[step, *map(_finite, rest)] for step, *rest in card.fidelity],
+        "published": card.record.steps if card.record else 0,
         "timings": _timings(card),
         "recipe": recipes.index(card.record.recipe) if card.record else None,
         "facts": _facts(card),

@@ -105,16 +105,9 @@ function smooth(values) {
   });
 }
 
-function lossChart(points, last) {
+// An empty chart of steps up to `last` and values up to `top`, and what puts points into it.
+function frame(last, top) {
   const width = 280, height = 96, left = 34, bottom = 16;
-  const series = [["instance", 2], ["prior", 3]].map(([name, column]) => ({
-    name, points: points.filter((point) => point[column] !== null)
-      .map((point) => [point[0], point[column]]),
-  })).filter((line) => line.points.some(([, value]) => value !== 0));
-  if (!series.length) return null;
-  const values = series.flatMap((line) => line.points.map(([, value]) => value)).sort((a, b) => a - b);
-  // Single steps at early timesteps tower over all others; they may leave the chart.
-  const top = values[Math.floor(0.97 * (values.length - 1))] * 1.1 || 1;
   const x = (step) => (left + ((width - left) * step) / Math.max(1, last)).toFixed(1);
   const y = (value) => ((height - bottom) * (1 - Math.min(1, value / top)) + 2).toFixed(1);
   const path = (pairs) => `M${pairs.map(([step, value]) => `${x(step)} ${y(value)}`).join("L")}`;
@@ -125,6 +118,43 @@ function lossChart(points, last) {
       String(Number(value.toPrecision(2)))));
   }
   chart.append(draw("text", { x: width, y: height - 1, "text-anchor": "end" }, `${last} steps`));
+  return { chart, x, y, path };
+}
+
+// Identity and drift at every measurement; a line marks the checkpoint that is published.
+function fidelityChart(points, last, published) {
+  if (!points.length) return null;
+  const top = Math.max(...points.flatMap(([, identity, drift]) => [identity, drift])) * 1.1 || 1;
+  const { chart, x, y, path } = frame(last, top);
+  const at = points.find(([step]) => step === published) || points[points.length - 1];
+  chart.append(draw("line", { class: "mark", x1: x(at[0]), x2: x(at[0]), y1: y(top), y2: y(0) }));
+  const legend = make("ul", { class: "legend" });
+  for (const [name, column, colour] of [["identity", 1, "p4"], ["drift", 2, "p6"]]) {
+    const pairs = points.filter((point) => point[column] !== null)
+      .map((point) => [point[0], Math.max(0, point[column])]);
+    if (!pairs.length) continue;
+    chart.append(draw("path", { class: name, d: path(pairs) }));
+    for (const [step, value] of pairs) {
+      chart.append(draw("circle", { class: colour, cx: x(step), cy: y(value), r: 2 }));
+    }
+    legend.append(make("li", {}, make("i", { class: colour }), `${name} `,
+      make("span", {}, String(at[column]))));
+  }
+  legend.append(make("li", {}, `step ${at[0]} is published`));
+  chart.setAttribute("aria-label", `Fidelity over ${last} steps. ${legend.textContent}`);
+  return [chart, legend];
+}
+
+function lossChart(points, last) {
+  const series = [["instance", 2], ["prior", 3]].map(([name, column]) => ({
+    name, points: points.filter((point) => point[column] !== null)
+      .map((point) => [point[0], point[column]]),
+  })).filter((line) => line.points.some(([, value]) => value !== 0));
+  if (!series.length) return null;
+  const values = series.flatMap((line) => line.points.map(([, value]) => value)).sort((a, b) => a - b);
+  // Single steps at early timesteps tower over all others; they may leave the chart.
+  const top = values[Math.floor(0.97 * (values.length - 1))] * 1.1 || 1;
+  const { chart, path } = frame(last, top);
   const legend = make("ul", { class: "legend" });
   for (const line of series) {
     const smoothed = smooth(line.points.map(([, value]) => value));

@@ -37,7 +37,7 @@ class Stop(Spec):
         "(1 - mean cosine) are not published while there is another.",
     )
     prompts: tuple[str, ...] = Field(
-        default=("a photo of a {subject} on the beach", "a photo of a {subject} in the snow"),
+        default=("a photo of a {subject} on the grass", "a photo of a {subject} on a wooden floor"),
         min_length=1,
         description="Prompts of the subject: {subject} is '[identifier] [class noun]'.",
     )

@@ -214,6 +214,22 @@ def test_headline_and_card_of_a_published_subject(world):
     assert ["flip", "no", False] in page.index["recipes"][card["recipe"]]
 
 
+FIDELITY = ((50, 0.41, 0.02, 4.1), (100, 0.62, 0.08, 8.3), (150, 0.615, 0.21, 12.4))
+"""A curve whose second point is published."""
+
+
+def test_a_card_has_the_fidelity_curve_and_all_steps_taken(world):
+    loss = ((1, 0.9, 0.5, 0.4), (150, 0.3, 0.2, 0.1))
+    world.publish("rex", steps=100, loss=loss, fidelity=FIDELITY)
+    world.publish("tom", noun="cat")
+    world.write(summary_of(world.rows))
+    page = world.build()
+    stopped, plain = page.card(0), page.card(1)
+    assert stopped["fidelity"] == [list(point) for point in FIDELITY]
+    assert (stopped["published"], stopped["steps"]) == (100, 150)
+    assert (plain["fidelity"], plain["steps"]) == ([], 400)
+
+
 def test_commands_name_the_revision_and_the_registry(world):
     world.publish("rex")
     world.write(summary_of(world.rows))
@@ -525,7 +541,7 @@ def test_the_report_works_in_a_browser(world, browser):
 
     for number in range(3):
         world.publish(f"dog-{number}")
-    world.publish("tom", noun="cat", identifier="vyj")
+    world.publish("tom", noun="cat", identifier="vyj", steps=100, fidelity=FIDELITY)
     for number in range(45):
         kind = "Diverged" if number % 2 else "LaneLost"
         error = {"kind": kind, "message": f"because {EVIL}", "retryable": True}
@@ -548,6 +564,10 @@ def test_the_report_works_in_a_browser(world, browser):
     assert shown.text == "41 to 49 of 49 subjects"
     browser.execute_script("location.hash = '#subject-tom'")
     wait(browser, "document.querySelector('#subject-tom.found svg.chart')")
+    charts = browser.find_elements(By.CSS_SELECTOR, "#subject-tom svg.chart")
+    labels = [chart.get_attribute("aria-label") for chart in charts]
+    assert labels[1] == "Fidelity over 400 steps. identity 0.62drift 0.08step 100 is published"
+    assert len(charts[1].find_elements(By.CSS_SELECTOR, "circle")) == 2 * len(FIDELITY)
 
     # Search, status, class noun, order.
     search.send_keys("/")
