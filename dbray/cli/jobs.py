@@ -96,7 +96,8 @@ def plan(args: argparse.Namespace) -> int:
 def _print_plan(facts: dict[str, Any]) -> None:
     recipe, nouns = facts["recipe"], facts["class_nouns"]
     method = recipe["method"] if isinstance(recipe["method"], str) else recipe["method"]["kind"]
-    steps = f"{facts['train_steps']} steps ({recipe['steps']} each, method {method}"
+    at_most = "at most " if recipe["stop"] else ""
+    steps = f"{at_most}{facts['train_steps']} steps ({recipe['steps']} each, method {method}"
     rows = {
         "base": f"{facts['base']} ({facts['base_digest'][:12]})",
         "to train": f"{len(facts['subjects_to_train'])} subjects of {len(nouns)} class nouns"

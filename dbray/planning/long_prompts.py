@@ -93,17 +93,24 @@ def _of_classes(
         longest[one.class_noun] = max(
             longest.get(one.class_noun, ""), names.get(one.id, ""), key=len
         )
-    for noun, identifier in sorted(longest.items()):
-        if job.recipe.prior_weight > 0:
-            yield Prompt(job.prior.prompt, noun, None, where("prior"))
-        yield Prompt(job.recipe.prompt, noun, identifier, where("recipe"))
-        for template in job.previews.prompts:
-            yield Prompt(template, noun, identifier, where("previews"))
-        if job.scoring.embedder is not None:
-            for template in job.scoring.prompts:
-                yield Prompt(template, noun, identifier, where("scoring"))
-            for template in job.scoring.class_prompts:
-                yield Prompt(template, noun, None, where("scoring"))
+    for section, template, names_subject in _templates(job):
+        for noun, identifier in sorted(longest.items()):
+            yield Prompt(template, noun, identifier if names_subject else None, where(section))
+
+
+def _templates(job: Job) -> Iterator[tuple[str, str, bool]]:
+    """Yield section, template, and whether the identifier is filled in."""
+    scoring, stop = job.scoring, job.recipe.stop
+    if job.recipe.prior_weight > 0:
+        yield "prior", job.prior.prompt, False
+    yield "recipe", job.recipe.prompt, True
+    yield from (("previews", template, True) for template in job.previews.prompts)
+    if scoring.embedder is not None:
+        yield from (("scoring", template, True) for template in scoring.prompts)
+        yield from (("scoring", template, False) for template in scoring.class_prompts)
+    if stop is not None:
+        yield from (("recipe", template, True) for template in stop.prompts)
+        yield from (("recipe", template, False) for template in stop.class_prompts)
 
 
 def _problem(group: Sequence[Prompt], num_read: int, is_error: bool) -> Problem:

@@ -10,12 +10,13 @@ import hashlib
 import io
 import re
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from dbray.errors import SubjectError
+from dbray.subjects.looks import Look, difference_hash, look_at
 
 MAX_IMAGE_BYTES = 64 * 1024 * 1024
 MAX_IMAGE_PIXELS = 64 * 1024 * 1024
@@ -66,6 +67,8 @@ class ImageCheck:
     """2 if the first version of dbray gave other pixels: then it is part of the fingerprint."""
     blank: str | None = None
     """Why the picture shows nothing; None if it shows something."""
+    look: Look = field(kw_only=True)
+    """How its middle square looks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,9 +220,10 @@ def check(data: bytes, name: str) -> ImageCheck:
         width=image.width,
         height=image.height,
         digest=hashlib.sha256(data).hexdigest(),
-        perceptual=_difference_hash(image),
+        perceptual=difference_hash(image),
         decoding=decoded.decoding,
         blank=_blank(decoded),
+        look=look_at(image),
     )
 
 
@@ -228,22 +232,6 @@ def _blank(decoded: _Decoded) -> str | None:
         return "fully transparent"
     spread = max(high - low for low, high in decoded.image.getextrema())  # pyright: ignore
     return "blank, of one colour" if spread <= _ROUNDING else None
-
-
-def _difference_hash(image: Image.Image) -> int:
-    """Return 64 bits: is each of 8 x 8 patches brighter than its right neighbour?
-
-    Scaling, recompression and small edits of colour keep it; two photographs of one thing differ in
-    about half of the bits.
-    """
-    grey = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.LANCZOS), dtype=np.int16)
-    bits = np.packbits((grey[:, :-1] > grey[:, 1:]).reshape(-1))
-    return int.from_bytes(bits.tobytes(), "big")
-
-
-def perceptual_distance(a: int, b: int) -> int:
-    """Count the bits (0 to 64) in which two difference hashes differ."""
-    return (a ^ b).bit_count()
 
 
 def views(image: Image.Image, resolution: int, crop: str) -> list[np.ndarray]:

@@ -10,7 +10,7 @@ import json
 import os
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,19 +19,13 @@ from typing import TextIO
 from dbray.errors import Problem, StoreError, SubjectError
 from dbray.spec.subject import Subject
 from dbray.storage import store
-from dbray.subjects import images, listings
+from dbray.subjects import images, listings, photographs
 from dbray.subjects.entries import Entry
 from dbray.subjects.images import ImageCheck
 from dbray.subjects.listings import Source
 
 MIN_IMAGES = 3
 MIN_SIDE_PIXELS = 64
-MIN_KEPT = 1 / 3
-"""Share of a photograph that the square cut from it has to keep."""
-# Of 64 bits. Resaved and scaled copies of the dreambooth dataset's photographs differ from them in
-# 0 to 4; of its 342 pairs of photographs of one subject the nearest differ in 5, most in over 20.
-NEAR_COPY_BITS = 3
-
 _NUM_FETCHERS = 16
 
 
@@ -202,62 +196,11 @@ def _judge_images(entry: Entry, looks: dict[str, ImageCheck | str], resolution: 
             entry.warn(f"{image} is {look.blank}", "replace the image, or take it off the list")
     decoded = _decoded(entry, looks)
     seen = [(image, check) for image, check in decoded if not check.blank]
-    _name_small(entry, dict(seen), resolution)
-    _name_strips(entry, dict(seen))
-    _name_copies(entry, seen)
+    photographs.judge(entry, seen, resolution)
     num_different = len({check.digest for _, check in decoded})
     if len(decoded) == len(entry.images) > 0 and num_different < MIN_IMAGES:
         what = f"has only {num_different} image{'s' if num_different > 1 else ''}"
         entry.warn(what, "3 to 6 photographs, from different sides and places, work best")
-
-
-def _name_small(entry: Entry, seen: dict[str, ImageCheck], resolution: int) -> None:
-    small = {image: look for image, look in seen.items()
-             if min(look.width, look.height) < resolution}  # fmt: skip
-    if small:
-        image, look = next(iter(small.items()))
-        others = f", and so have {len(small) - 1} others" if len(small) > 1 else ""
-        what = f"{image} has only {look.width} x {look.height} pixels{others}"
-        entry.warn(f"{what}; training sees {resolution} x {resolution}", "use larger photographs")
-
-
-def _name_strips(entry: Entry, seen: dict[str, ImageCheck]) -> None:
-    for image, look in seen.items():
-        kept = min(look.width, look.height) / max(look.width, look.height)
-        if kept < MIN_KEPT:
-            what = f"{image} has {look.width} x {look.height} pixels, of which a square keeps"
-            fix = "cut it to the subject, about as wide as it is high"
-            entry.warn(f"{what} {kept:.0%}", fix)
-
-
-def _name_copies(entry: Entry, seen: Sequence[tuple[str, ImageCheck]]) -> None:
-    """Note images that are the same or look the same: one line for each group of them."""
-    fix = "keep one of them: a photograph that counts twice pulls the model towards its background"
-    groups: list[list[tuple[str, ImageCheck]]] = []
-    for image, check in seen:
-        group = next((group for group in groups if _is_copy(group[0][1], check)), None)
-        if group is None:
-            groups.append([(image, check)])
-        else:
-            group.append((image, check))
-    for group in groups:
-        if len(group) > 1:
-            entry.warn(_what_of_copies(group), fix)
-
-
-def _is_copy(a: ImageCheck, b: ImageCheck) -> bool:
-    distance = images.perceptual_distance(a.perceptual, b.perceptual)
-    return a.digest == b.digest or distance <= NEAR_COPY_BITS
-
-
-def _what_of_copies(group: Sequence[tuple[str, ImageCheck]]) -> str:
-    names = list(dict.fromkeys(image for image, _ in group))
-    if len(names) == 1:
-        return f"{names[0]} is listed twice"
-    rest = f" and {len(names) - 2} others" if len(names) > 2 else ""
-    those = f"{names[0]}, {names[1]}{rest}" if rest else f"{names[0]} and {names[1]}"
-    is_same = len({check.digest for _, check in group}) == 1
-    return f"{those} are the same file" if is_same else f"{those} look almost the same"
 
 
 def _name_shared_images(entries: Iterable[Entry], looks: dict[str, ImageCheck | str]) -> None:

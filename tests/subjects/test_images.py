@@ -14,7 +14,7 @@ from kit.profiles import DISPLAY_P3, rgb_profile
 from PIL import Image, ImageCms
 
 from dbray.errors import SubjectError
-from dbray.subjects import images
+from dbray.subjects import images, looks
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -218,10 +218,10 @@ def test_the_perceptual_digest_is_equal_for_copies_only():
         encoded(original.resize((150, 100))),
         encoded(original.point(lambda value: int(value * 0.8))),
     ):
-        assert images.perceptual_distance(first, images.check(copy, "a").perceptual) <= 3
+        assert looks.perceptual_distance(first, images.check(copy, "a").perceptual) <= 3
     others = [images.check(encoded(photo(300, 200, seed=s)), "a").perceptual for s in range(2, 12)]
-    assert min(images.perceptual_distance(first, other) for other in others) > 12
-    assert images.perceptual_distance(0b1011, 0b0010) == 2
+    assert min(looks.perceptual_distance(first, other) for other in others) > 12
+    assert looks.perceptual_distance(0b1011, 0b0010) == 2
 
 
 def test_centre_view_is_the_middle_square():

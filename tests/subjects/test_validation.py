@@ -26,7 +26,7 @@ def picture(seed: int, file_format: str = "PNG", side: int = 80) -> bytes:
     rng = np.random.default_rng(seed)
     image = Image.fromarray(rng.integers(0, 256, (7, 7, 3), dtype=np.uint8))
     buffer = io.BytesIO()
-    image.resize((side, side), Image.Resampling.BICUBIC).save(buffer, file_format)
+    image.resize((side, side), Image.Resampling.NEAREST).save(buffer, file_format)
     return buffer.getvalue()
 
 
@@ -43,15 +43,6 @@ def photos(tmp_path) -> Path:
     for subject, first in (("rex", 0), ("teapot", 10)):
         for index in range(3):
             write(folder / subject / f"{index}.png", picture(first + index))
-    return folder
-
-
-@pytest.fixture(scope="session")
-def dreambooth() -> Path:
-    default = Path(__file__).parents[2] / "../shared/data/dreambooth"
-    folder = Path(os.environ.get("DBRAY_DREAMBOOTH", default))
-    if not (folder / "dataset").is_dir():
-        pytest.skip("needs the dreambooth dataset; set DBRAY_DREAMBOOTH")
     return folder
 
 
