@@ -86,7 +86,9 @@ class Attempt:
                         found = meter.measure(self.planned, reference, touch)
                 return lane.share.of_first(found)
 
-        return Watch(lane.recipe.stop, lane.recipe.steps, measure, self._engine.weights)
+        ceiling = lane.share.of_first(reference.ceiling if reference else 1.0)
+        recipe = lane.recipe
+        return Watch(recipe.stop, recipe.steps, measure, self._engine.weights, ceiling)
 
     def _taught(self, begun: Mapping[str, Tensor], resume: Progress) -> TrainingData:
         """Ask the untouched base for its predictions, in the place of what was restored."""

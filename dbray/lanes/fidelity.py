@@ -35,6 +35,11 @@ class Reference:
     of_base: Tensor
     """Of the base's renders of the class prompts."""
 
+    @property
+    def ceiling(self) -> float:
+        """Identity of the photographs to each other."""
+        return figures.ceiling(self.photographs)
+
 
 class FidelityMeter:
     """Renders with a resident model, and embeds what it renders."""
@@ -101,6 +106,8 @@ class Watch:
     """Gives identity and drift of the present weights, the same on all ranks."""
     weights: Callable[[], dict[str, Tensor]]
     """Copies the present weights that would be published."""
+    ceiling: float = 1.0
+    """Identity of the photographs to each other."""
     _curve: tuple[FidelityPoint, ...] = ()
     _best: Mapping[str, Tensor] = field(default_factory=dict)
     _started: float = field(default_factory=time.monotonic)
@@ -119,7 +126,7 @@ class Watch:
         self._curve = (*self._curve, FidelityPoint(step, identity, drift, seconds))
         if best_of(self._curve, self.stop) == len(self._curve) - 1:
             self._best = self.weights()
-        return is_over(self._curve, self.stop)
+        return is_over(self._curve, self.stop, self.ceiling)
 
     def noted(self, progress: Progress) -> Progress:
         """Add what is known here to a progress, for a checkpoint."""

@@ -175,7 +175,7 @@ def _in_flight(snapshot: Snapshot) -> dict[str, InFlight]:
     }
 
 
-_BY_STEP = ("teacher", "train")
+_BY_STEP = ("teacher", "train", "fidelity")
 """Phases of a subject that take as long as it has steps."""
 
 

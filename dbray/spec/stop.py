@@ -14,8 +14,8 @@ class Stop(Spec):
     """Renders at regular steps decide when a subject is learnt; part of every fingerprint."""
 
     first_fields = frozenset({
-        "measure", "every", "patience", "tolerance", "max_drift", "prompts", "class_prompts",
-        "images", "sampling_steps", "seed",
+        "measure", "every", "patience", "tolerance", "learnt", "max_drift", "prompts",
+        "class_prompts", "images", "sampling_steps", "seed",
     })  # fmt: skip
 
     measure: Literal["identity"] = Field(
@@ -29,12 +29,20 @@ class Stop(Spec):
     tolerance: float = Field(
         default=0.01, ge=0, le=1, description="A better measurement exceeds the best by more."
     )
+    learnt: float = Field(
+        default=0.8,
+        ge=0,
+        le=1,
+        description="Training does not end before identity is this share of its ceiling, which is "
+        "that of the photographs compared with each other.",
+    )
     max_drift: float = Field(
-        default=0.5,
+        default=1.2,
         gt=0,
         le=2,
         description="Checkpoints whose renders of class prompts have moved further from the base's "
-        "(1 - mean cosine) are not published while there is another.",
+        "(1 - mean cosine) are not published while there is another. The figures depend on the "
+        "embedder; the default excludes only those that have nothing left in common.",
     )
     prompts: tuple[str, ...] = Field(
         default=("a photo of a {subject} on the grass", "a photo of a {subject} on a wooden floor"),

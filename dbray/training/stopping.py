@@ -4,7 +4,9 @@ Pure functions. Does not know how fidelity is measured.
 
 The rule: of two points, one within `max_drift` is better than one beyond it; within it, the later
 one is better if its identity is higher by more than `tolerance`; beyond it, the one that drifted
-less. The best point is published. Training ends when `patience` points have not been better.
+less. The best point is published. Training ends when `patience` points have not been better, if the
+best one's identity is at least the share `learnt` of the ceiling: without that, a subject whose
+renders vary would end before it is learnt.
 """
 
 from __future__ import annotations
@@ -38,9 +40,14 @@ def best_of(curve: Sequence[FidelityPoint], stop: Stop) -> int:
     return best
 
 
-def is_over(curve: Sequence[FidelityPoint], stop: Stop) -> bool:
-    """Return whether training ends after the last point of the curve."""
-    return len(curve) - 1 - best_of(curve, stop) >= stop.patience
+def is_over(curve: Sequence[FidelityPoint], stop: Stop, ceiling: float) -> bool:
+    """Return whether training ends after the last point of the curve.
+
+    `ceiling` is the mean cosine of the subject's photographs to each other.
+    """
+    best = best_of(curve, stop)
+    is_learnt = curve[best].identity >= stop.learnt * ceiling
+    return is_learnt and len(curve) - 1 - best >= stop.patience
 
 
 def _is_better(point: FidelityPoint, best: FidelityPoint, stop: Stop) -> bool:

@@ -133,7 +133,7 @@ def test_measuring_the_base_gives_no_drift(lane):
 
 
 def test_training_ends_when_patience_is_over(base, measure):
-    lane = Lane(base, measure, "full", stop=STOP | {"tolerance": 1.0, "patience": 2})
+    lane = Lane(base, measure, "full", stop=STOP | {"tolerance": 1.0, "patience": 2, "learnt": 0.0})
     lane.train()
     assert [step for step, _, _ in lane.curve] == [2, 4, 6]
     assert lane.result.step == 2

@@ -19,7 +19,7 @@ from dbray.run.job import run_job
 from dbray.storage.store import Store
 
 STOP = {"every": 2, "patience": 2, "tolerance": 0.0, "max_drift": 2.0, "images": 1,
-        "sampling_steps": 2}  # fmt: skip
+        "sampling_steps": 2, "learnt": 0.0}  # fmt: skip
 KILLS = {"look": 2, "save": 4}
 """How often a lane gets so far before it is killed: after the second measurement, and so on."""
 

@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 import torch
-from kit.training import CPU, recipe_of
+from kit.training import CPU, prediction_of, recipe_of
 from torch import Tensor, nn
 
 from dbray import bases
@@ -40,7 +40,7 @@ class World:
         torch.set_num_threads(1)
         self.base, self.recipe, self.method = base, recipe, method_of(recipe.method)
         method = self.method
-        backbone = bases.load(base, bases.Compute(precision=recipe.precision))
+        self.backbone = backbone = bases.load(base, bases.Compute(precision=recipe.precision))
         self.schedule = backbone.schedule
         self.network = method.network(backbone, recipe, num_slots)
         rates = method.rates(self.network, recipe)
@@ -278,3 +278,18 @@ def test_a_backward_pass_that_breaks_off_leaves_nothing_behind():
         same(engine.weights(), before)
         for engine, before in zip(pack.engines, untouched, strict=True)
     )
+
+
+@pytest.mark.parametrize("name", ["lora", "dora", "text encoder", "pivotal"])
+def test_renders_with_one_slot_are_those_of_its_engine_alone(base, name):
+    world, alone = World(base, RECIPES[name], 3), World(base, RECIPES[name], 1)
+    world.train({0: "tom", 1: "rex", 2: "ace"})
+    alone.begin(0, "rex")
+    untouched = prediction_of(alone.backbone)
+    engine = alone.pack.engines[0]
+    engine.assign(world.pack.engines[1].weights())
+    with world.pack.alone(1):
+        found = prediction_of(world.backbone)
+    torch.testing.assert_close(found, prediction_of(alone.backbone), rtol=1e-4, atol=1e-5)
+    assert (found - untouched).abs().max() > 1e-3
+    world.train({0: "tom", 1: "rex", 2: "ace"})  # its batches belong to all slots again

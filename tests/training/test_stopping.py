@@ -39,7 +39,13 @@ def test_the_best_point(points, best):
     ([0.5, (0.6, 0.9), (0.7, 0.9)], True),
 ])  # fmt: skip
 def test_training_is_over_when_patience_is(points, over):
-    assert is_over(curve_of(*points), STOP) is over
+    assert is_over(curve_of(*points), STOP, ceiling=0.6) is over
+
+
+def test_training_is_not_over_before_the_subject_is_learnt():
+    curve = curve_of(0.2, 0.4, 0.3, 0.35)
+    assert not is_over(curve, STOP, ceiling=0.6)
+    assert is_over(curve, STOP, ceiling=0.5)
 
 
 def test_a_point_that_was_best_before_training_went_on_is_still_judged_alike():
