@@ -65,9 +65,9 @@ def _coarse(square: Image.Image) -> Image.Image:
 def _edge_width(square: Image.Image) -> float:
     """Return the width of edges, from the energies of their slopes and bends.
 
-    A Gaussian edge of width s has 2 s^2 times as much energy in its slope as in its bend, whatever
-    its contrast. The variance of the Laplacian, which is that of the bend alone, also depends on
-    how much a picture shows.
+    A Gaussian edge of width s has 2 s^2 times as much energy in its slope as in its bend. The
+    variance of the Laplacian, which is that of the bend alone, also depends on how much a picture
+    shows. Where contrasts are so low that rounding counts, a blurred edge may seem sharp.
     """
     grey = np.asarray(square.convert("L"), dtype=np.float32)
     slopes = bends = 0.0
