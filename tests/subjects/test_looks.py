@@ -82,7 +82,7 @@ def test_copies_are_found_on_the_square_that_training_sees(write):
     assert write(*pictures, scene(4)) == ["0.png and 1.png look almost the same"]
 
 
-@pytest.mark.parametrize("subject", ["teapot", "red_cartoon", "dog7", "berry_bowl"])
+@pytest.mark.parametrize("subject", ["red_cartoon", "dog7", "berry_bowl"])
 def test_faults_planted_in_real_photographs_are_found(dreambooth, write, subject):
     file = min((dreambooth / "dataset" / subject).glob("*.jpg"))
     with Image.open(file) as image:
