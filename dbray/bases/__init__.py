@@ -58,6 +58,9 @@ class Base:
     has_weights: bool = True
     """False for configurations alone, of which only a plan can be made."""
 
+    class_nouns: tuple[str, ...] = ()
+    """All class nouns that it knows, where its makers list them in `dbray.yaml`."""
+
     @property
     def distilled(self) -> str | None:
         """How its files show that it is distilled to few steps; None if they do not."""
@@ -188,7 +191,9 @@ def resolve(name: str, revision: str | None = None, needs_weights: bool = True) 
             layout = Layout(folder, has_weights=False)
         layout.check()
         defaults = read_defaults(folder)
-        return Base(name, folder, _digest(layout), defaults, commit, has_weights=layout.has_weights)
+        nouns = defaults.pop("class_nouns", ())
+        return Base(name, folder, _digest(layout), defaults, commit,
+                    has_weights=layout.has_weights, class_nouns=nouns)  # fmt: skip
     except BaseError as exc:
         raise BaseError(f"base {name!r}: {exc}") from exc
     except OSError as exc:

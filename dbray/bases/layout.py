@@ -50,6 +50,8 @@ class Defaults(Spec):
     prior: Prior = Prior()
     previews: Previews = Previews()
     scoring: Scoring = Scoring()
+    class_nouns: tuple[str, ...] = ()
+    """All that the base knows, where it knows only these; `class_noun: auto` is one of them."""
 
     @model_validator(mode="after")
     def _names_no_preset(self) -> Self:
@@ -170,7 +172,7 @@ def read_object(file: Path) -> dict[str, Any]:
     return value
 
 
-def read_defaults(folder: Path) -> dict[str, dict[str, Any]]:
+def read_defaults(folder: Path) -> dict[str, Any]:
     """Read the makers' recommendations: only the fields in the file, {} without a file.
 
     Raises:

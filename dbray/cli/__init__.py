@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from dbray import __version__
+from dbray.cli import ablate as ablating
 from dbray.cli.display import displays
 from dbray.errors import DbrayError, SpecError
 from dbray.export import FORMATS
@@ -27,7 +28,7 @@ from dbray.spec.sections import Sampler
 
 _DEFAULT_REGISTRY = "runs"
 _DEMO_REGISTRY = "demo/runs"
-_JOB_COMMANDS = ("jobs:run", "setup:demo")
+_JOB_COMMANDS = ("jobs:run", "setup:demo", "ablate:ablate")
 _WITH_RAY = (*_JOB_COMMANDS, "models:serve", "evaluate:evaluate")
 
 
@@ -117,7 +118,8 @@ def _add_job_commands(commands: Any) -> None:
     init.add_argument("photos", help="folder with one sub-folder of photographs per subject")
     init.add_argument("-o", "--output", default="job.yaml", help="job file (default: job.yaml)")
     init.add_argument("--class", dest="class_noun", metavar="NOUN",
-                      help="class noun of subjects whose folder has no class.txt")  # fmt: skip
+                      help="class noun of subjects whose folder has no class.txt; auto: a CLIP "
+                      "chooses it")  # fmt: skip
     init.add_argument("--base", default="miniature", help="miniature, a diffusers folder or hub id")
     init.add_argument(
         "--base-revision", metavar="COMMIT", help="commit of a hub id; required for hub ids"
@@ -149,6 +151,8 @@ def _add_job_commands(commands: Any) -> None:
     for command in (submit, stop):
         command.add_argument("--address", required=True,
                              help="dashboard of the cluster, such as http://head:8265")  # fmt: skip
+
+    ablating.add(_add(commands, "ablate", "ablate:ablate", "repeat one of the paper's ablations"))
 
     status = _add(commands, "status", "status:status", "show the jobs of a storage")
     text = f"storage of the jobs (default: {_DEFAULT_REGISTRY}, or the demo's)"

@@ -30,11 +30,16 @@ def validate(args: argparse.Namespace) -> int:
     """List every problem of a job file, its base, its manifest and its images."""
     checked = check_file(Path(args.job))
     problems, errors, num_subjects = checked.problems, checked.errors, len(checked.subjects)
+    nouns = {name: asdict(one) for name, one in checked.chosen_nouns.items()}
     if args.json:
         rows = [asdict(problem) for problem in problems]
-        print(json.dumps({"ok": not errors, "subjects": num_subjects, "problems": rows}, indent=2))
+        facts = {"ok": not errors, "subjects": num_subjects, "chosen_nouns": nouns,
+                 "problems": rows}  # fmt: skip
+        print(json.dumps(facts, indent=2))
         return SpecError.exit_code if errors else 0
     print_problems(problems)
+    for name, one in nouns.items():
+        print(f"subject {name}: class noun {one['noun']} ({one['share']:.0%})")
     print(f"{num_subjects} usable subject(s), {len(errors)} error(s), "
           f"{len(problems) - len(errors)} warning(s)")  # fmt: skip
     return SpecError.exit_code if errors else 0
@@ -72,6 +77,7 @@ def plan(args: argparse.Namespace) -> int:
         "subjects_kept": [one.subject.id for one in made.kept],
         "subjects_failed": list(made.failed),
         "identifiers": {one.subject.id: one.identifier for one in made.subjects},
+        "chosen_nouns": {name: asdict(one) for name, one in ready.chosen_nouns.items()},
         "class_nouns": list(made.class_nouns),
         "prior_sets_to_make": [prior.class_noun for prior in made.missing_priors],
         "class_images_to_make": made.num_prior_images,
@@ -226,7 +232,7 @@ def run_file(job_file: Path, options: RunOptions) -> int:
     from dbray.cli.watch import watch
     from dbray.run.job import run_job
 
-    _end_as_after_ctrl_c()
+    end_as_after_ctrl_c()
     ready = check_file(job_file).ready(options.skip_invalid)
     with quiet_stderr(), watch() as progress:
         result = run_job(ready, options, progress)
@@ -252,7 +258,7 @@ def _print_flagged(result: JobResult) -> None:
         print("  all are in the report and in 'dbray models list'")
 
 
-def _end_as_after_ctrl_c() -> None:
+def end_as_after_ctrl_c() -> None:
     """Also write the journal if a signal other than Ctrl-C ends the run."""
     # `ray job stop` and schedulers send it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

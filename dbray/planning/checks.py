@@ -13,7 +13,8 @@ from pathlib import Path
 from dbray import bases
 from dbray.bases import Base, defaults
 from dbray.errors import BaseError, Problem, SpecError, StoreError
-from dbray.planning import names
+from dbray.planning import auto_nouns, names
+from dbray.planning.auto_nouns import ChosenNoun
 from dbray.planning.long_prompts import check_job_prompts
 from dbray.planning.names import Naming
 from dbray.planning.packing import obstacle
@@ -23,7 +24,7 @@ from dbray.planning.storage_place import check_storage
 from dbray.scores import embedders
 from dbray.spec.job import Job, anchored, draft_job
 from dbray.spec.paths import is_folder
-from dbray.spec.prompts import NO_NOUN
+from dbray.spec.prompts import AUTO_NOUN, NO_NOUN
 from dbray.spec.subject import Subject
 from dbray.subjects import validation
 from dbray.subjects.listings import Source
@@ -59,6 +60,8 @@ class Ready:
     """The job file, as an absolute path; None for a job made in Python."""
     has_default_id: bool = False
     sources: Sources = field(default_factory=dict)
+    chosen_nouns: Mapping[str, ChosenNoun] = field(default_factory=dict)
+    """By subject id, the class nouns that dbray chose."""
 
 
 @dataclass
@@ -73,6 +76,7 @@ class Checked:
     file: Path | None = None
     has_default_id: bool = False
     sources: Sources = field(default_factory=dict)
+    chosen_nouns: Mapping[str, ChosenNoun] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
     @property
@@ -104,6 +108,7 @@ class Checked:
         return Ready(
             self.job, self.base, self.subjects, self.naming, self.problems,
             tuple(skipped.values()), self.file, self.has_default_id, self.sources,
+            self.chosen_nouns,
         )  # fmt: skip
 
     def _skippable(self) -> dict[str, InvalidSubject]:
@@ -179,6 +184,8 @@ def _check(
         found = validation.validate(source, folder=folder, resolution=resolution)
         checked.problems += found.problems
         checked.subjects, checked.invalid = found.subjects, found.invalid
+        _settle_nouns(checked, where)
+        checked.problems += _unused_clip(checked, where)
     subjects = [one.subject for one in checked.subjects]
     checked.problems += check_storage(job.storage, _folder_of(source, folder), subjects, where)
     if checked.base is not None and checked.job is not None:
@@ -190,6 +197,16 @@ def _check(
         checked.leave_out({problem.subject for problem in long if problem.severity == "error"})
         checked.problems += long
     return checked
+
+
+def _settle_nouns(checked: Checked, where: Callable[[str], str]) -> None:
+    """Replace class nouns that are left to dbray by those that it chooses."""
+    if checked.job is None or checked.base is None:
+        return
+    settled = auto_nouns.settle(checked.subjects, checked.job, checked.base, where)
+    checked.subjects, checked.chosen_nouns = settled.subjects, settled.chosen
+    checked.invalid = [*checked.invalid, *settled.undecided]
+    checked.problems += settled.problems
 
 
 def _unfit(job: Job, base: Base, where: Callable[[str], str]) -> Iterator[Problem]:
@@ -238,9 +255,17 @@ def _missing_embedders(job: Job, where: Callable[[str], str]) -> Iterator[Proble
             embedders.find_perceptual_weights()
         except BaseError as exc:
             yield Problem("error", where("scoring"), str(exc), "install it, or leave it out")
-    if scoring.clip is not None and scoring.embedder is None:
-        yield Problem("error", where("scoring"), "names a clip but no embedder",
-                      "add 'embedder: ...': without it nothing is scored")  # fmt: skip
+
+
+def _unused_clip(checked: Checked, where: Callable[[str], str]) -> Iterator[Problem]:
+    """Find a CLIP that neither scores nor chooses class nouns."""
+    scoring = checked.job.scoring if checked.job else None
+    if scoring is None or scoring.clip is None or scoring.embedder is not None:
+        return
+    if checked.chosen_nouns or any(one.class_noun == AUTO_NOUN for one in checked.invalid):
+        return
+    yield Problem("error", where("scoring"), "names a clip but no embedder",
+                  "add 'embedder: ...': without it nothing is scored")  # fmt: skip
 
 
 def _ablations(subjects: Sequence[Subject]) -> Iterator[Problem]:

@@ -121,7 +121,8 @@ def _carry_out(plan: Plan, recorder: Recorder, options: RunOptions) -> JobResult
 def _run_phases(plan: Plan, recorder: Recorder, options: RunOptions, cluster: ExitStack) -> None:
     """Run the phases in order; connect to Ray only if one of them has work."""
     training = Training(plan, recorder, options.max_failures)
-    annexes = [phase(plan, recorder) for phase in ANNEXES]
+    wanted = [one for one in ANNEXES if options.score or one is not ModelScores]
+    annexes = [phase(plan, recorder) for phase in wanted]
     training.forget_checkpoints()
     training.check_disk()
     if not plan.to_train and not any(phase.requests for phase in annexes):

@@ -19,3 +19,5 @@ class RunOptions:
     """Shell command that runs this job, for the hints in the report; None if run from Python."""
     skip_invalid: bool = False
     """Train the valid subjects; list the others in failed.jsonl."""
+    score: bool = True
+    """Score what is published, where the job names an embedder."""

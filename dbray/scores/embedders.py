@@ -57,6 +57,11 @@ class Embedder:
 class LoadedEmbedder(Protocol):
     """An embedder in memory. Embeddings are float32 rows of length 1 on the CPU."""
 
+    @property
+    def scale(self) -> float:
+        """What a CLIP multiplies cosines by before a softmax; 1 of other embedders."""
+        ...
+
     def images(self, pixels: Sequence[np.ndarray]) -> Tensor:
         """Embed N uint8 images (H, W, 3) of any size: (N, E)."""
         ...

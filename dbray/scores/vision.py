@@ -53,6 +53,11 @@ class VisionEmbedder:
             raise BaseError(f"embedder {embedder.name!r} has no tensor {min(missing)!r}")
         self._model: Any = loaded.to(device, torch.float32).eval().requires_grad_(False)
 
+    @property
+    def scale(self) -> float:
+        """See LoadedEmbedder."""
+        return float(self._model.logit_scale.exp()) if self._embedder.reads_text else 1.0
+
     @torch.no_grad()
     def images(self, pixels: Sequence[np.ndarray]) -> Tensor:
         """See LoadedEmbedder."""

@@ -12,6 +12,8 @@ _VOWEL_SOUND = re.compile(
 
 NO_NOUN = "none"
 """The class noun of a subject without one: an ablation (Ruiz et al., section 4.3)."""
+AUTO_NOUN = "auto"
+"""In the place of a class noun: dbray chooses it, by a CLIP."""
 _ANYTHING = "thing"
 """The class noun of such a subject in prompts that do not have its identifier."""
 

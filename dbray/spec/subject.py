@@ -16,7 +16,7 @@ from dbray.spec.base import Spec
 from dbray.spec.canon import UNTOUCHED, SubjectId
 from dbray.spec.paths import Address
 from dbray.spec.problems import problems_of
-from dbray.spec.prompts import NO_NOUN
+from dbray.spec.prompts import AUTO_NOUN, NO_NOUN
 from dbray.spec.text_files import Item
 
 
@@ -32,7 +32,8 @@ class Subject(Spec):
         min_length=1,
         max_length=64,
         description='Coarse class in one or two words, in the singular and without article: "dog". '
-        "none: no class noun in any prompt and no class to keep, as in the paper's ablation.",
+        "auto: the job's `scoring.clip` chooses it. none: no class noun in any prompt and no class "
+        "to keep, as in the paper's ablation.",
     )
     images: Annotated[tuple[Address, ...], BeforeValidator(_in_list)] = Field(
         description="Paths or URIs of 3 to 6 photographs, or the path of a folder of them on this "
@@ -56,6 +57,20 @@ class Subject(Spec):
         description="The right class noun, if class_noun is a wrong one on purpose, as in the "
         "paper's ablation. Only recorded.",
     )
+    description: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=300,
+        description='What it looks like, without article: "yellow clock with a white face". Only '
+        "`dbray ablate method` reads it, to prompt the untouched base with it.",
+    )
+
+    @field_validator("description")
+    @classmethod
+    def _plain_description(cls, description: str | None) -> str | None:
+        if description is not None and any(char in "{}" for char in description):
+            raise ValueError("a description is plain words, such as 'yellow clock with a face'")
+        return description and " ".join(description.split())
 
     @property
     def ablation(self) -> str | None:
@@ -79,7 +94,7 @@ class Subject(Spec):
         cleaned = " ".join(noun.split())
         if not cleaned or any(not char.isprintable() or char in "{}" for char in cleaned):
             raise ValueError("a class noun is one or more plain words, such as 'dog'")
-        return NO_NOUN if cleaned.lower() == NO_NOUN else cleaned
+        return cleaned.lower() if cleaned.lower() in (NO_NOUN, AUTO_NOUN) else cleaned
 
 
 def subject_fields(item: Item) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def in_folder(folder: Path, entry: Entry) -> dict[str, str]:
 def _sidecar_of(photograph: Path, entry: Entry) -> str | None:
     for suffix in SIDECAR_SUFFIXES:
         file = photograph.with_suffix(suffix)
-        if file.name != "class.txt" and file.is_file():
+        if file.name not in ("class.txt", "description.txt") and file.is_file():
             try:
                 return " ".join(read_text(file).split()) or None
             except SpecError as exc:

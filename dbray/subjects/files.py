@@ -23,7 +23,8 @@ from dbray.subjects.images import FORMAT_OF_SUFFIX
 Reader = Callable[[str, str], Iterable[Item | Entry]]
 """Takes a file's text and its name."""
 
-_COLUMNS = ("id", "class_noun", "images", "identifier", "captions", "true_class_noun")
+_COLUMNS = ("id", "class_noun", "images", "identifier", "captions", "true_class_noun",
+            "description")  # fmt: skip
 _COLUMN_ALIASES = {"subject_id": "id", "image": "images", "caption": "captions"}
 
 

@@ -24,7 +24,7 @@ from dbray.subjects import captions, images, places
 from dbray.subjects.captions import check_captions
 from dbray.subjects.entries import NO_IMAGES, Entry
 
-CLASS_FILE = "class.txt"
+CLASS_FILE, DESCRIPTION_FILE = "class.txt", "description.txt"
 # The file of github.com/google/dreambooth: "subject_name,class" lines under the heading "Classes",
 # then lists of prompts under the heading "Prompts".
 CLASSES_FILE = "prompts_and_classes.txt"
@@ -143,6 +143,7 @@ def entry_of_folder(
         )
         fields = {"id": entry.name, "class_noun": noun, "images": entry.images}
         fields["identifier"] = identifier
+        fields["description"] = _description_in(paths, entry)
         fields["captions"] = captions.with_placeholders(written, noun, identifier, entry)
         entry.make_subject(Item(fields, entry.where))
         check_captions(entry, fields["captions"])
@@ -184,6 +185,15 @@ def _class_noun_in(paths: Iterable[Path], default: str | None, entry: Entry) -> 
         fix = "write the class noun into it, such as 'dog'"
         entry.problems.append(Problem("error", str(own), "is empty", fix, entry.name))
     return noun
+
+
+def _description_in(paths: Iterable[Path], entry: Entry) -> str | None:
+    own = next((path for path in paths if path.name == DESCRIPTION_FILE), None)
+    try:
+        return None if own is None else " ".join(read_text(own).split()) or None
+    except SpecError as exc:
+        entry.add(exc.problems)
+        return None
 
 
 def _read_classes(file: Path) -> tuple[dict[str, str], list[Problem]]:
