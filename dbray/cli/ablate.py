@@ -78,6 +78,7 @@ def ablate(args: argparse.Namespace) -> int:
 def _command(args: argparse.Namespace) -> str:
     flags: list[Any] = ["--seeds", ",".join(map(str, args.seeds))]
     flags += ["--subjects", str(args.subjects)] if args.subjects else []
+    flags += ["--address", args.address] if args.address else []
     return shell_command("ablate", args.name, args.job, "-o", args.output, *flags)
 
 

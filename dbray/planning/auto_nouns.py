@@ -125,7 +125,7 @@ class _Classifier:
     def best(self, images: Sequence[str]) -> list[ChosenNoun]:
         """Return the nouns from the most likely on. Raises StoreError, SubjectError."""
         shares = self._shares(self._clip.images(list(self._pixels(images))))
-        order = shares.argsort(descending=True).tolist()
+        order = map(int, shares.argsort(descending=True))
         return [ChosenNoun(self._nouns[place], float(shares[place])) for place in order]
 
     def _shares(self, photographs: Tensor) -> Tensor:
