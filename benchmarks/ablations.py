@@ -1,0 +1,61 @@
+"""The paper's ablations on the miniature: draw the subjects and write their job.
+
+    python benchmarks/ablations.py FOLDER
+    dbray ablate prior FOLDER/job.yaml -o FOLDER/ablations --seeds 0,1,2
+
+Twelve subjects of four class nouns, each with a description in the words of the miniature's
+captions, so that prompting the untouched base has its best chance.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import yaml
+
+from dbray.miniature import world
+from dbray.miniature.world import Identity
+
+NUM_SUBJECTS, NUM_CLASSES, NUM_PHOTOGRAPHS, SEED = 12, 4, 5, 1
+FOLDER = Path("ablations")
+
+
+def describe(identity: Identity) -> str:
+    """Describe an identity: "yellow dog with brown spots"."""
+    noun = f"{identity.colour} {identity.class_noun}"
+    if identity.pattern in ("spots", "stripes"):
+        return f"{noun} with {identity.second_colour} {identity.pattern}"
+    return f"patched {noun}" if identity.pattern == "patch" else noun
+
+
+def write(folder: Path, embedder: str, clip: str) -> Path:
+    """Draw the photographs, and write the manifest and the job; returns the job file."""
+    photos = folder / "photos"
+    drawn = world.write_photographs(photos, NUM_SUBJECTS, NUM_CLASSES, SEED, NUM_PHOTOGRAPHS)
+    lines = []
+    for index, (name, noun) in enumerate(drawn):
+        identity = world.subject_scenes(SEED * 100_003 + index, noun, NUM_PHOTOGRAPHS)[0].identity
+        lines.append({"id": name, "class_noun": noun, "images": f"photos/{name}",
+                      "description": describe(identity)})  # fmt: skip
+    manifest = folder / "subjects.jsonl"
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    scoring = {"embedder": embedder, "clip": clip}
+    job = {"id": "ablations", "base": "miniature", "subjects": manifest.name, "scoring": scoring}
+    file = folder / "job.yaml"
+    file.write_text(yaml.safe_dump(job, sort_keys=False))
+    return file
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, nargs="?", default=FOLDER)
+    parser.add_argument("--embedder", default="miniature-vit")
+    parser.add_argument("--clip", default="miniature-clip")
+    args = parser.parse_args()
+    print(write(args.folder, args.embedder, args.clip))
+
+
+if __name__ == "__main__":
+    main()
