@@ -10,22 +10,21 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from safetensors.torch import load as load_tensors
-
 from dbray.ablate.scoring import Scored, pool_of
 from dbray.planning.checks import Ready
 from dbray.records.scores import Scores
 from dbray.run.watch import Watch
-from dbray.sampling.pool import sample
+from dbray.sampling.measuring import Measure, ScoreActor, describe, embeddings_of
+from dbray.sampling.pool import Result, SamplingPool, sample
 from dbray.sampling.previews import PreviewActor
-from dbray.sampling.scores import Measure, ScoreActor, describe, score
+from dbray.sampling.scores import score
 from dbray.spec.canon import digest_json
 from dbray.spec.sections import Previews
 from dbray.storage.committed import Committed
 from dbray.storage.store import Store
 from dbray.subjects.validation import CheckedSubject
 
-_SCORES, _EMBEDDINGS = "scores.json", "embeddings"
+_SCORES = "scores.json"
 Files = Mapping[str, bytes]
 
 
@@ -100,13 +99,13 @@ class _Embedded:
     def files(self, one: CheckedSubject) -> dict[str, bytes]:
         """Return the files to store for a subject."""
         mine, of_base, described = (
-            load_tensors(self._embeddings[_key(task)][_EMBEDDINGS]) for task in self._tasks(one)
+            embeddings_of(self._embeddings[_key(task)]) for task in self._tasks(one)
         )
         # The prompts of the class noun, as those that models are compared with.
         own = {**described, **{name: of_base[name] for name in ("asked",) if name in of_base}}
         name = one.subject.id
-        scores = score(own, of_base, name, {name: mine["subject"]}, self._num_images)
-        pictures = self._pictures[_key(self._of_base(_text(one)))]
+        scores = score(own, of_base, name, {name: mine}, self._num_images)
+        pictures = self._pictures[_key(self._of_base(_text(one)))].checked()
         return {**pictures, _SCORES: scores.model_dump_json(indent=1).encode()}
 
     def _tasks(self, one: CheckedSubject) -> list[dict[str, Any]]:
@@ -122,13 +121,13 @@ class _Embedded:
 
 
 def _carry_out(
-    actor: Any, args: tuple[Any, ...], tasks: list[dict[str, Any]], pool: Any
-) -> dict[str, Files]:
-    """Carry out each different task once; return its files by its key. Raises DbrayError."""
+    actor: Any, args: tuple[Any, ...], tasks: list[dict[str, Any]], pool: SamplingPool
+) -> dict[str, Result]:
+    """Carry out each different task once; return its result by its key. Raises LaneLost."""
     different = {_key(task): task for task in tasks}
     keys = list(different)
     results = sample(actor, args, list(different.values()), pool)
-    return {keys[result.index]: result.checked() for result in results}
+    return {keys[result.index]: result for result in results}
 
 
 def _key(task: Mapping[str, Any]) -> str:
