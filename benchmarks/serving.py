@@ -201,7 +201,7 @@ def cold(site: Site, folder: Path) -> dict[str, Any]:
 
 def overhead(site: Site, name: str) -> float:
     """Return the median of a warm request over HTTP minus that in a separate process."""
-    from dbray.serving.messages import Ask
+    from dbray.serving.messages import Ask, Share
     from dbray.serving.replica.replica import Replica
 
     def seconds(work: Callable[[], Any]) -> float:
@@ -213,7 +213,8 @@ def overhead(site: Site, name: str) -> float:
         return statistics.median(times[10:])
 
     record = site.registry.find(name)
-    ask = Ask(record.id, record.revision, "t", PROMPT.replace("{subject}", "zx dog"), (7,), 60.0,
+    prompt, models = PROMPT.replace("{subject}", "zx dog"), (Share(record.id, record.revision),)
+    ask = Ask(models, "t", prompt, (7,), 60.0,
               sampling={"steps": STEPS})  # fmt: skip
     replica = Replica(ServeOptions(registry=str(site.storage), base=site.base.name, device="cpu"))
     runner = asyncio.Runner()

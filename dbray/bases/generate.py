@@ -1,8 +1,8 @@
 """Prompts + weights + seeds -> images: the one sampling loop, for class images, previews, serving.
 
 Every image has its own generator, seeded on the CPU, so that it depends only on its prompt, seed
-and Sampling: not on the other images of the batch, the number of workers or the device. Does not
-know Ray or storage.
+and Sampling, and, except for rounding, neither on the other images of the batch, the number of
+workers nor the device. Does not know Ray or storage.
 """
 
 from __future__ import annotations
@@ -45,7 +45,6 @@ def batch_size(backbone: Backbone) -> int:
     return max(1, _LATENTS_PER_BATCH // (height * width))
 
 
-@torch.no_grad()
 def generate(
     backbone: Backbone,
     prompts: Sequence[str],
@@ -54,11 +53,45 @@ def generate(
     on_step: OnStep | None = None,
     size: tuple[int, int] | None = None,
 ) -> np.ndarray:
-    """Sample one image per prompt and seed.
+    """Sample one image per prompt and seed, with the present weights: see `sample`."""
+    if len(prompts) != len(seeds):
+        raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds")
+    condition = encode(backbone, prompts, sampling)
+    return sample(backbone, condition, seeds, sampling, on_step, size)
+
+
+def encode(backbone: Backbone, prompts: Sequence[str], sampling: Sampling) -> Condition:
+    """Encode N prompts with the present text encoders, as `sample` takes them.
+
+    Returns:
+        N rows; if the guidance needs a negative prompt, another N rows of it follow.
+    """
+    num, base, scale = len(prompts), backbone.base, sampling.guidance
+    if not base.family.needs_negative(scale):
+        tensors = base.family.with_guidance(backbone.condition(prompts).tensors, scale)
+        return Condition(dict(tensors))
+    negative = sampling.negative_prompt
+    found = backbone.condition([*prompts, negative or base.family.no_prompt])
+    without = found[num:].tensors
+    if not negative:
+        without = base.family.without_prompt(without, base.layout)
+    return Condition.cat([found[:num], Condition(dict(without)).repeat(num)])
+
+
+@torch.no_grad()
+def sample(
+    backbone: Backbone,
+    condition: Condition,
+    seeds: Sequence[int],
+    sampling: Sampling,
+    on_step: OnStep | None = None,
+    size: tuple[int, int] | None = None,
+) -> np.ndarray:
+    """Sample one image per seed.
 
     Args:
         backbone: the loaded model, with its present weights.
-        prompts: N prompts.
+        condition: of N prompts, from `encode`.
         seeds: N seeds, each of [0, 2**63).
         sampling: sampler, steps and guidance, shared by the N images.
         on_step: called after every step with its index and the present estimate of the clean
@@ -68,14 +101,12 @@ def generate(
     Returns:
         uint8 array (N, H, W, 3).
     """
-    if len(prompts) != len(seeds):
-        raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds")
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     scheduler = backbone.scheduler(sampling.sampler, sampling.steps, size)
     shape = backbone.latent_shape(size)
     noise = [torch.randn(shape, generator=generator) for generator in generators]
     latents = torch.stack(noise) * float(scheduler.init_noise_sigma)
-    denoise = _guided(backbone, prompts, sampling)
+    denoise = _guided(backbone, condition, len(seeds), sampling.guidance)
     # The scheduler's arithmetic is cheap, and on the CPU it gives the same result on every device.
     for index, timestep in enumerate(scheduler.timesteps):
         prediction = denoise(scheduler.scale_model_input(latents, timestep), timestep)
@@ -87,29 +118,15 @@ def generate(
 
 
 def _guided(
-    backbone: Backbone, prompts: Sequence[str], sampling: Sampling
+    backbone: Backbone, condition: Condition, num: int, scale: float
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """Return a function that denoises with the family's guidance, in one forward pass per step."""
-    num, family, scale = len(prompts), backbone.base.family, sampling.guidance
-    if not family.needs_negative(scale):
-        tensors = family.with_guidance(backbone.condition(prompts).tensors, scale)
-        alone = Condition(dict(tensors))
-        return lambda latents, t: backbone.denoise(latents, t.repeat(num), alone)
-    condition = _with_negative(backbone, prompts, sampling.negative_prompt)
+    if len(condition) == num:
+        return lambda latents, t: backbone.denoise(latents, t.repeat(num), condition)
 
     def guided(latents: Tensor, timestep: Tensor) -> Tensor:
         both = backbone.denoise(torch.cat([latents] * 2), timestep.repeat(2 * num), condition)
         positive, negative = both.chunk(2)
-        return family.guide(positive, negative, scale)
+        return backbone.base.family.guide(positive, negative, scale)
 
     return guided
-
-
-def _with_negative(backbone: Backbone, prompts: Sequence[str], negative: str) -> Condition:
-    """Return the condition of the prompts, followed by the negative prompt as many times."""
-    num, base = len(prompts), backbone.base
-    found = backbone.condition([*prompts, negative or base.family.no_prompt])
-    without = found[num:].tensors
-    if not negative:
-        without = base.family.without_prompt(without, base.layout)
-    return Condition.cat([found[:num], Condition(dict(without)).repeat(num)])

@@ -144,7 +144,7 @@ def inject(
     if expected is not None and len(paths) != expected:
         raise TrainError(f"the targets match {len(paths)} layers; expected are {expected}")
     routing = Routing()
-    layers = {path: _slot_layer(module, path, form, routing) for path in paths}
+    layers = {path: _replacement(module, path, form, routing) for path in paths}
     module.requires_grad_(False)
     for path, layer in layers.items():
         layer.train(module.get_submodule(path).training)
@@ -166,14 +166,27 @@ def _matching(module: nn.Module, targets: tuple[str, ...]) -> list[str]:
     return paths
 
 
-def _slot_layer(module: nn.Module, path: str, form: LowRank, routing: Routing) -> SlotLayer:
-    base = module.get_submodule(path)
+def _replacement(module: nn.Module, path: str, form: LowRank, routing: Routing) -> SlotLayer:
+    layer = module.get_submodule(path)
+    if not takes_slots(layer):
+        raise TrainError(f"{path} cannot be trained by low-rank factors: {layer}")
+    return slot_layer(layer, form, routing)
+
+
+def takes_slots(layer: nn.Module) -> bool:
+    """Return whether a layer can be replaced by one with slots."""
     # A subclass may compute something else, or be bypassed: attention reads `out_proj.weight`.
-    if type(base) is nn.Linear:
-        return LowRankLinear(base, form, routing)
-    if type(base) is nn.Conv2d and base.groups == 1 and base.padding_mode == "zeros":
-        return LowRankConv2d(base, form, routing)
-    raise TrainError(f"{path} cannot be trained by low-rank factors: {base}")
+    if type(layer) is nn.Conv2d:
+        return layer.groups == 1 and layer.padding_mode == "zeros"
+    return type(layer) is nn.Linear
+
+
+def slot_layer(layer: nn.Module, form: LowRank, routing: Routing) -> SlotLayer:
+    """Make the layer with slots that replaces one that takes them."""
+    if isinstance(layer, nn.Conv2d):
+        return LowRankConv2d(layer, form, routing)
+    assert isinstance(layer, nn.Linear)
+    return LowRankLinear(layer, form, routing)
 
 
 def _peft_shapes(path: str, layer: SlotLayer, rank: int) -> dict[str, tuple[str, tuple[int, ...]]]:

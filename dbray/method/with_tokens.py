@@ -164,6 +164,11 @@ class Together:
             one.write(resident)
 
 
+def kinds_of(weights: Weights) -> tuple[Weights, ...]:
+    """Return the kinds of weights that a model consists of."""
+    return weights.kinds if isinstance(weights, Together) else (weights,)
+
+
 def trained_parts(base: Base, recipe: Recipe) -> tuple[str, ...]:
     """Return the denoiser and, if requested, the text encoders."""
     encoders = base.family.encoders_to_train if recipe.train_text_encoder else ()

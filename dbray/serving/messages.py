@@ -76,17 +76,44 @@ class Refused(Exception):
 
 
 @dataclass(frozen=True)
-class Ask:
-    """A request for images, checked and authorised.
-
-    `subject` and `revision` name a published model; both are empty for the untouched base.
-    `sampling` holds the fields of `bases.generate.Sampling` that the caller set; the base has
-    defaults for the others. `resolution` is that of the model's training, and the default of `size`
-    (width, height). If `strict_size`, a size that the base cannot draw is refused.
-    """
+class Share:
+    """A published model of a request, and how much its change of the base counts."""
 
     subject: str
     revision: str
+    weight: float = 1.0
+
+    def __str__(self) -> str:
+        """'subject@revision', followed by '*weight' unless that is 1."""
+        weight = "" if self.weight == 1 else f"*{self.weight!r}"
+        return f"{self.subject}@{self.revision}{weight}"
+
+
+def shares_of(key: str) -> tuple[Share, ...]:
+    """Return the models of an Ask's key; none for the base."""
+    if key == BASE:
+        return ()
+    parts = (part.partition("*") for part in key.split("+"))
+    return tuple(Share(*name.split("@"), float(weight or 1)) for name, _, weight in parts)
+
+
+def names_of(key: str) -> frozenset[str]:
+    """Return 'subject@revision' of each model of an Ask's key."""
+    return frozenset(f"{share.subject}@{share.revision}" for share in shares_of(key))
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A request for images, checked and authorised.
+
+    `models` are the published models whose changes of the base are added up; none for the
+    untouched base. `sampling` holds the fields of `bases.generate.Sampling` that the caller set;
+    the base has defaults for the others. `resolution` is that of the model's training, and the
+    default of `size` (width, height). If `strict_size`, a size that the base cannot draw is
+    refused.
+    """
+
+    models: tuple[Share, ...]
     tenant: str
     prompt: str
     seeds: tuple[int, ...]
@@ -109,8 +136,13 @@ class Ask:
 
     @property
     def key(self) -> str:
-        """`subject@revision`, or 'base'."""
-        return f"{self.subject}@{self.revision}" if self.subject else BASE
+        """`subject@revision`, or several joined by '+', or 'base'; see `shares_of`."""
+        return "+".join(map(str, self.models)) or BASE
+
+    @property
+    def subject(self) -> str:
+        """The first model's subject; "" for the base."""
+        return self.models[0].subject if self.models else ""
 
     def within(self, deadline_seconds: float) -> Ask:
         """The same request with another deadline."""

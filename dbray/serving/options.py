@@ -45,6 +45,9 @@ class ServeOptions(Spec):
     scratch: str | None = Field(None, description="Folder of local copies; absent: temporary.")
 
     batch_images: int = Field(4, ge=1, le=256, description="Images sampled together.")
+    mix: bool = Field(
+        True, description="Sample images of several low-rank models together; false: of one."
+    )
     max_queued_images: int = Field(
         64, ge=1, description="Queued with a request, per replica; more gets 503."
     )

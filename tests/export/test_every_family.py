@@ -31,7 +31,7 @@ from dbray.export.reading import read_adapter
 from dbray.export.source import Source
 from dbray.method.factors import Factors, canonical, to_published
 from dbray.records.models import Registry
-from dbray.serving.messages import Answer, Ask
+from dbray.serving.messages import Answer, Ask, Share
 from dbray.serving.options import ServeOptions
 from dbray.serving.replica.replica import Replica
 from dbray.storage.store import Store
@@ -204,11 +204,11 @@ def test_a_replica_serves_the_image_of_generate(world, tmp_path, name):
 
 
 def serve(replica: Replica, here: World, model: str) -> np.ndarray:
-    key = ("", "")
+    models = ()
     if model != "base":
         found = Registry(Store(str(here.storage))).find(model)
-        key = (found.id, found.revision)
-    ask = Ask(*key, tenant="t", prompt=PROMPT, deadline_seconds=60.0, seeds=(SEED,),
+        models = (Share(found.id, found.revision),)
+    ask = Ask(models, tenant="t", prompt=PROMPT, deadline_seconds=60.0, seeds=(SEED,),
               sampling={"steps": STEPS, "guidance": here.guidance}, size=(SIDE, SIDE))  # fmt: skip
     answer = asyncio.run(replica.generate(ask))
     assert isinstance(answer, Answer), answer

@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+from dataclasses import replace
 
 import httpx
 import pytest
 
 from dbray.bases.generate import Sampling
 from dbray.errors import SpecError
+from dbray.method.mixing import UNTOUCHED
 from dbray.serving import meters
 from dbray.serving.http import wire
 from dbray.serving.http.access.guard import Guard
 from dbray.serving.http.access.tenants import Gate, RateLimit, is_loopback, new_key, read_keys
-from dbray.serving.messages import Ask, Refusal, Refused
+from dbray.serving.messages import Ask, Refusal, Refused, Share
 from dbray.serving.options import ServeOptions
-from dbray.serving.replica.fair_queue import FairQueue, Limits, Request
+from dbray.serving.replica.fair_queue import FairQueue, Limits, Request, company
 from dbray.serving.router import rank
 
 pytestmark = pytest.mark.timeout(60)
@@ -37,17 +39,18 @@ def make_queue(**limits):
 
 
 def make_request(clock, subject="rex", tenant="t", num_images=1, steps=10, deadline=60.0, area=1.0):
-    ask = Ask(subject, "abc" if subject else "", tenant, "p", tuple(range(num_images)), deadline)
+    models = (Share(subject, "abc"),) if subject else ()
+    ask = Ask(models, tenant, "p", tuple(range(num_images)), deadline)
     events = []
     request = Request(ask, Sampling(steps=steps), (32, 32), events.append, clock(), area)
     request.events = events
     return request
 
 
-def put(queue, *requests):
+def put(queue, *requests, member=None):
     for request in requests:
         queue.push(request)
-        queue.ready(request, None)
+        queue.ready(request, None, member)
 
 
 def taken(queue, resident="base"):
@@ -64,6 +67,83 @@ def test_requests_with_equal_sampling_share_a_batch():
     assert taken(queue) == [("rex", "t", 0), ("rex", "t", 1), ("rex", "t", 2), ("rex", "t", 0)]
     assert taken(queue) == [("mia", "t", 0)]
     assert taken(queue) == [("rex", "t", 0)]
+
+
+def put_low_rank(queue, clock, *subjects, **fields):
+    """Put requests that may be mixed, and return them."""
+    requests = [make_request(clock, subject, **fields) for subject in subjects]
+    put(queue, *requests, member=UNTOUCHED)
+    return requests
+
+
+def test_requests_for_several_low_rank_models_share_a_batch():
+    queue, clock = make_queue(batch_images=4)
+    put_low_rank(queue, clock, "rex", "mia", "", "tom", "rex")
+    assert [subject for subject, *_ in taken(queue, "?")] == ["rex", "mia", "", "tom"]
+    assert taken(queue) == [("rex", "t", 0)]
+
+
+@pytest.mark.parametrize(
+    ("joining", "may_join"),
+    [
+        ({}, True),
+        ({"steps": 11}, False),
+        ({"size": (40, 32)}, False),
+        ({"guidance": 1.0}, False),
+        ({"negative_prompt": "blurry"}, False),
+        ({"sampler": "euler"}, False),
+        ({"member": None}, False),
+        ({"member": None, "subject": "rex"}, True),
+    ],
+)
+def test_which_requests_share_a_batch(joining, may_join):
+    lead, other = put_low_rank(*make_queue(), "rex", joining.pop("subject", "mia"))
+    if "member" in joining:
+        lead.member = other.member = joining.pop("member")
+    other.size = joining.pop("size", other.size)
+    other.sampling = replace(other.sampling, **joining)
+    assert other.may_join(lead) is may_join
+    assert lead.may_join(other) is may_join
+    assert company(lead, [other, lead], 4) == ([lead, other] if may_join else [lead])
+
+
+def test_a_popular_model_is_served_alone_when_it_fills_a_batch():
+    lead, mia, again = put_low_rank(*make_queue(), "rex", "mia", "rex", num_images=2)
+    ready = [lead, mia, again]
+    assert company(lead, ready, 4) == [lead, again]
+    assert company(lead, ready, 5) == ready
+    assert company(mia, ready, 4) == [mia, lead, again]
+
+
+def test_whole_models_wait_no_longer_because_others_are_mixed():
+    queue, clock = make_queue(batch_images=2, patience_seconds=2)
+    put(queue, make_request(clock, "whole"))
+    clock.now += 1
+    for turn in range(4):
+        put_low_rank(queue, clock, f"a{turn}", f"b{turn}")
+    # The oldest is next, although the base is resident and others are ready to be mixed.
+    assert taken(queue) == [("whole", "t", 0)]
+    assert [len(taken(queue)) for _ in range(4)] == [2] * 4
+
+
+def test_every_model_is_served_while_a_popular_one_fills_batches():
+    queue, clock = make_queue(batch_images=2, patience_seconds=2, max_images_per_tenant=64)
+    put_low_rank(queue, clock, "rare")
+    served = []
+    for _ in range(6):
+        put_low_rank(queue, clock, "rex", "rex")
+        served += taken(queue, "rex@abc")
+        clock.now += 0.7
+    assert ("rare", "t", 0) in served[:8]  # after at most patience_seconds
+
+
+def test_tenants_have_equal_shares_of_mixed_batches():
+    queue, clock = make_queue(batch_images=4, max_images_per_tenant=64)
+    names = [f"m{index}" for index in range(24)]
+    put_low_rank(queue, clock, *names, tenant="greedy")
+    put_low_rank(queue, clock, *names[:8], tenant="modest")
+    tenants = [tenant for _ in range(4) for _, tenant, _ in taken(queue)]
+    assert tenants.count("modest") == 8
 
 
 def test_requests_wait_for_their_weights():

@@ -20,7 +20,7 @@ from dbray import bases
 from dbray.errors import BaseError
 from dbray.method.full import METHOD, flatten
 from dbray.records.models import Registry
-from dbray.serving.messages import Answer, Ask, Begun, Finished, Partial, Refusal
+from dbray.serving.messages import Answer, Ask, Begun, Finished, Partial, Refusal, Share
 from dbray.serving.options import GIB, ServeOptions
 from dbray.serving.replica.replica import Replica
 from dbray.serving.replica.weights import Source
@@ -57,9 +57,9 @@ def ask(storage, model="rex", seeds=(7,), steps=4, **fields):
     fields = {"tenant": "t", "prompt": "a photo of zx dog", "deadline_seconds": 60.0} | fields
     fields |= {"seeds": tuple(seeds), "sampling": {"steps": steps}}
     if model == "base":
-        return Ask("", "", **fields)
+        return Ask((), **fields)
     record = Registry(Store(str(storage))).find(model)
-    return Ask(record.id, record.revision, **fields)
+    return Ask((Share(record.id, record.revision),), **fields)
 
 
 def images(answer):
@@ -314,7 +314,7 @@ def test_bad_models_are_rejected_and_evict_nothing(storage, tiny_base):
         assert str(storage) not in refusal.message
     assert asyncio.run(replica.generate(ask(storage, "misfit"))).code == "model_unusable"
     gone = ask(storage, "tom", prompt="p")
-    gone = Ask("gone", "0" * 12, "t", "p", gone.seeds, 60.0)
+    gone = Ask((Share("gone", "0" * 12),), "t", "p", gone.seeds, 60.0)
     assert asyncio.run(replica.generate(gone)).code == "model_not_found"
     assert asyncio.run(replica.figures())["keys"] == before["keys"]
     replica.close()

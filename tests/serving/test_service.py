@@ -32,6 +32,7 @@ from dbray.serving.messages import (
     Begun,
     Refusal,
     Refused,
+    Share,
 )
 from dbray.serving.options import ServeOptions
 from dbray.spec.sections import Recipe
@@ -295,7 +296,7 @@ def test_slow_listings_do_not_delay_images(site, monkeypatch):
 
 
 def make_ask(subject="rex", tenant="t", deadline=60.0):
-    return Ask(subject, "abc" if subject else "", tenant, "p", (1,), deadline)
+    return Ask((Share(subject, "abc"),) if subject else (), tenant, "p", (1,), deadline)
 
 
 def test_an_alias_is_its_model(site):
@@ -306,6 +307,67 @@ def test_an_alias_is_its_model(site):
     assert site.ask("GET", "/v1/models/dall-e-3").json()["id"] == "rex"
     assert site.ask("POST", "/v1/models/dall-e-3:warm").json()["id"] == "rex"
     assert site.ask("DELETE", "/v1/models/dall-e-3").status_code == 404
+
+
+def publish_lora(site, model_id, **fields):
+    return publish(site.storage, model_id=model_id, recipe=Recipe(method="lora"), **fields)
+
+
+def test_several_models_are_asked_for_as_one(site):
+    names = [publish_lora(site, name, identifier=name).name for name in ("cat", "ink")]
+    answer = site.post(model="cat+ink", prompt="a photo of a {subject}, ink dog")
+    assert answer.json()["model"] == answer.headers["x-dbray-model"] == "+".join(names)
+    assert "x-dbray-warning" not in answer.headers
+    assert site.models.asked[-1].prompt == "a photo of a cat dog, ink dog"
+    shares = [{"model": "cat"}, {"model": names[1], "weight": 0.5}]
+    weighted = site.ask("POST", "/v1/images/generations", json={"prompt": "p", "models": shares})
+    assert weighted.json()["model"] == f"{names[0]}+{names[1]}*0.5"
+    assert weighted.headers["x-dbray-warning"].endswith("the identifier of ink")
+
+
+def test_every_model_of_a_request_has_to_be_visible_and_of_low_rank(site):
+    publish_lora(site, "cat")
+    publish_lora(site, "foreign", tenant="zeta")
+    codes = {"cat+foreign": "model_not_found", "cat+nobody": "model_not_found",
+             "cat+rex": "not_combinable", "cat+base": "not_combinable"}  # fmt: skip
+    for model, code in codes.items():
+        error = site.post(model=model).json()["error"]
+        assert (error["code"], error["param"]) == (code, "model"), model
+    assert "'nobody' does not exist" in site.post(model="cat+nobody").json()["error"]["message"]
+    both = site.post(model="cat", models=[{"model": "cat"}]).json()["error"]
+    assert (both["code"], both["param"]) == ("invalid_value", "models")
+    assert site.models.asked == []
+
+
+def test_a_takedown_of_one_model_drops_predictions_of_its_sums(site):
+    for name in ("cat", "ink"):
+        publish_lora(site, name)
+
+    async def run():
+        async with site.client() as client:
+            for name, model in (("sum", "cat+ink"), ("other", "cat")):
+                body = BODY | {"model": model, "response_format": "url"}
+                await client.put(f"/v1/predictions/{name}", json=body)
+            urls = []
+            for name in ("sum", "other"):
+                while (answer := await client.get(f"/v1/predictions/{name}")).json()["status"] == (
+                    "processing"
+                ):
+                    await asyncio.sleep(0)
+                urls.append(answer.json()["output"]["data"][0]["url"])
+            assert (await client.delete("/v1/models/ink")).status_code == 200
+            paths = ["/v1/predictions/sum", "/v1/predictions/other", *urls]
+            return [(await client.get(path)).status_code for path in paths]
+
+    site.service.gate.admit = lambda *_: OPERATOR
+    assert asyncio.run(run()) == [404, 200, 404, 200]
+
+
+def test_an_alias_may_stand_for_several_models(site):
+    names = [publish_lora(site, name).name for name in ("cat", "ink")]
+    aliases = {"dall-e-3": "cat+ink"}
+    site.service.options = site.service.options.model_copy(update={"aliases": aliases})
+    assert site.post(model="dall-e-3").json()["model"] == "+".join(names)
 
 
 def test_a_damaged_record_is_reported_to_its_owner_only(site):

@@ -21,7 +21,7 @@ from ray.serve.handle import DeploymentHandle
 from dbray.serving.http.replicas import Replicas
 from dbray.serving.http.shelf import Shelf
 from dbray.serving.http.wire import GenerationRequest
-from dbray.serving.messages import BROKEN, Answer, Ask, Refusal
+from dbray.serving.messages import BROKEN, Answer, Ask, Refusal, names_of
 
 _log = logging.getLogger(__name__)
 
@@ -138,7 +138,7 @@ class Predictions:
         """Drop the predictions and images of revisions that were taken down."""
         self._shelf.forget(keys)
         for name, kept in list(self._kept.items()):
-            if kept.state.ask.key in keys:
+            if not names_of(kept.state.ask.key).isdisjoint(keys):
                 del self._kept[name]
                 if kept.task:
                     kept.task.cancel()

@@ -17,12 +17,13 @@ from typing import Any
 from dbray.errors import ModelDamaged, RegistryError, StoreError
 from dbray.records.models import ModelRecord
 from dbray.scores.values import ScoreName
+from dbray.serving.http import sums
 from dbray.serving.http.access.places import Bodies, Places
 from dbray.serving.http.access.tenants import Gate, Key
 from dbray.serving.http.catalogue import Catalogue, Listed
 from dbray.serving.http.replicas import Replicas
 from dbray.serving.http.wire import GenerationRequest
-from dbray.serving.messages import BASE, UNUSABLE, Ask, Begun, Refusal, Refused
+from dbray.serving.messages import UNUSABLE, Ask, Begun, Refusal, Refused, Share
 from dbray.serving.options import ServeOptions
 from dbray.spec.prompts import fill_prompt, named_until
 
@@ -133,6 +134,10 @@ class Service:
 
     def check(self, request: GenerationRequest) -> None:
         """Check what does not depend on the model. Raises Refused."""
+        if request.models and "model" in request.model_fields_set:
+            raise Refused(Refusal(
+                400, "invalid_value", "Invalid 'models': give either 'model' or 'models'.", "models"
+            ))  # fmt: skip
         steps = request.num_inference_steps
         if steps is not None and steps > self.options.max_steps:
             raise Refused(Refusal(
@@ -142,16 +147,22 @@ class Service:
             ))  # fmt: skip
 
     async def prepare(self, key: Key, request: GenerationRequest) -> Prepared:
-        """Find the model of a request that was checked. Raises Refused."""
-        model = self.meant(request.model)
-        record = None if model == BASE else await self.find(key, model)
+        """Find the models of a request that was checked. Raises Refused."""
+        names = sums.named(request, self.options.aliases)
+        records = [await self.find(key, name) for name, _ in names]
+        weights = [weight for _, weight in names]
+        record = records[0] if records else None
+        if records:
+            sums.check(records, weights)
         first = secrets.randbelow(_SEEDS) if request.seed is None else request.seed
         sampling = request.sampling
         if request.negative_prompt:
             sampling["negative_prompt"] = _fill(request.negative_prompt, record)
         ask = Ask(
-            subject=record.id if record else "",
-            revision=record.revision if record else "",
+            models=tuple(
+                Share(one.id, one.revision, weight)
+                for one, weight in zip(records, weights, strict=True)
+            ),
             tenant=key.tenant,
             prompt=_fill(request.prompt, record),
             seeds=tuple((first + index) % _SEEDS for index in range(request.n)),
@@ -165,7 +176,7 @@ class Service:
             partial_images=request.partial_images if request.stream else 0,
         )
         named = named_until(request.prompt, record.class_noun, record.identifier) if record else 0
-        return Prepared(request, ask, _warnings(request, record), named)
+        return Prepared(request, ask, _warnings(request, records), named)
 
     async def readiness(self) -> dict[str, Any]:
         """Return what is ready.
@@ -221,17 +232,22 @@ def _fill(prompt: str, record: ModelRecord | None) -> str:
     return prompt
 
 
-def _warnings(request: GenerationRequest, record: ModelRecord | None) -> tuple[str, ...]:
+def _warnings(request: GenerationRequest, records: Sequence[ModelRecord]) -> tuple[str, ...]:
     warnings = []
-    if record and not _names_subject(request.prompt, record):
+    if records and "{subject}" not in request.prompt and not _names(request.prompt, records[0]):
         warnings.append(NAMES_NEITHER)
+    warnings += [
+        f"the prompt does not name the identifier of {record.id}"
+        for record in records[1:]
+        if not _names(request.prompt, record)
+    ]
     if request.without_effect:
         warnings.append(f"without effect here: {', '.join(request.without_effect)}")
     return tuple(warnings)
 
 
-def _names_subject(prompt: str, record: ModelRecord) -> bool:
+def _names(prompt: str, record: ModelRecord) -> bool:
     words = prompt.casefold().split()
     wanted = record.identifier.casefold().split()
     spans = (words[start : start + len(wanted)] for start in range(len(words)))
-    return "{subject}" in prompt or wanted in [[w.strip(",.;:!?\"'") for w in s] for s in spans]
+    return wanted in [[w.strip(",.;:!?\"'") for w in s] for s in spans]

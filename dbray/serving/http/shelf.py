@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from dbray.serving.messages import Ask
+from dbray.serving.messages import Ask, names_of
 
 KEEP_SECONDS = 3600.0
 MAX_BYTES = 256 * 2**20
@@ -49,7 +49,9 @@ class Shelf:
 
     def forget(self, models: Collection[str]) -> None:
         """Drop the images of revisions that were taken down."""
-        self._kept = {name: k for name, k in self._kept.items() if k.model not in models}
+        self._kept = {
+            name: k for name, k in self._kept.items() if names_of(k.model).isdisjoint(models)
+        }
 
     def _make_room(self) -> None:
         now = self._clock()

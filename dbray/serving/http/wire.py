@@ -6,6 +6,7 @@ findings to OpenAI's error body. Errors never contain the content of a request: 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -14,12 +15,15 @@ from dbray.scores.values import Scores
 from dbray.serving.messages import BASE, OutputFormat, Refusal, Refused
 from dbray.spec.sections import MAX_SAMPLING_STEPS, Sampler
 
-MODEL_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}(@[0-9a-f]{6,12})?$"
+_MODEL = r"[a-z0-9][a-z0-9._-]{0,62}(@[0-9a-f]{6,12})?"
+MODEL_PATTERN = f"^{_MODEL}$"
+MAX_MODELS = 4
 PREDICTION_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 MAX_PROMPT = 4000
 MAX_LIST = 1000
 
 ModelId = Annotated[str, Field(pattern=MODEL_PATTERN)]
+ModelSum = Annotated[str, Field(pattern=rf"^{_MODEL}(\+{_MODEL}){{0,{MAX_MODELS - 1}}}$")]
 Prompt = Annotated[str, Field(max_length=MAX_PROMPT)]
 
 # OpenAI's fields that have no effect here, and the values that ask for what happens anyway.
@@ -52,6 +56,13 @@ def _number(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+class WeightedModel(Wire):
+    """A model of a sum, and how much its change of the base counts."""
+
+    model: ModelId = Field(description="As in `model`, but one.")
+    weight: float = Field(1.0, ge=-2, le=2, description="1: as it was trained.")
+
+
 class GenerationRequest(Wire):
     """Body of POST /v1/images/generations. Fields that OpenAI does not have are dbray's own."""
 
@@ -60,7 +71,17 @@ class GenerationRequest(Wire):
     prompt: Annotated[str, Field(min_length=1, max_length=MAX_PROMPT)] = Field(
         description="What to draw. {subject} becomes '[identifier] [class noun]'."
     )
-    model: ModelId = Field(BASE, description="A subject, subject@revision, an alias, or 'base'.")
+    model: ModelSum = Field(
+        BASE,
+        description="A subject, subject@revision, an alias, or 'base'. Low-rank models are added "
+        f"up: 'rex+watercolour', at most {MAX_MODELS}; {{subject}} is the first.",
+    )
+    models: list[WeightedModel] | None = Field(
+        None,
+        min_length=1,
+        max_length=MAX_MODELS,
+        description="In place of `model`: low-rank models to add up, each with a weight.",
+    )
     n: int = Field(1, ge=1, le=10, description="Images; image i is sampled from seed + i.")
     size: str = Field(
         "auto",
@@ -100,6 +121,13 @@ class GenerationRequest(Wire):
         if not isinstance(body, dict):
             return body
         return {name: _number(value) for name, value in body.items() if value is not None}
+
+    @property
+    def weighted(self) -> list[tuple[str, float]]:
+        """The names of the requested models, each with its weight."""
+        if self.models:
+            return [(one.model, one.weight) for one in self.models]
+        return [(name, 1.0) for name in self.model.split("+")]
 
     @property
     def width_height(self) -> tuple[int, int] | None:
@@ -280,13 +308,20 @@ def refusal_of(exc: ValidationError) -> Refusal:
         return Refusal(400, "invalid_json", "The body is not valid JSON.")
     if not finding["loc"]:
         return Refusal(400, "invalid_body", "The body must be a JSON object.")
-    field = str(finding["loc"][0])
+    *parents, last = finding["loc"]
+    field = _path(finding["loc"])
     if finding["type"] == "extra_forbidden":
         # The name is the caller's text: shown only if it can be a field's name.
-        shown = field if field.isidentifier() and len(field) <= 64 else "?"
+        shown = _path([*parents, last if last.isidentifier() and len(last) <= 64 else "?"])
         return Refusal(400, "unknown_parameter", f"Unknown parameter: '{shown}'.", shown)
     if finding["type"] == "missing":
         return Refusal(
             400, "missing_required_parameter", f"Missing required parameter: '{field}'.", field
         )
     return Refusal(400, "invalid_value", f"Invalid '{field}': {finding['msg']}.", field)
+
+
+def _path(parts: Sequence[str | int]) -> str:
+    """Return the place of a field: 'models[0].weight'."""
+    steps = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts)
+    return "".join(steps).removeprefix(".")

@@ -14,10 +14,11 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from dbray.bases.generate import Sampling
+from dbray.method.mixing import Member
 from dbray.serving.messages import OVERLOADED, Ask, Refusal, Refused
 from dbray.serving.replica.cache import Hold
 
@@ -44,14 +45,18 @@ class Request:
     """Characters read of each text that the base does not read to its end."""
     waiting: deque[int] = field(default_factory=deque)
     hold: Hold | None = None
+    member: Member | None = None
+    """Its model's part of a mixed batch; None if the model has to be alone in its batch."""
     ready_since: float | None = None
     begun: bool = False
     over: bool = False
 
-    @property
-    def kind(self) -> tuple[str, Sampling, tuple[int, int]]:
-        """Requests of the same kind can share a batch."""
-        return self.ask.key, self.sampling, self.size
+    def may_join(self, lead: Request) -> bool:
+        """Return whether this request can be in a batch with another one."""
+        if (self.sampling, self.size) != (lead.sampling, lead.size):
+            return False
+        is_mixed = self.member is not None and lead.member is not None
+        return is_mixed or self.ask.key == lead.ask.key
 
     @property
     def cost(self) -> float:
@@ -71,7 +76,19 @@ class Request:
 
 
 Batch = list[tuple[Request, int]]
-"""Images to sample together: requests of one kind, each with the index of an image."""
+"""Images to sample together: requests that share a pass, each with the index of an image."""
+
+
+def company(lead: Request, ready: Sequence[Request], most: int) -> list[Request]:
+    """Return the requests whose images may fill a batch of `most` images, the lead first.
+
+    If those for the lead's model fill it, it is theirs, as a pass with merged weights costs the
+    least. Otherwise any that may join fill it, in the order of `ready`.
+    """
+    joined = [lead, *(one for one in ready if one is not lead and one.may_join(lead))]
+    own = [one for one in joined if one.ask.key == lead.ask.key]
+    is_filled = sum(len(one.waiting) for one in own) >= most
+    return own if is_filled else joined
 
 
 @dataclass(frozen=True)
@@ -145,10 +162,14 @@ class FairQueue:
                 retry_after=max(1, seconds),
             ))  # fmt: skip
 
-    def ready(self, request: Request, hold: Hold | None) -> None:
-        """Note that a request's weights are loaded, or that it needs none."""
+    def ready(self, request: Request, hold: Hold | None, member: Member | None = None) -> None:
+        """Note that a request's weights are loaded, or that it needs none.
+
+        Requests with a `member` may be mixed.
+        """
         with self._condition:
-            request.hold, request.ready_since = hold, self._clock()
+            request.hold, request.member = hold, member
+            request.ready_since = self._clock()
             self._condition.notify()
 
     def withdraw(self, request: Request) -> None:
@@ -206,7 +227,7 @@ class FairQueue:
         self._virtual = max(self._virtual, self._used[lead.ask.tenant])
         most = max(1, int(self.limits.batch_images / max(1.0, lead.area)))
         batch: Batch = []
-        for request in sorted((j for j in ready if j.kind == lead.kind), key=self.turn):
+        for request in company(lead, sorted(ready, key=self.turn), most):
             while request.waiting and len(batch) < most:
                 batch.append((request, request.waiting.popleft()))
                 self._used[request.ask.tenant] += request.cost

@@ -1,7 +1,7 @@
 """Loads models before their requests are served: a limited number at once, in the order of serving.
 
 Owns the limit of models in use beside those that the cache keeps: without it, all requested models
-would be in memory at once. For one event loop.
+would be in memory at once. A model that a tier keeps does not count any more. For one event loop.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Executor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 from dbray.serving.replica.cache import Hold, TieredCache
@@ -22,6 +22,12 @@ class _Load:
 
     hold: asyncio.Task[Hold]
     num_users: int = 0
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether its memory is that of a tier."""
+        is_loaded = self.hold.done() and not self.hold.cancelled() and not self.hold.exception()
+        return is_loaded and self.hold.result().tier is not None
 
 
 @dataclass(eq=False)
@@ -40,6 +46,7 @@ class Loads:
         self._count = count
         self._loads: dict[str, _Load] = {}
         self._waiting: list[_Waiter] = []
+        self._landings: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
     async def using(self, key: str, turn: Callable[[], Turn]) -> AsyncGenerator[Hold]:
@@ -87,14 +94,25 @@ class Loads:
         while self._waiting:
             key = min(self._waiting, key=lambda waiter: waiter.turn()).key
             if key not in self._loads:
-                if len(self._loads) >= self._count:
+                if sum(not load.is_kept for load in self._loads.values()) >= self._count:
                     return
-                hold = self._cache.hold(key, self._readers)
-                self._loads[key] = _Load(asyncio.create_task(hold))
+                self._loads[key] = _Load(asyncio.create_task(self._load(key)))
             for waiter in [waiter for waiter in self._waiting if waiter.key == key]:
                 self._waiting.remove(waiter)
                 self._loads[key].num_users += 1
                 waiter.entered.set()
+
+    async def _load(self, key: str) -> Hold:
+        hold = await self._cache.hold(key, self._readers)
+        self._landings.add(landing := asyncio.create_task(self._land(hold)))
+        landing.add_done_callback(self._landings.discard)
+        return hold
+
+    async def _land(self, hold: Hold) -> None:
+        """Admit the next waiter once a tier keeps a model."""
+        with suppress(Exception):  # its users raise it
+            await hold.landed()
+        self._admit()
 
     def _leave(self, key: str) -> None:
         load = self._loads[key]

@@ -1,7 +1,9 @@
 """The thread that uses the device: it takes batches, swaps weights, and samples.
 
-The weights of one subject are resident at a time, and all images of a batch share them. Owns the
-order of swap, sampling and cancellation; uses neither HTTP nor Ray Serve.
+The images of a batch share the resident weights: those of their model or, if they are of several
+low-rank models, those of the base, beside which every row uses its own model's factors
+(`method.mixing`). Owns the order of swap, sampling and cancellation; uses neither HTTP nor Ray
+Serve.
 """
 
 from __future__ import annotations
@@ -19,12 +21,15 @@ import torch
 from torch import Tensor
 
 from dbray.bases import Backbone
-from dbray.bases.generate import Sampling, generate
+from dbray.bases.condition import Condition
+from dbray.bases.generate import Sampling, encode, generate, sample
 from dbray.bases.resident import Resident
 from dbray.errors import DbrayError
+from dbray.method.mixing import mixed
 from dbray.serving.messages import BASE, BROKEN, TIMED_OUT, Begun, Refusal
 from dbray.serving.meters import DeviceMeters
 from dbray.serving.replica.fair_queue import Batch, FairQueue, Request
+from dbray.serving.replica.mixture import encode_each, member_of
 from dbray.serving.replica.weights import load_refusal
 from dbray.spec.sections import Sampler
 
@@ -129,8 +134,7 @@ class Painter:
             self._paint(batch)
             cost = sum(request.cost for request, _ in batch)
         except _Cancelled:
-            if not all(request.hold is None or request.hold.is_settled for request, _ in batch):
-                self.resident = UNKNOWN
+            pass
         except DbrayError as exc:  # the weights are damaged
             refusal = load_refusal(exc, batch[0][0].ask.key)
         except torch.cuda.OutOfMemoryError:
@@ -142,8 +146,9 @@ class Painter:
             _log.error("sampling failed: %s\n%s", type(exc).__name__, place)
         finally:
             self._queue.done(cost, time.monotonic() - started)
-        if refusal:
+        if refusal or not all(_is_settled(request) for request, _ in batch):
             self.resident = UNKNOWN
+        if refusal:
             for request, _ in batch:
                 request.refuse(refusal)
         if refusal is BROKEN:
@@ -163,44 +168,67 @@ class Painter:
             self._stopping = True
 
     def _paint(self, batch: Batch) -> None:
-        lead = batch[0][0]
-        begun_at = time.monotonic()
+        if len({request.ask.key for request, _ in batch}) > 1:
+            self._paint_mixed(batch)
+            return
+        started, lead = time.monotonic(), batch[0][0]
         swapped = self._swap(lead)
-        swap_seconds = time.monotonic() - begun_at
-        for request in dict.fromkeys(request for request, _ in batch):
-            if not request.begun:
-                self._begin(request, begun_at, swap_seconds, swapped)
+        self._begin(batch, started, swapped)
         prompts = [request.ask.prompt for request, _ in batch]
+        self._sample(batch, encode(self._backbone, prompts, lead.sampling))
+
+    def _paint_mixed(self, batch: Batch) -> None:
+        started, family = time.monotonic(), self._backbone.base.family
+        self.resident = UNKNOWN
+        batch, condition = encode_each(self._backbone, batch)
+        self.resident = BASE
+        if condition is None:
+            return
+        members = [member_of(request) for request, _ in batch]
+        rows = members * (len(condition) // len(members))
+        with mixed(self._backbone.models[family.denoiser], rows):
+            self._begin(batch, started, swapped=True)
+            self._sample(batch, condition)
+        self._meters.mixed.inc()
+
+    def _sample(self, batch: Batch, condition: Condition) -> None:
+        lead = batch[0][0]
         seeds = [request.ask.seeds[index] for request, index in batch]
         watch = self._watch(batch)
-        pixels = generate(self._backbone, prompts, seeds, lead.sampling, watch, lead.size)
+        pixels = sample(self._backbone, condition, seeds, lead.sampling, watch, lead.size)
         self._meters.batch.observe(len(batch))
         self._meters.images.inc(len(batch))
-        _settle(batch)
         for (request, index), image in zip(batch, pixels, strict=True):
-            request.emit(Painting(index, image))
+            if _settle(request):
+                request.emit(Painting(index, image))
 
     def _swap(self, request: Request) -> bool:
         if request.ask.key == self.resident:
             return False
         self.resident = UNKNOWN
         self._resident.put(request.hold.value.weights if request.hold else None)
-        if request.hold:
-            request.hold.rise()
         self.resident = request.ask.key
         self._meters.swaps.inc()
         return True
 
-    def _begin(self, request: Request, now: float, swap_seconds: float, swapped: bool) -> None:
-        request.begun = True
-        load_seconds = swap_seconds + (request.hold.load_seconds if request.hold else 0.0)
+    def _begin(self, batch: Batch, started: float, swapped: bool) -> None:
+        """Tell each caller that its first image is being sampled."""
+        seconds = time.monotonic() - started
+        for request in dict.fromkeys(request for request, _ in batch):
+            if request.hold and swapped:
+                request.hold.rise()
+            if not request.begun:
+                request.begun = True
+                request.emit(self._begun(request, started, seconds, swapped))
+
+    def _begun(self, request: Request, started: float, seconds: float, swapped: bool) -> Begun:
+        load_seconds = seconds + (request.hold.load_seconds if request.hold else 0.0)
         source = request.hold.source if request.hold else "resident"
         if source in ("device", "ram") and not swapped:
             source = "resident"
-        queue_seconds = max(0.0, now + swap_seconds - request.arrived - load_seconds)
+        queue_seconds = max(0.0, started + seconds - request.arrived - load_seconds)
         self._meters.queue_seconds.observe(queue_seconds)
-        request.emit(Begun(source, load_seconds * 1000, queue_seconds * 1000, *request.size,
-                           request.read))  # fmt: skip
+        return Begun(source, load_seconds * 1000, queue_seconds * 1000, *request.size, request.read)
 
     def _watch(self, batch: Batch) -> Callable[[int, Tensor], None]:
         num_steps = batch[0][0].sampling.steps
@@ -223,17 +251,27 @@ class Painter:
         for row, (request, index) in enumerate(batch):
             parts = request.ask.partial_images + 1
             number = (step + 1) * parts // num_steps
-            if not request.over and number > step * parts // num_steps:
+            is_due = not request.over and number > step * parts // num_steps
+            if is_due and _settle(request):
                 due.append((row, request, index, number - 1))
         if due:
-            _settle(batch)
             pixels = self._backbone.decode(latents[[row for row, *_ in due]])
             for (_, request, index, number), image in zip(due, pixels, strict=True):
                 request.emit(Sketch(index, number, image))
 
 
-def _settle(batch: Batch) -> None:
-    """Wait until the weights are verified, before images made with them are sent."""
-    for request, _ in batch:
+def _settle(request: Request) -> bool:
+    """Wait until a request's weights are verified; refuse it if they are damaged.
+
+    Return whether an image made with them may be sent.
+    """
+    try:
         if request.hold:
             request.hold.settle()
+    except Exception as exc:  # noqa: BLE001 - the other models of the batch may be served
+        request.refuse(load_refusal(exc, request.ask.key))
+    return not request.over
+
+
+def _is_settled(request: Request) -> bool:
+    return request.hold is None or request.hold.is_settled

@@ -23,7 +23,9 @@ from dbray import bases
 from dbray.bases import Compute
 from dbray.bases.generate import Sampling
 from dbray.bases.reading import Reader
+from dbray.bases.resident import Weights
 from dbray.errors import BaseError, DbrayError, ModelNotFound
+from dbray.method.mixing import Member, member_of
 from dbray.records.models import Registry
 from dbray.serving.messages import (
     BASE,
@@ -37,6 +39,7 @@ from dbray.serving.messages import (
     Refusal,
     Refused,
     base_name,
+    names_of,
 )
 from dbray.serving.meters import CacheMeters, DeviceMeters
 from dbray.serving.options import GIB, ServeOptions
@@ -171,16 +174,23 @@ class Replica:
     async def _fetch(self, request: Request) -> None:
         """Load the weights while the request waits, and hold them until cancelled."""
         if request.ask.key == BASE:
-            self._queue.ready(request, None)
+            self._queue.ready(request, None, self._member(None))
             return
         try:
             async with self._loads.using(
                 request.ask.key, lambda: self._queue.turn(request)
             ) as hold:
-                self._queue.ready(request, hold)
+                self._queue.ready(request, hold, self._member(hold.value.weights))
                 await asyncio.get_running_loop().create_future()
         except Exception as exc:  # noqa: BLE001 - every failure has to reach the caller
             request.refuse(weights.load_refusal(exc, request.ask.key))
+
+    def _member(self, model: Weights | None) -> Member | None:
+        """Return a model's part of a mixed batch; None if it has to be alone in its batch."""
+        denoiser = self._backbone.base.family.denoiser
+        if not self.options.mix:
+            return None
+        return member_of(model, denoiser, self._backbone.models[denoiser])
 
     async def _encoded(self, ask: Ask, event: Any) -> Event:
         if not isinstance(event, Sketch | Painting):
@@ -207,7 +217,7 @@ class Replica:
 
     async def forget(self, keys: Collection[str]) -> int:
         """Drop revisions from every tier and the module, and end requests for them."""
-        return await self._forget(keys.__contains__)
+        return await self._forget(lambda key: not names_of(key).isdisjoint(keys))
 
     async def _forget(self, chosen: Callable[[str], bool]) -> int:
         count = self._cache.purge(chosen, ModelNotFound("taken down"))
@@ -237,7 +247,7 @@ class Replica:
 
     def _is_removed(self, key: str) -> bool:
         """Whether a model was removed. Raises StoreError if the whole registry is missing."""
-        if self._registry.has(*key.split("@")):
+        if all(self._registry.has(*name.split("@")) for name in names_of(key)):
             return False
         self._presence.check()
         return True

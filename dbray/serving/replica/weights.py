@@ -1,8 +1,9 @@
 """A published model's weights on their way from the registry to the device.
 
 Owns the levels of a replica's cache: files on the local disk (only if the registry is remote),
-their bytes in RAM as they were published, and tensors on the device in the compute precision. How
-they are read and put into the resident models is the method's (`dbray.method.methods`).
+their bytes in RAM as they were published, and tensors on the device in the compute precision. A key
+may name several models, which are kept as one: see `messages.shares_of`. How files are read and put
+into the resident models is the method's (`dbray.method.methods`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 import logging
 import mmap
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,9 +24,18 @@ from torch import Tensor
 from dbray.bases import Backbone
 from dbray.bases.resident import Layout, Weights
 from dbray.errors import BaseError, DbrayError, DigestMismatch, ModelNotFound, RegistryError
+from dbray.method.combining import combined
 from dbray.method.methods import method_of
 from dbray.records.models import Registry, Revision
-from dbray.serving.messages import BROKEN, NOT_FOUND, OVERLOADED, STORAGE_DOWN, UNUSABLE, Refusal
+from dbray.serving.messages import (
+    BROKEN,
+    NOT_FOUND,
+    OVERLOADED,
+    STORAGE_DOWN,
+    UNUSABLE,
+    Refusal,
+    shares_of,
+)
 from dbray.serving.replica.cache import CacheFull, TieredCache
 from dbray.serving.replica.tiers import Level, Tier, Watcher
 from dbray.spec.methods import MethodSettings
@@ -49,29 +59,38 @@ def _num_values(layout: Layout) -> int:
 class Published:
     """A model's weights in a tier.
 
-    If they are views of files, `contents` are the bytes of the files, and `digests` their SHA-256.
+    Until they are verified, `contents` are the bytes of their files, each with its SHA-256.
     """
 
     weights: Weights
-    contents: Mapping[str, Tensor] = field(default_factory=dict)
-    digests: Mapping[str, str] = field(default_factory=dict)
+    contents: list[tuple[str, Tensor]] = field(default_factory=list)
 
     @property
     def size_bytes(self) -> int:
-        """Memory in use."""
-        if self.contents:
-            return sum(content.nbytes for content in self.contents.values())
+        """Memory in use, once the weights are verified."""
         return self.weights.size_bytes
 
 
 @dataclass(frozen=True)
-class Files:
-    """A model's weight files on this machine; if they are copies, `folder` contains them."""
+class ModelFiles:
+    """The weight files of one model on this machine, and their SHA-256."""
 
     method: MethodSettings
     paths: Mapping[str, Path]
     digests: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Files:
+    """The weight files of a key's models, each with its weight; copies are in `folder`."""
+
+    models: Sequence[tuple[ModelFiles, float]]
     folder: Path | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        """Room on the disk."""
+        return sum(file.stat().st_size for one, _ in self.models for file in one.paths.values())
 
     def remove(self) -> None:
         """Remove the copies."""
@@ -94,30 +113,37 @@ class Source:
 
     def fetch(self, key: str, _below: None) -> tuple[Files, int]:
         """Level "disk": copies of the files, verified."""
-        revision = self._open(key)
-        folder = self._scratch / key.replace("@", "/")
+        folder = self._scratch / key
         try:
-            paths = revision.fetch_weights(folder)
+            models = [
+                (_files_of(revision, revision.fetch_weights(folder / str(index))), weight)
+                for index, (revision, weight) in enumerate(self._open(key))
+            ]
         except DbrayError:
             shutil.rmtree(folder, ignore_errors=True)  # no tier counts a part of a copy
             raise
-        files = Files(revision.record.recipe.method, paths, revision.digests, folder)
-        return files, sum(file.stat().st_size for file in paths.values())
+        files = Files(models, folder)
+        return files, files.size_bytes
 
     def read(self, key: str, files: Files | None) -> tuple[Published, int]:
         """Level "ram": the files' bytes; they fit the base, but are not yet verified."""
         files = files or self._published(key)
-        contents = {name: _read(file, self._spare) for name, file in files.paths.items()}
-        weights = method_of(files.method).read(contents, self._layouts)
-        model = Published(weights, contents, files.digests)
-        return model, model.size_bytes
+        read: list[tuple[Weights, float]] = []
+        contents: list[tuple[str, Tensor]] = []
+        for model, weight in files.models:
+            own = {name: _read(file, self._spare) for name, file in model.paths.items()}
+            read.append((method_of(model.method).read(own, self._layouts), weight))
+            contents += [(model.digests[name], content) for name, content in own.items()]
+        published = Published(combined(read), contents)
+        return published, published.size_bytes
 
     def verify(self, key: str, model: Published) -> None:
-        """Compare the digests of the bytes in memory. Raises DigestMismatch."""
-        for name, content in model.contents.items():
-            if hashlib.sha256(_bytes(content)).hexdigest() != model.digests[name]:
-                raise DigestMismatch(f"{key}: {name} is not what was published")
-        self._spare.replace(max(map(len, model.contents.values())))
+        """Compare the digests of the bytes in memory, and drop them. Raises DigestMismatch."""
+        for digest, content in model.contents:
+            if hashlib.sha256(_bytes(content)).hexdigest() != digest:
+                raise DigestMismatch(f"{key}: its files are not what was published")
+        self._spare.replace(max(len(content) for _, content in model.contents))
+        model.contents.clear()  # the weights are views of them, or copies
 
     def prepare(self, _key: str, model: Published) -> tuple[Published, int]:
         """Level "device": tensors in the compute precision, on the device."""
@@ -126,14 +152,22 @@ class Source:
 
     def _published(self, key: str) -> Files:
         """The published files, of a registry on this machine."""
-        revision = self._open(key)
-        return Files(revision.record.recipe.method, revision.local_weights(), revision.digests)
+        opened = self._open(key)
+        return Files([(_files_of(one, one.local_weights()), weight) for one, weight in opened])
 
-    def _open(self, key: str) -> Revision:
-        revision = self._registry.open(key)
-        if not revision.record.fits(self._base_digest):
-            raise BaseError(f"{key} was trained on another base")
-        return revision
+    def _open(self, key: str) -> list[tuple[Revision, float]]:
+        """Find the models of a key, with their weights."""
+        found = []
+        for share in shares_of(key):
+            revision = self._registry.open(f"{share.subject}@{share.revision}")
+            if not revision.record.fits(self._base_digest):
+                raise BaseError(f"{revision.record.name} was trained on another base")
+            found.append((revision, share.weight))
+        return found
+
+
+def _files_of(revision: Revision, paths: Mapping[str, Path]) -> ModelFiles:
+    return ModelFiles(revision.record.recipe.method, paths, revision.digests)
 
 
 def _read(file: Path, spare: Spare) -> Tensor:

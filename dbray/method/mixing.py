@@ -1,0 +1,100 @@
+"""Models side by side: in one batch of a denoiser, every row computes with its own model's factors.
+
+Owns which models can be mixed, and how a denoiser computes with several of them for a block. Its
+resident weights stay those of the base. A mixed batch costs more per row than merged weights, and
+much less than a batch of its own for each model.
+
+Shape suffixes as in `low_rank`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from dbray.bases.resident import Weights
+from dbray.method.adapter import slot_layer, takes_slots
+from dbray.method.factors import Factors
+from dbray.method.lora import Merged
+from dbray.method.low_rank import LowRank, Routing, SlotLayer
+from dbray.method.tokens import Rows
+from dbray.method.with_tokens import Together, kinds_of
+
+
+@dataclass(frozen=True)
+class Member:
+    """What one model adds to the base.
+
+    Attributes:
+        layers: factors by path of the denoiser's layers.
+        text: what it writes into the text encoders before its prompts are encoded, if anything.
+    """
+
+    layers: Mapping[str, Factors] = field(default_factory=dict)
+    text: Weights | None = None
+
+
+UNTOUCHED = Member()
+"""The base itself."""
+
+
+def member_of(weights: Weights | None, part: str, denoiser: nn.Module) -> Member | None:
+    """Return what a model adds to the base; None if it has to be alone in the resident weights.
+
+    Those are models with whole weights, and DoRA: its magnitudes change with every other model.
+    """
+    layers: dict[str, Factors] = {}
+    text: list[Weights] = []
+    for kind in kinds_of(weights) if weights else ():
+        if isinstance(kind, Merged):
+            layers |= {
+                name.removesuffix(".weight"): factors
+                for (owner, name), factors in kind.layers.items()
+                if owner == part
+            }
+            others = {key: f for key, f in kind.layers.items() if key[0] != part}
+            text += [Merged(others)] if others else []
+        elif isinstance(kind, Rows):
+            text.append(kind)
+        else:
+            return None
+    for path, factors in layers.items():
+        if factors.magnitude is not None or not takes_slots(denoiser.get_submodule(path)):
+            return None
+    return Member(layers, Together(tuple(text)) if text else None)
+
+
+@contextmanager
+def mixed(denoiser: nn.Module, rows_B: Sequence[Member]) -> Iterator[None]:
+    """Compute each row of a batch with its own member's factors, for a block.
+
+    Only layers that a member changes compute more than the base; members that do not change such a
+    layer have zeros in it. A row's result does not depend on the other rows' factors.
+    """
+    paths = dict.fromkeys(path for member in rows_B for path in member.layers)
+    replaced = {path: denoiser.get_submodule(path) for path in paths}
+    try:
+        for path, layer in replaced.items():
+            factors_B = [member.layers.get(path) for member in rows_B]
+            denoiser.set_submodule(path, _side_by_side(layer, factors_B))
+        yield
+    finally:
+        for path, layer in replaced.items():
+            denoiser.set_submodule(path, layer)
+
+
+@torch.no_grad()
+def _side_by_side(layer: nn.Module, factors_B: Sequence[Factors | None]) -> SlotLayer:
+    """Return a layer with one slot per row, padded with zeros to the largest rank."""
+    rank = max(factors.rank for factors in factors_B if factors)
+    slots = slot_layer(layer, LowRank(rank, alpha=rank, slots=len(factors_B)), Routing())
+    for slot, factors in enumerate(factors_B):
+        if factors:
+            scaled_OR = factors.up.float().flatten(1) * (factors.alpha / factors.rank)
+            slots.down[slot, :, : factors.rank] = factors.down.flatten(1).T
+            slots.up[slot, : factors.rank] = scaled_OR.T
+    return slots
