@@ -130,6 +130,11 @@ class Backbone(Protocol):
         ...
 
     @property
+    def is_exact(self) -> bool:
+        """Whether it computes in float32 throughout, where rounding is invisible in images."""
+        ...
+
+    @property
     def resident(self) -> Resident:
         """The only object that replaces weights and restores the base's."""
         ...

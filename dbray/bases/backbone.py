@@ -71,6 +71,8 @@ class LoadedBackbone:
         self._autocast = torch.autocast(
             self.device.type, dtype=torch.bfloat16, enabled=compute.precision == "bf16"
         )
+        # GPUs round the inputs of float32 products to 10 bits.
+        self.is_exact = self.device.type == "cpu" and compute.precision == "fp32"
         self.resolution = compute.resolution or base.resolution
         self._resident: Resident | None = None
 

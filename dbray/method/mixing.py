@@ -1,10 +1,9 @@
 """Models side by side: in one batch of a denoiser, every row computes with its own model's factors.
 
 Owns which models can be mixed, and how a denoiser computes with several of them for a block. Its
-resident weights stay those of the base. A mixed batch costs more per row than merged weights, and
-much less than a batch of its own for each model.
+resident weights stay those of the base. A row costs a little more than with merged weights.
 
-Shape suffixes as in `low_rank`.
+Shape suffixes as in `low_rank`; N members.
 """
 
 from __future__ import annotations
@@ -69,18 +68,19 @@ def member_of(weights: Weights | None, part: str, denoiser: nn.Module) -> Member
 
 
 @contextmanager
-def mixed(denoiser: nn.Module, rows_B: Sequence[Member]) -> Iterator[None]:
+def mixed(denoiser: nn.Module, members: Sequence[Member], repeats: int = 1) -> Iterator[None]:
     """Compute each row of a batch with its own member's factors, for a block.
 
+    A batch has a row for each member, `repeats` times: the second time those of negative prompts.
     Only layers that a member changes compute more than the base; members that do not change such a
     layer have zeros in it. A row's result does not depend on the other rows' factors.
     """
-    paths = dict.fromkeys(path for member in rows_B for path in member.layers)
+    paths = dict.fromkeys(path for member in members for path in member.layers)
     replaced = {path: denoiser.get_submodule(path) for path in paths}
     try:
         for path, layer in replaced.items():
-            factors_B = [member.layers.get(path) for member in rows_B]
-            denoiser.set_submodule(path, _side_by_side(layer, factors_B))
+            factors_N = [member.layers.get(path) for member in members]
+            denoiser.set_submodule(path, _side_by_side(layer, factors_N, repeats))
         yield
     finally:
         for path, layer in replaced.items():
@@ -88,13 +88,18 @@ def mixed(denoiser: nn.Module, rows_B: Sequence[Member]) -> Iterator[None]:
 
 
 @torch.no_grad()
-def _side_by_side(layer: nn.Module, factors_B: Sequence[Factors | None]) -> SlotLayer:
+def _side_by_side(layer: nn.Module, factors_N: Sequence[Factors | None], repeats: int) -> SlotLayer:
     """Return a layer with one slot per row, padded with zeros to the largest rank."""
-    rank = max(factors.rank for factors in factors_B if factors)
-    slots = slot_layer(layer, LowRank(rank, alpha=rank, slots=len(factors_B)), Routing())
-    for slot, factors in enumerate(factors_B):
+    rank = max(factors.rank for factors in factors_N if factors)
+    form = LowRank(rank, alpha=rank, slots=len(factors_N) * repeats)
+    slots = slot_layer(layer, form, Routing())
+    down_NRI = slots.down.new_zeros(len(factors_N), rank, slots.down.shape[1])
+    up_NOR = slots.up.new_zeros(len(factors_N), slots.up.shape[2], rank)
+    for slot, factors in enumerate(factors_N):
         if factors:
-            scaled_OR = factors.up.float().flatten(1) * (factors.alpha / factors.rank)
-            slots.down[slot, :, : factors.rank] = factors.down.flatten(1).T
-            slots.up[slot, : factors.rank] = scaled_OR.T
+            down_NRI[slot, : factors.rank] = factors.down.flatten(1)
+            up_NOR[slot, :, : factors.rank] = factors.up.flatten(1)
+            up_NOR[slot] *= factors.alpha / factors.rank
+    slots.down.data = down_NRI.repeat(repeats, 1, 1).transpose(1, 2)
+    slots.up.data = up_NOR.repeat(repeats, 1, 1).transpose(1, 2)
     return slots

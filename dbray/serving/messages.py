@@ -91,10 +91,13 @@ class Share:
 
 def shares_of(key: str) -> tuple[Share, ...]:
     """Return the models of an Ask's key; none for the base."""
-    if key == BASE:
-        return ()
-    parts = (part.partition("*") for part in key.split("+"))
-    return tuple(Share(*name.split("@"), float(weight or 1)) for name, _, weight in parts)
+    return () if key == BASE else tuple(map(_share, key.split("+")))
+
+
+def _share(text: str) -> Share:
+    name, _, weight = text.partition("*")
+    subject, _, revision = name.partition("@")
+    return Share(subject, revision, float(weight or 1))
 
 
 def names_of(key: str) -> frozenset[str]:

@@ -29,6 +29,7 @@ pytestmark = pytest.mark.timeout(120)
 
 LEVELS = 2
 """How much a pixel may depend on the batch, of 255: sums are rounded in another order."""
+LEVELS_OF_BF16 = 16
 LORAS = tuple(f"lora{index}" for index in range(6))
 LOW_RANK = (*LORAS, "pivotal", "learnt", "base")
 
@@ -63,9 +64,9 @@ def batches(monkeypatch):
     """The number of images of each batch that was mixed."""
     found = []
 
-    def watched(denoiser, rows):
-        found.append(len(rows) // 2)  # guidance doubles the rows
-        return mixed(denoiser, rows)
+    def watched(denoiser, members, repeats):
+        found.append(len(members))
+        return mixed(denoiser, members, repeats)
 
     monkeypatch.setattr(painter, "mixed", watched)
     return found
@@ -137,6 +138,18 @@ def test_images_of_one_model_are_drawn_with_merged_weights(replica, storage, bat
     answers = together(replica, [*asks, ask(storage, "lora1")])
     assert all(isinstance(answer, Answer) for answer in answers)
     assert batches == []
+
+
+def test_in_bf16_an_image_is_the_same_alone_and_in_a_mixed_batch(storage, tiny_base, batches):
+    replica = make_replica(storage, tiny_base, precision="bf16")
+    asks = [ask(storage, name, steps=20) for name in ("lora0", "lora1", "pivotal", "base")]
+    answers = together(replica, asks)
+    assert batches == [4]
+    for one, answer in zip(asks, answers, strict=True):
+        solo = image(asyncio.run(replica.generate(one)))
+        assert np.abs(image(answer) - solo).max() <= LEVELS_OF_BF16
+    assert batches == [4, 1, 1, 1]  # low-rank models are not merged in bf16
+    replica.close()
 
 
 def test_whole_models_are_drawn_alone(replica, storage, batches):

@@ -19,7 +19,7 @@ from dbray.serving.http.access.guard import Guard
 from dbray.serving.http.access.tenants import Gate, RateLimit, is_loopback, new_key, read_keys
 from dbray.serving.messages import Ask, Refusal, Refused, Share
 from dbray.serving.options import ServeOptions
-from dbray.serving.replica.fair_queue import FairQueue, Limits, Request, company
+from dbray.serving.replica.fair_queue import FairQueue, Limits, Request, company, is_mixed
 from dbray.serving.router import rank
 
 pytestmark = pytest.mark.timeout(60)
@@ -113,6 +113,20 @@ def test_a_popular_model_is_served_alone_when_it_fills_a_batch():
     assert company(lead, ready, 4) == [lead, again]
     assert company(lead, ready, 5) == ready
     assert company(mia, ready, 4) == [mia, lead, again]
+
+
+def test_when_factors_are_not_merged():
+    queue, clock = make_queue()
+    rex, mia, base = put_low_rank(queue, clock, "rex", "mia", "")
+    whole = make_request(clock, "whole")
+
+    def mixes(*requests):
+        batch = [(request, 0) for request in requests]
+        return [is_mixed(batch, is_exact) for is_exact in (True, False)]
+
+    assert mixes(rex, mia) == mixes(rex, base) == [True, True]
+    assert mixes(rex, rex) == [False, True]
+    assert mixes(base, base) == mixes(whole, whole) == [False, False]
 
 
 def test_whole_models_wait_no_longer_because_others_are_mixed():

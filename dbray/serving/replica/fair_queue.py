@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 
 from dbray.bases.generate import Sampling
 from dbray.method.mixing import Member
-from dbray.serving.messages import OVERLOADED, Ask, Refusal, Refused
+from dbray.serving.messages import BASE, OVERLOADED, Ask, Refusal, Refused
 from dbray.serving.replica.cache import Hold
 
 Clock = Callable[[], float]
@@ -107,6 +107,18 @@ class Limits:
     max_images_per_tenant: int = 32
     batch_images: int = 4
     patience_seconds: float = 2.0
+
+
+def is_mixed(batch: Batch, is_exact: bool) -> bool:
+    """Return whether rows use factors beside the base's weights, rather than merged weights.
+
+    Merged weights round otherwise. If the base computes in float32 (`is_exact`) that is invisible,
+    and images of one model share merged weights. Otherwise a low-rank model is never merged: an
+    image would depend on its company.
+    """
+    lead = batch[0][0]
+    is_of_several = any(request.ask.key != lead.ask.key for request, _ in batch)
+    return is_of_several or not (is_exact or lead.member is None or lead.ask.key == BASE)
 
 
 class FairQueue:

@@ -28,7 +28,7 @@ from dbray.errors import DbrayError
 from dbray.method.mixing import mixed
 from dbray.serving.messages import BASE, BROKEN, TIMED_OUT, Begun, Refusal
 from dbray.serving.meters import DeviceMeters
-from dbray.serving.replica.fair_queue import Batch, FairQueue, Request
+from dbray.serving.replica.fair_queue import Batch, FairQueue, Request, is_mixed
 from dbray.serving.replica.mixture import encode_each, member_of
 from dbray.serving.replica.weights import load_refusal
 from dbray.spec.sections import Sampler
@@ -168,7 +168,7 @@ class Painter:
             self._stopping = True
 
     def _paint(self, batch: Batch) -> None:
-        if len({request.ask.key for request, _ in batch}) > 1:
+        if is_mixed(batch, self._backbone.is_exact):
             self._paint_mixed(batch)
             return
         started, lead = time.monotonic(), batch[0][0]
@@ -185,8 +185,8 @@ class Painter:
         if condition is None:
             return
         members = [member_of(request) for request, _ in batch]
-        rows = members * (len(condition) // len(members))
-        with mixed(self._backbone.models[family.denoiser], rows):
+        repeats = len(condition) // len(members)
+        with mixed(self._backbone.models[family.denoiser], members, repeats):
             self._begin(batch, started, swapped=True)
             self._sample(batch, condition)
         self._meters.mixed.inc()
