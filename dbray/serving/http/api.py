@@ -141,7 +141,9 @@ def _schema(api: FastAPI, service: Service) -> dict[str, Any]:
     schemas = schema["components"]["schemas"]
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
-    request = wire.GenerationRequest.model_json_schema()
+    components = "#/components/schemas/{model}"
+    request = wire.GenerationRequest.model_json_schema(ref_template=components)
+    schemas |= request.pop("$defs")
     request["properties"]["num_inference_steps"]["anyOf"][0]["maximum"] = service.options.max_steps
     request["properties"]["scheduler"]["anyOf"][0]["enum"] = _samplers(service)
     schemas["GenerationRequest"] = request

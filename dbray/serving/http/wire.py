@@ -1,18 +1,17 @@
 """The JSON of the HTTP interface: OpenAI's Images API, and dbray's extensions to it.
 
-Owns the fields, their limits, their meaning for sampling, and the translation of pydantic's
-findings to OpenAI's error body. Errors never contain the content of a request: they are logged.
+Owns the fields, their limits, and their meaning for sampling.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dbray.scores.values import Scores
-from dbray.serving.messages import BASE, OutputFormat, Refusal, Refused
+from dbray.serving.http.findings import refusal_of
+from dbray.serving.messages import BASE, OutputFormat, Refused
 from dbray.spec.sections import MAX_SAMPLING_STEPS, Sampler
 
 _MODEL = r"[a-z0-9][a-z0-9._-]{0,62}(@[0-9a-f]{6,12})?"
@@ -299,29 +298,3 @@ def parse_request(body: bytes) -> GenerationRequest:
         return GenerationRequest.model_validate_json(body)
     except ValidationError as exc:
         raise Refused(refusal_of(exc)) from None
-
-
-def refusal_of(exc: ValidationError) -> Refusal:
-    """Translate the first finding: the field and what is wrong with it, never what was sent."""
-    finding: Any = exc.errors(include_url=False, include_input=False, include_context=False)[0]
-    if finding["type"] == "json_invalid":
-        return Refusal(400, "invalid_json", "The body is not valid JSON.")
-    if not finding["loc"]:
-        return Refusal(400, "invalid_body", "The body must be a JSON object.")
-    *parents, last = finding["loc"]
-    field = _path(finding["loc"])
-    if finding["type"] == "extra_forbidden":
-        # The name is the caller's text: shown only if it can be a field's name.
-        shown = _path([*parents, last if last.isidentifier() and len(last) <= 64 else "?"])
-        return Refusal(400, "unknown_parameter", f"Unknown parameter: '{shown}'.", shown)
-    if finding["type"] == "missing":
-        return Refusal(
-            400, "missing_required_parameter", f"Missing required parameter: '{field}'.", field
-        )
-    return Refusal(400, "invalid_value", f"Invalid '{field}': {finding['msg']}.", field)
-
-
-def _path(parts: Sequence[str | int]) -> str:
-    """Return the place of a field: 'models[0].weight'."""
-    steps = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts)
-    return "".join(steps).removeprefix(".")

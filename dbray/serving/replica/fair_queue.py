@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from dbray.bases.generate import Sampling
 from dbray.method.mixing import Member
 from dbray.serving.messages import BASE, OVERLOADED, Ask, Refusal, Refused
+from dbray.serving.options import ServeOptions
 from dbray.serving.replica.cache import Hold
 
 Clock = Callable[[], float]
@@ -107,6 +108,16 @@ class Limits:
     max_images_per_tenant: int = 32
     batch_images: int = 4
     patience_seconds: float = 2.0
+
+    @classmethod
+    def of(cls, options: ServeOptions) -> Limits:
+        """The limits of a configuration."""
+        return cls(
+            options.max_queued_images,
+            options.max_tenant_images,
+            options.batch_images,
+            options.patience_seconds,
+        )
 
 
 def is_mixed(batch: Batch, is_exact: bool) -> bool:

@@ -42,7 +42,7 @@ from dbray.serving.messages import (
     names_of,
 )
 from dbray.serving.meters import CacheMeters, DeviceMeters
-from dbray.serving.options import GIB, ServeOptions
+from dbray.serving.options import ServeOptions
 from dbray.serving.presence import Presence
 from dbray.serving.replica import weights
 from dbray.serving.replica.fair_queue import FairQueue, Limits, Request
@@ -87,14 +87,14 @@ class Replica:
         self._encoders = ThreadPoolExecutor(_NUM_ENCODERS, "encoder")
         source = weights.Source(self._registry, self._backbone, self._scratch.folder)
         self._cache_meters, self._device_meters = CacheMeters(), DeviceMeters()
-        budgets = _budgets(options)
+        budgets = weights.Budgets.of(options)
         self._cache = weights.make_cache(
             source, budgets, self._lifters, self._cache_meters, store.is_local
         )
         largest = weights.published_bytes(self._backbone.resident.layouts)
         num_loads = max(_LEAST_LOADS, budgets.ram_bytes // largest)
         self._loads = Loads(self._cache, self._readers, num_loads)
-        self._queue = FairQueue(_limits(options))
+        self._queue = FairQueue(Limits.of(options))
         self._painter = Painter(
             self._backbone, self._queue, self._device_meters, self._beat, defaults.sampler
         )
@@ -293,17 +293,3 @@ def _device(choice: str) -> str:
     if choice != "auto":
         return choice
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _budgets(options: ServeOptions) -> weights.Budgets:
-    sizes = (options.disk_gib, options.ram_gib, options.device_gib)
-    return weights.Budgets(*(int(size * GIB) for size in sizes))
-
-
-def _limits(options: ServeOptions) -> Limits:
-    return Limits(
-        options.max_queued_images,
-        options.max_tenant_images,
-        options.batch_images,
-        options.patience_seconds,
-    )

@@ -36,6 +36,7 @@ from dbray.serving.messages import (
     Refusal,
     shares_of,
 )
+from dbray.serving.options import GIB, ServeOptions
 from dbray.serving.replica.cache import CacheFull, TieredCache
 from dbray.serving.replica.tiers import Level, Tier, Watcher
 from dbray.spec.methods import MethodSettings
@@ -220,6 +221,12 @@ class Budgets:
     disk_bytes: int
     ram_bytes: int
     device_bytes: int
+
+    @classmethod
+    def of(cls, options: ServeOptions) -> Budgets:
+        """The budgets of a configuration."""
+        sizes = (options.disk_gib, options.ram_gib, options.device_gib)
+        return cls(*(int(size * GIB) for size in sizes))
 
 
 def make_cache(
