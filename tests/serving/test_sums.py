@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
+from jsonschema import Draft202012Validator
 from kit.records import record
 
 from dbray.serving.http import sums
@@ -72,6 +75,17 @@ def test_a_wrong_list_of_models_is_refused_with_its_place(body, message):
         parse_request(body)
     assert message in caught.value.refusal.message
     assert "secret" not in caught.value.refusal.message
+
+
+def test_the_schema_allows_either_model_or_models():
+    schema = Draft202012Validator(GenerationRequest.model_json_schema())
+    models = [{"model": "rex", "weight": 1}]
+    assert parse_request(json.dumps({"prompt": "p", "models": models}).encode()).weighted == [
+        ("rex", 1.0)
+    ]
+    for body in ({"model": "rex"}, {"models": models}, {"model": None, "models": models}, {}):
+        assert schema.is_valid({"prompt": "p"} | body)
+    assert not schema.is_valid({"prompt": "p", "model": "rex", "models": models})
 
 
 def test_low_rank_models_of_one_base_can_be_added_up():

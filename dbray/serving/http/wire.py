@@ -50,6 +50,12 @@ def _allow_null(schema: dict[str, Any]) -> None:
         schema["properties"][name] = {"anyOf": [field, {"type": "null"}], **described}
 
 
+def _describe(schema: dict[str, Any]) -> None:
+    """Complete the schema of a request: null is an absent field, and models are named once."""
+    _allow_null(schema)
+    schema["anyOf"] = [{"properties": {name: {"type": "null"}}} for name in ("model", "models")]
+
+
 def _number(value: Any) -> Any:
     """JSON has one kind of number, and its schema calls 2.0 an integer."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
@@ -65,7 +71,7 @@ class WeightedModel(Wire):
 class GenerationRequest(Wire):
     """Body of POST /v1/images/generations. Fields that OpenAI does not have are dbray's own."""
 
-    model_config = ConfigDict(json_schema_extra=_allow_null)
+    model_config = ConfigDict(json_schema_extra=_describe)
 
     prompt: Annotated[str, Field(min_length=1, max_length=MAX_PROMPT)] = Field(
         description="What to draw. {subject} becomes '[identifier] [class noun]'."
