@@ -30,9 +30,11 @@ from dbray.export.kohya import to_kohya
 from dbray.export.reading import read_adapter
 from dbray.export.source import Source
 from dbray.method.factors import Factors, canonical, to_published
+from dbray.method.mixing import mixed
 from dbray.records.models import Registry
 from dbray.serving.messages import Answer, Ask, Share
 from dbray.serving.options import ServeOptions
+from dbray.serving.replica import painter
 from dbray.serving.replica.replica import Replica
 from dbray.storage.store import Store
 from dbray.subjects.images import decode_png
@@ -191,14 +193,19 @@ def test_an_exported_lora_is_imported_again(world, tmp_path, capsys, name):
 
 
 @pytest.mark.parametrize("name", ["stable_diffusion", *FAMILIES])
-def test_a_replica_serves_the_image_of_generate(world, tmp_path, name):
+def test_a_replica_serves_the_image_of_generate(world, tmp_path, monkeypatch, name):
     here = world(name)
     options = ServeOptions(registry=str(here.storage), base=str(here.base), device="cpu")
-    replica = Replica(options)
+    replica, unmerged = Replica(options), []
+    monkeypatch.setattr(painter, "mixed", lambda *given: unmerged.append(given) or mixed(*given))
     try:
         for model in (*METHODS, "base"):
             drawn = here.generate(model, here.storage, tmp_path / model)
             assert np.abs(serve(replica, here, model) - drawn).max() <= 1, model
+            if model == "lora":
+                monkeypatch.setattr(replica._backbone, "is_exact", False)
+                assert np.abs(serve(replica, here, model) - drawn).max() <= 1, model
+        assert len(unmerged) == 1
     finally:
         replica.close()
 

@@ -399,6 +399,8 @@ def test_the_schema_describes_the_requests(server):
     fields = schema["components"]["schemas"]["GenerationRequest"]["properties"]
     assert fields["num_inference_steps"]["anyOf"][0]["maximum"] == 150
     assert {"type": "null"} in fields["size"]["anyOf"]
+    weighted = fields["models"]["anyOf"][0]["items"]["$ref"].rpartition("/")[2]
+    assert schema["components"]["schemas"][weighted]["properties"]["weight"]["maximum"] == 2
     # The base is a Stable Diffusion, so "euler" is not offered.
     assert fields["scheduler"]["anyOf"][0]["enum"] == list(StableDiffusion.samplers)
     assert "/v1/models/{model}:warm" in schema["paths"]

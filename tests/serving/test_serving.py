@@ -10,8 +10,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
+import numpy as np
 import openai
 import pytest
+from kit.low_rank import publish_lora
 from kit.processes import started
 
 from dbray.subjects.images import decode_png
@@ -213,15 +215,23 @@ def test_a_request_whose_ingress_dies_gets_our_error_body(site, client):
     wait_for(lambda: client.get("/healthz").status_code == 200)
 
 
-def test_a_killed_replica_gives_no_wrong_image(site, client):
-    expected = {name: post(client, name).json()["data"] for name in ("rex", "mia", "tom")}
+def pixels(data):
+    return decode_png(base64.b64decode(data[0]["b64_json"])).astype(int)
+
+
+@pytest.mark.parametrize(("kind", "levels"), [("whole", 0), ("mixed", 2)])
+def test_a_killed_replica_gives_no_wrong_image(site, client, kind, levels):
+    names = ("rex", "mia", "tom") if kind == "whole" else [
+        publish_lora(site.storage, site.base, f"lora{seed}", seed).id for seed in range(6)
+    ]  # fmt: skip
+    expected = {name: post(client, name).json()["data"] for name in names}
     stop, answers = threading.Event(), []
 
     def load(name):
         while not stop.is_set():
             answers.append((time.monotonic(), name, post(client, name)))
 
-    with ThreadPoolExecutor(3) as pool:
+    with ThreadPoolExecutor(len(names)) as pool:
         futures = [pool.submit(load, name) for name in expected]
         try:
             wait_for(lambda: len(answers) > 10)
@@ -237,8 +247,9 @@ def test_a_killed_replica_gives_no_wrong_image(site, client):
             future.result()
     assert sum(at > killed for at, *_ in answers) > 10
     failed = [answer for _, _, answer in answers if answer.status_code != 200]
-    assert len(failed) <= 3
+    assert len(failed) <= len(names)
     assert all(answer.status_code == 503 and "retry-after" in answer.headers for answer in failed)
     for _, name, answer in answers:
         if answer.status_code == 200:
-            assert answer.json()["data"] == expected[name]
+            difference = pixels(answer.json()["data"]) - pixels(expected[name])
+            assert np.abs(difference).max() <= levels, name
