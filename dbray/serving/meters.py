@@ -92,7 +92,9 @@ class DeviceMeters:
     def __init__(self) -> None:
         self.images = Counter("dbray_images", "Images sampled.")
         self.batch = Histogram("dbray_batch_images", "Images per batch.", boundaries=_IMAGES)
-        self.mixed = Counter("dbray_mixed_batches", "Batches of images of several models.")
+        self.mixed = Counter(
+            "dbray_mixed_batches", "Batches with factors beside the weights of the base."
+        )
         self.swaps = Counter("dbray_swaps", "Swaps of the weights in the module.")
         self.queued = Gauge("dbray_queued_images", "Images waiting for the device.")
         self.queue_seconds = Histogram(
