@@ -8,7 +8,7 @@ Shape suffixes as in `low_rank`; N members.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -41,10 +41,16 @@ UNTOUCHED = Member()
 """The base itself."""
 
 
-def member_of(weights: Weights | None, part: str, denoiser: nn.Module) -> Member | None:
+def mixable_layers(denoiser: nn.Module) -> frozenset[str]:
+    """Return the paths of the layers that can have slots; not during a block of `mixed`."""
+    return frozenset(path for path, one in denoiser.named_modules() if takes_slots(one))
+
+
+def member_of(weights: Weights | None, part: str, mixable: Collection[str]) -> Member | None:
     """Return what a model adds to the base; None if it has to be alone in the resident weights.
 
-    Those are models with whole weights, and DoRA: its magnitudes change with every other model.
+    `part` is the name of the denoiser, and `mixable` are its layers that can have slots. Models
+    with whole weights are alone, and those with DoRA, whose norms are computed from whole weights.
     """
     layers: dict[str, Factors] = {}
     text: list[Weights] = []
@@ -62,7 +68,7 @@ def member_of(weights: Weights | None, part: str, denoiser: nn.Module) -> Member
         else:
             return None
     for path, factors in layers.items():
-        if factors.magnitude is not None or not takes_slots(denoiser.get_submodule(path)):
+        if factors.magnitude is not None or path not in mixable:
             return None
     return Member(layers, Together(tuple(text)) if text else None)
 

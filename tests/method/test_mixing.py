@@ -18,7 +18,7 @@ from dbray.bases.resident import Weights
 from dbray.method import lora, tokens
 from dbray.method.full import Flat
 from dbray.method.lora import Merged
-from dbray.method.mixing import UNTOUCHED, Member, member_of, mixed
+from dbray.method.mixing import UNTOUCHED, Member, member_of, mixable_layers, mixed
 
 CONVOLUTIONS = ("conv1", "conv_in", "time_emb_proj")
 
@@ -49,7 +49,7 @@ def _read(backbone: Backbone, files: dict[str, bytes]) -> Weights:
 
 
 def member(backbone: Backbone, weights: Weights | None) -> Member:
-    found = member_of(weights, "unet", backbone.models["unet"])
+    found = member_of(weights, "unet", mixable_layers(backbone.models["unet"]))
     assert found is not None
     return found
 
@@ -136,11 +136,12 @@ def test_what_is_written_into_text_encoders_is_kept_apart(
 
 
 def test_whole_weights_and_dora_cannot_be_mixed(backbone: Backbone, models: list[Weights]) -> None:
-    unet = backbone.models["unet"]
-    assert member_of(Flat({}), "unet", unet) is None
+    mixable = mixable_layers(backbone.models["unet"])
+    assert member_of(Flat({}), "unet", mixable) is None
     layers = member(backbone, models[0]).layers
     with_magnitudes = {
         ("unet", f"{path}.weight"): replace(f, magnitude=torch.ones(len(f.up)))
         for path, f in layers.items()
     }
-    assert member_of(Merged(with_magnitudes), "unet", unet) is None
+    assert member_of(Merged(with_magnitudes), "unet", mixable) is None
+    assert member_of(models[0], "unet", mixable - {next(iter(layers))}) is None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import threading
-from contextlib import aclosing
+from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -92,21 +93,38 @@ def alone(replica, storage, model, **fields):
     return image(asyncio.run(replica.generate(ask(storage, model, **fields))))
 
 
+@contextmanager
+def paused(replica):
+    """Keep the device from taking a batch during a block."""
+    entered, opened = threading.Event(), threading.Event()
+    errand = lambda: (entered.set(), opened.wait(60))  # noqa: E731 - it has no better name
+    replica._painter._errands.append((errand, Future()))
+    replica._queue.wake()
+    assert entered.wait(60)
+    try:
+        yield
+    finally:
+        opened.set()
+
+
+async def started(replica, *works):
+    """Start requests that will be in one batch: the device waits until all are ready."""
+    with paused(replica):
+        tasks = [asyncio.create_task(work) for work in works]
+        while sum(request.ready_since is not None for request in replica._queue._requests) + sum(
+            task.done() for task in tasks
+        ) < len(tasks):
+            await asyncio.sleep(0.01)
+    return tasks
+
+
 def together(replica, asks):
-    """Serve requests in one batch: they wait for a long request until all of them are ready."""
+    """Serve requests in one batch."""
 
-    async def crowd():
-        begun = ask(replica.options.registry, "base", steps=900)
-        async with aclosing(replica.stream(begun)) as busy:
-            await anext(busy)
-            tasks = [asyncio.create_task(replica.generate(one)) for one in asks]
-            while any(r.ready_since is None for r in replica._queue._requests) or (
-                len(replica._queue._requests) < len(asks) + 1
-            ):
-                await asyncio.sleep(0.01)
-        return await asyncio.gather(*tasks)
+    async def run():
+        return await asyncio.gather(*await started(replica, *map(replica.generate, asks)))
 
-    return asyncio.run(crowd())
+    return asyncio.run(run())
 
 
 @pytest.mark.parametrize("size", [2, 4, 8])
@@ -131,6 +149,31 @@ def test_in_a_batch_of_the_same_size_an_image_is_the_same_bit_for_bit(replica, s
     first = drawn("lora0", "base", "pivotal")
     assert drawn("lora2", "lora1", "learnt") == first
     assert batches == [4, 4]
+
+
+def test_requests_that_come_while_a_mixed_batch_is_drawn_are_mixed_next(
+    replica, storage, batches, monkeypatch
+):
+    entered, opened, real = threading.Event(), threading.Event(), replica._backbone.denoise
+
+    def denoise(*given):
+        entered.set()
+        assert opened.wait(60)
+        return real(*given)
+
+    monkeypatch.setattr(replica._backbone, "denoise", denoise)
+
+    async def run():
+        first = await started(replica, *(replica.generate(ask(storage, x)) for x in LORAS[:2]))
+        assert await asyncio.to_thread(entered.wait, 60)
+        later = [asyncio.create_task(replica.generate(ask(storage, x))) for x in LORAS[2:5]]
+        while sum(r.ready_since is not None for r in replica._queue._requests) < 5:
+            await asyncio.sleep(0.01)
+        opened.set()
+        await asyncio.gather(*first, *later)
+
+    asyncio.run(run())
+    assert batches == [2, 3]
 
 
 def test_images_of_one_model_are_drawn_with_merged_weights(replica, storage, batches):
@@ -234,14 +277,8 @@ def test_a_takedown_while_a_mixed_batch_is_drawn_ends_its_own_requests(storage, 
 
     async def run():
         names = ("lora0", "doomed", "lora1", "lora2+doomed*0.5")
-        async with aclosing(replica.stream(ask(storage, "base", steps=900))) as busy:
-            await anext(busy)
-            tasks = [
-                asyncio.create_task(replica.generate(ask(storage, name, steps=100)))
-                for name in names
-            ]
-            while len([r for r in replica._queue._requests if r.ready_since]) < len(names) + 1:
-                await asyncio.sleep(0.01)
+        asks = [ask(storage, name, steps=100) for name in names]
+        tasks = await started(replica, *map(replica.generate, asks))
         while not batches:
             await asyncio.sleep(0.01)
         await replica.forget(Registry(Store(str(storage))).remove("doomed"))
@@ -256,12 +293,8 @@ def test_a_takedown_while_a_mixed_batch_is_drawn_ends_its_own_requests(storage, 
 
 def test_a_disconnected_caller_does_not_affect_a_mixed_batch(replica, storage, batches):
     async def run():
-        async with aclosing(replica.stream(ask(storage, "base", steps=900))) as busy:
-            await anext(busy)
-            stay = asyncio.create_task(replica.generate(ask(storage, "lora0", steps=50)))
-            leave = asyncio.create_task(replica.generate(ask(storage, "lora1", steps=50)))
-            while len([r for r in replica._queue._requests if r.ready_since]) < 3:
-                await asyncio.sleep(0.01)
+        asks = [ask(storage, name, steps=50) for name in LORAS[:2]]
+        stay, leave = await started(replica, *map(replica.generate, asks))
         while not batches:
             await asyncio.sleep(0.01)
         leave.cancel()
@@ -330,12 +363,7 @@ def test_partial_images_of_a_mixed_batch_are_those_of_their_requests(replica, st
         async def events():
             return [event async for event in replica.stream(streamed)]
 
-        async with aclosing(replica.stream(ask(storage, "base", steps=900))) as busy:
-            await anext(busy)
-            tasks = asyncio.create_task(events()), asyncio.create_task(replica.generate(asks[1]))
-            while len([r for r in replica._queue._requests if r.ready_since]) < 3:
-                await asyncio.sleep(0.01)
-        return await asyncio.gather(*tasks)
+        return await asyncio.gather(*await started(replica, events(), replica.generate(asks[1])))
 
     events, _ = asyncio.run(run())
     assert [type(event).__name__ for event in events] == ["Begun", "Partial", "Partial", "Finished"]

@@ -25,7 +25,7 @@ from dbray.bases.generate import Sampling
 from dbray.bases.reading import Reader
 from dbray.bases.resident import Weights
 from dbray.errors import BaseError, DbrayError, ModelNotFound
-from dbray.method.mixing import Member, member_of
+from dbray.method.mixing import Member, member_of, mixable_layers
 from dbray.records.models import Registry
 from dbray.serving.messages import (
     BASE,
@@ -76,6 +76,8 @@ class Replica:
         self._device = _device(options.device)
         base = bases.resolve(options.base or MINIATURE, options.base_revision)
         self._backbone = bases.load(base, Compute(self._device, options.precision))
+        # Found once: the painter replaces layers while it samples.
+        self._mixable = mixable_layers(self._backbone.models[base.family.denoiser])
         defaults = base.fill(Previews())
         self._sampling = Sampling.of(defaults)
         self._reader = Reader.of(base)
@@ -187,10 +189,9 @@ class Replica:
 
     def _member(self, model: Weights | None) -> Member | None:
         """Return a model's part of a mixed batch; None if it has to be alone in its batch."""
-        denoiser = self._backbone.base.family.denoiser
         if not self.options.mix:
             return None
-        return member_of(model, denoiser, self._backbone.models[denoiser])
+        return member_of(model, self._backbone.base.family.denoiser, self._mixable)
 
     async def _encoded(self, ask: Ask, event: Any) -> Event:
         if not isinstance(event, Sketch | Painting):
