@@ -35,6 +35,7 @@ from dbray.spec.sections import Recipe
 PRIOR = {"count": 64, "sampler": "ddpm", "steps": 50, "guidance": 7.5}
 LEARNING_RATE = {"full": 1e-4, "lora": 1e-3}
 RESOLUTION = 64
+_OF_LORA_PEER = {"image_interpolation_mode": "bilinear"}  # as the other script has it
 # The script imports torchvision, which may not be installed: these are the parts that it uses.
 _TRANSFORMS = """
 import enum
@@ -211,7 +212,7 @@ def run_peer(folder: Path, args: argparse.Namespace, subject: Path, classes: str
         "train_batch_size": 1,
         "max_train_steps": args.steps,
         "learning_rate": LEARNING_RATE[args.method],
-        **({"rank": args.rank} if args.method == "lora" else {}),
+        **(_OF_LORA_PEER | {"rank": args.rank} if args.method == "lora" else {}),
         "lr_scheduler": "constant",
         "lr_warmup_steps": 0,
         "checkpointing_steps": 10 * args.steps,

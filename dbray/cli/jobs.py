@@ -85,6 +85,7 @@ def plan(args: argparse.Namespace) -> int:
         "prior": made.job.prior.model_dump(),
         "sources": ready.sources,
         **asdict(cost),
+        "pack": made.job.resources.pack,
         "disk_free_bytes": room.disk_bytes,
         "device_memory_bytes": room.memory_bytes,
         "proposed_resources": proposed and proposed.model_dump(),
@@ -113,7 +114,7 @@ def _print_plan(facts: dict[str, Any]) -> None:
         "failed": _would_fail_again(len(facts["subjects_failed"])),
         "class images": _class_images(facts),
         "training": f"{steps}, learning rate {recipe['learning_rate']:g}) "
-        f"in {facts['lanes']} lane(s) (on this machine)",
+        f"in {facts['lanes']} lane(s){_slots(facts['pack'])} (on this machine)",
         "recipe": _with_sources(recipe, facts["sources"]["recipe"]),
         "prior": _with_sources(facts["prior"], facts["sources"]["prior"]),
         "memory": f"{_sizes(facts['memory_bytes'])} per worker"
@@ -123,6 +124,12 @@ def _print_plan(facts: dict[str, Any]) -> None:
         "time": _duration(facts["prior_seconds"], facts["train_seconds"]),
     }  # fmt: skip
     print_table((name, value) for name, value in rows.items() if value)
+
+
+def _slots(pack: int | str) -> str:
+    if pack == 1:
+        return ""
+    return " of as many slots as gain time" if pack == "auto" else f" of {pack} slots"
 
 
 def _class_images(facts: dict[str, Any]) -> str:

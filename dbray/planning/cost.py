@@ -102,9 +102,10 @@ def estimate(plan: Plan, hardware: Hardware, rates: Rates | None) -> Cost:
 def _lesson_bytes(plan: Plan) -> int:
     if not any(one.is_taught for one in plan.to_train):
         return 0
-    recipe, base = plan.job.recipe, plan.base
+    recipe, resources, base = plan.job.recipe, plan.job.resources, plan.base
     shape = base.latent_shape(recipe.resolution or base.resolution)
-    return lesson_bytes(recipe, shape, plan.job.resources.gpus_per_subject)
+    num_slots = 1 if resources.pack == "auto" else resources.pack
+    return num_slots * lesson_bytes(recipe, shape, resources.gpus_per_subject)
 
 
 def num_lanes(plan: Plan, hardware: Hardware) -> int:

@@ -22,6 +22,7 @@ from dbray.run.watch import Watch
 logger = logging.getLogger(__name__)
 
 _HEARTBEAT_SECONDS = 10.0
+_MOST_NAMED = 4
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,7 @@ class Recorder:
         self.tally.snapshot = snapshot
         metrics.pending_subjects().set(snapshot.num_pending)
         metrics.lanes().set(len({lane for lane, _ in snapshot.in_flight.values()}))
-        steps = self.tally.plan.job.recipe.steps
-        in_flight = sorted(snapshot.in_flight.items())
-        detail = ", ".join(f"{subject_id} {step}/{steps}" for subject_id, (_, step) in in_flight)
+        detail = _detail(snapshot, self.tally.plan.job.recipe.steps)
         self.progress(snapshot.num_ended, snapshot.num_subjects, detail)
         self.write_if_due()
 
@@ -80,3 +79,11 @@ class Recorder:
             self.journal.write_failed(self.tally.failed_subjects)
         self.journal.write(outcomes, summary)
         return summary
+
+
+def _detail(snapshot: Snapshot, steps: int) -> str:
+    """Say how far the subjects in flight are: each of a few, or many together."""
+    at = {subject_id: step for subject_id, (_, step) in sorted(snapshot.in_flight.items())}
+    if len(at) <= _MOST_NAMED:
+        return ", ".join(f"{subject_id} {step}/{steps}" for subject_id, step in at.items())
+    return f"{len(at)} subjects at {min(at.values())} to {max(at.values())} of {steps} steps"

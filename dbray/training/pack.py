@@ -194,6 +194,8 @@ class Slot(Whole):
 
 def _filled(batch: Batch, num_rows: int) -> tuple[Tensor, Tensor, Condition]:
     """Return a batch's noisy latents, timesteps and condition, repeated up to a number of rows."""
+    if len(batch.noisy_BCHW) == num_rows:
+        return batch.noisy_BCHW, batch.timesteps_B, batch.condition
     index = torch.arange(num_rows) % len(batch.noisy_BCHW)
     condition = {name: tensor[index] for name, tensor in batch.condition.tensors.items()}
     return batch.noisy_BCHW[index], batch.timesteps_B[index], Condition(condition)

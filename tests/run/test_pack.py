@@ -45,27 +45,32 @@ class Saboteur(Silence):
                 self.killed += 1
 
 
-def work_with_a_poisoned_loss(config):
-    """Make the loss of one subject nan."""
-    loss = Course.loss
+def work_with_bad_subjects(config):
+    """Make the loss of one subject nan, and let another one's draws fail after some steps."""
+    loss, draw = Course.loss, Course.draw
 
-    def poisoned(course, batch, prediction):
+    def bad_loss(course, batch, prediction):
         found = loss(course, batch, prediction)
         return found * math.nan if course.subject_id == "nan" else found
 
-    Course.loss = poisoned
+    def bad_draw(course):
+        if course.subject_id == "odd" and course.step == 3:
+            raise ValueError("no such image")
+        return draw(course)
+
+    Course.loss, Course.draw = bad_loss, bad_draw
     worker._work(config)
 
 
 @pytest.fixture(scope="module")
 def crowd(ray_session, tiny_base, tmp_path_factory):
-    """Seven subjects in one lane of three slots; its worker is killed once."""
+    """Eight subjects in one lane of three slots; its worker is killed once."""
     folder = tmp_path_factory.mktemp("crowd")
-    subjects = {**GOOD, "nan": "dog", "poor": "dog"}
+    subjects = {**GOOD, **dict.fromkeys(("nan", "odd", "poor"), "dog")}
     job = load_job(folder, tiny_base, subjects, recipe=LORA, resources=PACKED)
     saboteur = Saboteur(folder / "photos" / "poor")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker, "_work", work_with_a_poisoned_loss)
+        patch.setattr(worker, "_work", work_with_bad_subjects)
         result = run_job(job, watch=saboteur)
     assert saboteur.killed
     return job, result
@@ -76,6 +81,7 @@ def test_only_the_subjects_to_blame_fail(crowd):
     found = {one.id: one for one in result.outcomes}
     assert {name for name, one in found.items() if one.is_published} == set(GOOD)
     assert found["nan"].error.kind == "Diverged"
+    assert found["odd"].error.message == "ValueError: no such image"
     assert found["poor"].error.kind == "SubjectError"
     assert max(one.attempts for one in found.values()) == 2
     assert [one.attempts for one in found.values()].count(2) == 3
