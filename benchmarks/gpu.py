@@ -1,7 +1,9 @@
-"""How fast are steps at real size? Stable Diffusion 1.5 in full, and a LoRA of SDXL.
+"""How fast are steps at real size? Stable Diffusion 1.5 in full, and LoRAs of it and of SDXL.
 
-    python benchmarks/gpu.py [--compile] [--precision bf16] [--keep]
+    python benchmarks/gpu.py [--compile] [--precision bf16] [--packs 1 2 4 8 16] [--keep]
     python benchmarks/gpu.py --tiny        # small models, also without a GPU: shows that it runs
+
+LoRAs are measured with several subjects in one batch too; a step of all counts as one of each.
 
 Weights are random, so nothing is downloaded. The share is of the rate at which the device
 multiplies large matrices in the same precision, measured beside it.
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,13 +25,13 @@ from dbray.bases.backbone import Network
 from dbray.bases.condition import Condition
 from dbray.bases.families import family_of
 from dbray.bases.schedule import NoiseSchedule
+from dbray.errors import OutOfMemory
 from dbray.method.adapter import inject
 from dbray.method.low_rank import LowRank
 from dbray.spec.sections import Recipe, Resources
-from dbray.training.engine import make_engine
-from dbray.training.loop import Latents, Share, TrainingData, draw_batch, finetune
+from dbray.training.loop import Course, Latents, TrainingData
+from dbray.training.pack import Pack, Slots, make_pack
 
-SUBJECT_STEPS = 800
 _WARM_STEPS = 5
 _SD15 = {"cross_attention_dim": 768, "attention_head_dim": 8}
 _SDXL = {
@@ -45,23 +48,30 @@ _SMALL = {"block_out_channels": (32, 64), "norm_num_groups": 8, "attention_head_
           "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D")}  # fmt: skip
 CASES = {
     "SD 1.5, full": ("StableDiffusionPipeline", _SD15, 64, {}),
+    "SD 1.5, LoRA": ("StableDiffusionPipeline", _SD15, 64, {"method": "lora"}),
     "SDXL, LoRA": ("StableDiffusionXLPipeline", _SDXL, 128, {"method": "lora"}),
 }
 """Pipeline, configuration of the UNet, side of the latents, and what the recipe says."""
 
 
-def make_network(pipeline: str, config: dict[str, Any], recipe: Recipe) -> nn.Module:
-    """A UNet with random weights, prepared for the method of the recipe."""
+def make_network(
+    pipeline: str, config: dict[str, Any], recipe: Recipe, num_slots: int
+) -> tuple[nn.Module, Slots]:
+    """A UNet with random weights, prepared for the method of the recipe, and its slots."""
     from diffusers import UNet2DConditionModel
 
     family = family_of(pipeline)
     unet = UNet2DConditionModel(in_channels=4, out_channels=4, **config)
     if recipe.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-    if recipe.method.kind == "lora":
-        ends = [end for group in family.default_targets for end in family.targets[group]]
-        inject(unet, ends, LowRank(16, 16)).reset(0, torch.Generator())
-    return Network(family, {family.denoiser: unet})
+    network = Network(family, {family.denoiser: unet})
+    if recipe.method.kind != "lora":
+        return network, Slots(1, lambda _: None)
+    ends = [end for group in family.default_targets for end in family.targets[group]]
+    adapter = inject(unet, ends, LowRank(16, 16, num_slots))
+    for slot in range(num_slots):
+        adapter.reset(slot, torch.Generator().manual_seed(0))
+    return network, Slots(num_slots, adapter.assign)
 
 
 def make_data(config: dict[str, Any], side: int, device: torch.device) -> TrainingData:
@@ -76,7 +86,9 @@ def make_data(config: dict[str, Any], side: int, device: torch.device) -> Traini
     return TrainingData("noise", noise, ((0,), (1,), (2,), (3,)), prompt.repeat(4), noise, prompt)
 
 
-def measure(name: str, args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+def measure(
+    name: str, num_slots: int, args: argparse.Namespace, device: torch.device
+) -> dict[str, Any]:
     """Steps per second of one case, and what they are of the device's rate."""
     pipeline, config, side, chosen = CASES[name]
     if args.tiny:
@@ -84,19 +96,21 @@ def measure(name: str, args: argparse.Namespace, device: torch.device) -> dict[s
     recipe = Recipe.model_validate({**chosen, "steps": args.steps, "precision": args.precision,
                                     "gradient_checkpointing": args.checkpoint})  # fmt: skip
     torch.manual_seed(0)
-    network = make_network(pipeline, config, recipe)
-    engine = make_engine(network, recipe, Resources(compile=args.compile), device)
+    network, slots = make_network(pipeline, config, recipe, num_slots)
+    pack = make_pack(network, recipe, Resources(compile=args.compile), device, {}, slots)
     alphas = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, 0)
     schedule = NoiseSchedule(alphas, "epsilon").to(device)
     data = make_data(config, side, device)
-    num_operations = 0 if args.compile else operations(engine, schedule, data, recipe)
-    finetune(engine, schedule, data, recipe.model_copy(update={"steps": _WARM_STEPS}))
+    begin = partial(courses_of, data, recipe, schedule, num_slots)
+    num_operations = 0 if args.compile else operations(pack, begin(1))
+    train(pack, begin(_WARM_STEPS))
     start = time.perf_counter()
-    finetune(engine, schedule, data, recipe)  # reads the loss at its end, so the device is done
-    rate = recipe.steps / (time.perf_counter() - start)
-    found = {"steps_per_second": round(rate, 3), "seconds_per_800_steps": SUBJECT_STEPS / rate}
+    train(pack, begin(recipe.steps))
+    seconds = time.perf_counter() - start
+    rate = num_slots * recipe.steps / seconds
+    found = {"steps_per_second": rate, "subjects_per_hour_of_800_steps": 3600 * rate / 800}
     if num_operations:
-        found["teraflops"] = num_operations * rate / 1e12
+        found["teraflops"] = num_operations * recipe.steps / seconds / 1e12
         found["share_of_matrix_rate"] = found["teraflops"] / matrix_rate(device, args)
     if device.type == "cuda":
         found["peak_gigabytes"] = torch.cuda.max_memory_allocated(device) / 1e9
@@ -104,12 +118,30 @@ def measure(name: str, args: argparse.Namespace, device: torch.device) -> dict[s
     return {key: round(value, 3) for key, value in found.items()}
 
 
-def operations(engine: Any, schedule: Any, data: TrainingData, recipe: Recipe) -> int:
+def courses_of(
+    data: TrainingData, recipe: Recipe, schedule: NoiseSchedule, num_slots: int, steps: int
+) -> dict[int, Course]:
+    """A subject for every slot."""
+    changed = recipe.model_copy(update={"steps": steps})
+    return {slot: Course(data, changed, schedule) for slot in range(num_slots)}
+
+
+def train(pack: Pack, courses: dict[int, Course]) -> None:
+    """Take all steps; the loss is read at the end, so the device is done."""
+    while not courses[0].is_over:
+        pack.step(courses)
+        for course in courses.values():
+            course.advance()
+    for course in courses.values():
+        course.points()
+
+
+def operations(pack: Pack, courses: dict[int, Course]) -> int:
     """Floating-point operations of one step, forward and backward."""
-    batch = draw_batch(data, recipe, schedule, 0, Share())
     with FlopCounterMode(display=False) as counter:
-        engine(batch.noisy_BCHW, batch.timesteps_B, batch.condition.tensors).mean().backward()
-    engine.reset()
+        pack.step(courses)
+    for engine in pack.engines:
+        engine.reset()
     return counter.get_total_flops()
 
 
@@ -133,6 +165,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
     parser.add_argument("--compile", action="store_true", help="with resources.compile")
     parser.add_argument("--checkpoint", action="store_true", help="with gradient_checkpointing")
+    parser.add_argument("--packs", type=int, nargs="+", default=[1, 2, 4, 8, 16])
     parser.add_argument("--tiny", action="store_true", help="small models, to see that it runs")
     parser.add_argument("--keep", action="store_true", help="keep the figures in results/")
     args = parser.parse_args()
@@ -144,9 +177,14 @@ def main() -> None:
         "precision": args.precision, "compile": args.compile, "steps": args.steps,
         "tiny": args.tiny,
     }  # fmt: skip
-    for name in CASES:
-        found = measure(name, args, device)
-        facts |= {f"{name}: {key}": value for key, value in found.items()}
+    for name, (*_, chosen) in CASES.items():
+        for num_slots in args.packs if chosen else [1]:
+            try:
+                found = measure(name, num_slots, args, device)
+            except OutOfMemory:
+                print(f"{name}: the memory does not hold {num_slots} slots")
+                break
+            facts |= {f"{name}, pack {num_slots}: {key}": value for key, value in found.items()}
     print_table(facts)
     finish("gpu", facts, args.keep)
 
