@@ -26,7 +26,7 @@ from dbray.spec.job import Job
 from dbray.spec.sections import Recipe, Resources
 from dbray.training.loop import Course, Latents, Share, TrainingData
 
-_WARM_STEPS, _TIMED_STEPS = 1, 3
+_WARM_STEPS, _TIMED_STEPS = 1, 5
 _NUM_IMAGES = 4
 
 

@@ -33,5 +33,8 @@ def translated(device: torch.device) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as exc:
-        fix = "lower batch_size or resolution, turn on gradient_checkpointing, or raise zero_stage"
+        fix = (
+            "lower batch_size, resolution or pack, turn on gradient_checkpointing, or raise "
+            "zero_stage"
+        )
         raise OutOfMemory(f"the memory of {device} does not hold this recipe: {fix}") from exc
