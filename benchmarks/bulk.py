@@ -30,7 +30,7 @@ from measure import finish, print_table, write_subjects
 from steps import measure_steps, method_settings
 
 from dbray import bases
-from dbray.spec.sections import Recipe
+from dbray.spec.recipe import Recipe
 
 PRIOR = {"count": 64, "sampler": "ddpm", "steps": 50, "guidance": 7.5}
 LEARNING_RATE = {"full": 1e-4, "lora": 1e-3}

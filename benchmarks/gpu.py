@@ -28,8 +28,10 @@ from dbray.bases.schedule import NoiseSchedule
 from dbray.errors import OutOfMemory
 from dbray.method.adapter import inject
 from dbray.method.low_rank import LowRank
-from dbray.spec.sections import Recipe, Resources
-from dbray.training.loop import Course, Latents, TrainingData
+from dbray.spec.recipe import Recipe
+from dbray.spec.resources import Resources
+from dbray.training.data import Latents, TrainingData
+from dbray.training.loop import Course
 from dbray.training.pack import Pack, Slots, make_pack
 
 _WARM_STEPS = 5

@@ -42,7 +42,8 @@ from dbray.method.factors import Factors, to_published
 from dbray.records.models import ModelRecord, Registry
 from dbray.serving.local import start
 from dbray.serving.options import ServeOptions
-from dbray.spec.sections import Prior, Recipe
+from dbray.spec.recipe import Recipe
+from dbray.spec.sections import Prior
 from dbray.storage.store import Store
 
 ZIPF = 1.1

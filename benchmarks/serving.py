@@ -49,7 +49,8 @@ from dbray.records.models import ModelRecord, Registry
 from dbray.serving.http.access.tenants import new_key
 from dbray.serving.local import start
 from dbray.serving.options import GIB, ServeOptions
-from dbray.spec.sections import Prior, Recipe
+from dbray.spec.recipe import Recipe
+from dbray.spec.sections import Prior
 from dbray.storage.store import Store
 
 STEPS = 10

@@ -26,8 +26,10 @@ from dbray import bases
 from dbray.bases import Compute
 from dbray.method.methods import method_of
 from dbray.spec.paths import MINIATURE
-from dbray.spec.sections import Recipe, Resources
-from dbray.training.loop import Course, Latents, TrainingData
+from dbray.spec.recipe import Recipe
+from dbray.spec.resources import Resources
+from dbray.training.data import Latents, TrainingData
+from dbray.training.loop import Course
 from dbray.training.pack import Pack, Slots, make_pack
 
 _WARM_STEPS = 20

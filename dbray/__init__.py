@@ -22,7 +22,9 @@ from dbray.errors import DbrayError, SpecError
 # Import the package dbray.run before the function `run` below replaces that name in this module.
 from dbray.run.options import RunOptions
 from dbray.spec.job import Job
-from dbray.spec.sections import Identifiers, Previews, Prior, Recipe, Resources
+from dbray.spec.recipe import Recipe
+from dbray.spec.resources import Resources
+from dbray.spec.sections import Identifiers, Previews, Prior
 from dbray.spec.subject import Subject
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from dbray.processes import num_cores
-from dbray.spec.sections import Device
+from dbray.spec.resources import Device
 
 
 @dataclass(frozen=True)

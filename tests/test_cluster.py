@@ -19,7 +19,7 @@ from dbray import errors
 from dbray.cli import _parser
 from dbray.serving.http.access import edge
 from dbray.serving.options import ServeOptions
-from dbray.spec.sections import Resources
+from dbray.spec.resources import Resources
 
 ROOT = Path(__file__).resolve().parent.parent
 KUBERAY = ROOT / "cluster" / "kuberay"

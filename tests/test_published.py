@@ -17,7 +17,8 @@ from dbray.planning.plan import make_plan
 from dbray.records.models import Registry
 from dbray.records.prior_sets import PriorPlan, is_made
 from dbray.spec.canon import digest_json
-from dbray.spec.sections import Prior, Recipe
+from dbray.spec.recipe import Recipe
+from dbray.spec.sections import Prior
 from dbray.storage.store import Store
 
 PUBLISHED = Path(__file__).parent / "data" / "published-0099309"

@@ -18,7 +18,8 @@ from dbray.errors import SpecError
 from dbray.planning.known_nouns import nouns_of
 from dbray.spec.methods import Full, Lora, MethodSettings, TextualInversion
 from dbray.spec.prompts import NO_NOUN
-from dbray.spec.sections import Prior, Recipe
+from dbray.spec.recipe import Recipe
+from dbray.spec.sections import Prior
 
 if TYPE_CHECKING:
     from dbray.planning.checks import Ready

@@ -21,7 +21,7 @@ from dbray.bases.families.family import Family
 from dbray.bases.layout import DEFAULTS_FILE, INDEX_FILE, SUFFIXES, Layout, read_defaults
 from dbray.errors import BaseError
 from dbray.spec.paths import MINIATURE, is_folder
-from dbray.spec.sections import Precision
+from dbray.spec.recipe import Precision
 from dbray.storage import hub
 
 if TYPE_CHECKING:

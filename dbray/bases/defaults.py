@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from dbray.spec.presets import PRESETS
-from dbray.spec.sections import Previews, Prior, Recipe, Scoring
+from dbray.spec.recipe import Recipe
+from dbray.spec.sections import Previews, Prior, Scoring
 
 if TYPE_CHECKING:
     from dbray.bases import Base

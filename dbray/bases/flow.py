@@ -31,7 +31,7 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
 from torch import Tensor
 
 from dbray.spec.flow import Density, Weighting
-from dbray.spec.sections import Recipe
+from dbray.spec.recipe import Recipe
 
 TIMESTEPS_PER_SIGMA = 1000
 

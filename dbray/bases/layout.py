@@ -24,7 +24,8 @@ from dbray.errors import BaseError, SpecError
 from dbray.spec.base import Spec
 from dbray.spec.methods import Kind
 from dbray.spec.problems import problems_of
-from dbray.spec.sections import Previews, Prior, Recipe, Scoring
+from dbray.spec.recipe import Recipe
+from dbray.spec.sections import Previews, Prior, Scoring
 from dbray.spec.text_files import parse_yaml, read_text
 
 INDEX_FILE = "model_index.json"

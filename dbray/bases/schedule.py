@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dbray.spec.sections import Prediction, Recipe
+from dbray.spec.recipe import Prediction, Recipe
 
 
 class Schedule(Protocol):

@@ -25,7 +25,8 @@ from dbray.method.lora import FILE
 from dbray.records.models import REVISION_LENGTH, ModelRecord
 from dbray.spec.canon import digest_json, utc_now
 from dbray.spec.methods import Lora
-from dbray.spec.sections import Prior, Recipe
+from dbray.spec.recipe import Recipe
+from dbray.spec.sections import Prior
 
 JOB_ID = "import"
 

@@ -15,8 +15,9 @@ from dbray.lanes.checkpoint import Checkpoint
 from dbray.lanes.fidelity import Watch
 from dbray.lanes.lane import Lane
 from dbray.planning.plan import PlannedSubject
+from dbray.training.data import TrainingData
 from dbray.training.device import translated
-from dbray.training.loop import Course, Progress, TrainingData
+from dbray.training.loop import Course, Progress
 from dbray.training.teacher import teach
 
 

@@ -21,8 +21,10 @@ from torch import distributed as dist
 from dbray.errors import StoreError, TrainError
 from dbray.storage.committed import Committed
 from dbray.storage.store import Store
+from dbray.training.batches import Share
+from dbray.training.curve import LossPoint
 from dbray.training.engine import Engine
-from dbray.training.loop import LossPoint, Progress, Share
+from dbray.training.loop import Progress
 from dbray.training.stopping import FidelityPoint
 
 logger = logging.getLogger(__name__)

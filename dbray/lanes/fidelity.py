@@ -22,7 +22,8 @@ from dbray.sampling.pool import generate_in_batches
 from dbray.scores import embedders, figures
 from dbray.spec.prompts import fill_prompt
 from dbray.spec.stop import Stop
-from dbray.training.loop import LossPoint, Progress
+from dbray.training.curve import LossPoint
+from dbray.training.loop import Progress
 from dbray.training.losses import seed_of
 from dbray.training.stopping import FidelityPoint, best_of, is_over
 

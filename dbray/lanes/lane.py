@@ -16,7 +16,7 @@ from dbray.method.methods import method_of
 from dbray.planning.stop import stop_measure_of
 from dbray.spec.job import Job
 from dbray.storage.store import Store
-from dbray.training.loop import Share
+from dbray.training.batches import Share
 from dbray.training.pack import Pack, Slots, make_pack
 
 

@@ -23,7 +23,7 @@ from dbray.spec.job import Job
 from dbray.spec.prompts import fill_prompt
 from dbray.storage.store import Store, digest, read_uri
 from dbray.subjects import buckets, images
-from dbray.training.loop import Latents, TrainingData, encode_subject, instance_prompts
+from dbray.training.data import Latents, TrainingData, encode_subject, instance_prompts
 
 NUM_WARM_PRIORS = 16
 """Prior sets whose latents a lane keeps: those of 200 images, 64 x 64 x 4 each, take 26 MB."""

@@ -23,8 +23,11 @@ from dbray.lanes.lane import Lane
 from dbray.planning.memory import memory_of
 from dbray.planning.packing import choose, sizes_to_try
 from dbray.spec.job import Job
-from dbray.spec.sections import Recipe, Resources
-from dbray.training.loop import Course, Latents, Share, TrainingData
+from dbray.spec.recipe import Recipe
+from dbray.spec.resources import Resources
+from dbray.training.batches import Share
+from dbray.training.data import Latents, TrainingData
+from dbray.training.loop import Course
 
 _WARM_STEPS, _TIMED_STEPS = 1, 5
 _NUM_IMAGES = 4

@@ -30,8 +30,8 @@ from dbray.planning.plan import PlannedSubject
 from dbray.records.results import Failure
 from dbray.spec.job import Job
 from dbray.storage.store import Store
+from dbray.training.batches import Share
 from dbray.training.device import device_is_lost
-from dbray.training.loop import Share
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from dbray.method import delta
 from dbray.method.with_tokens import Together, WithTokens, trained_parts
 from dbray.spec.methods import Delta as DeltaSettings
 from dbray.spec.methods import Full as FullSettings
-from dbray.spec.sections import Recipe
+from dbray.spec.recipe import Recipe
 
 _DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 _MAX_HEADER_BYTES = 100 * 2**20

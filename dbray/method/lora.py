@@ -35,7 +35,7 @@ from dbray.method.low_rank import LowRank
 from dbray.method.with_tokens import WithTokens, trained_parts
 from dbray.spec.methods import Lora as LoraSettings
 from dbray.spec.methods import Pivotal
-from dbray.spec.sections import Recipe
+from dbray.spec.recipe import Recipe
 from dbray.training.losses import generator_of
 
 FILE = "lora.safetensors"

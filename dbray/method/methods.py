@@ -17,7 +17,7 @@ from dbray.bases import Backbone, Base
 from dbray.bases.condition import Condition
 from dbray.bases.resident import Layout, Weights
 from dbray.spec.methods import MethodSettings
-from dbray.spec.sections import Recipe
+from dbray.spec.recipe import Recipe
 from dbray.training.engine import Engine
 from dbray.training.rates import Rate
 

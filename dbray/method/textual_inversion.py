@@ -14,7 +14,7 @@ from dbray.bases import Backbone, Base
 from dbray.bases.resident import Layout, Weights
 from dbray.errors import BaseError
 from dbray.method.with_tokens import WithTokens
-from dbray.spec.sections import Recipe
+from dbray.spec.recipe import Recipe
 
 
 class TextualInversion(WithTokens):

@@ -24,7 +24,7 @@ from dbray.bases import Backbone, Base, load_tokenizer
 from dbray.bases.resident import Changes, Layout, Resident
 from dbray.errors import BaseError, Diverged, TrainError
 from dbray.method.factors import metadata_of
-from dbray.spec.sections import Recipe
+from dbray.spec.recipe import Recipe
 from dbray.training.rates import Rate
 
 FILE = "tokens.safetensors"

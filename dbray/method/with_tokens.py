@@ -15,7 +15,7 @@ from dbray.bases import Backbone, Base
 from dbray.bases.condition import Condition
 from dbray.bases.resident import Changes, Layout, Resident, Weights
 from dbray.method import tokens
-from dbray.spec.sections import Recipe
+from dbray.spec.recipe import Recipe
 from dbray.training.engine import Engine
 from dbray.training.rates import Rate
 

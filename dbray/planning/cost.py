@@ -16,7 +16,7 @@ from dbray.planning.memory import memory_of
 from dbray.planning.plan import Plan
 from dbray.records.results import Rates, summaries
 from dbray.spec.job import Job
-from dbray.spec.sections import Resources
+from dbray.spec.resources import Resources
 from dbray.storage.store import Store
 from dbray.training.teacher import lesson_bytes
 

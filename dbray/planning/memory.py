@@ -8,7 +8,8 @@ from dbray.bases import Base
 from dbray.hardware import Hardware
 from dbray.method.methods import method_of
 from dbray.planning.plan import Plan
-from dbray.spec.sections import Recipe, Resources
+from dbray.spec.recipe import Recipe
+from dbray.spec.resources import Resources
 from dbray.training.engine import memory_plan
 
 _ORDER = ((0, None), (1, None), (2, None), (3, None),

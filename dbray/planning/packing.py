@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from dbray.spec.sections import Recipe, Resources
+from dbray.spec.recipe import Recipe
+from dbray.spec.resources import Resources
 
 CANDIDATES = (1, 2, 4, 8, 16, 32)
 """The numbers of slots that `auto` tries."""

@@ -13,7 +13,8 @@ from pydantic import Field
 
 from dbray.spec.base import Spec
 from dbray.spec.canon import SubjectId
-from dbray.spec.sections import Prior, Recipe
+from dbray.spec.recipe import Recipe
+from dbray.spec.sections import Prior
 from dbray.storage.committed import Committed
 
 REVISION_LENGTH = 12

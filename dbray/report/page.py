@@ -25,7 +25,7 @@ from dbray.report.score_parts import ScoredModel, score_parts
 from dbray.report.templates import asset, policy, template
 from dbray.scores.values import COLUMNS, references, shown, value_of
 from dbray.spec.prompts import NO_NOUN, fill_prompt
-from dbray.spec.sections import Recipe
+from dbray.spec.recipe import Recipe
 
 # In the order in which a job and a subject go through them, each with its colour in page.css.
 _PHASES = {

@@ -20,7 +20,7 @@ from dbray.errors import DbrayError
 from dbray.method.methods import put
 from dbray.records.models import ModelRecord, Registry
 from dbray.sampling.pool import Result, SamplingActor, SamplingPool, sample
-from dbray.spec.sections import Recipe
+from dbray.spec.recipe import Recipe
 from dbray.storage.store import Store
 
 OnProgress = Callable[[int, int], None]

@@ -30,7 +30,8 @@ from dbray.bases import Backbone, Base, Compute
 from dbray.bases.generate import OnStep, Sampling, batch_size, generate
 from dbray.cluster import hardware
 from dbray.errors import DbrayError, LaneLost, OutOfMemory, first_line
-from dbray.spec.sections import Device, Recipe
+from dbray.spec.recipe import Recipe
+from dbray.spec.resources import Device
 from dbray.training.device import device_is_lost
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from dbray.bases import Base
 from dbray.bases.effects import NOUNS, effects_of
 from dbray.records.strengths import Strengths
 from dbray.sampling.pool import SamplingActor, SamplingPool, sample
-from dbray.spec.sections import Recipe
+from dbray.spec.recipe import Recipe
 
 _WORDS_PER_TASK = 16
 _NUM_RARE = 16

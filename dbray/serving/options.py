@@ -8,7 +8,7 @@ from pydantic import Field
 
 from dbray.spec.base import Spec
 from dbray.spec.canon import SUBJECT_ID_PATTERN
-from dbray.spec.sections import Device
+from dbray.spec.resources import Device
 
 GIB = 2**30
 

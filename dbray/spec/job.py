@@ -1,7 +1,7 @@
 """The Job, and the file that users write it in.
 
 Owns the top level of a job file, what its relative paths are relative to, and how much of a file
-with mistakes is read. Its sections are in dbray.spec.sections.
+with mistakes is read. Its sections are in dbray.spec.recipe, sections and resources.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from dbray.spec.base import Spec
 from dbray.spec.canon import SUBJECT_ID_PATTERN, SubjectId, is_commit, slug
 from dbray.spec.paths import Address, anchor, anchor_base
 from dbray.spec.problems import ADDRESS_BRANCH, LIST_BRANCH, problems_of
-from dbray.spec.sections import Identifiers, Previews, Prior, Recipe, Resources, Scoring
+from dbray.spec.recipe import Recipe
+from dbray.spec.resources import Resources
+from dbray.spec.sections import Identifiers, Previews, Prior, Scoring
 from dbray.spec.subject import Subject, make_subject
 from dbray.spec.text_files import Item, Lines, items_of, locate, parse_yaml, read_text
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from dbray.errors import TrainError
-from dbray.spec.sections import Recipe, Resources
+from dbray.spec.recipe import Recipe
+from dbray.spec.resources import Resources
 from dbray.training.device import translated
 from dbray.training.plain import TorchEngine
 from dbray.training.rates import Rate

@@ -22,10 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from dbray.bases.condition import Condition
-from dbray.spec.sections import Recipe, Resources
+from dbray.spec.recipe import Recipe
+from dbray.spec.resources import Resources
+from dbray.training.batches import Batch
 from dbray.training.device import translated
 from dbray.training.engine import Engine, make_engine, set_types
-from dbray.training.loop import Batch, Course, take_step
+from dbray.training.loop import Course, take_step
 from dbray.training.plain import Whole, in_precision, trained_of
 from dbray.training.rates import Rate
 

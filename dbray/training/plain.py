@@ -19,7 +19,8 @@ from torch.optim import AdamW
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from dbray.errors import LaneLost, TrainError
-from dbray.spec.sections import Recipe, Resources
+from dbray.spec.recipe import Recipe
+from dbray.spec.resources import Resources
 from dbray.training.device import translated
 from dbray.training.rates import Rate
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from dbray.spec.sections import RateSchedule, Recipe
+from dbray.spec.recipe import RateSchedule, Recipe
 
 
 @dataclass(frozen=True)

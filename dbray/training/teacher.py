@@ -22,9 +22,10 @@ from dataclasses import replace
 import torch
 
 from dbray.bases.schedule import Schedule
-from dbray.spec.sections import Recipe
+from dbray.spec.recipe import Recipe
+from dbray.training.batches import Share, draw_batches
+from dbray.training.data import TrainingData
 from dbray.training.engine import Engine
-from dbray.training.loop import Share, TrainingData, draw_batches
 
 _FLOAT_BYTES = 4
 

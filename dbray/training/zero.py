@@ -14,7 +14,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dbray.errors import TrainError
-from dbray.spec.sections import Recipe, Resources
+from dbray.spec.recipe import Recipe
+from dbray.spec.resources import Resources
 from dbray.training.plain import Training, copy_all, cpu_copy, in_precision, trained_of
 from dbray.training.rates import Rate
 

@@ -9,7 +9,8 @@ import pytest
 from dbray import bases
 from dbray.bases.defaults import fill
 from dbray.bases.families import FAMILIES, family_of
-from dbray.spec.sections import Previews, Prior, Recipe
+from dbray.spec.recipe import Recipe
+from dbray.spec.sections import Previews, Prior
 
 
 @pytest.fixture(scope="module")

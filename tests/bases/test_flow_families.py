@@ -19,7 +19,8 @@ from dbray.errors import BaseError
 from dbray.method.methods import method_of
 from dbray.spec.sections import Previews, Prior
 from dbray.training import losses
-from dbray.training.loop import Latents, Share, TrainingData, draw_batches
+from dbray.training.batches import Share, draw_batches
+from dbray.training.data import Latents, TrainingData
 
 PROMPTS = ["a photo of zb dog", "a cat on the beach wearing a red hat", ""]
 

@@ -26,7 +26,7 @@ from dbray.method.methods import method_of
 from dbray.records import previews
 from dbray.records.models import Registry
 from dbray.run.job import run_job
-from dbray.spec.sections import Resources
+from dbray.spec.resources import Resources
 from dbray.storage.store import Store
 
 SDXL = FAMILIES["sdxl"]
@@ -168,8 +168,10 @@ def test_the_index_sets_whether_no_negative_prompt_means_zeros(copied):
 def test_the_loss_of_a_step_equals_that_of_a_plain_loop(base, pipeline):
     from diffusers import DDPMScheduler
 
+    from dbray.training.batches import Share, draw_batches
+    from dbray.training.data import Latents, TrainingData
     from dbray.training.engine import make_engine
-    from dbray.training.loop import Latents, Share, TrainingData, draw_batches, finetune
+    from dbray.training.loop import finetune
 
     recipe = recipe_of("full", steps=1, prior_weight=0.7)
     backbone = bases.load(base)

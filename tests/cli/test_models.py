@@ -13,7 +13,7 @@ from dbray import bases
 from dbray.cli import main
 from dbray.records import scores as layout
 from dbray.records.models import Registry
-from dbray.spec.sections import Recipe
+from dbray.spec.recipe import Recipe
 from dbray.storage.store import Store
 
 

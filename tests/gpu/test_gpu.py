@@ -16,7 +16,7 @@ from kit.training import Trained, recipe_of
 from dbray import bases
 from dbray.bases import Compute
 from dbray.errors import OutOfMemory
-from dbray.spec.sections import Resources
+from dbray.spec.resources import Resources
 from dbray.training.loop import finetune
 
 pytestmark = pytest.mark.gpu
@@ -153,7 +153,7 @@ def test_zero_over_nccl_gives_the_losses_of_plain_torch(base, tmp_path, stage, o
 def be_a_rank(folder: str, out: Path, rank: int, world_size: int, resources: dict) -> None:
     from torch import distributed as dist
 
-    from dbray.training.loop import Share
+    from dbray.training.batches import Share
 
     torch.cuda.set_device(rank)
     dist.init_process_group(

@@ -14,7 +14,7 @@ from dbray import bases
 from dbray.method import lora, tokens
 from dbray.method.factors import Factors, to_published
 from dbray.records.models import ModelRecord, Registry
-from dbray.spec.sections import Recipe
+from dbray.spec.recipe import Recipe
 from dbray.storage.store import Store
 from kit import records
 

@@ -11,8 +11,10 @@ from torch import Tensor
 
 from dbray import bases
 from dbray.method.methods import method_of
-from dbray.spec.sections import Recipe, Resources
-from dbray.training.loop import Course, Latents, TrainingData
+from dbray.spec.recipe import Recipe
+from dbray.spec.resources import Resources
+from dbray.training.data import Latents, TrainingData
+from dbray.training.loop import Course
 from dbray.training.pack import Pack, Slots, make_pack
 from kit.training import CPU
 

@@ -9,7 +9,8 @@ from typing import Any
 from dbray.planning.plan import Plan, PlannedSubject
 from dbray.records.models import ModelRecord, Registry
 from dbray.spec.job import Job
-from dbray.spec.sections import Prior, Recipe
+from dbray.spec.recipe import Recipe
+from dbray.spec.sections import Prior
 from dbray.storage.store import Store
 
 

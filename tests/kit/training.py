@@ -9,18 +9,13 @@ import torch
 
 from dbray import bases
 from dbray.method.methods import method_of
-from dbray.spec.sections import Recipe, Resources
+from dbray.spec.recipe import Recipe
+from dbray.spec.resources import Resources
+from dbray.training.batches import Share
+from dbray.training.curve import LossPoint
+from dbray.training.data import Latents, TrainingData, encode_subject, instance_prompts
 from dbray.training.engine import make_engine
-from dbray.training.loop import (
-    Latents,
-    LossPoint,
-    Progress,
-    Share,
-    TrainingData,
-    encode_subject,
-    finetune,
-    instance_prompts,
-)
+from dbray.training.loop import Progress, finetune
 
 CPU = torch.device("cpu")
 IDENTIFIER = "zb"

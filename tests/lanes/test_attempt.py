@@ -15,7 +15,7 @@ from dbray.planning.checks import check_file
 from dbray.planning.plan import make_plan
 from dbray.records.models import Registry
 from dbray.storage.store import Store
-from dbray.training.loop import Share
+from dbray.training.batches import Share
 
 STOP = {"every": 2, "patience": 2, "tolerance": 0.0, "learnt": 0.0, "max_drift": 2.0, "images": 1,
         "sampling_steps": 2}  # fmt: skip

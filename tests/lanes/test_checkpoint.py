@@ -10,10 +10,13 @@ from torch import distributed as dist
 from torch import multiprocessing, nn
 
 from dbray.lanes.checkpoint import Checkpoint, forget_checkpoints
-from dbray.spec.sections import Recipe, Resources
+from dbray.spec.recipe import Recipe
+from dbray.spec.resources import Resources
 from dbray.storage.store import COMMITTED, Store
+from dbray.training.batches import Share
+from dbray.training.curve import LossPoint
 from dbray.training.engine import make_engine
-from dbray.training.loop import LossPoint, Progress, Share
+from dbray.training.loop import Progress
 
 CURVE = (LossPoint(1, 0.5, 0.3, 0.2), LossPoint(2, 0.4, 0.25, 0.15))
 

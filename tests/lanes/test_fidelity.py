@@ -17,7 +17,8 @@ from dbray.lanes.fidelity import FidelityMeter, Watch
 from dbray.planning.stop import StopMeasure
 from dbray.scores import embedders
 from dbray.storage.store import Store
-from dbray.training.loop import Progress, Share, finetune
+from dbray.training.batches import Share
+from dbray.training.loop import Progress, finetune
 
 METHODS = ("full", "lora", "textual_inversion", "pivotal")
 STOP = {"every": 2, "patience": 9, "tolerance": 0.0, "max_drift": 2.0, "images": 1,

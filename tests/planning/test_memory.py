@@ -15,7 +15,7 @@ from dbray import hardware
 from dbray.bases.families.stable_diffusion import StableDiffusion
 from dbray.cli import main
 from dbray.hardware import Hardware
-from dbray.spec.sections import Recipe
+from dbray.spec.recipe import Recipe
 
 GB = 10**9
 REAL = {

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from dbray.planning.packing import choose, evened, is_packed, obstacle, sizes_to_try
-from dbray.spec.sections import Recipe, Resources
+from dbray.spec.recipe import Recipe
+from dbray.spec.resources import Resources
 
 LORA = Recipe(method={"kind": "lora", "rank": 4})
 PACKED = Resources(pack=4)

@@ -22,7 +22,8 @@ from dbray.records.results import RESULTS_FILE, Failure, Outcome, Rates
 from dbray.run.journal import Journal
 from dbray.spec.canon import digest_json
 from dbray.spec.job import Job
-from dbray.spec.sections import Recipe, Resources
+from dbray.spec.recipe import Recipe
+from dbray.spec.resources import Resources
 from dbray.spec.subject import Subject
 from dbray.storage.store import Store
 from dbray.subjects import validation

@@ -17,7 +17,8 @@ from pydantic import ValidationError
 from dbray.errors import DigestMismatch, ModelDamaged, ModelNotFound, RegistryError, StoreError
 from dbray.records.annexes import Annex
 from dbray.records.models import Registry
-from dbray.spec.sections import Prior, Recipe
+from dbray.spec.recipe import Recipe
+from dbray.spec.sections import Prior
 from dbray.storage.committed import Committed
 from dbray.storage.store import Store, digest
 

@@ -25,7 +25,8 @@ from dbray.report.page import _class_images, render
 from dbray.report.thumbnails import SIDES, Thumbnails
 from dbray.spec.job import Job
 from dbray.spec.prompts import fill_prompt
-from dbray.spec.sections import Prior, Recipe
+from dbray.spec.recipe import Recipe
+from dbray.spec.sections import Prior
 from dbray.storage.store import Store
 from dbray.subjects import images
 

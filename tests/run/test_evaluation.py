@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save
 from dbray import bases
 from dbray.cli import _parser, main
 from dbray.records.models import Registry
-from dbray.spec.sections import Recipe
+from dbray.spec.recipe import Recipe
 from dbray.storage.store import Store
 from dbray.subjects.images import encode_png
 

@@ -43,12 +43,13 @@ from dbray.run.watch import Silence
 from dbray.sampling.pool import SamplingPool
 from dbray.spec.canon import utc_now
 from dbray.spec.job import Job
-from dbray.spec.sections import Resources
+from dbray.spec.resources import Resources
 from dbray.spec.subject import Subject
 from dbray.storage.store import Store
 from dbray.subjects import validation
+from dbray.training.batches import Share
 from dbray.training.engine import make_engine
-from dbray.training.loop import Progress, Share
+from dbray.training.loop import Progress
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 

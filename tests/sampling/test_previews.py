@@ -22,7 +22,8 @@ from dbray.records.models import ModelRecord, Registry
 from dbray.sampling.joining import AnnexRequest
 from dbray.sampling.pool import Result, SamplingPool
 from dbray.sampling.previews import PreviewActor, make_previews, seeds_of
-from dbray.spec.sections import Previews, Recipe
+from dbray.spec.recipe import Recipe
+from dbray.spec.sections import Previews
 from dbray.storage.store import Store
 from dbray.subjects.images import decode_png, encode_png
 from dbray.training.losses import seed_of

@@ -23,7 +23,8 @@ from dbray.sampling.scores import (
     measure_of,
 )
 from dbray.scores.flags import flags_of
-from dbray.spec.sections import Previews, Recipe, Scoring
+from dbray.spec.recipe import Recipe
+from dbray.spec.sections import Previews, Scoring
 from dbray.spec.subject import Subject
 from dbray.storage.store import Store
 from dbray.subjects.images import encode_png

@@ -13,7 +13,7 @@ from kit.serving import add_previews, perturbed, publish
 
 from dbray.records import scores as score_layout
 from dbray.records.models import Registry
-from dbray.spec.sections import Recipe
+from dbray.spec.recipe import Recipe
 from dbray.spec.suites import SUITES
 from dbray.storage.store import Store
 

@@ -35,7 +35,7 @@ from dbray.serving.messages import (
     Share,
 )
 from dbray.serving.options import ServeOptions
-from dbray.spec.sections import Recipe
+from dbray.spec.recipe import Recipe
 from dbray.storage.store import Store
 
 pytestmark = pytest.mark.timeout(60)

@@ -11,7 +11,7 @@ from kit.records import record
 from dbray.serving.http import sums
 from dbray.serving.http.wire import GenerationRequest, parse_request
 from dbray.serving.messages import Ask, Refused, Share, names_of, shares_of
-from dbray.spec.sections import Recipe
+from dbray.spec.recipe import Recipe
 
 ALIASES = {"dall-e-3": "rex+watercolour", "old": "rex"}
 

@@ -7,7 +7,7 @@ import pytest
 from dbray.errors import SpecError
 from dbray.spec import foreign_keys
 from dbray.spec.job import Job, draft_job
-from dbray.spec.sections import Recipe
+from dbray.spec.recipe import Recipe
 from dbray.spec.subject import Subject
 
 

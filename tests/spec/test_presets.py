@@ -6,7 +6,8 @@ import pytest
 
 from dbray.errors import SpecError
 from dbray.spec.presets import PRESETS
-from dbray.spec.sections import Previews, Prior, Recipe
+from dbray.spec.recipe import Recipe
+from dbray.spec.sections import Previews, Prior
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from dbray.errors import SpecError
-from dbray.spec.sections import Previews, Prior, Recipe
+from dbray.spec.recipe import Recipe
+from dbray.spec.sections import Previews, Prior
 from dbray.spec.subject import Subject
 
 

@@ -11,17 +11,13 @@ from kit.training import CPU
 from dbray import bases
 from dbray.method.methods import method_of
 from dbray.planning.checks import check_job
-from dbray.spec.sections import Recipe, Resources
+from dbray.spec.recipe import Recipe
+from dbray.spec.resources import Resources
 from dbray.training import losses
+from dbray.training.batches import Share, draw_batches
+from dbray.training.data import Latents, TrainingData, encode_subject
 from dbray.training.engine import make_engine
-from dbray.training.loop import (
-    Latents,
-    Share,
-    TrainingData,
-    draw_batches,
-    encode_subject,
-    finetune,
-)
+from dbray.training.loop import finetune
 
 SIZES = [(32, 32), (24, 40), (40, 24), (24, 40)]
 """Heights and widths: three buckets."""

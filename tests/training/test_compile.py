@@ -15,7 +15,8 @@ from torch._dynamo.testing import CompileCounter
 
 from dbray import bases
 from dbray.method.methods import method_of, put
-from dbray.spec.sections import Recipe, Resources
+from dbray.spec.recipe import Recipe
+from dbray.spec.resources import Resources
 from dbray.training import plain
 from dbray.training.loop import finetune
 from dbray.training.plain import in_precision

@@ -17,7 +17,8 @@ import torch.distributed as dist
 from torch import nn
 
 from dbray.errors import LaneLost, OutOfMemory, TrainError
-from dbray.spec.sections import Recipe, Resources
+from dbray.spec.recipe import Recipe
+from dbray.spec.resources import Resources
 from dbray.training.device import device_is_lost
 from dbray.training.engine import make_engine, memory_plan, set_types
 from dbray.training.plain import TorchEngine

@@ -11,17 +11,12 @@ import torch
 from dbray import bases
 from dbray.errors import Diverged
 from dbray.method.methods import method_of
-from dbray.spec.sections import Recipe, Resources
+from dbray.spec.recipe import Recipe
+from dbray.spec.resources import Resources
+from dbray.training.batches import Share, draw_batches
+from dbray.training.data import Latents, TrainingData, encode_subject, instance_prompts
 from dbray.training.engine import make_engine
-from dbray.training.loop import (
-    Latents,
-    Share,
-    TrainingData,
-    draw_batches,
-    encode_subject,
-    finetune,
-    instance_prompts,
-)
+from dbray.training.loop import finetune
 
 CPU = torch.device("cpu")
 

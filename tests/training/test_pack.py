@@ -9,8 +9,10 @@ from kit.training import CPU, prediction_of, recipe_of
 from torch import Tensor, nn
 
 from dbray import bases
-from dbray.spec.sections import Recipe, Resources
-from dbray.training.loop import Course, Latents, take_step
+from dbray.spec.recipe import Recipe
+from dbray.spec.resources import Resources
+from dbray.training.data import Latents
+from dbray.training.loop import Course, take_step
 from dbray.training.pack import Packed, Slots
 
 EVERYWHERE = ["attention", "feed_forward", "convolutions"]

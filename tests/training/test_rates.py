@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dbray.spec.sections import Recipe
+from dbray.spec.recipe import Recipe
 from dbray.training.rates import Rate
 
 

@@ -20,17 +20,12 @@ import torch.distributed as dist
 
 from dbray import bases
 from dbray.method.methods import method_of
-from dbray.spec.sections import Recipe, Resources
+from dbray.spec.recipe import Recipe
+from dbray.spec.resources import Resources
+from dbray.training.batches import Share, draw_batches
+from dbray.training.data import TrainingData, encode_subject, instance_prompts
 from dbray.training.engine import make_engine
-from dbray.training.loop import (
-    Progress,
-    Share,
-    TrainingData,
-    draw_batches,
-    encode_subject,
-    finetune,
-    instance_prompts,
-)
+from dbray.training.loop import Progress, finetune
 from dbray.training.teacher import lesson_bytes, teach
 
 ROOT = Path(__file__).parents[2]

@@ -21,8 +21,8 @@ from kit.training import Trained, recipe_of
 from safetensors.torch import load_file
 
 from dbray import bases
-from dbray.spec.sections import Resources
-from dbray.training.loop import Share
+from dbray.spec.resources import Resources
+from dbray.training.batches import Share
 
 pytestmark = pytest.mark.timeout(900)
 

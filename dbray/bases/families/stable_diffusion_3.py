@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from dbray.bases.layout import Layout
-    from dbray.spec.sections import Recipe
+    from dbray.spec.recipe import Recipe
 
 _T5_LENGTH = 256
 """The transformer reads padding too, so the length is part of the condition."""
