@@ -131,7 +131,8 @@ def measure_dbray(folder: Path, args: argparse.Namespace, pack: int | str) -> di
         "storage": f"runs-{name}",
         "recipe": recipe_of(args),
         "prior": PRIOR,
-        "previews": {"prompts": []},  # the peer has none
+        "previews": {"prompts": []},  # the peer has neither
+        "scoring": {"embedder": None, "clip": None},
         "resources": {"pack": pack},
     }
     file = folder / f"{name}.yaml"

@@ -48,6 +48,7 @@ def prepare(folder: Path, args: argparse.Namespace) -> Path:
         "recipe": recipe | {"steps": args.steps},
         "prior": {"count": 48, "steps": 10},
         "previews": {"prompts": []},
+        "scoring": {"embedder": None, "clip": None},
         "resources": {"checkpoint_every": args.steps // 3, "pack": args.pack},
     }
     file = folder / "job.yaml"
