@@ -18,9 +18,9 @@ from dbray.records.models import Registry
 from dbray.run.job import run_job
 from dbray.storage.store import Store
 
-STOP = {"every": 2, "patience": 2, "tolerance": 0.0, "max_drift": 2.0, "images": 1,
+STOP = {"every": 2, "patience": 5, "tolerance": 0.0, "max_drift": 2.0, "images": 1,
         "sampling_steps": 2, "learnt": 0.0}  # fmt: skip
-KILLS = {"look": 2, "save": 4}
+KILLS = {"look": 2, "save": 2}
 """How often a lane gets so far before it is killed: after the second measurement, and so on."""
 
 
@@ -70,6 +70,7 @@ def run(ray_session, tiny_base, embedder):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_kills_change_neither_what_is_published_nor_the_curve(run, tmp_path, monkeypatch):
     job, record = run(tmp_path / "whole")
     steps = [step for step, *_ in record.fidelity]
