@@ -12,6 +12,7 @@ from dbray.planning.checks import check_job
 from dbray.planning.plan import make_plan
 from dbray.records.models import Registry
 from dbray.storage.store import Store
+from dbray.training.loop import Progress
 
 
 def test_the_record_of_a_delta_has_its_error(tiny_base, tmp_path):
@@ -24,7 +25,7 @@ def test_the_record_of_a_delta_has_its_error(tiny_base, tmp_path):
     weights = {"unet.weight": torch.diag(torch.tensor([4.0, 3.0, 0.0, 0.0]))}
     base = {"unet.weight": torch.zeros(4, 4)}
     files = delta.publish(network, base, weights, rank=1, dtype=torch.float32)
-    Publisher(plan.job, plan.base).publish(plan.to_train[0], files, (), Clock())
+    Publisher(plan.job, plan.base).publish(plan.to_train[0], files, Progress(), Clock())
     record = Registry(store).find("ace")
     assert record.metadata == {"relative_error": "0.6"}
     assert record.files == tuple(files)
