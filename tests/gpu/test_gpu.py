@@ -104,11 +104,12 @@ def test_an_engine_goes_on_after_its_memory_was_full(base):
     trained = Trained(base, recipe, device=GPU)
     trained.engine.reset()
     schedule = trained.backbone.schedule.to(GPU)
+    latents, rest = torch.zeros(64, 4, 64, 64, device=GPU), rest_of(trained, 64)
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(1e-6, GPU)  # what is held stays, nothing is added
     try:
         with pytest.raises(OutOfMemory, match="batch_size"):
-            trained.engine(torch.zeros(64, 4, 64, 64, device=GPU), *rest_of(trained, 64))
+            trained.engine(latents, *rest)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0, GPU)
     trained.engine.reset()
