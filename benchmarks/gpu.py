@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from measure import finish, print_table
+from steps import train
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -126,16 +127,6 @@ def courses_of(
     """A subject for every slot."""
     changed = recipe.model_copy(update={"steps": steps})
     return {slot: Course(data, changed, schedule) for slot in range(num_slots)}
-
-
-def train(pack: Pack, courses: dict[int, Course]) -> None:
-    """Take all steps; the loss is read at the end, so the device is done."""
-    while not courses[0].is_over:
-        pack.step(courses)
-        for course in courses.values():
-            course.advance()
-    for course in courses.values():
-        course.points()
 
 
 def operations(pack: Pack, courses: dict[int, Course]) -> int:

@@ -80,15 +80,15 @@ def _work(recipe: Recipe, threads: int, num_slots: int, barrier: Barrier, result
             prior_prompt=method.condition(backbone, recipe, ["a dog"]),
         )
 
-    _train(pack, courses(_WARM_STEPS))
+    train(pack, courses(_WARM_STEPS))
     measured = courses(recipe.steps)
     barrier.wait()
     start = time.perf_counter()
-    _train(pack, measured)
+    train(pack, measured)
     results.put(num_slots * recipe.steps / (time.perf_counter() - start))
 
 
-def _train(pack: Pack, courses: dict[int, Course]) -> None:
+def train(pack: Pack, courses: dict[int, Course]) -> None:
     """Take all steps; the loss is read at the end, so the device is done."""
     while not courses[0].is_over:
         pack.step(courses)

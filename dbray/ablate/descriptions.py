@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from dbray.ablate.scoring import Scored, pool_of
+from dbray.ablate.scoring import Scored
 from dbray.planning.checks import Ready
 from dbray.records.scores import Scores
 from dbray.run.watch import Watch
@@ -89,7 +89,7 @@ class _Embedded:
         subjects: list[CheckedSubject],
     ) -> None:
         self._recipe, self._num_images = ready.job.recipe, measure.scoring.images
-        base, pool = ready.base.serving, pool_of(ready)
+        base, pool = ready.base.serving, SamplingPool.of(ready.job.resources)
         args = base, pool.threads, store
         tasks = [task for one in subjects for task in self._tasks(one)]
         self._embeddings = _carry_out(ScoreActor, (*args, measure), tasks, pool)

@@ -15,6 +15,7 @@ from typing import Any
 from dbray.ablate.intervals import Estimate, Values, difference, estimate
 from dbray.ablate.scoring import Scored
 from dbray.ablate.variants import Ablation, Variant
+from dbray.scores.values import Scores
 
 HEADINGS = {
     "identity": "identity",
@@ -27,7 +28,7 @@ HEADINGS = {
 }
 BASE, PHOTOGRAPHS = "untouched base", "photographs"
 # The fields of Scores with the figures of the base, and of photographs.
-_OF_BASE = {name: f"base_{name}" for name in HEADINGS}
+_OF_BASE = {name: f"base_{name}" for name in HEADINGS if f"base_{name}" in Scores.model_fields}
 _OF_PHOTOGRAPHS = {"identity": "ceiling", "clip_identity": "clip_ceiling"}
 # The paper's Table 1: real images compared with each other.
 _PAPER_PHOTOGRAPHS = {"identity": 0.774, "clip_identity": 0.885}
@@ -154,7 +155,7 @@ def _by_subject(scored: Sequence[Scored], field: str) -> dict[str, list[float]]:
 
 
 def _value(one: Scored, field: str) -> float | None:
-    return getattr(one.scores, field, None)
+    return getattr(one.scores, field)
 
 
 def _cell(line: Line, measure: str) -> str:

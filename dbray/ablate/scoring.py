@@ -46,12 +46,6 @@ def score(
     return list(_read(store, trained))
 
 
-def pool_of(ready: Ready) -> SamplingPool:
-    """Return the sampling actors of the job's resources."""
-    resources = ready.job.resources
-    return SamplingPool(resources.prior_actors, resources.threads_per_worker, resources.device)
-
-
 def _score_group(
     store: Store, ready: Ready, measure: Measure, group: Sequence[Trained], watch: Watch
 ) -> None:
@@ -66,7 +60,7 @@ def _score_group(
     subjects = [one.model_copy(update={"images": all_images[one.id]})
                 for one in _subjects_of(group[0].trial)]  # fmt: skip
     failures = make_scores(
-        store, ready.base.serving, lacking, subjects, measure, pool_of(ready),
+        store, ready.base.serving, lacking, subjects, measure, SamplingPool.of(ready.job.resources),
         lambda done, total: watch.progress("scores", done, total),
     )  # fmt: skip
     for name, reason in failures:

@@ -13,12 +13,13 @@ import io
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 from dbray import __version__
 from dbray.cli import ablate as ablating
+from dbray.cli.arguments import number_from
 from dbray.cli.display import displays
 from dbray.errors import DbrayError, SpecError
 from dbray.export import FORMATS
@@ -138,7 +139,7 @@ def _add_job_commands(commands: Any) -> None:
         command.add_argument("--retry-failed", action="store_true",
                              help="also retry subjects that would fail again, after you fixed the "
                              "cause")  # fmt: skip
-        command.add_argument("--max-failures", type=_number_from(0), metavar="N",
+        command.add_argument("--max-failures", type=number_from(0), metavar="N",
                              help="stop when more than N subjects have failed")  # fmt: skip
         command.add_argument("--skip-invalid", action="store_true",
                              help="train the valid subjects; list the others in "
@@ -207,7 +208,7 @@ def _add_model_commands(commands: Any) -> None:
     generate = _add(commands, "generate", "generate:generate", "sample images of a model")
     generate.add_argument("model", help="id, id@revision, or 'base'")
     generate.add_argument("prompt", help='e.g. "a photo of a {subject} on the beach"')
-    generate.add_argument("-n", type=_number_from(1), default=1,
+    generate.add_argument("-n", type=number_from(1), default=1,
                           help="number of images (default: 1)")  # fmt: skip
     generate.add_argument("-o", "--output", default="out", help="folder (default: out)")
     generate.add_argument("--seed", type=int, default=0, help="of the first image (default: 0)")
@@ -244,7 +245,7 @@ def _add_evaluate(commands: Any) -> None:
     evaluate.add_argument("--prompts", default="dreambench", metavar="FILE|SUITE",
                           help="a prompt per line, the file of google/dreambooth, or a suite of "
                           "'dbray prompts' (default: dreambench)")  # fmt: skip
-    evaluate.add_argument("--images", type=_number_from(2), default=4,
+    evaluate.add_argument("--images", type=number_from(2), default=4,
                           help="of each prompt (default: 4)")  # fmt: skip
     evaluate.add_argument("--embedder", help="as scoring.embedder of a job")
     evaluate.add_argument("--embedder-revision", metavar="COMMIT", help="commit of a hub id")
@@ -255,17 +256,6 @@ def _add_evaluate(commands: Any) -> None:
     evaluate.add_argument("--guidance", type=float, help="guidance scale")
     evaluate.add_argument("--sampler", choices=get_args(Sampler))
     evaluate.add_argument("--address", help="Ray cluster (default: $RAY_ADDRESS, or a local one)")
-
-
-def _number_from(least: int) -> Callable[[str], int]:
-    """Make a type of whole numbers of at least `least`."""
-
-    def number(text: str) -> int:
-        if int(text) < least:
-            raise argparse.ArgumentTypeError(f"must be {least} or more, not {text}")
-        return int(text)
-
-    return number
 
 
 def _default_registry() -> str:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from dbray.ablate.variants import ABLATIONS
+from dbray.cli.arguments import number_from
 from dbray.cli.output import print_table, shell_command, writing
-from dbray.planning.checks import check_file
 
 _EPILOG = """\
 Every variant and seed is a job of its own, in OUTPUT/runs; run the same command again to continue.
@@ -37,7 +37,7 @@ def add(command: argparse.ArgumentParser) -> None:
                          help=f"what is varied: {', '.join(ABLATIONS)}")  # fmt: skip
     command.add_argument("job", help="job file (YAML)")
     command.add_argument("-o", "--output", required=True, help="folder of the results")
-    command.add_argument("--subjects", type=_count, metavar="N",
+    command.add_argument("--subjects", type=number_from(1), metavar="N",
                          help="the first N subjects (default: all)")  # fmt: skip
     command.add_argument("--seeds", type=_seeds, default=(0,), metavar="0,1,2",
                          help="seeds of training (default: 0)")  # fmt: skip
@@ -53,6 +53,7 @@ def ablate(args: argparse.Namespace) -> int:
     from dbray.cli.jobs import end_as_after_ctrl_c
     from dbray.cli.noise import quiet_stderr
     from dbray.cli.watch import watch
+    from dbray.planning.checks import check_file
     from dbray.run.options import RunOptions
 
     end_as_after_ctrl_c()
@@ -80,12 +81,6 @@ def _command(args: argparse.Namespace) -> str:
     flags += ["--subjects", str(args.subjects)] if args.subjects else []
     flags += ["--address", args.address] if args.address else []
     return shell_command("ablate", args.name, args.job, "-o", args.output, *flags)
-
-
-def _count(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, not {text}")
-    return int(text)
 
 
 def _seeds(text: str) -> tuple[int, ...]:

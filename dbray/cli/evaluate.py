@@ -61,7 +61,7 @@ def _print_result(result: Evaluation) -> None:
           f"{len(result.failures)} not evaluated")  # fmt: skip
     for one in flagged[:20]:
         for flag in one.flags:
-            print(f"  {one.name} {flag.words}: {flag.evidence}. To try: {flag.fix}")
+            print(f"  {one.name} {flag.text}")
     for name, reason in result.failures[:20]:
         print(f"  not evaluated: {name}: {reason}")
     print(f"Report: {result.report}")

@@ -260,7 +260,7 @@ def _print_flagged(result: JobResult) -> None:
         print(f"{len(result.flagged)} model(s) with faults, by their scores:")
     for model, flags in result.flagged[:_MAX_NAMED]:
         for flag in flags:
-            print(f"  {model} {flag.words}: {flag.evidence}. To try: {flag.fix}")
+            print(f"  {model} {flag.text}")
     if len(result.flagged) > _MAX_NAMED:
         print("  all are in the report and in 'dbray models list'")
 

@@ -111,7 +111,7 @@ def _scored_rows(scores: Scores | None) -> dict[str, str]:
         for name, one in COLUMNS.items()
     }
     for flag in flags_of(scores):
-        rows[f"flag {flag.kind}"] = f"{flag.words}: {flag.evidence}. To try: {flag.fix}"
+        rows[f"flag {flag.kind}"] = flag.text
     return rows
 
 

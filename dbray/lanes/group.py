@@ -167,7 +167,7 @@ class _LaneThread(threading.Thread):
                     return
 
     def _hold(self) -> LaneLost | None:
-        """Run the lane once; return why it was lost, after its subject was released for others."""
+        """Run the lane once; return why it was lost; its subjects are released then."""
         self._ended_before = self._num_ended()
         try:
             run_lane(self._spec)

@@ -58,10 +58,9 @@ class Lane:
 
     def _meter(self) -> FidelityMeter | None:
         """What measures fidelity on rank 0, where the recipe stops early."""
-        measure = stop_measure_of(self.job, self.base)
-        if self.recipe.stop is None or measure is None or not self.leads:
-            return None
-        return FidelityMeter(self.recipe.stop, measure, self.backbone)
+        stop = self.recipe.stop
+        measure = stop_measure_of(self.job, self.base) if stop and self.leads else None
+        return FidelityMeter(stop, measure, self.backbone) if stop and measure else None
 
     @property
     def leads(self) -> bool:

@@ -61,7 +61,7 @@ def run_lane(spec: LaneSpec) -> None:
         LaneLost: its workers died more often than `max_lane_failures`.
     """
     # Ray reads these in this process. By default it checks workers every two seconds, and keeps a
-    # process per lane to watch for preemption; the subject of a lost lane is leased again anyway.
+    # process per lane to watch for preemption; the subjects of a lost lane are leased again.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     resources = spec.job.resources
@@ -90,7 +90,7 @@ def run_lane(spec: LaneSpec) -> None:
 
 
 class _ReleaseOnDeath(UserCallback):
-    """Releases the lane's subject as soon as one of its workers is dead.
+    """Releases the lane's subjects as soon as one of its workers is dead.
 
     Ray starts new workers once there is room for them, which may never be the case on a cluster
     that has lost a node. Runs in the controller, which Ray keeps on the driver's node.

@@ -31,7 +31,7 @@ FILE = "tokens.safetensors"
 MAX_TOKENS = 8
 """Limit for the tokens of an identifier in one text encoder."""
 _UNUSED = -1
-_IDS = "token_ids"
+_IDS, _LAYERS = "token_ids", "learnt_tokens"
 
 
 class LearntTokens(nn.Embedding):
@@ -101,8 +101,14 @@ def inject(backbone: Backbone, num_slots: int) -> None:
 
 
 def layers(network: nn.Module) -> dict[str, LearntTokens]:
-    """Return the embedding layers of a network that learn tokens, by path."""
-    return {path: one for path, one in network.named_modules() if isinstance(one, LearntTokens)}
+    """Return the embedding layers of a network that learn tokens, by path.
+
+    The modules are searched once, after `inject`: every step needs these layers.
+    """
+    if _LAYERS not in network.__dict__:
+        found = {p: one for p, one in network.named_modules() if isinstance(one, LearntTokens)}
+        network.__dict__[_LAYERS] = found
+    return network.__dict__[_LAYERS]
 
 
 def rates(network: nn.Module, start: float, recipe: Recipe) -> dict[str, Rate]:

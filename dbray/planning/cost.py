@@ -104,8 +104,7 @@ def _lesson_bytes(plan: Plan) -> int:
         return 0
     recipe, resources, base = plan.job.recipe, plan.job.resources, plan.base
     shape = base.latent_shape(recipe.resolution or base.resolution)
-    num_slots = 1 if resources.pack == "auto" else resources.pack
-    return num_slots * lesson_bytes(recipe, shape, resources.gpus_per_subject)
+    return resources.num_slots * lesson_bytes(recipe, shape, resources.gpus_per_subject)
 
 
 def num_lanes(plan: Plan, hardware: Hardware) -> int:

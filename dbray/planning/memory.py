@@ -25,7 +25,7 @@ def memory_of(base: Base, recipe: Recipe, resources: Resources, on_gpus: bool) -
     the number of slots is not chosen yet, there is one.
     """
     method = method_of(recipe.method)
-    num_slots = 1 if resources.pack == "auto" else resources.pack
+    num_slots = resources.num_slots
     halves = on_gpus and recipe.precision == "bf16"
     frozen_bytes = method.num_frozen(base, recipe) * (2 if halves else 4)
     num_trained = num_slots * method.num_trained(base, recipe)

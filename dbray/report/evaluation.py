@@ -7,14 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from markupsafe import Markup
-
 from dbray.errors import StoreError
 from dbray.records import evaluations
 from dbray.records.evaluations import Evaluated
 from dbray.report.headline import Figure
 from dbray.report.score_parts import ScoredModel, ScoreParts, score_parts
-from dbray.report.templates import asset, policy, template
+from dbray.report.templates import asset, render
 from dbray.scores.values import COLUMNS
 from dbray.storage.store import Store
 
@@ -56,11 +54,9 @@ def write_page(
     models = [ScoredModel(one.id, one.scores) for one in found]
     parts = score_parts(models)
     assert parts is not None
-    style, script = asset("page.css"), asset("evaluation.js")
-    text = template("evaluation.html").render(
-        policy=policy(style, script),
-        style=Markup(style),
-        script=Markup(script),
+    text = render(
+        "evaluation.html",
+        asset("evaluation.js"),
         page=page,
         figures=_figures(parts, found),
         failures=failures,

@@ -14,15 +14,14 @@ import shlex
 from collections.abc import Iterable
 from typing import Any
 
-from markupsafe import Markup
-
 from dbray.errors import without_secrets
 from dbray.records.record import ModelRecord
 from dbray.records.results import Summary
+from dbray.report import templates
 from dbray.report.contents import Card, Contents
 from dbray.report.headline import figures_of, notices_of
 from dbray.report.score_parts import ScoredModel, score_parts
-from dbray.report.templates import asset, policy, template
+from dbray.report.templates import asset
 from dbray.scores.values import COLUMNS, references, shown, value_of
 from dbray.spec.prompts import NO_NOUN, fill_prompt
 from dbray.spec.recipe import Recipe
@@ -37,14 +36,12 @@ _OTHER_COLOUR = 7
 
 def render(contents: Contents) -> str:
     """Return the text of the page."""
-    style, script = asset("page.css"), asset("parts.js") + "\n" + asset("page.js")
     # Nearly every job has one recipe; each distinct one is in the page once.
     recipes = list(dict.fromkeys(card.record.recipe for card in contents.cards if card.record))
     job, summary = contents.job, contents.summary
-    return template("page.html").render(
-        policy=policy(style, script),
-        style=Markup(style),
-        script=Markup(script),
+    return templates.render(
+        "page.html",
+        asset("parts.js") + "\n" + asset("page.js"),
         job_id=contents.job_id,
         base=job.base,
         started_at=_when(summary.started_at or job.started_at),

@@ -5,14 +5,19 @@ from __future__ import annotations
 import base64
 import hashlib
 from pathlib import Path
+from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 _FOLDER = Path(__file__).resolve().parent
 
 
-def template(name: str) -> Template:
-    """Return a template, which escapes everything that it is given."""
+def render(name: str, script: str, **values: Any) -> str:
+    """Render a page, with the style of all pages and a script of its own.
+
+    Everything that it is given is escaped.
+    """
     environment = Environment(
         loader=FileSystemLoader(_FOLDER),
         autoescape=True,
@@ -22,7 +27,10 @@ def template(name: str) -> Template:
     )
     # `tojson` also escapes what could end a script element or open a comment in it.
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
-    return environment.get_template(name)
+    style = asset("page.css")
+    return environment.get_template(name).render(
+        policy=_policy(style, script), style=Markup(style), script=Markup(script), **values
+    )
 
 
 def asset(name: str) -> str:
@@ -30,7 +38,7 @@ def asset(name: str) -> str:
     return (_FOLDER / name).read_text(encoding="utf-8")
 
 
-def policy(style: str, script: str) -> str:
+def _policy(style: str, script: str) -> str:
     """Return the Content-Security-Policy of a page with one style and one script."""
 
     def source(text: str) -> str:

@@ -6,14 +6,13 @@ continues where it stopped; the models stay as they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from dbray import bases
 from dbray.bases import Base
-from dbray.bases.generate import Sampling
 from dbray.cluster import connected
 from dbray.errors import DbrayError, SpecError
 from dbray.planning.checks import check_file
@@ -23,9 +22,8 @@ from dbray.records.models import ModelRecord, Registry
 from dbray.report.evaluation import Page, write_page
 from dbray.sampling.evaluation import Task, evaluate, request_of
 from dbray.sampling.joining import Failures, OnProgress
-from dbray.sampling.measuring import Measure
+from dbray.sampling.measuring import Measure, measure_of
 from dbray.sampling.pool import SamplingPool
-from dbray.scores import embedders
 from dbray.spec.sections import Previews, Scoring
 from dbray.spec.subject import Subject
 from dbray.spec.suites import Suite
@@ -41,9 +39,9 @@ class EvaluationOptions:
     prompts: Suite
     prompts_name: str
     scoring: dict[str, Any] = field(default_factory=dict)
-    """Fields of the section `scoring` that were chosen; the job's or the base's count else."""
+    """Fields of the section `scoring` that were given; others are the job's, then the base's."""
     previews: dict[str, Any] = field(default_factory=dict)
-    """Likewise how images are sampled."""
+    """Fields of `previews` that were given; others are the base's: the job's do not count."""
     address: str | None = None
     """Ray cluster; None: a local one."""
 
@@ -89,13 +87,16 @@ def find_target(place: str) -> Target:
 def _of_job(file: Path) -> Target:
     ready = check_file(file, needs_weights=False).ready(skip_invalid=True)
     store = Store(ready.job.storage)
-    subjects = [one.subject for one in ready.subjects]
-    registry, records, failures = Registry(store), [], Failures()
-    for subject in subjects:
+    registry, records, subjects, failures = Registry(store), [], [], Failures()
+    for subject in (one.subject for one in ready.subjects):
         try:
-            records.append(registry.find(subject.id))
+            record = registry.find(subject.id)
         except DbrayError as exc:
+            subjects.append(subject)
             failures.append((subject.id, str(exc)))
+        else:
+            records.append(record)
+            subjects.append(_as_trained(subject, record))
     scoring = ready.job.scoring
     chosen = scoring.model_dump(include=scoring.model_fields_set)
     return Target(store, records, subjects, chosen, failures)
@@ -117,8 +118,13 @@ def _of_registry(place: str) -> Target:
             failures.append((record.id, f"the photographs are not known: jobs/{record.job_id} "
                              "does not list it"))  # fmt: skip
         else:
-            found.append((record, subject))
+            found.append((record, _as_trained(subject, record)))
     return Target(store, [one for one, _ in found], [one for _, one in found], {}, failures)
+
+
+def _as_trained(subject: Subject, record: ModelRecord) -> Subject:
+    """Return the subject with the class noun of its model: the job's may be another by now."""
+    return subject.model_copy(update={"class_noun": record.class_noun})
 
 
 def _subjects_of(store: Store, job_id: str) -> dict[str, Subject]:
@@ -146,19 +152,20 @@ def run_evaluation(
     """
     target, out = find_target(place), Store(output)
     failures = Failures(target.failures)
-    tasks = list(_tasks(target, out, options))
-    lacking = [(task, left) for task in tasks if (left := _left(task))]
-    done = sum(len(task.records) for task in tasks) - sum(len(left) for _, left in lacking)
-    if lacking and done:
-        note(f"{done} model(s) have results already and are kept")
+    tasks = list(_tasks(target, out, options, failures))
+    known = {one.name: one for task in tasks for one in _results(task)}
+    lacking = [left for task in tasks if (left := _without(task, known)).records]
+    if lacking and known:
+        note(f"{len(known)} model(s) have results already and are kept")
     if lacking:
         with connected(options.address, note):
-            for task, left in lacking:
-                failures += evaluate(_only(task, left), SamplingPool(), on_progress)
-    found = [one for task in tasks for one in _results(task)]
+            for task in lacking:
+                failures += evaluate(task, SamplingPool(), on_progress)
+    found = [*known.values(), *(one for task in lacking for one in _results(task))]
     if not found:
-        raise SpecError.of(place, f"no model could be evaluated; {failures[0][0]}: "
-                           f"{failures[0][1]}", "mend this, and run the command again")  # fmt: skip
+        reasons = "".join(f"; {name}: {reason}" for name, reason in failures[:1])
+        raise SpecError.of(place, f"no model could be evaluated{reasons}",
+                           "mend this, and run the command again")  # fmt: skip
     found.sort(key=lambda one: one.id)
     evaluations.write_table(out, found)
     measure = tasks[0].measure
@@ -168,32 +175,35 @@ def run_evaluation(
     return Evaluation(found, failures, out.location(evaluations.REPORT))
 
 
-def _tasks(target: Target, output: Store, options: EvaluationOptions) -> Iterator[Task]:
-    """Yield a task for each base that models are sampled with."""
+def _tasks(
+    target: Target, output: Store, options: EvaluationOptions, failures: Failures
+) -> Iterator[Task]:
+    """Yield a task for each base that models are sampled with; add models that do not fit it."""
     by_base: dict[tuple[str, str | None], list[ModelRecord]] = {}
     for record in target.records:
         by_base.setdefault(record.served_by, []).append(record)
     for served_by, records in by_base.items():
         base = bases.resolve(*served_by)
-        measure = _measure(base, target, options)
-        yield Task(target.store, base, records, target.subjects, measure, output)
+        fitting = [record for record in records if record.fits(base.digest)]
+        failures += [(one.id, _of_another_base(one, base)) for one in records if one not in fitting]
+        if fitting:
+            measure = _measure(base, target, options)
+            yield Task(target.store, base, fitting, target.subjects, measure, output)
+
+
+def _of_another_base(record: ModelRecord, base: Base) -> str:
+    trained, here = record.base_digest[:12], base.digest[:12]
+    return f"was trained on another {record.base!r} ({trained}, here is {here})"
 
 
 def _measure(base: Base, target: Target, options: EvaluationOptions) -> Measure:
     chosen = target.scoring | options.scoring | {"prompts": options.prompts.objects}
     scoring = base.fill(Scoring.model_validate(chosen))
-    if scoring.embedder is None:
+    measure = measure_of(scoring, base.fill(Previews.model_validate(options.previews)))
+    if measure is None:
         raise SpecError.of("--embedder", "is needed: neither the job nor its base names one",
                            "give a folder, or a hub id such as facebook/dinov2-base")  # fmt: skip
-    clip = scoring.clip
-    return Measure(
-        scoring,
-        Sampling.of(base.fill(Previews.model_validate(options.previews))),
-        embedders.resolve(scoring.embedder, scoring.embedder_revision),
-        None if clip is None else embedders.resolve(clip, scoring.clip_revision),
-        options.prompts.live,
-        keeps_images=True,
-    )
+    return replace(measure, live_prompts=options.prompts.live, keeps_images=True)
 
 
 def _results(task: Task) -> Iterator[Evaluated]:
@@ -203,11 +213,6 @@ def _results(task: Task) -> Iterator[Evaluated]:
             yield found
 
 
-def _left(task: Task) -> list[ModelRecord]:
-    """Return the models without results."""
-    done = {(one.id, one.revision) for one in _results(task)}
-    return [record for record in task.records if (record.id, record.revision) not in done]
-
-
-def _only(task: Task, records: Sequence[ModelRecord]) -> Task:
-    return Task(task.store, task.base, records, task.subjects, task.measure, task.output)
+def _without(task: Task, known: Collection[str]) -> Task:
+    """Return the task for the models without results."""
+    return replace(task, records=[one for one in task.records if one.name not in known])

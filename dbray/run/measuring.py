@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from dbray.planning.plan import Plan
 from dbray.records.strengths import read_strengths, write_strengths
-from dbray.run.phases import pool_of
+from dbray.sampling.pool import SamplingPool
 from dbray.sampling.strengths import measure_strengths
 from dbray.storage.store import Store
 
@@ -25,7 +25,9 @@ def measure_identifiers(plan: Plan, rare: Sequence[str], store: Store) -> None:
     """
     digest = plan.base.digest
     known = read_strengths(store, digest)
-    found = measure_strengths(plan.base, plan.unmeasured, rare, known, pool_of(plan))
+    found = measure_strengths(
+        plan.base, plan.unmeasured, rare, known, SamplingPool.of(plan.job.resources)
+    )
     # What another job measured meanwhile was first, and stays.
     first = read_strengths(store, digest)
     if first is not None:

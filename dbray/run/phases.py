@@ -37,7 +37,7 @@ class ClassImages:
                 self.recorder.journal.store,
                 self.plan.base,
                 self.plan.missing_priors,
-                pool_of(self.plan),
+                SamplingPool.of(self.plan.job.resources),
                 self.recorder.progress,
             )
 
@@ -91,9 +91,3 @@ class Training:
                 f"stopped: {num_failed} subjects failed, more than --max-failures "
                 f"{self.max_failures}; fix the cause and run again with --retry-failed"
             )
-
-
-def pool_of(plan: Plan) -> SamplingPool:
-    """Return the sampling actors of the job's resources."""
-    resources = plan.job.resources
-    return SamplingPool(resources.prior_actors, resources.threads_per_worker, resources.device)

@@ -10,8 +10,8 @@ from dbray.planning.plan import PlannedSubject
 from dbray.records import previews as layout
 from dbray.records.annexes import Annex
 from dbray.run.annexes import AnnexPhase
-from dbray.run.phases import pool_of
 from dbray.sampling.joining import AnnexRequest, Failures
+from dbray.sampling.pool import SamplingPool
 from dbray.sampling.previews import describe, make_previews
 from dbray.storage.store import Store
 
@@ -43,6 +43,6 @@ class PreviewImages(AnnexPhase):
             self.plan.base.serving,
             lacking,
             self.plan.job.previews,
-            pool_of(self.plan),
+            SamplingPool.of(self.plan.job.resources),
             self.recorder.progress,
         )

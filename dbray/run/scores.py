@@ -14,8 +14,8 @@ from dbray.records import scores as layout
 from dbray.records.annexes import Annex
 from dbray.records.results import Outcome
 from dbray.run.annexes import AnnexPhase
-from dbray.run.phases import pool_of
 from dbray.sampling.joining import AnnexRequest, Failures
+from dbray.sampling.pool import SamplingPool
 from dbray.sampling.scores import Measure, describe, make_scores, measure_of
 from dbray.scores.flags import Flag, flags_of
 from dbray.storage.store import Store
@@ -85,6 +85,6 @@ class ModelScores(AnnexPhase):
             [one.record for one in lacking],
             [planned.subject for planned in self.plan.subjects],
             self._measure,
-            pool_of(self.plan),
+            SamplingPool.of(self.plan.job.resources),
             self.recorder.progress,
         )

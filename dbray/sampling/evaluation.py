@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
 from dbray.bases import Base
 from dbray.records import evaluations
 from dbray.records.models import ModelRecord
@@ -26,7 +24,7 @@ from dbray.sampling.measuring import (
     pictures_of,
 )
 from dbray.sampling.pool import Result, SamplingPool
-from dbray.sampling.scores import ScoreJoining, score
+from dbray.sampling.scores import ScoreJoining
 from dbray.scores import figures
 from dbray.spec.subject import Subject
 from dbray.storage.store import Store
@@ -79,8 +77,7 @@ class _EvaluationJoining(ScoreJoining):
         photographs: Mapping[str, Embeddings],
     ) -> None:
         embedded = embeddings_of(own)
-        num_images = self.measure.scoring.images
-        scores = score(embedded, of_base, record.id, photographs, num_images)
+        scores = self.scores_of(record, embedded, of_base, photographs)
         columns = _figures(embedded, of_base, record.id, photographs)
         columns |= _texts(self.measure, record)
         columns["image"] = pictures_of(own)
@@ -96,11 +93,7 @@ class _EvaluationJoining(ScoreJoining):
 def _texts(measure: Measure, record: ModelRecord) -> dict[str, list[Any]]:
     """Return the prompt and the seed of every image."""
     prompts = filled_prompts(measure, record.class_noun, record.identifier)
-    seeds = measure.seeds()
-    return {
-        "prompt": [prompt for prompt in prompts for _ in seeds],
-        "seed": seeds * len(prompts),
-    }
+    return dict(zip(("prompt", "seed"), measure.each(prompts), strict=True))
 
 
 def _figures(
@@ -117,10 +110,8 @@ def _figures(
     }
     if "seen" in own:
         found["clip_identity"] = figures.identities(own["seen"], mine["seen"]).tolist()
-        found["prompt_score"] = _cosines(own["seen"], own["asked"])
-        found["base_prompt_score"] = _cosines(of_base["seen"], own["asked"])
+        found["prompt_score"] = figures.prompt_fidelities(own["seen"], own["asked"]).tolist()
+        found["base_prompt_score"] = figures.prompt_fidelities(
+            of_base["seen"], own["asked"]
+        ).tolist()
     return found
-
-
-def _cosines(images_GE: Tensor, prompts_GE: Tensor) -> list[float]:  # noqa: N803 - shape suffixes
-    return (images_GE * prompts_GE).sum(dim=1).tolist()

@@ -69,6 +69,11 @@ class Measure:
         """Return the seed of each image of a prompt."""
         return [seed_of(self.scoring.seed, index) for index in range(self.scoring.images)]
 
+    def each(self, prompts: Sequence[str]) -> tuple[list[str], list[int]]:
+        """Return the prompt and the seed of every image, prompt by prompt."""
+        seeds = self.seeds()
+        return [prompt for prompt in prompts for _ in seeds], seeds * len(prompts)
+
 
 def measure_of(scoring: Scoring, previews: Previews) -> Measure | None:
     """Find the embedders of a job; None if it has none. Raises BaseError."""
@@ -203,9 +208,7 @@ class ScoreActor(ModelActor):
 
     def _sample(self, backbone: Backbone, prompts: Sequence[str]) -> Any:
         """Sample `images` images of each prompt, prompt by prompt: (N, H, W, 3)."""
-        seeds = self._measure.seeds()
-        repeated = [prompt for prompt in prompts for _ in seeds]
-        return generate_in_batches(backbone, repeated, seeds * len(prompts), self._measure.sampling)
+        return generate_in_batches(backbone, *self._measure.each(prompts), self._measure.sampling)
 
     def _embedder(self, embedder: Embedder) -> LoadedEmbedder:
         if embedder.digest not in self._loaded:

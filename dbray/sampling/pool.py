@@ -31,7 +31,7 @@ from dbray.bases.generate import OnStep, Sampling, batch_size, generate
 from dbray.cluster import hardware
 from dbray.errors import DbrayError, LaneLost, OutOfMemory, first_line
 from dbray.spec.recipe import Recipe
-from dbray.spec.resources import Device
+from dbray.spec.resources import Device, Resources
 from dbray.training.device import device_is_lost
 
 logger = logging.getLogger(__name__)
@@ -66,6 +66,11 @@ class SamplingPool:
     num_actors: int | None = None
     threads: int = 1
     device: Device = "auto"
+
+    @classmethod
+    def of(cls, resources: Resources) -> SamplingPool:
+        """Return the pool that a job's resources ask for."""
+        return cls(resources.prior_actors, resources.threads_per_worker, resources.device)
 
     def size(self, num_tasks: int) -> int:
         """Return the number of actors for a number of tasks."""

@@ -121,10 +121,19 @@ class ScoreJoining(Joining):
         photographs: Mapping[str, Embeddings],
     ) -> None:
         """Score a model, and publish the scores beside it."""
-        num_images = self.measure.scoring.images
-        scores = score(embeddings_of(own), of_base, record.id, photographs, num_images)
+        scores = self.scores_of(record, embeddings_of(own), of_base, photographs)
         request = describe(self.measure, record.class_noun, record.identifier)
         layout.annex(self.store, record.name).publish(layout.files_of(scores, request))
+
+    def scores_of(
+        self,
+        record: ModelRecord,
+        own: Embeddings,
+        of_base: Embeddings,
+        photographs: Mapping[str, Embeddings],
+    ) -> layout.Scores:
+        """Compute a model's scores; see `score`."""
+        return score(own, of_base, record.id, photographs, self.measure.scoring.images)
 
 
 def score(

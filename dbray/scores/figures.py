@@ -90,7 +90,12 @@ def margin_ceiling(subject: str, photographs: Mapping[str, Tensor]) -> float:
 
 def prompt_fidelity(generated_GE: Tensor, prompts_GE: Tensor) -> float:
     """Mean cosine of images and the texts of their own prompts: CLIP-T of the paper."""
-    return float((generated_GE * prompts_GE).sum(dim=1).mean())
+    return float(prompt_fidelities(generated_GE, prompts_GE).mean())
+
+
+def prompt_fidelities(generated_GE: Tensor, prompts_GE: Tensor) -> Tensor:
+    """Cosine of each image and the text of its own prompt."""
+    return (generated_GE * prompts_GE).sum(dim=1)
 
 
 def drift(tuned_GE: Tensor, base_GE: Tensor) -> float:

@@ -37,6 +37,16 @@ class Flag(NamedTuple):
     fix: str
     """The change of the recipe to try."""
 
+    @property
+    def advice(self) -> str:
+        """The figures, and what to try."""
+        return f"{self.evidence}. To try: {self.fix}"
+
+    @property
+    def text(self) -> str:
+        """All of it, in one line."""
+        return f"{self.words}: {self.advice}"
+
 
 def flags_of(scores: Scores) -> tuple[Flag, ...]:
     """Return the faults of a model, the worst first; empty if it has none."""

@@ -85,8 +85,12 @@ class Share:
 
     def __str__(self) -> str:
         """'subject@revision', followed by '*weight' unless that is 1."""
-        weight = "" if self.weight == 1 else f"*{self.weight!r}"
-        return f"{self.subject}@{self.revision}{weight}"
+        return self.name if self.weight == 1 else f"{self.name}*{self.weight!r}"
+
+    @property
+    def name(self) -> str:
+        """'subject@revision'."""
+        return f"{self.subject}@{self.revision}"
 
 
 def shares_of(key: str) -> tuple[Share, ...]:
@@ -102,7 +106,7 @@ def _share(text: str) -> Share:
 
 def names_of(key: str) -> frozenset[str]:
     """Return 'subject@revision' of each model of an Ask's key."""
-    return frozenset(f"{share.subject}@{share.revision}" for share in shares_of(key))
+    return frozenset(share.name for share in shares_of(key))
 
 
 @dataclass(frozen=True)

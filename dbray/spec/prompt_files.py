@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 from dbray.errors import SpecError
-from dbray.spec.prompts import check_template
+from dbray.spec.prompts import check_subject_prompt
 from dbray.spec.suites import SUITES, Suite
 
 _BENCHMARK_LINE = re.compile(r"^\s*'(?P<prompt>.*)'\.format\(unique_token, class_token\),?\s*$")
@@ -62,8 +62,7 @@ def _plain(name: str, lines: list[str]) -> Suite:
         if not prompt or prompt.startswith("#"):
             continue
         try:
-            allowed = ("{subject}", "{class}")
-            prompts.append(check_template(prompt, allowed=allowed, required="{subject}"))
+            prompts.append(check_subject_prompt(prompt))
         except ValueError as exc:
             fix = "write {subject} where the subject should be, and no other braces but {class}"
             raise SpecError.of(f"{name}:{number}", str(exc), fix) from exc

@@ -30,6 +30,21 @@ def check_template(prompt: str, allowed: tuple[str, ...], required: str | None =
     return prompt
 
 
+def check_subject_prompt(prompt: str) -> str:
+    """Return a prompt that has {subject}. Raises ValueError."""
+    return check_template(prompt, ("{subject}", "{class}"), required="{subject}")
+
+
+def check_subject_prompts(prompts: tuple[str, ...]) -> tuple[str, ...]:
+    """Return prompts that all have {subject}. Raises ValueError."""
+    return tuple(map(check_subject_prompt, prompts))
+
+
+def check_class_prompts(prompts: tuple[str, ...]) -> tuple[str, ...]:
+    """Return prompts without {subject}. Raises ValueError."""
+    return tuple(check_template(p, allowed=("{class}",)) for p in prompts)
+
+
 def named_until(prompt: str, class_noun: str, identifier: str | None = None) -> int:
     """Count the characters of the filled prompt up to the end of the subject's first name.
 

@@ -13,7 +13,7 @@ from dbray.spec.base import Spec
 from dbray.spec.flow import Flow
 from dbray.spec.methods import Full, Method
 from dbray.spec.presets import PRESETS, check_preset
-from dbray.spec.prompts import check_template
+from dbray.spec.prompts import check_subject_prompt
 from dbray.spec.stop import Stop
 
 Prediction = Literal["epsilon", "v_prediction"]
@@ -152,7 +152,7 @@ class Recipe(Spec):
     @field_validator("preset")
     @classmethod
     def _known_preset(cls, preset: str | None) -> str | None:
-        return preset and check_preset(preset)
+        return None if preset is None else check_preset(preset)
 
     @model_validator(mode="after")
     def _preset_is_of_the_method(self) -> Self:
@@ -167,4 +167,4 @@ class Recipe(Spec):
     @field_validator("prompt")
     @classmethod
     def _names_the_subject(cls, prompt: str) -> str:
-        return check_template(prompt, required="{subject}", allowed=("{subject}", "{class}"))
+        return check_subject_prompt(prompt)

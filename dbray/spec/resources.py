@@ -90,8 +90,13 @@ class Resources(Spec):
     lease_seconds: float = Field(
         default=300.0,
         gt=0,
-        description="A lane that is silent this long loses its subject to another.",
+        description="A lane that is silent this long loses its subjects to others.",
     )
+
+    @property
+    def num_slots(self) -> int:
+        """Subjects that a lane trains together; 1 while their number is not chosen."""
+        return 1 if self.pack == "auto" else self.pack
 
     @model_validator(mode="after")
     def _fit_each_other(self) -> Resources:

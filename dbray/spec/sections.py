@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from dbray.spec.base import Spec
-from dbray.spec.prompts import check_template
+from dbray.spec.prompts import check_class_prompts, check_subject_prompts, check_template
 from dbray.spec.suites import expand_suites
 
 MAX_SAMPLING_STEPS = 999
@@ -164,8 +164,7 @@ class Scoring(Spec):
     @field_validator("prompts")
     @classmethod
     def _name_the_subject(cls, prompts: tuple[str, ...]) -> tuple[str, ...]:
-        allowed = ("{subject}", "{class}")
-        return tuple(check_template(p, required="{subject}", allowed=allowed) for p in prompts)
+        return check_subject_prompts(prompts)
 
     @field_validator("class_prompts")
     @classmethod
@@ -173,7 +172,7 @@ class Scoring(Spec):
         if not any("{class}" in prompt for prompt in prompts):
             raise ValueError("no prompt contains {class}; 'a photo of a {class}' shows whether the "
                              "class is kept")  # fmt: skip
-        return tuple(check_template(p, allowed=("{class}",)) for p in prompts)
+        return check_class_prompts(prompts)
 
 
 class Identifiers(Spec):

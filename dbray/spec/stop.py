@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from dbray.spec.base import Spec
-from dbray.spec.prompts import check_template
+from dbray.spec.prompts import check_class_prompts, check_subject_prompts
 
 
 class Stop(Spec):
@@ -61,10 +61,9 @@ class Stop(Spec):
     @field_validator("prompts")
     @classmethod
     def _name_the_subject(cls, prompts: tuple[str, ...]) -> tuple[str, ...]:
-        allowed = ("{subject}", "{class}")
-        return tuple(check_template(p, required="{subject}", allowed=allowed) for p in prompts)
+        return check_subject_prompts(prompts)
 
     @field_validator("class_prompts")
     @classmethod
     def _leave_out_the_subject(cls, prompts: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(check_template(p, allowed=("{class}",)) for p in prompts)
+        return check_class_prompts(prompts)

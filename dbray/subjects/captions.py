@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dbray.errors import Problem, SpecError
-from dbray.spec.prompts import NO_NOUN, check_template
+from dbray.spec.prompts import NO_NOUN, check_subject_prompt
 from dbray.spec.text_files import Item, read_text
 from dbray.subjects.entries import Entry
 from dbray.subjects.files import READERS
@@ -137,6 +137,6 @@ def check_captions(entry: Entry, captions: Any) -> None:
         if not isinstance(caption, str):
             continue  # Subject's validator reports it
         try:
-            check_template(caption, allowed=("{subject}", "{class}"), required="{subject}")
+            check_subject_prompt(caption)
         except ValueError as exc:
             entry.error(f"captions: {exc}", "write {subject} where the subject is named")

@@ -76,7 +76,7 @@ class _Decoded:
     image: Image.Image
     decoding: int
     is_transparent: bool
-    """Extremes over every pixel."""
+    """Whether every pixel is fully transparent."""
 
 
 def decode(data: bytes, name: str) -> Image.Image:

@@ -71,19 +71,19 @@ _FAULTS: tuple[tuple[Callable[[ImageCheck], bool], str, str], ...] = (
 
 
 def _name_small(entry: Entry, seen: Sequence[Photograph], resolution: int) -> None:
-    small = [(image, look) for image, look in seen if min(look.width, look.height) < resolution]
+    small = [(image, check) for image, check in seen if min(check.width, check.height) < resolution]
     if small:
-        image, look = small[0]
+        image, check = small[0]
         others = f", and so have {len(small) - 1} others" if len(small) > 1 else ""
-        what = f"{image} has only {look.width} x {look.height} pixels{others}"
+        what = f"{image} has only {check.width} x {check.height} pixels{others}"
         entry.warn(f"{what}; training sees {resolution} x {resolution}", "use larger photographs")
 
 
 def _name_strips(entry: Entry, seen: Sequence[Photograph]) -> None:
-    for image, look in seen:
-        kept = min(look.width, look.height) / max(look.width, look.height)
+    for image, check in seen:
+        kept = min(check.width, check.height) / max(check.width, check.height)
         if kept < MIN_KEPT:
-            what = f"{image} has {look.width} x {look.height} pixels, of which a square keeps"
+            what = f"{image} has {check.width} x {check.height} pixels, of which a square keeps"
             fix = "cut it to the subject, about as wide as it is high"
             entry.warn(f"{what} {kept:.0%}", fix)
 

@@ -95,12 +95,17 @@ def make_engine(
         TrainError: nothing requires gradients, or DeepSpeed cannot use the device.
         OutOfMemory: the device does not hold the parameters.
     """
-    if not any(parameter.requires_grad for parameter in module.parameters()):
-        raise TrainError("no parameter of the module requires gradients: nothing to train")
-    set_types(module, half=device.type == "cuda" and recipe.precision == "bf16")
+    settle_types(module, recipe, device)
     kind = ZeroEngine if resources.zero_stage else TorchEngine
     with translated(device):
         return kind(module, recipe, resources, device, rates or {})
+
+
+def settle_types(module: nn.Module, recipe: Recipe, device: torch.device) -> None:
+    """Set the types in which a recipe is trained. Raises TrainError if nothing is."""
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        raise TrainError("no parameter of the module requires gradients: nothing to train")
+    set_types(module, half=device.type == "cuda" and recipe.precision == "bf16")
 
 
 def set_types(module: nn.Module, half: bool) -> None:

@@ -26,7 +26,7 @@ from dbray.spec.recipe import Recipe
 from dbray.spec.resources import Resources
 from dbray.training.batches import Batch
 from dbray.training.device import translated
-from dbray.training.engine import Engine, make_engine, set_types
+from dbray.training.engine import Engine, make_engine, settle_types
 from dbray.training.loop import Course, take_step
 from dbray.training.plain import Whole, in_precision, trained_of
 from dbray.training.rates import Rate
@@ -214,6 +214,6 @@ def make_pack(
     """Make the pack of a module with slots, which is the pack's now; see `make_engine`."""
     if slots.num == 1:
         return Alone(make_engine(module, recipe, resources, device, rates))
-    set_types(module, half=device.type == "cuda" and recipe.precision == "bf16")
+    settle_types(module, recipe, device)
     with translated(device):
         return Packed(module, recipe, resources, device, rates, slots)

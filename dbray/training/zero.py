@@ -40,7 +40,7 @@ class ZeroEngine(Training):
         deepspeed: Any = _prepare_deepspeed(device)
         super().__init__(module, recipe, device, rates, trained_of(module))
         self._stage = resources.zero_stage
-        parameters = list(trained_of(module).values())
+        parameters = list(self._trained.values())
         exact = [cpu_copy(parameter) for parameter in parameters]
         config = _zero_config(recipe, resources, device, sum(p.numel() for p in parameters))
         if self._stage == 3:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save
 from dbray import bases
 from dbray.cli import _parser, main
 from dbray.records.models import Registry
+from dbray.run.evaluation import find_target
 from dbray.spec.recipe import Recipe
 from dbray.storage.store import Store
 from dbray.subjects.images import encode_png
@@ -204,3 +205,24 @@ def test_embedders_of_real_size_run_unmodified(place, ray_session, tmp_path):
     assert code == 3  # one has no photographs
     [rex] = (tmp_path / "out/images").glob("rex@*")
     assert all(-1 <= row["prompt_score"] <= 1 for row in pq.read_table(rex).to_pylist())
+
+
+def test_photographs_are_compared_within_the_class_noun_that_was_trained(tmp_path):
+    """The job may have another noun by now: its look-alikes are not the model's."""
+    store = Store(str(tmp_path))
+    Registry(store).publish(records.record("rex", class_noun="dog", job_id="job"), {"unet.safetensors": b""})
+    row = {"id": "rex", "class_noun": "cat", "images": ["/photographs/0.png"]}
+    store.write_json("jobs/job/job.json", {"subjects": [row]})
+    [subject] = find_target(str(tmp_path)).subjects
+    assert subject.class_noun == "dog"
+
+
+def test_a_model_of_another_base_is_not_evaluated(tiny_base, tmp_path, capsys):
+    store = Store(str(tmp_path / "runs"))
+    record = records.record("rex", base=str(tiny_base), base_digest="0" * 64, job_id="job")
+    Registry(store).publish(record, {"unet.safetensors": b""})
+    row = {"id": "rex", "class_noun": "dog", "images": ["/photographs/0.png"]}
+    store.write_json("jobs/job/job.json", {"subjects": [row]})
+    (tmp_path / "prompts.txt").write_text("a {subject}\n")
+    assert evaluate(tmp_path) == 2
+    assert "rex: was trained on another" in capsys.readouterr().err

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from dbray.bases.layout import Layout
     from dbray.bases.schedule import Schedule
+    from dbray.spec.recipe import Recipe
     from dbray.spec.sections import Sampler
-from dbray.spec.recipe import Recipe
 
 _DISTILLED = re.compile(r"turbo|lightning|distill|(?<![a-z])(hyper|lcm)(?![a-z])")
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from dbray.bases.layout import Layout
     from dbray.bases.schedule import Schedule
     from dbray.spec.flow import Density, Weighting
+    from dbray.spec.recipe import Recipe
     from dbray.spec.sections import Sampler
-from dbray.spec.recipe import Recipe
 
 _SCHEDULER = "FlowMatchEulerDiscreteScheduler"
 NATIVE_LATENTS = 128

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from dbray.bases.layout import Layout
 
-"""Tokens of T5's text. The transformer reads padding, so the length is part of the condition."""
-
 
 class Flux(FlowFamily):
     """See the module."""

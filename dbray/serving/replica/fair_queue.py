@@ -56,8 +56,8 @@ class Request:
         """Return whether this request can be in a batch with another one."""
         if (self.sampling, self.size) != (lead.sampling, lead.size):
             return False
-        is_mixed = self.member is not None and lead.member is not None
-        return is_mixed or self.ask.key == lead.ask.key
+        both_mix = self.member is not None and lead.member is not None
+        return both_mix or self.ask.key == lead.ask.key
 
     @property
     def cost(self) -> float:
@@ -83,8 +83,9 @@ Batch = list[tuple[Request, int]]
 def company(lead: Request, ready: Sequence[Request], most: int) -> list[Request]:
     """Return the requests whose images may fill a batch of `most` images, the lead first.
 
-    If those for the lead's model fill it, it is theirs, as a pass with merged weights costs the
-    least. Otherwise any that may join fill it, in the order of `ready`.
+    If those for the lead's model fill it, it is theirs: a pass of one model costs the least, and
+    where weights can be merged exactly they are. Otherwise any that may join fill it, in the order
+    of `ready`.
     """
     joined = [lead, *(one for one in ready if one is not lead and one.may_join(lead))]
     own = [one for one in joined if one.ask.key == lead.ask.key]

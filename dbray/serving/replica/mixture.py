@@ -7,7 +7,6 @@ other. A model for which that fails is refused alone.
 
 from __future__ import annotations
 
-import logging
 from collections import defaultdict
 
 import torch
@@ -18,8 +17,6 @@ from dbray.bases.generate import encode
 from dbray.method.mixing import Member
 from dbray.serving.replica.fair_queue import Batch, Request
 from dbray.serving.replica.weights import load_refusal
-
-_log = logging.getLogger(__name__)
 
 
 def encode_each(backbone: Backbone, batch: Batch) -> tuple[Batch, Condition | None]:
@@ -50,7 +47,7 @@ def encode_each(backbone: Backbone, batch: Batch) -> tuple[Batch, Condition | No
     return [batch[position] for position in kept], stacked
 
 
-def member_of(request: Request) -> Member:
+def part_of(request: Request) -> Member:
     """Return a request's part of a mixed batch."""
     assert request.member is not None
     return request.member
@@ -60,13 +57,13 @@ def _by_text(batch: Batch) -> dict[str, list[int]]:
     """Return the positions of the images by what encodes their prompts: a model, or the base."""
     groups: dict[str, list[int]] = defaultdict(list)
     for position, (request, _) in enumerate(batch):
-        groups[request.ask.key if member_of(request).text else ""].append(position)
+        groups[request.ask.key if part_of(request).text else ""].append(position)
     return groups
 
 
 def _rows(backbone: Backbone, requests: list[Request]) -> list[list[Condition]]:
     """Return each image's rows: of its prompt and, if guidance needs it, of its negative one."""
-    backbone.resident.put(member_of(requests[0]).text)
+    backbone.resident.put(part_of(requests[0]).text)
     prompts, num = [request.ask.prompt for request in requests], len(requests)
     condition = encode(backbone, prompts, requests[0].sampling)
     return [[condition[row] for row in range(i, len(condition), num)] for i in range(num)]

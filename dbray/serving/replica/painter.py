@@ -29,7 +29,7 @@ from dbray.method.mixing import mixed
 from dbray.serving.messages import BASE, BROKEN, TIMED_OUT, Begun, Refusal
 from dbray.serving.meters import DeviceMeters
 from dbray.serving.replica.fair_queue import Batch, FairQueue, Request, is_mixed
-from dbray.serving.replica.mixture import encode_each, member_of
+from dbray.serving.replica.mixture import encode_each, part_of
 from dbray.serving.replica.weights import load_refusal
 from dbray.spec.sections import Sampler
 
@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 
 _IDLE_SECONDS = 1.0
 UNKNOWN = "?"
-"""The resident weights are mixed, bad or unverified."""
+"""The resident weights are half written, bad or unverified."""
 
 
 class _Cancelled(Exception):
@@ -184,7 +184,7 @@ class Painter:
         self.resident = BASE
         if condition is None:
             return
-        members = [member_of(request) for request, _ in batch]
+        members = [part_of(request) for request, _ in batch]
         repeats = len(condition) // len(members)
         with mixed(self._backbone.models[family.denoiser], members, repeats):
             self._begin(batch, started, swapped=True)

@@ -40,6 +40,7 @@ from dbray.serving.messages import (
     Refused,
     base_name,
     names_of,
+    shares_of,
 )
 from dbray.serving.meters import CacheMeters, DeviceMeters
 from dbray.serving.options import ServeOptions
@@ -65,7 +66,10 @@ _STUCK_SECONDS = 120.0
 
 
 class Replica:
-    """Serves every model of a registry, one subject's weights in the module at a time."""
+    """Serves every model of a registry, with the weights of one in the module at a time.
+
+    Low-rank models may be several: their factors are beside the base's weights.
+    """
 
     def __init__(self, options: ServeOptions) -> None:
         torch.set_num_threads(options.threads)
@@ -248,7 +252,7 @@ class Replica:
 
     def _is_removed(self, key: str) -> bool:
         """Whether a model was removed. Raises StoreError if the whole registry is missing."""
-        if all(self._registry.has(*name.split("@")) for name in names_of(key)):
+        if all(self._registry.has(one.subject, one.revision) for one in shares_of(key)):
             return False
         self._presence.check()
         return True

@@ -114,7 +114,7 @@ class Source:
 
     def fetch(self, key: str, _below: None) -> tuple[Files, int]:
         """Level "disk": copies of the files, verified."""
-        folder = self._scratch / key
+        folder = self._scratch / hashlib.sha256(key.encode()).hexdigest()  # keys of sums are long
         try:
             models = [
                 (_files_of(revision, revision.fetch_weights(folder / str(index))), weight)
@@ -160,7 +160,7 @@ class Source:
         """Find the models of a key, with their weights."""
         found = []
         for share in shares_of(key):
-            revision = self._registry.open(f"{share.subject}@{share.revision}")
+            revision = self._registry.open(share.name)
             if not revision.record.fits(self._base_digest):
                 raise BaseError(f"{revision.record.name} was trained on another base")
             found.append((revision, share.weight))
