@@ -210,7 +210,9 @@ def test_embedders_of_real_size_run_unmodified(place, ray_session, tmp_path):
 def test_photographs_are_compared_within_the_class_noun_that_was_trained(tmp_path):
     """The job may have another noun by now: its look-alikes are not the model's."""
     store = Store(str(tmp_path))
-    Registry(store).publish(records.record("rex", class_noun="dog", job_id="job"), {"unet.safetensors": b""})
+    Registry(store).publish(
+        records.record("rex", class_noun="dog", job_id="job"), {"unet.safetensors": b""}
+    )
     row = {"id": "rex", "class_noun": "cat", "images": ["/photographs/0.png"]}
     store.write_json("jobs/job/job.json", {"subjects": [row]})
     [subject] = find_target(str(tmp_path)).subjects

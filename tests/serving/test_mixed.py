@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from kit import serving
 from kit.low_rank import factors, lora_file, publish, publish_lora, token_file
+from pyarrow.fs import LocalFileSystem
 
 from dbray.errors import StoreError
 from dbray.method import lora, tokens
@@ -370,3 +371,16 @@ def test_partial_images_of_a_mixed_batch_are_those_of_their_requests(replica, st
     last = decode_png(events[-1].data).astype(int)
     assert np.abs(last - alone(replica, storage, "lora0", steps=8)).max() <= LEVELS
     assert batches == [2]
+
+
+def test_files_of_a_sum_with_long_names_are_copied(tmp_path, tiny_base, monkeypatch):
+    """Four ids of 63 characters are more than the 255 bytes that a file's name may have."""
+    monkeypatch.setattr(
+        "dbray.serving.replica.replica.Store", lambda uri: Store(uri, filesystem=LocalFileSystem())
+    )
+    names = [f"{letter * 62}0" for letter in "abcd"]
+    for index, name in enumerate(names):
+        publish_lora(tmp_path / "registry", tiny_base, name, index, rank=2)
+    replica = make_replica(tmp_path / "registry", tiny_base, scratch=str(tmp_path / "scratch"))
+    image(asyncio.run(replica.generate(ask(tmp_path / "registry", "+".join(names)))))
+    replica.close()
