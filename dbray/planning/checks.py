@@ -12,6 +12,7 @@ from pathlib import Path
 
 from dbray import bases
 from dbray.bases import Base, defaults
+from dbray.bases.defaults import OF_JOB
 from dbray.errors import BaseError, Problem, SpecError, StoreError
 from dbray.planning import auto_nouns, names
 from dbray.planning.auto_nouns import ChosenNoun
@@ -258,9 +259,11 @@ def _missing_embedders(job: Job, where: Callable[[str], str]) -> Iterator[Proble
 
 
 def _unused_clip(checked: Checked, where: Callable[[str], str]) -> Iterator[Problem]:
-    """Find a CLIP that neither scores nor chooses class nouns."""
+    """Find a CLIP in the job that neither scores nor chooses class nouns."""
     scoring = checked.job.scoring if checked.job else None
     if scoring is None or scoring.clip is None or scoring.embedder is not None:
+        return
+    if checked.sources["scoring"]["clip"] != OF_JOB:  # the base's, and the job wants no scores
         return
     if checked.chosen_nouns or any(one.class_noun == AUTO_NOUN for one in checked.invalid):
         return

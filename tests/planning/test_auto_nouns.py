@@ -83,6 +83,13 @@ def test_a_clip_that_nothing_reads_is_still_reported(certain_clip, tiny_base, tm
     assert "names a clip but no embedder" in error.what
 
 
+def test_scores_that_the_base_recommends_can_be_switched_off(tmp_path):
+    file = write_job(tmp_path, "miniature", {"tom": "cat"}, scoring={"embedder": None})
+    checked = check_file(file)
+    assert checked.errors == []
+    assert checked.job.scoring.embedder is None
+
+
 def test_a_base_may_list_its_nouns():
     miniature = bases.resolve("miniature")
     assert "dog" in nouns_of(miniature)
