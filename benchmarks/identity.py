@@ -10,14 +10,16 @@ and samples each published model in all places of the drawn world. `colour`, `cl
 are the shares of its images that show the subject's colour, its class noun and the place in the
 prompt. `drift` is how much more often than the base the model gives the subject's colour to others
 of its class. `bytes` and `seconds` are those of one subject: its weight files, and the time from
-lease to publication; `class_image_seconds` are those of the job. The judge (see `miniature.py`) was
-trained on renders only. `--methods` compares four methods on the same photographs. `-o` draws a
-sheet: a row per subject, with a photograph and images of each method.
+lease to publication; `class_image_seconds` are those of the job (the first of several makes the
+class images of all). The judge (see `miniature.py`) was trained on renders only. `--methods`
+compares four methods on the same photographs. `-o` draws a sheet: a row per subject, with a
+photograph and images of each method.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import statistics
 import subprocess
 import sys
@@ -120,14 +122,23 @@ def number_of(record: ModelRecord) -> int:
 
 
 def train(folder: Path, recipe: str, prior: str) -> Registry:
-    """Run one job on the photographs in the folder; return its registry."""
+    """Run one job on the photographs in the folder; return its registry.
+
+    The class images of the folder's first job serve all of them.
+    """
     with tempfile.NamedTemporaryFile("w", suffix=".yaml", dir=folder, delete=False) as job:
         storage = Path(job.name).stem
         job.write(
             f"base: miniature\nsubjects: photos\nstorage: {storage}\n"
             f"previews: {{prompts: []}}\nrecipe: {recipe}\nprior: {prior}\n"
+            "scoring: {embedder: null, clip: null}\n"  # the judge scores them
         )
+    shared, own = folder / "priors", folder / storage / "priors"
+    if shared.exists():
+        shutil.copytree(shared, own)
     subprocess.run([sys.executable, "-m", "dbray", "run", job.name], check=True)
+    if own.exists() and not shared.exists():
+        shutil.copytree(own, shared)
     return Registry(Store(str(folder / storage)))
 
 
