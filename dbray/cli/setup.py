@@ -32,8 +32,16 @@ storage: runs  # a folder, or s3://..., gs://...; for models, class images and r
 # prior:
 #   count: 200  # class images per class noun, made once and shared by all its subjects
 # resources:
+#   pack: auto  # subjects that train in one batch, by low-rank methods
 #   gpus_per_subject: 1
 #   checkpoint_every: 200  # steps; useful if a subject takes more than a few minutes
+"""
+
+_DEMO_METHOD = """
+recipe:
+  method: pivotal  # low-rank factors and the identifier's own embeddings: small files, trained fast
+resources:
+  pack: auto  # several subjects share a batch
 """
 
 
@@ -53,7 +61,8 @@ def demo(args: argparse.Namespace) -> int:
             folder / "subjects.jsonl",
         )
         job_file.write_text(
-            _JOB_TEMPLATE.format(base="miniature", revision="", manifest="subjects.jsonl"),
+            _JOB_TEMPLATE.format(base="miniature", revision="", manifest="subjects.jsonl")
+            + _DEMO_METHOD,
             encoding="utf-8",
         )
     print(f"Wrote {len(subjects)} drawn subjects to {folder}/photos and the job {job_file}.")

@@ -106,7 +106,7 @@ def _figures(
         "identity": figures.identities(own["subject"], mine["subject"]).tolist(),
         "base_identity": figures.identities(of_base["subject"], mine["subject"]).tolist(),
         "nearest": figures.nearest_subjects(own["subject"], by_subject),
-        "is_copy": figures.are_copies(own["subject"], mine["subject"]).tolist(),
+        "is_copy": figures.are_copies(own["thumbnails"], mine["thumbnails"]).tolist(),
     }
     if "seen" in own:
         found["clip_identity"] = figures.identities(own["seen"], mine["seen"]).tolist()

@@ -27,6 +27,7 @@ from dbray.sampling.pool import Result, generate_in_batches
 from dbray.scores import embedders
 from dbray.scores.embedders import Embedder, LoadedEmbedder
 from dbray.scores.perceptual import PerceptualDistance
+from dbray.scores.thumbnails import thumbnails
 from dbray.spec.prompts import fill_prompt
 from dbray.spec.sections import Previews, Scoring
 from dbray.spec.suites import is_living
@@ -41,9 +42,10 @@ MAX_IMAGE_SIDE = 512
 
 Embeddings = Mapping[str, Tensor]
 """By name: `subject`, `class` and, if there are such prompts, `unrelated` rows of the identity
-embedder; of the CLIP, if there is one, `seen` of the subject's images and `asked` of their prompts.
+embedder; `thumbnails` of the subject's images; of the CLIP, if there is one, `seen` of the
+subject's images and `asked` of their prompts.
 """
-_VERSION = 2
+_VERSION = 3
 """Of what is computed from equal requests; earlier scores are made again."""
 
 
@@ -165,10 +167,15 @@ class ScoreActor(ModelActor):
 
     def _photographs(self, uris: Sequence[str]) -> Embeddings:
         pictures = [np.asarray(decode(read_uri(uri, MAX_IMAGE_BYTES), uri)) for uri in uris]
-        found = {"subject": self._embedder(self._measure.identity).images(pictures)}
+        found = self._looks(pictures)
         if self._measure.clip is not None:
             found["seen"] = self._embedder(self._measure.clip).images(pictures)
         return found
+
+    def _looks(self, pictures: Sequence[np.ndarray]) -> dict[str, Tensor]:
+        """Embed pictures of the subject by identity, and as thumbnails."""
+        identity = self._embedder(self._measure.identity)
+        return {"subject": identity.images(pictures), "thumbnails": thumbnails(pictures)}
 
     def _images(
         self, backbone: Backbone, class_noun: str, identifier: str | None
@@ -186,7 +193,7 @@ class ScoreActor(ModelActor):
 
     def _embedded(self, images: Sequence[np.ndarray], prompts: Sequence[str]) -> dict[str, Tensor]:
         """Embed images of the subject; `prompts` lack the identifier, which no CLIP knows."""
-        found = {"subject": self._embedder(self._measure.identity).images(images)}
+        found = self._looks(images)
         if self._measure.scoring.perceptual:
             found["spread"] = torch.tensor(self._spreads(images))
         if self._measure.clip is not None:

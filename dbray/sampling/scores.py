@@ -163,7 +163,7 @@ def score(
         ceiling_nearest=figures.margin_ceiling(subject, by_subject),
         precision=precision,
         num_lookalikes=len(photographs) - 1,
-        copies=figures.copies(own["subject"], mine),
+        copies=figures.copies(own["thumbnails"], photographs[subject]["thumbnails"]),
         diversity=_diversity(own["subject"], num_images),
         base_diversity=_diversity(of_base["subject"], num_images),
         **_perceptual(own, of_base),

@@ -111,16 +111,22 @@ def diversity(generated: Sequence[Tensor]) -> float:
     return 1.0 - sum(pairwise(rows_GE) for rows_GE in generated) / len(generated)
 
 
-def are_copies(generated_GE: Tensor, photographs_PE: Tensor) -> Tensor:
-    """Which images are nearer to a photograph than the nearest two photographs are: (G,) bools.
+COPY_DISTANCE = 0.5
+"""Of a copy and its photograph, as a part of the distance of the nearest two photographs."""
 
-    None is, where there is only one photograph.
+
+def are_copies(generated_GE: Tensor, photographs_PE: Tensor) -> Tensor:
+    """Which images are much nearer to a photograph than photographs are to each other: (G,) bools.
+
+    Rows are thumbnails, and distances 1 - correlation. None is a copy, where there is only one
+    photograph.
     """
     if len(photographs_PE) < 2:
         return torch.zeros(len(generated_GE), dtype=torch.bool)
     between = photographs_PE @ photographs_PE.T
     between.fill_diagonal_(-1.0)
-    return (generated_GE @ photographs_PE.T).amax(dim=1) > between.max()
+    distances = 1 - (generated_GE @ photographs_PE.T).amax(dim=1)
+    return distances < COPY_DISTANCE * (1 - between.max())
 
 
 def copies(generated_GE: Tensor, photographs_PE: Tensor) -> float:

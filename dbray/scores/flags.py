@@ -90,7 +90,7 @@ def _is_new(scores: Scores) -> Iterator[Flag]:
         yield Flag(
             "copies",
             "copies its photographs",
-            f"{scores.copies:.0%} of its images are closer to a photograph than any two "
+            f"{scores.copies:.0%} of its images are twice as close to a photograph as any two "
             "photographs are to each other",
             "halve recipe.steps or recipe.learning_rate, or add photographs that differ more",
         )

@@ -62,9 +62,9 @@ def test_diversity_compares_images_of_one_prompt_only():
     assert figures.diversity([rows(0, 60), rows(0, 90)]) == pytest.approx((0.5 + 1.0) / 2)
 
 
-def test_a_copy_is_nearer_to_a_photograph_than_photographs_are_to_each_other():
-    photographs = rows(0, 40, 90)
-    assert figures.copies(rows(0, 41, 140), photographs) == pytest.approx(2 / 3)
+def test_a_copy_is_much_nearer_to_a_photograph_than_photographs_are_to_each_other():
+    photographs = rows(0, 40, 90)  # the nearest two: 1 - cos 40 degrees is 0.23
+    assert figures.copies(rows(0, 41, 120, 180), photographs) == pytest.approx(2 / 4)
 
 
 def test_the_ceiling_of_the_margin_leaves_each_photograph_out():
