@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from measure import finish, print_table, write_subjects
 from miniature import CPU, LABELS, Judge, train_judge
 from PIL import Image, ImageDraw, ImageFont
@@ -126,12 +127,14 @@ def train(folder: Path, recipe: str, prior: str) -> Registry:
 
     The class images of the folder's first job serve all of them.
     """
+    is_full = yaml.safe_load(recipe).get("method", "full") == "full"
     with tempfile.NamedTemporaryFile("w", suffix=".yaml", dir=folder, delete=False) as job:
         storage = Path(job.name).stem
         job.write(
             f"base: miniature\nsubjects: photos\nstorage: {storage}\n"
             f"previews: {{prompts: []}}\nrecipe: {recipe}\nprior: {prior}\n"
             "scoring: {embedder: null, clip: null}\n"  # the judge scores them
+            f"resources: {{pack: {1 if is_full else 'auto'}}}\n"
         )
     shared, own = folder / "priors", folder / storage / "priors"
     if shared.exists():
