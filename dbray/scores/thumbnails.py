@@ -10,11 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn.functional import normalize
-
-from dbray.subjects.images import views
 
 SIDE = 16
 
@@ -25,6 +23,6 @@ def thumbnails(images: Sequence[np.ndarray]) -> Tensor:
     Brightness and contrast do not count: the product of two rows is the correlation of their
     pixels.
     """
-    small = np.stack([views(Image.fromarray(image), SIDE, "centre")[0] for image in images])
-    rows = torch.from_numpy(small).flatten(1).float()
+    small = [ImageOps.fit(Image.fromarray(image), (SIDE, SIDE)) for image in images]
+    rows = torch.from_numpy(np.stack([np.asarray(one) for one in small])).flatten(1).float()
     return normalize(rows - rows.mean(dim=1, keepdim=True))
