@@ -50,7 +50,8 @@ def problems_of(
         fields = _fields_at(model, place[:-1])
         what, fix = _explain(error, place[-1] if place else "value", fields)
         if error["type"] == "extra_forbidden":
-            fix = _translated(place, _fields_of(model)) or fix
+            found = _fields_of(model)
+            fix = _translated(place, found) or _elsewhere(place, found) or fix
         name = ".".join(str(part) for part in place) or "value"
         problems.append(Problem("error", locate(where, lines or {}, place), f"{name}: {what}", fix))
     return problems
@@ -129,6 +130,17 @@ def _translated(place: Place, sections: dict[str, FieldInfo]) -> str | None:
         return f"write '{ours}' instead of '{key}'"
     where = f"under '{section}'" if section else "at the top of the file"
     return f"write '{ours}' {where} instead of '{key}'"
+
+
+def _elsewhere(place: Place, fields: dict[str, FieldInfo]) -> str | None:
+    """Return the fix for a key of another section, or of none; None for all other keys."""
+    if len(place) != 2:  # not in a section
+        return None
+    key = str(place[-1])
+    if key in fields:
+        return f"move '{key}' to the top of the file"
+    sections = [f"'{name}'" for name, found in fields.items() if key in _fields_of(_section(found))]
+    return f"move it under {' or '.join(sections)}" if sections else None
 
 
 def _nearest(key: str, fields: dict[str, FieldInfo]) -> str:

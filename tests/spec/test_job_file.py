@@ -77,6 +77,21 @@ def test_broken_files_are_reported(tmp_path, text, what):
     assert any(what in problem.what for problem in found)
 
 
+@pytest.mark.parametrize(
+    ("section", "fix"),
+    [
+        ("recipe: {pack: 2}", "move it under 'resources'"),
+        ("resources: {count: 5}", "move it under 'prior'"),
+        ("prior: {images: 5}", "move it under 'scoring'"),
+        ("recipe: {storage: runs}", "move 'storage' to the top of the file"),
+    ],
+)
+def test_a_key_in_the_wrong_section_is_sent_to_its_own(tmp_path, section, fix):
+    [problem] = problems(tmp_path, f"base: miniature\nsubjects: x\n{section}\n")
+    assert problem.what.endswith("unknown key")
+    assert problem.fix == fix
+
+
 def test_a_repeated_key_is_reported_with_both_lines(tmp_path):
     text = "base: miniature\nrecipe: {steps: 1}\nsubjects: x\nrecipe:\n  steps: 2\n"
     [problem] = problems(tmp_path, text)
