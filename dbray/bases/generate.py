@@ -60,6 +60,25 @@ def generate(
     return sample(backbone, condition, seeds, sampling, on_step, size)
 
 
+def generate_in_batches(
+    backbone: Backbone,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    sampling: Sampling,
+    on_step: OnStep | None = None,
+) -> np.ndarray:
+    """Sample as `generate` does, in batches that fit on a device.
+
+    The batches depend only on the resolution, so that they are the same everywhere.
+    """
+    size = batch_size(backbone)
+    batches = [
+        generate(backbone, prompts[part], seeds[part], sampling, on_step)
+        for part in (slice(start, start + size) for start in range(0, len(prompts), size))
+    ]
+    return np.concatenate(batches)
+
+
 def encode(backbone: Backbone, prompts: Sequence[str], sampling: Sampling) -> Condition:
     """Encode N prompts with the present text encoders, as `sample` takes them.
 

@@ -15,10 +15,9 @@ import numpy as np
 from torch import Tensor
 
 from dbray.bases import Backbone
-from dbray.bases.generate import OnStep, Sampling
+from dbray.bases.generate import OnStep, Sampling, generate_in_batches
 from dbray.planning.plan import PlannedSubject
 from dbray.planning.stop import StopMeasure
-from dbray.sampling.pool import generate_in_batches
 from dbray.scores import embedders, figures
 from dbray.spec.prompts import fill_prompt
 from dbray.spec.stop import Stop

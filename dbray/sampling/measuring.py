@@ -20,10 +20,10 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from dbray.bases import Backbone, Base
-from dbray.bases.generate import Sampling
+from dbray.bases.generate import Sampling, generate_in_batches
 from dbray.records import scores as layout
 from dbray.sampling.joining import ModelActor
-from dbray.sampling.pool import Result, generate_in_batches
+from dbray.sampling.pool import Result
 from dbray.scores import embedders
 from dbray.scores.embedders import Embedder, LoadedEmbedder
 from dbray.scores.perceptual import PerceptualDistance

@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, cast
 
-import numpy as np
 import pyarrow as pa
 import ray
 import torch
@@ -27,7 +26,6 @@ from ray.util.annotations import RayDeprecationWarning
 
 from dbray import bases, errors
 from dbray.bases import Backbone, Base, Compute
-from dbray.bases.generate import OnStep, Sampling, batch_size, generate
 from dbray.cluster import hardware
 from dbray.errors import DbrayError, LaneLost, OutOfMemory, first_line
 from dbray.spec.recipe import Recipe
@@ -228,22 +226,3 @@ def _read_result(row: dict[str, Any]) -> Result:
         kind = getattr(errors, row["error"], DbrayError)
         error = kind(row["reason"])
     return Result(row["index"], files, error)
-
-
-def generate_in_batches(
-    backbone: Backbone,
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-    sampling: Sampling,
-    on_step: OnStep | None = None,
-) -> np.ndarray:
-    """Sample as `generate` does, in batches that fit on a device.
-
-    The batches depend only on the resolution, so that they are the same everywhere.
-    """
-    size = batch_size(backbone)
-    batches = [
-        generate(backbone, prompts[part], seeds[part], sampling, on_step)
-        for part in (slice(start, start + size) for start in range(0, len(prompts), size))
-    ]
-    return np.concatenate(batches)

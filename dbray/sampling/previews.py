@@ -14,7 +14,7 @@ import numpy as np
 
 from dbray import metrics
 from dbray.bases import Backbone, Base
-from dbray.bases.generate import Sampling
+from dbray.bases.generate import Sampling, generate_in_batches
 from dbray.records import previews as layout
 from dbray.records.previews import Files
 from dbray.sampling.joining import (
@@ -25,7 +25,7 @@ from dbray.sampling.joining import (
     OnProgress,
     base_key,
 )
-from dbray.sampling.pool import Result, SamplingPool, generate_in_batches
+from dbray.sampling.pool import Result, SamplingPool
 from dbray.spec.prompts import fill_prompt
 from dbray.spec.sections import Previews
 from dbray.storage.store import Store, read_uri

@@ -20,7 +20,7 @@ from typing import Any
 
 from dbray import metrics
 from dbray.bases import Base
-from dbray.bases.generate import Sampling
+from dbray.bases.generate import Sampling, generate_in_batches
 from dbray.records.prior_reuse import copy_part, full_parts_elsewhere
 from dbray.records.prior_sets import (
     DESCRIPTION,
@@ -32,7 +32,7 @@ from dbray.records.prior_sets import (
     missing_parts,
     part_name,
 )
-from dbray.sampling.pool import SamplingActor, SamplingPool, generate_in_batches, sample
+from dbray.sampling.pool import SamplingActor, SamplingPool, sample
 from dbray.spec.sections import Prior
 from dbray.storage.store import COMMITTED, Store
 from dbray.subjects.images import encode_png
