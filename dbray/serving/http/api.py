@@ -16,7 +16,7 @@ from starlette.routing import Match
 import dbray
 from dbray import bases
 from dbray.errors import BaseError, StoreError
-from dbray.serving.http import replies, wire
+from dbray.serving.http import answers, replies, wire
 from dbray.serving.http.predictions import Predictions
 from dbray.serving.http.routes import Routes
 from dbray.serving.http.service import Service
@@ -85,25 +85,25 @@ def _add_routes(api: FastAPI, routes: Routes) -> None:
         )  # fmt: skip
 
     model, prediction = "/v1/models/{model}", "/v1/predictions/{name}"
-    add("POST", "/v1/images/generations", routes.create_images, wire.ImagesResponse, _SAMPLING,
+    add("POST", "/v1/images/generations", routes.create_images, answers.ImagesResponse, _SAMPLING,
         also={200: _content("text/event-stream", "application/json")},
         extra=_GENERATION)  # fmt: skip
     add("GET", f"{replies.IMAGES_PATH}/{{name}}", routes.get_image, None, (*_ALWAYS, 404),
         also={200: _content("image/png", "image/webp", "image/jpeg")},
         response_class=Response)  # fmt: skip
-    add("GET", "/v1/models", routes.list_models, wire.ModelList, (*_KEYED, 400))
-    add("POST", f"{model}:warm", routes.warm_model, wire.Warmth, (*_KEYED, 404, 504))
-    add("GET", model, routes.get_model, wire.ModelObject, (*_KEYED, 404))
-    add("DELETE", model, routes.delete_model, wire.Deletion, (*_KEYED, 404))
+    add("GET", "/v1/models", routes.list_models, answers.ModelList, (*_KEYED, 400))
+    add("POST", f"{model}:warm", routes.warm_model, answers.Warmth, (*_KEYED, 404, 504))
+    add("GET", model, routes.get_model, answers.ModelObject, (*_KEYED, 404))
+    add("DELETE", model, routes.delete_model, answers.Deletion, (*_KEYED, 404))
     add("GET", f"{model}/previews/{{name}}", routes.get_preview, None, (*_KEYED, 404),
         also={200: _content("image/png", "image/webp")}, response_class=Response)  # fmt: skip
-    add("PUT", prediction, routes.put_prediction, wire.Prediction, (*_BODY, 409),
-        also={202: {"model": wire.Prediction, "description": "It was begun, or is running."}},
+    add("PUT", prediction, routes.put_prediction, answers.Prediction, (*_BODY, 409),
+        also={202: {"model": answers.Prediction, "description": "It was begun, or is running."}},
         extra=_GENERATION)  # fmt: skip
-    add("GET", prediction, routes.get_prediction, wire.Prediction, (*_KEYED, 400, 404))
-    add("DELETE", prediction, routes.cancel_prediction, wire.Prediction, (*_KEYED, 400, 404))
-    add("GET", "/healthz", routes.healthz, wire.Health, _ALWAYS)
-    add("GET", "/readyz", routes.readyz, wire.Readiness, _ALWAYS)
+    add("GET", prediction, routes.get_prediction, answers.Prediction, (*_KEYED, 400, 404))
+    add("DELETE", prediction, routes.cancel_prediction, answers.Prediction, (*_KEYED, 400, 404))
+    add("GET", "/healthz", routes.healthz, answers.Health, _ALWAYS)
+    add("GET", "/readyz", routes.readyz, answers.Readiness, _ALWAYS)
     add("GET", "/metrics", routes.metrics, None, _KEYED,
         also={200: _content("text/plain")}, response_class=Response)  # fmt: skip
     for path in ("/", "/playground", "/playground/", "/playground/{name}"):
@@ -122,7 +122,7 @@ _GENERATION: dict[str, Any] = {
 
 
 def _error(status: int) -> dict[str, Any]:
-    return {"model": wire.ErrorBody, "description": _ERRORS[status]}
+    return {"model": answers.ErrorBody, "description": _ERRORS[status]}
 
 
 def _content(*media_types: str) -> dict[str, Any]:

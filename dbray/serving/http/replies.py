@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from dbray.records.models import ModelRecord
 from dbray.scores.flags import flags_of
 from dbray.scores.values import Scores
-from dbray.serving.http import wire
+from dbray.serving.http import answers
 from dbray.serving.http.predictions import PredictionState
 from dbray.serving.http.wire import GenerationRequest
 from dbray.serving.messages import (
@@ -58,19 +58,19 @@ def timing(begun: Begun) -> dict[str, str]:
 
 def images(
     request: GenerationRequest, ask: Ask, answer: Answer, address: str = ""
-) -> wire.ImagesResponse:
+) -> answers.ImagesResponse:
     """The body of an answer; `address` is the server's."""
     if request.response_format == "url":
         data = [
-            wire.ImageData(url=f"{address}{IMAGES_PATH}/{name}", seed=seed)
+            answers.ImageData(url=f"{address}{IMAGES_PATH}/{name}", seed=seed)
             for seed, name in zip(ask.seeds, answer.names, strict=True)
         ]
     else:
         data = [
-            wire.ImageData(b64_json=base64.b64encode(content).decode(), seed=seed)
+            answers.ImageData(b64_json=base64.b64encode(content).decode(), seed=seed)
             for seed, content in zip(ask.seeds, answer.images, strict=True)
         ]
-    return wire.ImagesResponse(
+    return answers.ImagesResponse(
         created=int(time.time()),
         model=ask.key,
         output_format=request.output_format,
@@ -110,7 +110,7 @@ def event(
         "seed": ask.seeds[item.index],
     }
     if isinstance(item, Finished):
-        body["usage"] = wire.Usage().model_dump()
+        body["usage"] = answers.Usage().model_dump()
     else:
         body["partial_image_index"] = item.number
     return f"event: {body['type']}\ndata: {json.dumps(body)}\n\n"
@@ -121,14 +121,14 @@ def model(
     previews: Sequence[str] = (),
     prompts: Sequence[str] = (),
     scores: Scores | None = None,
-) -> wire.ModelObject:
+) -> answers.ModelObject:
     """A published model as OpenAI's object."""
     created = datetime.fromisoformat(record.created_at)
-    return wire.ModelObject(
+    return answers.ModelObject(
         id=record.id,
         created=int(created.timestamp()),
         owned_by=record.tenant or "dbray",
-        dbray=wire.ModelDetails(
+        dbray=answers.ModelDetails(
             revision=record.revision,
             class_noun=record.class_noun,
             identifier=record.identifier,
@@ -138,16 +138,16 @@ def model(
             previews=list(previews),
             preview_prompts=list(prompts),
             scores=scores,
-            flags=[wire.ModelFlag(**flag._asdict()) for flag in flags_of(scores)]
+            flags=[answers.ModelFlag(**flag._asdict()) for flag in flags_of(scores)]
             if scores
             else None,
         ),
     )
 
 
-def base_model(name: str | None) -> wire.ModelObject:
+def base_model(name: str | None) -> answers.ModelObject:
     """The untouched base as OpenAI's object."""
-    details = wire.ModelDetails(
+    details = answers.ModelDetails(
         revision=None,
         class_noun=None,
         identifier=None,
@@ -158,21 +158,21 @@ def base_model(name: str | None) -> wire.ModelObject:
         scores=None,
         flags=None,
     )
-    return wire.ModelObject(id=BASE, created=0, owned_by="dbray", dbray=details)
+    return answers.ModelObject(id=BASE, created=0, owned_by="dbray", dbray=details)
 
 
-def prediction(name: str, state: PredictionState, address: str) -> wire.Prediction:
+def prediction(name: str, state: PredictionState, address: str) -> answers.Prediction:
     """An asynchronous request as it stands."""
     result = state.result
     error = result.body()["error"] if isinstance(result, Refusal) else None
     output = None
     if isinstance(result, Answer):
         output = images(state.request, state.ask, result, address)
-    return wire.Prediction(
+    return answers.Prediction(
         id=name,
         status=state.status,
         model=state.ask.key,
         created=state.created,
         output=output,
-        error=wire.ErrorDetails.model_validate(error) if error else None,
+        error=answers.ErrorDetails.model_validate(error) if error else None,
     )

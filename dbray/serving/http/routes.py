@@ -19,7 +19,7 @@ from fastapi.responses import PlainTextResponse, StreamingResponse
 from dbray.records.models import ModelRecord
 from dbray.scores.values import ScoreName
 from dbray.serving import meters
-from dbray.serving.http import playground, replies, wire
+from dbray.serving.http import answers, playground, replies, wire
 from dbray.serving.http.access.guard import ON_END
 from dbray.serving.http.access.tenants import Key, Scope
 from dbray.serving.http.catalogue import Listed
@@ -108,7 +108,7 @@ class Routes:
         data = [replies.model(record, scores=scores) for record, scores in shown]
         if not after and wanted in BASE:
             data.insert(0, replies.base_model(self._service.options.base))
-        return replies.dumped(wire.ModelList(data=data, has_more=len(shown) < len(rest)))
+        return replies.dumped(answers.ModelList(data=data, has_more=len(shown) < len(rest)))
 
     async def get_model(self, request: Request, model: str) -> Response:
         """Describe one model."""
@@ -138,7 +138,7 @@ class Routes:
             warmed = await self._service.models.warm(record.id, record.revision, deadline)
             source, load_ms = unless_refused(warmed)
         return replies.dumped(
-            wire.Warmth(id=record.id, revision=record.revision, source=source, load_ms=load_ms)
+            answers.Warmth(id=record.id, revision=record.revision, source=source, load_ms=load_ms)
         )
 
     async def delete_model(self, request: Request, model: str) -> Response:
@@ -147,7 +147,7 @@ class Routes:
         keys = await self._service.take_down(key, _checked(model))
         await self._predictions.forget(keys)  # first: replicas may take long
         await self._service.models.forget(keys)
-        return replies.dumped(wire.Deletion(id=model))
+        return replies.dumped(answers.Deletion(id=model))
 
     async def put_prediction(self, request: Request, name: PredictionName) -> Response:
         """Start an asynchronous request; a repetition with the same body starts nothing."""
@@ -193,11 +193,11 @@ class Routes:
 
     async def healthz(self) -> Response:
         """Whether the ingress runs."""
-        return replies.dumped(wire.Health())
+        return replies.dumped(answers.Health())
 
     async def readyz(self) -> Response:
         """Whether a replica has its base loaded and has taken a real step with it."""
-        return replies.dumped(wire.Readiness.model_validate(await self._service.readiness()))
+        return replies.dumped(answers.Readiness.model_validate(await self._service.readiness()))
 
     async def metrics(self, request: Request) -> Response:
         """Metrics in Prometheus' text format."""
