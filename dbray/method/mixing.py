@@ -97,15 +97,17 @@ def mixed(denoiser: nn.Module, members: Sequence[Member], repeats: int = 1) -> I
 def _side_by_side(layer: nn.Module, factors_N: Sequence[Factors | None], repeats: int) -> SlotLayer:
     """Return a layer with one slot per row, padded with zeros to the largest rank."""
     rank = max(factors.rank for factors in factors_N if factors)
-    form = LowRank(rank, alpha=rank, slots=len(factors_N) * repeats)
-    slots = slot_layer(layer, form, Routing())
-    down_NRI = slots.down.new_zeros(len(factors_N), rank, slots.down.shape[1])
-    up_NOR = slots.up.new_zeros(len(factors_N), slots.up.shape[2], rank)
-    for slot, factors in enumerate(factors_N):
+    num_members, num_rows = len(factors_N), len(factors_N) * repeats
+    # Without slots of its own: those of the batch take their place.
+    slots = slot_layer(layer, LowRank(rank, alpha=rank, slots=0), Routing())
+    down_BRI = slots.down.new_zeros(num_rows, rank, slots.down.shape[1])
+    up_BOR = slots.up.new_zeros(num_rows, slots.up.shape[2], rank)
+    for member, factors in enumerate(factors_N):
         if factors:
-            down_NRI[slot, : factors.rank] = factors.down.flatten(1)
-            up_NOR[slot, :, : factors.rank] = factors.up.flatten(1)
-            up_NOR[slot] *= factors.alpha / factors.rank
-    slots.down.data = down_NRI.repeat(repeats, 1, 1).transpose(1, 2)
-    slots.up.data = up_NOR.repeat(repeats, 1, 1).transpose(1, 2)
+            rows = slice(member, None, num_members)
+            down_BRI[rows, : factors.rank] = factors.down.flatten(1)
+            up_BOR[rows, :, : factors.rank] = factors.up.flatten(1)
+            up_BOR[rows] *= factors.alpha / factors.rank
+    slots.down.data, slots.up.data = down_BRI.transpose(1, 2), up_BOR.transpose(1, 2)
+    slots.scale = slots.scale.new_ones(num_rows)
     return slots

@@ -96,6 +96,20 @@ def test_a_row_does_not_depend_on_the_other_models_bit_for_bit(
             assert torch.equal(predict(backbone, 3)[1], expected)
 
 
+def test_a_batch_allocates_only_its_own_factors(
+    backbone: Backbone, models: list[Weights], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, zeros, allocated = [member(backbone, one) for one in models], torch.zeros, []
+
+    def counted(*sizes: int, **options: Any) -> Tensor:
+        allocated.append(zeros(*sizes, **options))
+        return allocated[-1]
+
+    monkeypatch.setattr(torch, "zeros", counted)
+    with mixed(backbone.models["unet"], rows, repeats=2):
+        assert sum(tensor.numel() for tensor in allocated) == 0
+
+
 def test_after_the_block_the_denoiser_is_the_base_again(
     backbone: Backbone, models: list[Weights]
 ) -> None:
