@@ -123,6 +123,8 @@ class Backbone(Protocol):
     device: torch.device
     resolution: int
     schedule: Schedule
+    tokenizers: Mapping[str, Any]
+    """Every tokenizer of the base, by the name of its folder."""
 
     @property
     def models(self) -> Mapping[str, nn.Module]:

@@ -61,7 +61,9 @@ class LoadedBackbone:
         self._family = family = base.family
         self._noise_config = base.layout.config("scheduler")
         self.schedule = family.schedule(self._noise_config)
-        self._tokenizers = {name: load_tokenizer(base, name) for name in family.tokenizers}
+        self.tokenizers: Mapping[str, Any] = {
+            name: load_tokenizer(base, name) for name in family.tokenizers
+        }
         on_gpu_in_bf16 = self.device.type == "cuda" and compute.precision == "bf16"
         self._half = on_gpu_in_bf16 if compute.half is None else compute.half
         self._visits = compute.visits
@@ -127,7 +129,7 @@ class LoadedBackbone:
 
     def tokenize(self, prompts: Sequence[str]) -> Condition:
         """See Backbone."""
-        tokens = self._family.tokenize(self._tokenizers, prompts)
+        tokens = self._family.tokenize(self.tokenizers, prompts)
         extra = self._family.extra_inputs(self.models, len(prompts))
         return Condition({**tokens, **extra}).to(self.device)
 

@@ -54,7 +54,7 @@ class Attempt:
         lane, engine = self._lane, self._engine
         with self.clock.phase("reset"):
             engine.reset()
-            begun = lane.method.begin(engine.module, lane.base, self.planned.identifier, self._slot)
+            begun = lane.method.begin(engine.module, self.planned.identifier, self._slot)
             engine.assign(begun)
         self._watch = self._follow()
         with self.clock.phase("reset"), lane.beat.meanwhile():

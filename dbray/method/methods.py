@@ -43,9 +43,7 @@ class Method(Protocol):
         """Encode N prompts as the N rows of the network's condition."""
         ...
 
-    def begin(
-        self, network: nn.Module, base: Base, identifier: str, slot: int = 0
-    ) -> Mapping[str, Tensor]:
+    def begin(self, network: nn.Module, identifier: str, slot: int = 0) -> Mapping[str, Tensor]:
         """Prepare a slot for a subject; return parameters with other initial values, by name.
 
         Raises:

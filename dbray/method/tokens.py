@@ -10,7 +10,7 @@ Source: Gal et al. 2022 (arXiv 2208.01618), textual inversion.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from dbray.bases import Backbone, Base, load_tokenizer
+from dbray.bases.families.family import Family
 from dbray.bases.resident import Changes, Layout, Resident
 from dbray.errors import BaseError, Diverged, TrainError
 from dbray.method.factors import metadata_of
@@ -40,12 +41,13 @@ class LearntTokens(nn.Embedding):
     token_ids: Tensor
     norm: Tensor
 
-    def __init__(self, base: nn.Embedding, num_slots: int) -> None:
+    def __init__(self, base: nn.Embedding, tokenizer: Any, num_slots: int) -> None:
         # "meta" allocates nothing: the weight is that of the resident layer.
         super().__init__(base.num_embeddings, base.embedding_dim, device="meta")
         self.weight, self.padding_idx = base.weight, base.padding_idx
         # Of its own, as under ZeRO 3 the weight is empty between two calls.
         self._table = base.weight.detach().to("cpu", torch.float32)
+        self._tokenizer = tokenizer
         self.num_slots, size = num_slots, num_slots * MAX_TOKENS
         rows = torch.zeros(size, base.embedding_dim, device=base.weight.device)
         self.rows = nn.Parameter(rows)
@@ -71,8 +73,16 @@ class LearntTokens(nn.Embedding):
         return grouped.view(found.shape)
 
     @torch.no_grad()
-    def begin(self, token_ids: Sequence[int], slot: int) -> Tensor:
-        """Give these tokens separate rows in a slot; return the initial rows."""
+    def begin(self, identifier: str, slot: int) -> Tensor:
+        """Give an identifier's tokens separate rows in a slot; return the initial rows.
+
+        Raises:
+            TrainError: it has more tokens than can be learnt.
+        """
+        token_ids = list(dict.fromkeys(_encode(self._tokenizer, identifier)))
+        if len(token_ids) > MAX_TOKENS:
+            raise TrainError(f"the identifier {identifier!r} has {len(token_ids)} tokens; at most "
+                             f"{MAX_TOKENS} can be learnt: choose a shorter one")  # fmt: skip
         rows = torch.zeros(MAX_TOKENS, self.embedding_dim, device=self.norm.device)
         ids = self.token_ids.view(self.num_slots, MAX_TOKENS)[slot]
         ids.fill_(_UNUSED)
@@ -95,9 +105,12 @@ class LearntTokens(nn.Embedding):
 
 def inject(backbone: Backbone, num_slots: int) -> None:
     """Make the trainable text encoders of a backbone learn tokens."""
-    for part in backbone.base.family.encoders_to_train:
+    family = backbone.base.family
+    for part in family.encoders_to_train:
         encoder: Any = backbone.models[part]
-        encoder.set_input_embeddings(LearntTokens(encoder.get_input_embeddings(), num_slots))
+        tokenizer = backbone.tokenizers[_tokenizer_names(family)[part]]
+        learnt = LearntTokens(encoder.get_input_embeddings(), tokenizer, num_slots)
+        encoder.set_input_embeddings(learnt)
 
 
 def layers(network: nn.Module) -> dict[str, LearntTokens]:
@@ -117,30 +130,29 @@ def rates(network: nn.Module, start: float, recipe: Recipe) -> dict[str, Rate]:
     return {f"{path}.rows": Rate(start, schedule) for path in layers(network)}
 
 
-def begin(network: nn.Module, base: Base, identifier: str, slot: int) -> dict[str, Tensor]:
+def begin(network: nn.Module, identifier: str, slot: int) -> dict[str, Tensor]:
     """Choose the tokens of a slot's subject; return the initial values of its rows, by name.
 
     Raises:
         TrainError: the identifier has more tokens than can be learnt.
     """
-    values, learnt = {}, layers(network)
-    found = sequences(base, identifier) if learnt else {}
-    for path, layer in learnt.items():
-        ids = list(dict.fromkeys(found[path.partition(".")[0]]))
-        if len(ids) > MAX_TOKENS:
-            raise TrainError(f"the identifier {identifier!r} has {len(ids)} tokens; at most "
-                             f"{MAX_TOKENS} can be learnt: choose a shorter one")  # fmt: skip
-        values[f"{path}.rows"] = layer.begin(ids, slot)
-    return values
+    learnt = layers(network)
+    return {f"{path}.rows": layer.begin(identifier, slot) for path, layer in learnt.items()}
 
 
 def sequences(base: Base, identifier: str) -> dict[str, list[int]]:
     """Return the token ids of an identifier, by text encoder."""
-    tokenizers = dict(zip(base.family.text_encoders, base.family.tokenizers, strict=False))
-    return {
-        part: load_tokenizer(base, name).encode(identifier, add_special_tokens=False)
-        for part, name in tokenizers.items()
-    }
+    names = _tokenizer_names(base.family)
+    return {part: _encode(load_tokenizer(base, name), identifier) for part, name in names.items()}
+
+
+def _tokenizer_names(family: Family) -> dict[str, str]:
+    """Return the name of each text encoder's tokenizer."""
+    return dict(zip(family.text_encoders, family.tokenizers, strict=False))
+
+
+def _encode(tokenizer: Any, identifier: str) -> list[int]:
+    return tokenizer.encode(identifier, add_special_tokens=False)
 
 
 def publish(network: nn.Module, weights: Mapping[str, Tensor], slot: int) -> dict[str, bytes]:

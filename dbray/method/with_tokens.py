@@ -70,11 +70,9 @@ class WithTokens:
         """Return token ids if text encoders are part of a step, else the base's embeddings."""
         return (backbone.tokenize if self._embeds(recipe) else backbone.condition)(prompts)
 
-    def begin(
-        self, network: nn.Module, base: Base, identifier: str, slot: int = 0
-    ) -> Mapping[str, Tensor]:
+    def begin(self, network: nn.Module, identifier: str, slot: int = 0) -> Mapping[str, Tensor]:
         """See Method."""
-        return tokens.begin(network, base, identifier, slot)
+        return tokens.begin(network, identifier, slot)
 
     def after_step(self, engine: Engine) -> None:
         """Scale the learnt embeddings to the table's norm."""

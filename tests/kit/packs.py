@@ -56,7 +56,7 @@ class World:
         """Prepare a slot for a subject."""
         engine = self.pack.engines[slot]
         engine.reset()
-        engine.assign(self.method.begin(self.network, self.base, IDENTIFIERS[name], slot))
+        engine.assign(self.method.begin(self.network, IDENTIFIERS[name], slot))
         return Course(replace(self.subjects[name], **changes), self.recipe, self.schedule)
 
     def train(self, names: Mapping[int, str], **changes) -> dict[str, dict[str, Tensor]]:

@@ -48,7 +48,7 @@ class Trained:
         self.engine = make_engine(
             self.network, recipe, resources, device, method.rates(self.network, recipe)
         )
-        self.engine.assign(method.begin(self.network, base, IDENTIFIER))
+        self.engine.assign(method.begin(self.network, IDENTIFIER))
         self.begun = {name: p.detach().clone() for name, p in self.network.named_parameters()}
         pixels = np.random.default_rng(0).integers(0, 255, (4, SIDE, SIDE, 3), dtype=np.uint8)
         views, views_of_image = encode_subject(backbone, [[image] for image in pixels], recipe)
@@ -80,7 +80,7 @@ class Trained:
         if saved:
             [(state, progress)] = saved
             self.engine.reset()
-            self.engine.assign(method.begin(self.network, base, IDENTIFIER))
+            self.engine.assign(method.begin(self.network, IDENTIFIER))
             self.engine.load_state(state)
             steps(progress)
             self.resumed = method.publish(self.network, self.engine.weights(), recipe)

@@ -55,7 +55,7 @@ class Lane:
         """Train and return what is published, as files; None if it is killed before its end."""
         method, network, engine = self.trained.method, self.trained.network, self.engine
         engine.reset()
-        engine.assign(method.begin(network, self.base, IDENTIFIER))
+        engine.assign(method.begin(network, IDENTIFIER))
         reference = self.meter.reference(REX, self.pixels)
 
         def look():
@@ -127,7 +127,7 @@ def test_measuring_leaves_training_and_global_random_states_alone(lane):
 def test_measuring_the_base_gives_no_drift(lane):
     method = lane.trained.method
     lane.engine.reset()
-    lane.engine.assign(method.begin(lane.trained.network, lane.base, IDENTIFIER))
+    lane.engine.assign(method.begin(lane.trained.network, IDENTIFIER))
     reference = lane.meter.reference(REX, lane.pixels)
     _, drift = lane.meter.measure(REX, reference)
     assert drift == pytest.approx(0.0, abs=1e-6)

@@ -80,7 +80,18 @@ def test_an_identifier_of_too_many_tokens_is_rejected(base):
     method = method_of(recipe.method)
     network = method.network(backbone, recipe)
     with pytest.raises(TrainError, match="choose a shorter one"):
-        method.begin(network, base, "abcdefghijk")
+        method.begin(network, "abcdefghijk")
+
+
+def test_subjects_are_begun_with_the_tokenizers_that_the_backbone_loaded(base, monkeypatch):
+    recipe = METHODS["full"]
+    method, backbone = method_of(recipe.method), bases.load(base)
+    monkeypatch.setattr("transformers.CLIPTokenizer.from_pretrained", None)
+    network = method.network(backbone, recipe)
+    rows = [method.begin(network, identifier) for identifier in ("zb", "xc", "zb")]
+    [name] = rows[0]
+    assert torch.equal(rows[0][name], rows[2][name])
+    assert not torch.equal(rows[0][name], rows[1][name])
 
 
 def test_files_that_do_not_fit_are_rejected(base):

@@ -47,7 +47,7 @@ def test_three_subjects_share_one_graph(base, compiler, settings):
     assert compiler.frame_count == 1
     for other in ("tom", "fido"):
         engine.reset()
-        engine.assign(method.begin(engine.module, base, IDENTIFIER))
+        engine.assign(method.begin(engine.module, IDENTIFIER))
         data = replace(trained.data, subject_id=other)
         schedule = trained.backbone.schedule
         finetune(engine, schedule, data, recipe, after_step=method.after_step)

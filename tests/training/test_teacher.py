@@ -79,11 +79,11 @@ class Lane:
             "rex", views, views_of_image, self.condition(prompts), None, self.condition(["a dog"])
         )
         self.engine = make_engine(network, recipe, Resources(zero_stage=zero_stage), CPU, rates)
-        self.begin(base)
+        self.begin()
 
-    def begin(self, base):
+    def begin(self):
         self.engine.reset()
-        self.engine.assign(self.method.begin(self.engine.module, base, IDENTIFIER))
+        self.engine.assign(self.method.begin(self.engine.module, IDENTIFIER))
 
     def condition(self, prompts):
         return self.method.condition(self.backbone, self.recipe, prompts)
@@ -174,7 +174,7 @@ def test_a_restart_continues_bit_for_bit(base, method):
 
     curve = lane.train(lane.teach(), on_step=on_step)
     whole = lane.engine.weights()
-    lane.begin(base)
+    lane.begin()
     taught = lane.teach(first=3)
     assert sorted(taught.lessons) == [3, 4, 5]
     lane.engine.load_state(saved["state"])
