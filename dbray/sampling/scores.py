@@ -80,37 +80,41 @@ class ScoreJoining(Joining):
         self.store, self.measure = store, measure
         nouns = {record.class_noun for record in records}
         # Shuffled: the look-alikes of a subject are those that follow it.
-        self._gallery = sorted(
+        shuffled = sorted(
             (subject for subject in subjects if subject.class_noun in nouns),
-            key=lambda subject: (subject.class_noun, seed_of(subject.id)),
+            key=lambda subject: seed_of(subject.id),
         )
-        self._rings: dict[str, list[int]] = {}
+        self._rings: dict[str, list[Subject]] = {}
         self._turn: dict[str, int] = {}
-        for number, subject in enumerate(self._gallery):
+        for subject in shuffled:
             ring = self._rings.setdefault(subject.class_noun, [])
             self._turn[subject.id] = len(ring)
-            ring.append(number)
-        self._first = self.share({"photographs": list(one.images)} for one in self._gallery)
+            ring.append(subject)
+        gallery = {one.id: one for record in records for one in self._around(record)}
+        first = self.share({"photographs": list(one.images)} for one in gallery.values())
+        self._place = {name: first + number for number, name in enumerate(gallery)}
+
+    def _around(self, record: ModelRecord) -> list[Subject]:
+        """Return the model's subject and its look-alikes."""
+        ring, turn = self._rings[record.class_noun], self._turn[record.id]
+        steps = range(min(len(ring), MAX_LOOKALIKES + 1))
+        return [ring[(turn + step) % len(ring)] for step in steps]
 
     def model_task(self, index: int) -> dict[str, Any]:
         return {"model": self.records[index].name}
 
     def needed(self, index: int) -> list[int]:
         """The base, the subject's photographs, and those of its look-alikes, in this order."""
-        record = self.records[index]
-        ring, turn = self._rings[record.class_noun], self._turn[record.id]
-        steps = range(min(len(ring), MAX_LOOKALIKES + 1))
-        around = [self._first + ring[(turn + step) % len(ring)] for step in steps]
-        return [self.base_of(index), *around]
+        around = self._around(self.records[index])
+        return [self.base_of(index), *(self._place[one.id] for one in around)]
 
     def publish(self, index: int, own: Result, shared: Mapping[int, Result]) -> None:
         record = self.records[index]
         of_base, mine, *others = self.needed(index)
         photographs = {record.id: embeddings_of(shared[mine])}
-        for number in others:
+        for subject, number in zip(self._around(record)[1:], others, strict=True):
             if shared[number].error is None:
-                name = self._gallery[number - self._first].id
-                photographs[name] = embeddings_of(shared[number])
+                photographs[subject.id] = embeddings_of(shared[number])
         self.keep(record, own, embeddings_of(shared[of_base]), photographs)
 
     def keep(

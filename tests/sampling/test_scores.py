@@ -174,5 +174,22 @@ def test_a_model_is_compared_with_a_limited_number_of_look_alikes(published, mea
     assert of_base not in photographs
 
 
+def test_only_photographs_that_a_model_is_compared_with_are_embedded(
+    published, measure, monkeypatch
+):
+    base, store, found, subjects = published
+    many = [one.model_copy(update={"id": f"dog{n}"}) for n, one in enumerate([subjects[0]] * 9)]
+    tasks = []
+
+    def sample(actor, actor_args, given, pool):
+        tasks.extend(given)
+        yield from ()
+
+    monkeypatch.setattr("dbray.sampling.scores.MAX_LOOKALIKES", 2)
+    monkeypatch.setattr("dbray.sampling.joining.sample", sample)
+    make_scores(store, base, found[:1], [*subjects, *many], measure, SamplingPool(num_actors=1))
+    assert sum("photographs" in task for task in tasks) == 3
+
+
 def test_without_an_embedder_nothing_is_scored():
     assert measure_of(Scoring(), Previews()) is None
