@@ -12,13 +12,13 @@ import re
 from collections.abc import Callable
 
 from dbray.errors import SpecError
-from dbray.report.contents import read_contents
+from dbray.report.contents import Contents, read_contents
 from dbray.report.page import render
 from dbray.spec.canon import SUBJECT_ID_PATTERN
 from dbray.spec.subject import Subject
 from dbray.storage.store import Store
 
-__all__ = ["build_report"]
+__all__ = ["build_report", "write_report"]
 
 
 def build_report(
@@ -37,6 +37,13 @@ def build_report(
         SpecError: `job_id` is not a job id.
         StoreError: there is no such job, or storage cannot be read or written.
     """
+    return write_report(store, job_id, photographs)[0]
+
+
+def write_report(
+    store: Store, job_id: str, photographs: Callable[[Subject], list[bytes]] | None = None
+) -> tuple[str, Contents]:
+    """Write a report as `build_report` does; return its path, and what was read for it."""
     if not re.fullmatch(SUBJECT_ID_PATTERN, job_id):
         what, fix = f"{job_id!r} is not a job id", "give the name of a folder in <storage>/jobs"
         raise SpecError.of("job id", what, fix)
@@ -44,4 +51,4 @@ def build_report(
     path = f"jobs/{job_id}/report.html"
     # Names of files may hold bytes that are not text; write the rest of the report all the same.
     store.write_bytes(path, render(contents).encode("utf-8", "replace"))
-    return path
+    return path, contents

@@ -16,7 +16,7 @@ from dbray.planning.checks import Checked, Ready, check_file, check_job
 from dbray.planning.ids import settle_id
 from dbray.planning.plan import Plan, make_plan
 from dbray.records.results import Outcome, Summary, read_summary
-from dbray.report import build_report
+from dbray.report import write_report
 from dbray.run.annexes import AnnexPhase
 from dbray.run.journal import Journal
 from dbray.run.measuring import measure_identifiers
@@ -24,7 +24,7 @@ from dbray.run.options import RunOptions
 from dbray.run.phases import ClassImages, Training
 from dbray.run.previews import PreviewImages
 from dbray.run.recorder import Recorder
-from dbray.run.scores import Flagged, ModelScores, find_flagged
+from dbray.run.scores import Flagged, ModelScores, flagged_in
 from dbray.run.tally import RETRY_IN_PYTHON, State, Tally
 from dbray.run.watch import Silence, Watch
 from dbray.spec.job import Job
@@ -140,10 +140,9 @@ def _end(recorder: Recorder, state: State, error: str | None = None) -> JobResul
     recorder.tally.mark_unfinished()
     summary = recorder.write(state, error)
     store, job_id = recorder.journal.store, recorder.tally.plan.job.id
-    report = store.location(build_report(store, job_id))
-    outcomes = tuple(recorder.tally.outcomes.values())
-    flagged = find_flagged(recorder.tally.plan, store, outcomes)
-    return JobResult(job_id, state, outcomes, summary, report, flagged)
+    path, contents = write_report(store, job_id)
+    outcomes, report = tuple(recorder.tally.outcomes.values()), store.location(path)
+    return JobResult(job_id, state, outcomes, summary, report, flagged_in(contents))
 
 
 def _text_of(exc: BaseException) -> str:

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, NamedTuple
 
-from dbray.errors import StoreError
-from dbray.planning.plan import Plan, PlannedSubject
+from dbray.planning.plan import PlannedSubject
 from dbray.records import scores as layout
 from dbray.records.annexes import Annex
-from dbray.records.results import Outcome
+from dbray.report.contents import Contents
 from dbray.run.annexes import AnnexPhase
 from dbray.sampling.joining import AnnexRequest, Failures
 from dbray.sampling.pool import SamplingPool
 from dbray.sampling.scores import Measure, describe, make_scores, measure_of
-from dbray.scores.flags import Flag, flags_of
+from dbray.scores.flags import Flag
 from dbray.storage.store import Store
-
-logger = logging.getLogger(__name__)
-
-
-MAX_READ = 2_000
-"""Models whose scores are read again at the end of a run."""
 
 
 class Flagged(NamedTuple):
@@ -35,21 +27,13 @@ class Flagged(NamedTuple):
     flags: tuple[Flag, ...]
 
 
-def find_flagged(plan: Plan, store: Store, outcomes: Sequence[Outcome]) -> tuple[Flagged, ...]:
-    """Return the published models whose scores show faults, among the first MAX_READ.
-
-    Models are published and the run has ended, so a storage that fails here is not an error.
-    """
-    if plan.job.scoring.embedder is None:
-        return ()
-    models = [f"{one.id}@{one.revision}" for one in outcomes if one.is_published][:MAX_READ]
-    try:
-        found = zip(models, layout.read_all(store, models), strict=True)
-        rows = [Flagged(model, flags_of(scores)) for model, scores in found if scores]
-    except StoreError as exc:
-        logger.warning("scores unreadable job=%s: %s", plan.job.id, exc)
-        return ()
-    return tuple(row for row in rows if row.flags)
+def flagged_in(contents: Contents) -> tuple[Flagged, ...]:
+    """Return the published models whose scores show faults, of those that a report has read."""
+    return tuple(
+        Flagged(card.record.name, card.flags)
+        for card in contents.cards
+        if card.record and card.flags
+    )
 
 
 @dataclass
