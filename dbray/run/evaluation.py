@@ -41,7 +41,7 @@ class EvaluationOptions:
     scoring: dict[str, Any] = field(default_factory=dict)
     """Fields of the section `scoring` that were given; others are the job's, then the base's."""
     previews: dict[str, Any] = field(default_factory=dict)
-    """Fields of `previews` that were given; others are the base's: the job's do not count."""
+    """Fields of `previews` that were given; others are the job's, then the base's."""
     address: str | None = None
     """Ray cluster; None: a local one."""
 
@@ -53,9 +53,11 @@ class Target:
     store: Store
     records: Sequence[ModelRecord]
     subjects: Sequence[Subject]
-    scoring: dict[str, Any]
-    """The section of the job, as far as it was set."""
     failures: Failures
+    scoring: dict[str, Any] = field(default_factory=dict)
+    """The section of the job, as far as it was set."""
+    previews: dict[str, Any] = field(default_factory=dict)
+    """As `scoring`: images are sampled as the job's previews are."""
 
 
 @dataclass(frozen=True)
@@ -97,9 +99,11 @@ def _of_job(file: Path) -> Target:
         else:
             records.append(record)
             subjects.append(_as_trained(subject, record))
-    scoring = ready.job.scoring
-    chosen = scoring.model_dump(include=scoring.model_fields_set)
-    return Target(store, records, subjects, chosen, failures)
+    scoring, previews = (
+        section.model_dump(include=section.model_fields_set)
+        for section in (ready.job.scoring, ready.job.previews)
+    )
+    return Target(store, records, subjects, failures, scoring, previews)
 
 
 def _of_registry(place: str) -> Target:
@@ -119,7 +123,7 @@ def _of_registry(place: str) -> Target:
                              "does not list it"))  # fmt: skip
         else:
             found.append((record, _as_trained(subject, record)))
-    return Target(store, [one for one, _ in found], [one for _, one in found], {}, failures)
+    return Target(store, [one for one, _ in found], [one for _, one in found], failures)
 
 
 def _as_trained(subject: Subject, record: ModelRecord) -> Subject:
@@ -199,7 +203,8 @@ def _of_another_base(record: ModelRecord, base: Base) -> str:
 def _measure(base: Base, target: Target, options: EvaluationOptions) -> Measure:
     chosen = target.scoring | options.scoring | {"prompts": options.prompts.objects}
     scoring = base.fill(Scoring.model_validate(chosen))
-    measure = measure_of(scoring, base.fill(Previews.model_validate(options.previews)))
+    previews = base.fill(Previews.model_validate(target.previews | options.previews))
+    measure = measure_of(scoring, previews)
     if measure is None:
         raise SpecError.of("--embedder", "is needed: neither the job nor its base names one",
                            "give a folder, or a hub id such as facebook/dinov2-base")  # fmt: skip

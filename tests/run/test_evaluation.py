@@ -173,7 +173,9 @@ def test_what_is_neither_a_registry_nor_a_job_is_an_error(tmp_path, capsys):
     assert "has no models to evaluate" in capsys.readouterr().err
 
 
-def test_a_job_file_names_its_own_models_and_its_embedder(place, evaluated, tiny_base, capsys):
+def test_a_job_file_names_its_own_models_embedders_and_sampling(
+    place, evaluated, tiny_base, capsys, monkeypatch
+):
     manifest = place / "subjects.jsonl"
     rows = json.loads((place / "runs/jobs/job/job.json").read_text())["subjects"]
     manifest.write_text("\n".join(json.dumps(row) for row in rows[:1]))
@@ -182,13 +184,14 @@ def test_a_job_file_names_its_own_models_and_its_embedder(place, evaluated, tiny
         "id": "other", "base": str(tiny_base), "subjects": str(manifest),
         "storage": str(place / "runs"), "recipe": {"resolution": 32},
         "scoring": {"embedder": str(place / "dinov2"), "clip": str(place / "clip")},
+        "previews": {"steps": 2, "guidance": 2},
     }))  # fmt: skip
+    # The same measurement as before, so nothing is made again.
+    monkeypatch.setattr("dbray.run.evaluation.evaluate", lambda *_: pytest.fail("made again"))
     code = main([
-        "evaluate", str(job), "-o", str(place / "out"), "--steps", "2", "--guidance", "2",
-        "--images", "2",
+        "evaluate", str(job), "-o", str(place / "out"), "--images", "2",
         "--prompts", str(place / "prompts.txt"),
     ])  # fmt: skip
-    # The same measurement as before, so nothing is made again.
     assert code == 0, capsys.readouterr().err
     assert "1 model(s) evaluated" in capsys.readouterr().out
 
