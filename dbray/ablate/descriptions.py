@@ -1,7 +1,8 @@
 """The untouched base prompted with descriptions of the subjects, in the place of a trained model.
 
-A description takes the place of "[identifier] [class noun]" in every prompt; its images are scored
-as a model's are. Results are kept in the storage, by everything that determines them.
+A description takes the place of "[identifier] [class noun]" in the subject's prompts; its images
+are scored as a model's are. Prompts of the class keep the class noun: there, it is the base itself.
+Results are kept in the storage, by everything that determines them.
 """
 
 from __future__ import annotations
@@ -55,21 +56,18 @@ def scored_of(variant: str, files: Mapping[str, Files]) -> list[Scored]:
 
 
 def _folder(ready: Ready, measure: Measure, previews: Previews, one: CheckedSubject) -> str:
+    noun = one.subject.class_noun
     value = {
         "base": ready.base.serving.digest,
         "images": one.image_digests,
-        "class_noun": one.subject.class_noun,
+        "class_noun": noun,
         "precision": ready.job.recipe.precision,
         "resolution": ready.job.recipe.resolution,
         "previews": previews.identity(),
-        **{name: text.decode() for name, text in describe(measure, _text(one), "").items()},
+        "description": one.subject.description,
+        **{name: text.decode() for name, text in describe(measure, noun, "").items()},
     }
     return f"descriptions/{digest_json(value)}"
-
-
-def _text(one: CheckedSubject) -> str:
-    assert one.subject.description is not None
-    return one.subject.description
 
 
 def _read(store: Store, folder: str) -> Files:
@@ -93,31 +91,33 @@ class _Embedded:
         args = base, pool.threads, store
         tasks = [task for one in subjects for task in self._tasks(one)]
         self._embeddings = _carry_out(ScoreActor, (*args, measure), tasks, pool)
-        shown = [self._of_base(_text(one)) for one in subjects]
+        shown = [self._described(one) for one in subjects]
         self._pictures = _carry_out(PreviewActor, (*args, previews), shown, pool)
 
     def files(self, one: CheckedSubject) -> dict[str, bytes]:
         """Return the files to store for a subject."""
         mine, of_base, described = (
-            embeddings_of(self._embeddings[_key(task)]) for task in self._tasks(one)
+            dict(embeddings_of(self._embeddings[_key(task)])) for task in self._tasks(one)
         )
-        # The prompts of the class noun, as those that models are compared with.
-        own = {**described, **{name: of_base[name] for name in ("asked",) if name in of_base}}
+        own = of_base | described
         name = one.subject.id
         scores = score(own, of_base, name, {name: mine}, self._num_images)
-        pictures = self._pictures[_key(self._of_base(_text(one)))].checked()
+        pictures = self._pictures[_key(self._described(one))].checked()
         return {**pictures, _SCORES: scores.model_dump_json(indent=1).encode()}
 
     def _tasks(self, one: CheckedSubject) -> list[dict[str, Any]]:
         return [
             {"photographs": list(one.subject.images)},
-            self._of_base(one.subject.class_noun),
-            self._of_base(_text(one)),
+            self._of_base(one),
+            self._described(one),
         ]
 
-    def _of_base(self, noun: str) -> dict[str, Any]:
+    def _of_base(self, one: CheckedSubject) -> dict[str, Any]:
         recipe = self._recipe.model_dump(mode="json")
-        return {"model": None, "class_noun": noun, "recipe": recipe}
+        return {"model": None, "class_noun": one.subject.class_noun, "recipe": recipe}
+
+    def _described(self, one: CheckedSubject) -> dict[str, Any]:
+        return self._of_base(one) | {"description": one.subject.description}
 
 
 def _carry_out(

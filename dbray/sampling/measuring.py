@@ -160,6 +160,8 @@ class ScoreActor(ModelActor):
         """Embed what the task names: photographs, a model's images, or the base's."""
         if "photographs" in task:
             return _files(self._photographs(task["photographs"]))
+        if "description" in task:
+            return self._described(task)
         if task["model"] is None:
             return self._images(self.with_base(task["recipe"]), task["class_noun"], None)
         record, backbone = self.with_model(task["model"])
@@ -190,6 +192,13 @@ class ScoreActor(ModelActor):
             found[kind] = self._embedder(measure.identity).images(of_kind)
         keeps = measure.keeps_images and identifier is not None
         return _files(found) | (_pictures(images) if keeps else {})
+
+    def _described(self, task: dict[str, Any]) -> dict[str, bytes]:
+        """Sample and embed the base's images of a description in the place of the subject."""
+        templates = self._measure.prompts_for(task["class_noun"])
+        prompts = _prompts(templates, task["description"], None)
+        images = self._sample(self.with_base(task["recipe"]), prompts)
+        return _files(self._embedded(images, _prompts(templates, task["class_noun"], None)))
 
     def _embedded(self, images: Sequence[np.ndarray], prompts: Sequence[str]) -> dict[str, Tensor]:
         """Embed images of the subject; `prompts` lack the identifier, which no CLIP knows."""

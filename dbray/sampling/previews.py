@@ -50,19 +50,30 @@ class PreviewActor(ModelActor):
     def make(self, task: dict[str, Any]) -> Files:
         """Sample for the model in the task, or for the base if there is none."""
         if task["model"] is None:
-            backbone = self.with_base(task["recipe"])
-            return layout.name_base_images(self._sample(backbone, task["class_noun"], None))
+            return layout.name_base_images(self._of_base(task))
         started = time.perf_counter()
         record, backbone = self.with_model(task["model"])
-        images = self._sample(backbone, record.class_noun, record.identifier)
-        files = layout.name_images(images)
+        prompts = self._prompts(record.class_noun, record.identifier)
+        files = layout.name_images(self._sample(backbone, prompts))
         files |= layout.name_photographs(_thumbnail(uri) for uri in task["photographs"])
         metrics.phase_seconds().observe(time.perf_counter() - started, {"phase": "preview"})
         return files
 
-    def _sample(self, backbone: Backbone, class_noun: str, identifier: str | None) -> list[bytes]:
+    def _of_base(self, task: dict[str, Any]) -> list[bytes]:
+        """Sample the base; a description, if there is one, takes the place of the subject."""
+        prompts = self._prompts(task["class_noun"], None)
+        if "description" in task:
+            described = self._prompts(task["description"], None)
+            pairs = zip(self._previews.prompts, prompts, described, strict=True)
+            prompts = [own if "{subject}" in template else of_class
+                       for template, of_class, own in pairs]  # fmt: skip
+        return self._sample(self.with_base(task["recipe"]), prompts)
+
+    def _prompts(self, class_noun: str, identifier: str | None) -> list[str]:
+        return [fill_prompt(prompt, class_noun, identifier) for prompt in self._previews.prompts]
+
+    def _sample(self, backbone: Backbone, prompts: Sequence[str]) -> list[bytes]:
         chosen = self._previews
-        prompts = [fill_prompt(prompt, class_noun, identifier) for prompt in chosen.prompts]
         sampling = Sampling.of(chosen)
         images = generate_in_batches(backbone, prompts, seeds_of(chosen), sampling)
         return [encode_png(image) for image in images]

@@ -10,12 +10,17 @@ from kit.embedders import BUILDERS
 from kit.worlds import write_job
 from PIL import Image
 
+from dbray.ablate import descriptions
 from dbray.ablate.ablation import Request, ablate
 from dbray.ablate.sheet import CELL
 from dbray.errors import SpecError
 from dbray.planning.checks import check_file
 from dbray.run.options import RunOptions
 from dbray.run.watch import Silence
+from dbray.sampling.pool import Result
+from dbray.sampling.previews import PreviewActor
+from dbray.sampling.scores import measure_of
+from dbray.storage.store import Store
 
 NOUNS = {"rex": "dog", "tom": "cat"}
 PROMPTS = {"prompts": ["a photo of a {subject} on the beach"], "class_prompts": ["a {class}"]}
@@ -89,6 +94,30 @@ def test_descriptions_are_scored_beside_the_methods(job, ray_session, tmp_path):
     assert image.height - 6 * CELL == 62
     lowest = image.crop((image.width - CELL, image.height - CELL, image.width, image.height))
     assert lowest.getcolors(4) is None
+
+
+def test_class_images_of_a_description_are_those_of_the_base(
+    job, ray_session, tmp_path, monkeypatch
+):
+    def here(actor, actor_args, tasks, pool):
+        made = actor(*actor_args)
+        for index, task in enumerate(tasks):
+            yield Result(index, made.make(task))
+
+    monkeypatch.setattr(descriptions, "sample", here)
+    store, measure = Store(str(tmp_path)), measure_of(job.job.scoring, job.job.previews)
+    found = descriptions.score_descriptions(store, job, measure, job.job.previews, Silence())
+    [rex, _] = descriptions.scored_of("description", found)
+    assert rex.scores.drift == pytest.approx(0.0, abs=1e-6)
+    assert rex.scores.preservation == rex.scores.base_preservation
+    assert rex.scores.identity != rex.scores.base_identity
+    previews = PreviewActor(job.base, 1, store, job.job.previews)
+    recipe = job.job.recipe.model_dump(mode="json")
+    of_base = previews.make({"model": None, "class_noun": "dog", "recipe": recipe})
+    assert job.job.previews.prompts[1] == "a {class}"
+    assert [of_base[name] == found["rex"][name] for name in ("base-0.png", "base-1.png")] == [
+        False, True,
+    ]  # fmt: skip
 
 
 def test_without_an_embedder_nothing_is_trained(tiny_base, tmp_path):
