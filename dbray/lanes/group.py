@@ -18,13 +18,11 @@ from ray.exceptions import RayActorError
 from ray.train import ControllerError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from dbray.bases import Base
 from dbray.cluster import hardware
 from dbray.errors import LaneLost, first_line
 from dbray.lanes.leases import LeaseQueue, Snapshot
 from dbray.lanes.worker import LaneSpec, run_lane
-from dbray.planning.plan import PlannedSubject
-from dbray.spec.job import Job
+from dbray.planning.plan import Plan
 
 logger = logging.getLogger(__name__)
 
@@ -34,34 +32,28 @@ _JOIN_SECONDS = 15.0
 
 @contextmanager
 def open_lanes(
-    job: Job,
-    base: Base,
-    subjects: Sequence[PlannedSubject],
-    count: int,
-    scratch: str,
-    on_lost: Callable[[str], None],
+    plan: Plan, count: int, scratch: str, on_lost: Callable[[str], None]
 ) -> Iterator[Lanes]:
-    """Start lanes on subjects.
+    """Start lanes on the subjects that a plan has to train.
 
     Args:
-        job: the resolved job, with the number of slots of its lanes.
-        base: the base of all lanes.
-        subjects: the subjects to train.
+        plan: with the number of slots of its lanes.
         count: number of lanes.
         scratch: folder in the job's storage for what Ray Train keeps of them.
         on_lost: called from another thread with the reason when a lane is lost; others continue.
     """
+    job = plan.job
     resources = job.resources
     queue: Any = ray.remote(LeaseQueue).options(
         num_cpus=0, scheduling_strategy=_on_this_node()
     ).remote(
-        list(subjects), resources.max_attempts, resources.lease_seconds, num_lanes=count
+        list(plan.to_train), resources.max_attempts, resources.lease_seconds, num_lanes=count
     )  # fmt: skip
     use_gpu = hardware().uses_gpus(resources.device)
-    names = [f"lane-{index}" for index in range(count)]
-    num_slots = resources.pack
-    assert isinstance(num_slots, int)  # the caller has settled it
-    specs = [LaneSpec(name, job, base, queue, scratch, use_gpu, num_slots) for name in names]
+    specs = [
+        LaneSpec(f"lane-{index}", job, plan.base, plan.measure, queue, scratch, use_gpu)
+        for index in range(count)
+    ]
     lanes = Lanes(queue, specs, on_lost)
     try:
         lanes.start()

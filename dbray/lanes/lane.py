@@ -13,7 +13,7 @@ from dbray.lanes.fidelity import FidelityMeter
 from dbray.lanes.material import Material
 from dbray.lanes.publish import Publisher
 from dbray.method.methods import method_of
-from dbray.planning.stop import stop_measure_of
+from dbray.planning.stop import StopMeasure
 from dbray.spec.job import Job
 from dbray.storage.store import Store
 from dbray.training.batches import Share
@@ -27,7 +27,7 @@ class Lane:
         self,
         job: Job,
         base: Base,
-        num_slots: int,
+        measure: StopMeasure | None,
         share: Share,
         device: torch.device,
         beat: Beat,
@@ -36,7 +36,7 @@ class Lane:
         self.share, self.device, self.beat = share, device, beat
         self.store = Store(job.storage)
         self.base = bases.find_on_this_node(base)
-        recipe = self.recipe
+        recipe, num_slots = self.recipe, self.num_slots
         compute = Compute(
             str(device),
             recipe.precision,
@@ -54,13 +54,17 @@ class Lane:
         self.schedule = backbone.schedule.to(device)
         self.material = Material(job, backbone)
         self.publisher = Publisher(job, base, num_slots)
-        self.meter = self._meter()
+        self.meter = self._meter(measure) if self.leads else None
 
-    def _meter(self) -> FidelityMeter | None:
-        """What measures fidelity on rank 0, where the recipe stops early."""
+    def _meter(self, measure: StopMeasure | None) -> FidelityMeter | None:
         stop = self.recipe.stop
-        measure = stop_measure_of(self.job, self.base) if stop and self.leads else None
         return FidelityMeter(stop, measure, self.backbone) if stop and measure else None
+
+    @property
+    def num_slots(self) -> int:
+        """Subjects that train together, which is settled before lanes start."""
+        assert isinstance(self.resources.pack, int)
+        return self.resources.pack
 
     @property
     def leads(self) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import ray
 import torch
@@ -22,9 +23,9 @@ from dbray.lanes.beat import Beat
 from dbray.lanes.lane import Lane
 from dbray.planning.memory import memory_of
 from dbray.planning.packing import choose, sizes_to_try
+from dbray.planning.plan import Plan
+from dbray.planning.stop import StopMeasure
 from dbray.spec.job import Job
-from dbray.spec.recipe import Recipe
-from dbray.spec.resources import Resources
 from dbray.training.batches import Share
 from dbray.training.data import Latents, TrainingData
 from dbray.training.loop import Course
@@ -33,29 +34,24 @@ _WARM_STEPS, _TIMED_STEPS = 1, 5
 _NUM_IMAGES = 4
 
 
-def choose_pack(
-    job: Job, base: Base, num_subjects: int, num_lanes: int
-) -> tuple[int, dict[int, float]]:
+def choose_pack(plan: Plan, num_lanes: int) -> tuple[int, dict[int, float]]:
     """Choose the number of slots of a job's lanes; return it with the measured times.
 
-    Args:
-        job: the resolved job.
-        base: its base.
-        num_subjects: subjects of all lanes.
-        num_lanes: number of lanes, which share a machine's memory where there are no GPUs.
+    Lanes share a machine's memory where there are no GPUs.
 
     Raises:
         BaseError: the base cannot be loaded.
         LaneLost: the process that measures died.
     """
-    resources = job.resources
+    resources = plan.job.resources
     uses_gpu = hardware().uses_gpus(resources.device)
     task = ray.remote(_choose).options(
         num_cpus=resources.threads_per_worker, num_gpus=1 if uses_gpu else 0, max_retries=0
     )
-    of_lane = -(-num_subjects // num_lanes)
+    trial = Trial(plan.job, plan.base, plan.measure, uses_gpu)
+    of_lane = -(-len(plan.to_train) // num_lanes)
     try:
-        return ray.get(task.remote(job, base, of_lane, 1 if uses_gpu else num_lanes, uses_gpu))
+        return ray.get(task.remote(trial, of_lane, 1 if uses_gpu else num_lanes))
     except DbrayError:
         raise
     except RayError as exc:
@@ -63,58 +59,63 @@ def choose_pack(
                        "resources.pack to a number") from exc  # fmt: skip
 
 
-def _choose(
-    job: Job, base: Base, num_subjects: int, num_sharing: int, uses_gpu: bool
-) -> tuple[int, dict[int, float]]:
-    torch.set_num_threads(job.resources.threads_per_worker)
+def _choose(trial: Trial, num_subjects: int, num_sharing: int) -> tuple[int, dict[int, float]]:
+    torch.set_num_threads(trial.job.resources.threads_per_worker)
     memory = Hardware.local().memory_bytes
-    sizes = sizes_to_try(
-        num_subjects,
-        lambda num_slots: sum(memory_of(base, *_packed(job, num_slots), uses_gpu).values()),
-        memory and memory // num_sharing,
-    )
-    return choose(_measured(job, base, sizes, torch.device("cuda" if uses_gpu else "cpu")))
+    sizes = sizes_to_try(num_subjects, trial.needs, memory and memory // num_sharing)
+    return choose(trial.measured(sizes))
 
 
-def _measured(
-    job: Job, base: Base, sizes: tuple[int, ...], device: torch.device
-) -> Iterator[tuple[int, float]]:
-    """Measure rising numbers of slots, until the memory is full."""
-    for num_slots in sizes:
-        try:
-            yield num_slots, step_seconds(job, base, num_slots, device)
-        except OutOfMemory:
-            if num_slots == 1:
-                raise
-            return
+@dataclass(frozen=True)
+class Trial:
+    """Steps of a plan's lanes on one device, with several numbers of slots."""
 
+    job: Job
+    base: Base
+    measure: StopMeasure | None
+    uses_gpu: bool
 
-def step_seconds(job: Job, base: Base, num_slots: int, device: torch.device) -> float:
-    """Measure the seconds of one subject's step, in a pack of so many."""
-    recipe, resources = _packed(job, num_slots)
-    job = job.model_copy(update={"resources": resources})
-    lane = Lane(job, base, num_slots, Share(), device, Beat(None, "", leads=False))
-    courses = {
-        slot: Course(random_subject(lane, slot), recipe, lane.schedule) for slot in range(num_slots)
-    }
-    taken = []
-    for _ in range(_WARM_STEPS + _TIMED_STEPS):
-        began = time.perf_counter()
-        lane.pack.step(courses)
-        if device.type != "cpu":
-            torch.accelerator.synchronize(device)
-        taken.append(time.perf_counter() - began)
-    del lane, courses
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    return min(taken[_WARM_STEPS:]) / num_slots
+    def needs(self, num_slots: int) -> int:
+        """Estimate the bytes of a lane with so many slots."""
+        job = self._packed(num_slots)
+        return sum(memory_of(self.base, job.recipe, job.resources, self.uses_gpu).values())
 
+    def measured(self, sizes: tuple[int, ...]) -> Iterator[tuple[int, float]]:
+        """Measure rising numbers of slots, until the memory is full."""
+        for num_slots in sizes:
+            try:
+                yield num_slots, self.step_seconds(num_slots)
+            except OutOfMemory:
+                if num_slots == 1:
+                    raise
+                return
 
-def _packed(job: Job, num_slots: int) -> tuple[Recipe, Resources]:
-    """The job's recipe, and its resources with so many slots; compiling each would take minutes."""
-    changes = {"pack": num_slots, "compile": False}
-    return job.recipe, job.resources.model_copy(update=changes)
+    def step_seconds(self, num_slots: int) -> float:
+        """Measure the seconds of one subject's step, in a pack of so many."""
+        job, device = self._packed(num_slots), torch.device("cuda" if self.uses_gpu else "cpu")
+        lane = Lane(job, self.base, self.measure, Share(), device, Beat(None, "", leads=False))
+        courses = {
+            slot: Course(random_subject(lane, slot), job.recipe, lane.schedule)
+            for slot in range(num_slots)
+        }
+        taken = []
+        for _ in range(_WARM_STEPS + _TIMED_STEPS):
+            began = time.perf_counter()
+            lane.pack.step(courses)
+            if device.type != "cpu":
+                torch.accelerator.synchronize(device)
+            taken.append(time.perf_counter() - began)
+        del lane, courses
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        return min(taken[_WARM_STEPS:]) / num_slots
+
+    def _packed(self, num_slots: int) -> Job:
+        """The job with so many slots, not compiled: compiling each number would take minutes."""
+        changes = {"pack": num_slots, "compile": False}
+        resources = self.job.resources.model_copy(update=changes)
+        return self.job.model_copy(update={"resources": resources})
 
 
 def random_subject(lane: Lane, number: int) -> TrainingData:

@@ -27,6 +27,7 @@ from dbray.lanes.attempt import Attempt
 from dbray.lanes.beat import Beat, Clock
 from dbray.lanes.lane import Lane
 from dbray.planning.plan import PlannedSubject
+from dbray.planning.stop import StopMeasure
 from dbray.records.results import Failure
 from dbray.spec.job import Job
 from dbray.storage.store import Store
@@ -45,13 +46,13 @@ class LaneSpec:
     name: str
     job: Job
     base: Base
+    measure: StopMeasure | None
+    """See Plan."""
     queue: Any
     """Handle of the actor that holds the LeaseQueue."""
     scratch: str
     """Folder in the job's storage for Ray Train's files about the lane."""
     use_gpu: bool
-    num_slots: int
-    """Subjects that train together."""
 
 
 def run_lane(spec: LaneSpec) -> None:
@@ -128,7 +129,7 @@ class _Worker:
         share = Share(context.get_world_rank(), context.get_world_size())
         self._beat = Beat(spec.queue, spec.name, leads=share.rank == 0)
         device = ray.train.torch.get_device()
-        self._lane = Lane(spec.job, spec.base, spec.num_slots, share, device, self._beat)
+        self._lane = Lane(spec.job, spec.base, spec.measure, share, device, self._beat)
         self._attempts: dict[int, Attempt] = {}
         """By slot."""
         self._ask_after = 0.0
@@ -144,7 +145,7 @@ class _Worker:
 
     def _fill(self) -> None:
         """Begin with subjects in the empty slots, as long as some are waiting."""
-        for slot in range(self._spec.num_slots):
+        for slot in range(self._lane.num_slots):
             while slot not in self._attempts:
                 clock = Clock()
                 with clock.phase("lease"):
@@ -270,6 +271,7 @@ class _Worker:
     def _end(self, attempt: Attempt, failure: Failure | None) -> None:
         """Report how an attempt ended."""
         name, clock = attempt.subject_id, attempt.clock
+        self._ask_after = 0.0  # with less company, the queue may give what it has just refused
         self._beat.end(name)
         clock.observe()
         if not self._lane.leads:

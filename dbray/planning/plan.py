@@ -69,6 +69,8 @@ class Plan:
     missing_priors: tuple[PriorPlan, ...]
     warnings: tuple[Problem, ...]
     """What is doubtful about the job; it runs nevertheless."""
+    measure: StopMeasure | None = None
+    """What measures fidelity, where the recipe stops early; it is part of the fingerprints."""
     invalid: tuple[InvalidSubject, ...] = ()
     """Subjects that are skipped because they have errors."""
     file: str | None = None
@@ -137,8 +139,8 @@ def make_plan(ready: Ready, store: Store, retry_failed: bool = False) -> Plan:
             one.subject.id for one, there in zip(planned, found, strict=True) if there
         )
         failed = {} if retry_failed else _failed_before(planned, published, store, job.id)
-        plan = Plan(job, base, planned, published, failed, (), warnings, tuple(ready.invalid),
-                    origin(ready.file))  # fmt: skip
+        plan = Plan(job, base, planned, published, failed, (), warnings, measure,
+                    tuple(ready.invalid), origin(ready.file))  # fmt: skip
         makes_images = job.prior.makes_images
         needed = [priors[noun] for noun in plan.class_nouns if noun in priors and makes_images]
         made = threads.map(lambda prior: is_made(store, prior), needed)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from dbray.lanes.trial import choose_pack
 from dbray.planning.packing import evened, is_packed
 from dbray.planning.plan import Plan
 from dbray.records.packs import PackChoice, read_pack
 from dbray.run.recorder import Recorder
 from dbray.spec.canon import digest_json
-from dbray.spec.job import Job
 
 
-def settle_pack(plan: Plan, recorder: Recorder) -> Job:
-    """Return the job with the number of slots of its lanes: given, recorded, or measured now.
+def settle_pack(plan: Plan, recorder: Recorder) -> Plan:
+    """Return the plan with the number of slots of its lanes: given, recorded, or measured now.
 
     Raises:
         BaseError: the base cannot be loaded.
@@ -21,11 +22,10 @@ def settle_pack(plan: Plan, recorder: Recorder) -> Job:
     """
     job = plan.job
     if job.resources.pack != "auto":
-        return job
+        return plan
     num_slots = _chosen(plan, recorder).num_slots if is_packed(job.recipe, job.resources) else 1
-    return job.model_copy(
-        update={"resources": job.resources.model_copy(update={"pack": num_slots})}
-    )
+    resources = job.resources.model_copy(update={"pack": num_slots})
+    return replace(plan, job=job.model_copy(update={"resources": resources}))
 
 
 def _chosen(plan: Plan, recorder: Recorder) -> PackChoice:
@@ -36,7 +36,7 @@ def _chosen(plan: Plan, recorder: Recorder) -> PackChoice:
     if known is not None and known.inputs == inputs:
         return known
     with recorder.phase("packing"):
-        best, seconds = choose_pack(plan.job, plan.base, num_subjects, num_lanes)
+        best, seconds = choose_pack(plan, num_lanes)
     num_slots = evened(best, num_subjects, num_lanes)
     choice = PackChoice(inputs=inputs, num_slots=num_slots, seconds=seconds)
     journal.write_pack(choice)

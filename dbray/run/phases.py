@@ -67,11 +67,11 @@ class Training:
         """Train. Raises LaneLost, StoreError, TooManyFailures."""
         if not self.plan.to_train:
             return
-        journal, job = self.recorder.journal, settle_pack(self.plan, self.recorder)
+        journal, plan = self.recorder.journal, settle_pack(self.plan, self.recorder)
         with (
             self.recorder.phase("training"),
-            open_lanes(job, self.plan.base, self.plan.to_train, self.recorder.tally.lanes,
-                       journal.lanes_folder, self.recorder.watch.note) as lanes,
+            open_lanes(plan, self.recorder.tally.lanes, journal.lanes_folder,
+                       self.recorder.watch.note) as lanes,
         ):  # fmt: skip
             for snapshot in lanes.snapshots():
                 self.recorder.take(snapshot)

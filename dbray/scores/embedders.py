@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -89,12 +90,11 @@ def find_on_this_node(embedder: Embedder) -> Embedder:
     Raises:
         BaseError: it is not here and cannot be downloaded, or it is a different one here.
     """
-    if embedder.revision is None:
-        return embedder
     found = resolve(embedder.name, embedder.revision)
     if found.digest != embedder.digest:
-        raise BaseError(f"embedder {embedder.name!r}: {found.folder} is not what the job began "
-                        "with; remove it there to download it again")  # fmt: skip
+        fix = "remove it there to download it again" if found.revision else "copy it to all nodes"
+        raise BaseError(f"embedder {embedder.name!r}: {found.folder} on node {platform.node()} is "
+                        f"not what the job began with; {fix}")  # fmt: skip
     return found
 
 

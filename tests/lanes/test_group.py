@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 from kit.worlds import load_job
 
-from dbray import bases
 from dbray.hardware import Hardware
 from dbray.lanes import group
+from dbray.planning.checks import check_job
+from dbray.planning.plan import make_plan
+from dbray.storage.store import Store
 
 pytestmark = pytest.mark.ray
 
@@ -28,7 +30,7 @@ def test_lanes_request_the_resources_of_their_device(
     asked = []
     monkeypatch.setattr(group, "hardware", lambda: Hardware(num_cpus=8, num_gpus=gpus))
     monkeypatch.setattr(group, "run_lane", asked.append)
-    base = bases.resolve(str(tiny_base))
-    with group.open_lanes(job, base, [], 2, "scratch", on_lost=pytest.fail):
+    plan = make_plan(check_job(job).ready(), Store(job.storage))
+    with group.open_lanes(plan, 2, "scratch", on_lost=pytest.fail):
         """Nothing to do but to open them."""
     assert {spec.name: spec.use_gpu for spec in asked} == {"lane-0": use_gpu, "lane-1": use_gpu}

@@ -19,6 +19,7 @@ from dbray.lanes.checkpoint import Checkpoint
 from dbray.lanes.leases import LeaseQueue
 from dbray.records.models import Registry
 from dbray.run.job import run_job
+from dbray.training.batches import Share
 from dbray.training.pack import Alone
 
 STORAGE = [
@@ -35,10 +36,11 @@ STORAGE = [
 def run(ray_session, tiny_base, tmp_path):
     """Run a job without previews; returns each subject's status, attempt and error."""
     # The workers import this module, but cannot import the modules next to it.
-    from kit.worlds import load_job
+    from kit.worlds import add_class_images, load_job
 
     def run(subjects, **changes):
         job = load_job(tmp_path, tiny_base, subjects, previews={"prompts": []}, **changes)
+        add_class_images(job)
         return {one.id: (one.status, one.attempts, one.error) for one in run_job(job).outcomes}
 
     return run
@@ -115,6 +117,43 @@ def test_a_lane_sends_beats_while_it_waits_for_storage(run, tmp_path, monkeypatc
     assert found == {"ace": ("published", 1, None)}
     answered = (tmp_path / "answered").read_text().split()
     assert set(answered) == {name for _, name in STORAGE}
+
+
+class EmptyAttempt:
+    """An attempt without any work."""
+
+    def __init__(self, lane, slot, planned, clock):
+        self.subject_id, self.clock = planned.subject.id, clock
+
+    def encode(self):
+        pass
+
+    begin = encode
+
+
+def test_a_lane_asks_for_another_subject_as_soon_as_one_has_ended(monkeypatch):
+    """Two lanes share four subjects: a third one beside two others is refused, but not beside one.
+
+    No time passes.
+    """
+    subjects = [SimpleNamespace(subject=SimpleNamespace(id=name, class_noun="cat"))
+                for name in ("ace", "bob", "cid", "dot")]  # fmt: skip
+    queue = LeaseQueue(subjects, 2, 10.0, lambda: 0.0, num_lanes=2)
+    monkeypatch.setattr(LeaseQueue, "_end", lambda *_, **__: None)  # outcomes of real subjects
+    calls = {name: SimpleNamespace(remote=getattr(queue, name)) for name in ("lease", "complete")}
+    handle = SimpleNamespace(**calls)
+    monkeypatch.setattr(worker, "Attempt", EmptyAttempt)
+    monkeypatch.setattr(worker.ray, "get", lambda found: found)
+    monkeypatch.setattr(worker.time, "monotonic", lambda: 0.0)
+    lane = object.__new__(worker._Worker)
+    lane._spec, lane._queue = SimpleNamespace(name="lane-0"), handle
+    lane._lane = SimpleNamespace(leads=True, share=Share(), num_slots=3)
+    lane._beat, lane._attempts, lane._ask_after = beat.Beat(None, "", leads=False), {}, 0.0
+    lane._fill()
+    assert len(lane._attempts) == 2
+    lane._end(lane._attempts.pop(0), None)
+    lane._fill()
+    assert len(lane._attempts) == 2
 
 
 def test_a_lease_lasts_during_a_wait_and_no_longer(monkeypatch):
