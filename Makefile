@@ -2,8 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Two files of tests at a time: much of a test is waiting for processes to start.
-AT_ONCE := -n 2 --dist loadfile
+# Two files of tests at a time, in the order of tests/conftest.py: the long ones first.
+AT_ONCE := -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help venv demo test test-slow test-gpu check format bench clean
 

@@ -26,7 +26,17 @@ def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also run the slow tests")
 
 
+_LONG = ("test_engine.py", "test_miniature.py", "test_zero.py")
+"""Files that run first, as those with Ray do: at the end, a long one would run alone."""
+
+
+def _uses_ray(item) -> bool:
+    return item.get_closest_marker("ray") is not None or "ray_session" in item.fixturenames
+
+
 def pytest_collection_modifyitems(config, items):
+    long = {item.path for item in items if _uses_ray(item) or item.path.name in _LONG}
+    items.sort(key=lambda item: item.path not in long)
     if any(item.get_closest_marker("gpu") for item in items):
         import torch
 

@@ -6,7 +6,7 @@ import doctest
 from pathlib import Path
 
 import pytest
-from kit.worlds import write_job, write_photos
+from kit.worlds import write_photos
 
 import dbray
 from dbray.errors import DbrayError
@@ -41,7 +41,9 @@ def test_a_missing_job_file_is_a_dbray_error(tmp_path):
 
 
 @pytest.mark.ray
-def test_the_example_in_the_package_docstring_runs(ray_session, tiny_base, tmp_path, monkeypatch):
+def test_the_example_in_the_package_docstring_runs_also_as_a_file(
+    ray_session, tiny_base, tmp_path, monkeypatch
+):
     write_photos(tmp_path / "photos", {"rex": "dog"})
     (tmp_path / "base").symlink_to(tiny_base)
     monkeypatch.chdir(tmp_path)
@@ -50,11 +52,10 @@ def test_the_example_in_the_package_docstring_runs(ray_session, tiny_base, tmp_p
     )
     [test] = [doctest.DocTestParser().get_doctest(example, {}, "dbray", None, 0)]
     assert doctest.DocTestRunner().run(test) == (0, 5)
-
-
-@pytest.mark.ray
-def test_a_job_file_runs_by_its_path_and_again(ray_session, tiny_base, tmp_path):
-    file = write_job(tmp_path, tiny_base, {"rex": "dog"}, recipe={"prior_weight": 0, "steps": 2},
-                     previews={"prompts": []})  # fmt: skip
-    assert dbray.run(file).exit_code == 0
-    assert dbray.run(str(file)).summary.counts["kept"] == 1
+    file = tmp_path / "job.yaml"
+    file.write_text(
+        "{base: base, subjects: photos, storage: runs, recipe: {steps: 4, prior_weight: 0}, "
+        "previews: {prompts: []}}"
+    )
+    for path in (file, str(file)):
+        assert dbray.run(path).summary.counts["kept"] == 1

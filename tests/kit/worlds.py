@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import yaml
 from PIL import Image
 
+from dbray.bases import Base
 from dbray.errors import Problem
+from dbray.planning.checks import check_job
+from dbray.planning.plan import make_plan
+from dbray.records.prior_sets import PriorPlan
 from dbray.spec.job import Job
+from dbray.storage.store import Store
 from dbray.subjects.validation import Validation
 
 
@@ -50,6 +56,25 @@ def write_job(folder: Path, base: Path, subjects: dict[str, str], /, **changes) 
 def load_job(folder: Path, base: Path, subjects: dict[str, str], /, **changes) -> Job:
     """Write a job and load it."""
     return Job.load(write_job(folder, base, subjects, **changes))
+
+
+def add_class_images(job: Job) -> None:
+    """Make the class images that a job lacks, without actors."""
+    store = Store(job.storage)
+    plan = make_plan(check_job(job).ready(), store)
+    make_class_images(store, plan.base, plan.missing_priors)
+
+
+def make_class_images(store: Store, base: Base, plans: Sequence[PriorPlan]) -> None:
+    """Make class images in this process, as actors would: that saves the actors' start."""
+    from dbray.sampling import priors
+
+    actor = priors.PartActor(base, 1, store)
+    for plan in plans:
+        prior = plan.prior.model_dump(mode="json")
+        for part in range(plan.num_parts):
+            actor.make({"class_noun": plan.class_noun, "prior": prior, "part": part})
+    assert priors.make_priors(store, base, plans).num_images == 0  # it only publishes
 
 
 def errors_of(validation: Validation) -> list[Problem]:

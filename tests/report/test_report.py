@@ -444,13 +444,14 @@ def test_a_report_of_a_thousand_subjects_stays_small(world):
     job = JobFile.model_validate(world.store.read_json("jobs/pets/job.json"))
     thumbnails = Thumbnails(1000 * 13)
     shots = [thumbnails.make(picture(seed, 300)) for seed in range(30)]
+    of_base = [picture(seed) for seed in range(6)]
     loss = tuple((step, 0.123456, 0.234567, 0.345678) for step in range(200))
     cards = []
     for number in range(1000):
         one = record(f"dog-{number}", loss=loss)
         prompt = "a painting of qzx dog in the style of Vincent van Gogh"
         previews = [
-            Preview(shots[(number + index) % 30], thumbnails.share(picture(index)), prompt, prompt,
+            Preview(shots[(number + index) % 30], thumbnails.share(of_base[index]), prompt, prompt,
                     str(2**62))
             for index in range(6)
         ]  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from kit.processes import started
 from kit.records import files_of
-from kit.worlds import load_job
+from kit.worlds import add_class_images, load_job
 
 from dbray.method.lora import FILE
 from dbray.records import previews
@@ -35,6 +35,7 @@ class Killer(Silence):
 def finished(ray_session, tiny_base, tmp_path_factory):
     """Three subjects through one lane."""
     job = load_job(tmp_path_factory.mktemp("lora"), tiny_base, SUBJECTS, recipe=LORA)
+    add_class_images(job)
     return job, run_job(job)
 
 
@@ -52,8 +53,9 @@ def test_adapters_are_published_with_previews(finished):
 def test_adapters_are_independent_of_other_subjects_and_kills(finished, tiny_base, tmp_path):
     job, _ = finished
     killer = Killer()
-    alone = load_job(tmp_path, tiny_base, {"cid": "dog"}, recipe=LORA,
+    alone = load_job(tmp_path, tiny_base, {"cid": "dog"}, recipe=LORA, previews={"prompts": []},
                      resources={"checkpoint_every": 2})  # fmt: skip
+    add_class_images(alone)
     assert run_job(alone, watch=killer).exit_code == 0
     assert killer.killed
     records = [Registry(Store(one.storage)).find("cid") for one in (job, alone)]

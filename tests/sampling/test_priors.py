@@ -13,6 +13,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
+from kit.worlds import make_class_images
 
 from dbray import bases
 from dbray.bases.generate import Sampling, generate
@@ -165,7 +166,7 @@ def test_another_count_samples_only_missing_parts(made, base, tmp_path, count, n
     assert report.num_images == num_sampled
     assert is_made(store, made[1][0])
     fresh = Store(str(tmp_path / "fresh"))
-    assert make_priors(fresh, base, [plan], SamplingPool(num_actors=1)).num_images == count
+    make_class_images(fresh, base, [plan])
     assert files_of(store, plan) == files_of(fresh, plan)
 
 
@@ -298,15 +299,14 @@ def test_temporary_and_device_failures_are_retried(made, base, store, monkeypatc
 @pytest.mark.ray
 def test_of_two_concurrent_jobs_the_first_ones_parts_stay(made, base, store) -> None:
     [plan, _] = made[1]
-    pool = SamplingPool(num_actors=1)
     written = {}
 
     def overtake(done: int, total: int) -> None:
         if (done, total) == (0, 40):  # the second job has listed missing parts; run the first
-            make_priors(store, base, [plan], pool)
+            make_class_images(store, base, [plan])
             written.update(times_of(store, plan))
 
-    make_priors(store, base, [plan], pool, overtake)
+    make_priors(store, base, [plan], SamplingPool(num_actors=1), overtake)
     assert times_of(store, plan) == written
     assert files_of(store, plan) == files_of(made[0], plan)
 

@@ -222,7 +222,7 @@ def test_launch_listens_on_loopback_and_finishes_running_requests(storage, tiny_
             url = f"http://127.0.0.1:{port}/v1/images/generations"
             answers.append(httpx.post(url, json=BODY | changes, timeout=120))
 
-        slow = threading.Thread(target=ask, kwargs={"num_inference_steps": 999, "n": 4})
+        slow = threading.Thread(target=ask, kwargs={"num_inference_steps": 500, "n": 4})
         slow.start()
         while "disk" not in httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=30).text:
             time.sleep(0.1)
