@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Two files of tests at a time, in the order of tests/conftest.py: the long ones first.
 AT_ONCE := -n 2 --dist loadfile --no-loadscope-reorder
+QUIETLY := --quiet --disable-pip-version-check --no-compile
 
 .PHONY: help venv demo test test-slow test-gpu check format bench clean
 
@@ -14,10 +15,11 @@ venv: $(VENV)/.ready ## make .venv and install the project into it
 
 # torch is installed first and only by its pin: pip takes a small CPU build where one is configured
 # (PIP_INDEX_URL, PIP_FIND_LINKS), else PyPI's build, which on Linux includes CUDA (several GB).
+# Nothing is compiled in advance: Python compiles what it imports, a third of what is installed.
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check $$(grep '^torch==' constraints.txt)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,dev]'
+	$(BIN)/pip install $(QUIETLY) $$(grep '^torch==' constraints.txt)
+	$(BIN)/pip install $(QUIETLY) -c constraints.txt -e '.[test,dev]'
 	touch $@
 
 demo: venv ## run the main job on the miniature, and print the path of its report
