@@ -1,33 +1,27 @@
 """The training data of a subject: its photographs, prompts and class images, read and encoded.
 
-Owns the latents of class images that a lane keeps in memory. All is encoded with base weights.
+All is encoded with base weights. The latents of class images come from dbray.lanes.prior_latents.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from functools import lru_cache
 
 import numpy as np
-import torch
 from PIL import Image
 
 from dbray.bases import Backbone
 from dbray.bases.condition import Condition
 from dbray.errors import SubjectError
 from dbray.lanes.beat import Beat
+from dbray.lanes.prior_latents import NUM_WARM_PRIORS, PriorLatents
 from dbray.method.methods import method_of
 from dbray.planning.plan import PlannedSubject
-from dbray.records.prior_sets import load_images
 from dbray.spec.job import Job
 from dbray.spec.prompts import fill_prompt
 from dbray.storage.store import Store, digest, read_uri
 from dbray.subjects import buckets, images
-from dbray.training.data import Latents, TrainingData, encode_subject, instance_prompts
-
-NUM_WARM_PRIORS = 16
-"""Prior sets whose latents a lane keeps: those of 200 images, 64 x 64 x 4 each, take 26 MB."""
-_ENCODED_AT_ONCE = 16
+from dbray.training.data import TrainingData, encode_subject, instance_prompts
 
 
 class Material:
@@ -35,9 +29,8 @@ class Material:
 
     def __init__(self, job: Job, backbone: Backbone) -> None:
         self._job, self._backbone = job, backbone
-        self._store = Store(job.storage)
         self._method = method_of(job.recipe.method)
-        self._priors: OrderedDict[str, Latents] = OrderedDict()
+        self._priors = PriorLatents(Store(job.storage), backbone)
         # As few as the priors: conditions are on the device.
         self._class_prompt = lru_cache(NUM_WARM_PRIORS)(self._condition_of)
 
@@ -48,7 +41,7 @@ class Material:
             SubjectError: a photograph has changed since it was validated.
             StoreError: a photograph or class image cannot be read.
         """
-        subject, recipe = planned.subject, self._job.recipe
+        subject, recipe, prior = planned.subject, self._job.recipe, planned.prior_digest
         with beat.meanwhile():
             views = self._read(planned)
         latents, views_of_image = encode_subject(self._backbone, views, recipe)
@@ -61,7 +54,7 @@ class Material:
             views=latents,
             views_of_image=views_of_image,
             instance=self._method.condition(self._backbone, recipe, prompts),
-            prior=self._prior(planned.prior_digest, beat),
+            prior=self._priors.of(prior, beat) if prior else None,
             prior_prompt=self._class_prompt(class_prompt),
             photographs=tuple(crops[len(crops) // 2] for crops in views),
         )
@@ -88,30 +81,3 @@ class Material:
             return images.views(image, resolution, crop)
         step = buckets.step_of(resolution, self._backbone.latent_shape()[1])
         return [buckets.cut(image, resolution, step)]
-
-    def _prior(self, prior_digest: str | None, beat: Beat) -> Latents | None:
-        """Latents of a prior set, encoded once per lane."""
-        if prior_digest is None:
-            return None
-        if prior_digest not in self._priors:
-            self._priors[prior_digest] = self._encode_prior(prior_digest, beat)
-        self._priors.move_to_end(prior_digest)
-        if len(self._priors) > NUM_WARM_PRIORS:
-            self._priors.popitem(last=False)
-        return self._priors[prior_digest]
-
-    def _encode_prior(self, prior_digest: str, beat: Beat) -> Latents:
-        with beat.meanwhile():
-            pixels = load_images(self._store, prior_digest)
-        resolution = self._backbone.resolution
-        if pixels.shape[1:3] != (resolution, resolution):
-            pixels = np.concatenate(
-                [images.views(Image.fromarray(one), resolution, "centre") for one in pixels]
-            )
-        means, deviations = [], []
-        for start in range(0, len(pixels), _ENCODED_AT_ONCE):
-            mean, deviation = self._backbone.encode(pixels[start : start + _ENCODED_AT_ONCE])
-            means.append(mean)
-            deviations.append(deviation)
-            beat.touch()
-        return Latents(torch.cat(means), torch.cat(deviations))

@@ -5,6 +5,7 @@ Owns the estimate, and which earlier jobs it may be based on.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -38,8 +39,9 @@ class Cost:
     """What carrying out a Plan takes. Times are None if no earlier job gives the rates.
 
     `storage_bytes` counts what is published, by kind, with images as large as if PNG did not
-    compress them, and `model_bytes` the weights of one subject; checkpoints of subjects in flight
-    are not included. `warnings` are about hardware that holds no lane.
+    compress them, and class images with their latents; `model_bytes` is for the weights of one
+    subject. Checkpoints of subjects in flight are not included. `warnings` are about hardware that
+    holds no lane.
     """
 
     lanes: int
@@ -67,7 +69,7 @@ def estimate(plan: Plan, hardware: Hardware, rates: Rates | None) -> Cost:
     lanes = num_lanes(plan, hardware)
     method = method_of(recipe.method)
     model_bytes = method.published_bytes(plan.base, recipe)
-    image_bytes = 3 * plan.base.resolution**2
+    class_images = plan.num_prior_images + plan.num_copied_images
     preview_bytes = 3 * (recipe.resolution or plan.base.resolution) ** 2
     num_previews = 2 * len(plan.job.previews.prompts)  # the subject's, and the base's beside them
     steps = len(plan.to_train) * recipe.steps
@@ -88,7 +90,7 @@ def estimate(plan: Plan, hardware: Hardware, rates: Rates | None) -> Cost:
         model_bytes=model_bytes,
         storage_bytes={
             "weights": len(plan.to_train) * model_bytes,
-            "class images": (plan.num_prior_images + plan.num_copied_images) * image_bytes,
+            "class images": class_images * _class_image_bytes(plan),
             "previews": len(plan.to_train) * num_previews * preview_bytes,
         },
         memory_bytes=memory_of(plan.base, recipe, resources, hardware.uses_gpus(resources.device)),
@@ -97,6 +99,13 @@ def estimate(plan: Plan, hardware: Hardware, rates: Rates | None) -> Cost:
         prior_seconds=prior_seconds,
         warnings=() if fits else (replace(too_small(resources, hardware), severity="warning"),),
     )
+
+
+def _class_image_bytes(plan: Plan) -> int:
+    """Size of a class image, and of mean and deviation of its latents, in float32."""
+    base = plan.base
+    shape = base.latent_shape(plan.job.recipe.resolution or base.resolution)
+    return 3 * base.resolution**2 + 2 * 4 * math.prod(shape)
 
 
 def _lesson_bytes(plan: Plan) -> int:

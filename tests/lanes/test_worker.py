@@ -14,7 +14,7 @@ import pytest
 import ray.train
 import torch
 
-from dbray.lanes import beat, material, worker
+from dbray.lanes import beat, material, prior_latents, worker
 from dbray.lanes.checkpoint import Checkpoint
 from dbray.lanes.leases import LeaseQueue
 from dbray.records.models import Registry
@@ -24,7 +24,9 @@ from dbray.training.pack import Alone
 
 STORAGE = [
     (material, "read_uri"),
-    (material, "load_images"),
+    (prior_latents, "read_latents"),
+    (prior_latents, "load_images"),
+    (prior_latents, "keep_latents"),
     (Checkpoint, "restore"),
     (Checkpoint, "save"),
     (Registry, "publish"),

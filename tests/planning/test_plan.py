@@ -288,10 +288,10 @@ def test_the_cost_is_estimated(tmp_path, tiny_base, base):
     assert cost.train_seconds == pytest.approx(3 * (1.0 + 8 * 0.5))
     assert cost.prior_seconds == pytest.approx(12 / 4.0)
     assert cost.model_bytes == 2 * base.num_parameters("unet")
-    # Class images have the base's own 32 px, and previews the resolution of training.
+    # Class images have the base's own 32 px; previews and latents the resolution of training.
     assert cost.storage_bytes == {
         "weights": 3 * 2 * base.num_parameters("unet"),
-        "class images": 2 * 6 * (3 * 32 * 32),
+        "class images": 2 * 6 * (3 * 32 * 32 + 2 * 4 * (4 * 16 * 16)),
         "previews": 3 * 2 * 2 * (3 * 64 * 64),
     }
     assert estimate(plan, Hardware(2, 0), None).train_seconds is None
