@@ -22,7 +22,7 @@ from dbray.cluster import hardware
 from dbray.errors import LaneLost, first_line
 from dbray.lanes.leases import LeaseQueue, Snapshot
 from dbray.lanes.worker import LaneSpec, run_lane
-from dbray.planning.plan import Plan
+from dbray.planning.plan import Plan, PlannedSubject
 
 logger = logging.getLogger(__name__)
 
@@ -32,12 +32,17 @@ _JOIN_SECONDS = 15.0
 
 @contextmanager
 def open_lanes(
-    plan: Plan, count: int, scratch: str, on_lost: Callable[[str], None]
+    plan: Plan,
+    subjects: Sequence[PlannedSubject],
+    count: int,
+    scratch: str,
+    on_lost: Callable[[str], None],
 ) -> Iterator[Lanes]:
-    """Start lanes on the subjects that a plan has to train.
+    """Start lanes on subjects of a plan.
 
     Args:
         plan: with the number of slots of its lanes.
+        subjects: those to train now.
         count: number of lanes.
         scratch: folder in the job's storage for what Ray Train keeps of them.
         on_lost: called from another thread with the reason when a lane is lost; others continue.
@@ -47,7 +52,7 @@ def open_lanes(
     queue: Any = ray.remote(LeaseQueue).options(
         num_cpus=0, scheduling_strategy=_on_this_node()
     ).remote(
-        list(plan.to_train), resources.max_attempts, resources.lease_seconds, num_lanes=count
+        list(subjects), resources.max_attempts, resources.lease_seconds, num_lanes=count
     )  # fmt: skip
     use_gpu = hardware().uses_gpus(resources.device)
     specs = [

@@ -107,7 +107,7 @@ class PhaseProgress(_Part):
     total: int
     """Images or subjects."""
     seconds: float
-    """Seconds since it began."""
+    """Seconds that it has taken so far."""
 
     @property
     def seconds_left(self) -> float | None:

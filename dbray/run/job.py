@@ -21,7 +21,7 @@ from dbray.run.annexes import AnnexPhase
 from dbray.run.journal import Journal
 from dbray.run.measuring import measure_identifiers
 from dbray.run.options import RunOptions
-from dbray.run.phases import ClassImages, Training
+from dbray.run.phases import ClassImages, Training, take_turns
 from dbray.run.previews import PreviewImages
 from dbray.run.recorder import Recorder
 from dbray.run.scores import Flagged, ModelScores, flagged_in
@@ -129,8 +129,7 @@ def _run_phases(plan: Plan, recorder: Recorder, options: RunOptions, cluster: Ex
         return
     cluster.enter_context(connected(options.address, recorder.watch.note))
     training.count_lanes()
-    ClassImages(plan, recorder).run()
-    training.run()
+    take_turns(ClassImages(plan, recorder), training)
     for phase in annexes:
         phase.run()
 

@@ -1,45 +1,89 @@
-"""The first phases of a run: class images and training. Each makes what the plan lacks.
+"""The first phases of a run: class images and training, which take turns.
 
-Owns what a phase needs from the plan. dbray.run.job owns the order of phases and the end of a run.
+Both fill every device of a cluster, so they share the devices in time: class images are made for a
+turn, then the lanes train the subjects whose sets are complete, then the next class images are
+made. Each turn of class images takes at least as long as the run has taken so far. So the first
+model does not wait for the class images of the whole job, and lanes and actors are started again
+few times: the number of turns grows with the logarithm of the time.
+
+Owns the turns, and what a phase needs from the plan. dbray.run.job owns the end of a run.
 """
 
 from __future__ import annotations
 
+import time
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dbray.cluster import hardware
 from dbray.errors import BaseError, SpecError, TooManyFailures
 from dbray.lanes.checkpoint import forget_checkpoints
 from dbray.lanes.group import open_lanes
 from dbray.planning.cost import num_lanes, too_small
-from dbray.planning.plan import Plan
+from dbray.planning.plan import Plan, PlannedSubject
 from dbray.planning.room import check_disk
+from dbray.records.prior_sets import PriorPlan
 from dbray.run.packing import settle_pack
 from dbray.run.recorder import Recorder
 from dbray.sampling.pool import SamplingPool
-from dbray.sampling.priors import make_priors
+from dbray.sampling.priors import IsEnough, make_priors
+
+LEAST_TURN_SECONDS = 30.0
+"""The least time that class images are made before lanes start, which takes about as long."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class ClassImages:
-    """Makes the missing class images."""
+    """Makes the missing class images, in turns."""
 
     plan: Plan
     recorder: Recorder
+    missing: dict[str, PriorPlan] = field(init=False)
+    """The sets that are not complete, by digest; those that most subjects wait for come first."""
+
+    def __post_init__(self) -> None:
+        num_waiting = Counter(one.prior_digest for one in self.plan.to_train)
+        most_first = sorted(self.plan.missing_priors, key=lambda one: -num_waiting[one.digest])
+        self.missing = {one.digest: one for one in most_first}
 
     def run(self) -> None:
-        """Make them. Raises LaneLost, StoreError."""
-        if not self.plan.missing_priors:
+        """Make them until all are there or the turn is over. Raises LaneLost, StoreError."""
+        if not self.missing:
             return
+        tally, before = self.recorder.tally, self.recorder.tally.priors
         with self.recorder.phase("class images"):
-            self.recorder.tally.priors = make_priors(
+            tally.priors = before + make_priors(
                 self.recorder.journal.store,
                 self.plan.base,
-                self.plan.missing_priors,
+                tuple(self.missing.values()),
                 SamplingPool.of(self.plan.job.resources),
-                self.recorder.progress,
+                lambda done, total: self.recorder.progress(
+                    before.num_images + done, before.num_images + total
+                ),
+                end_of_turn(max(LEAST_TURN_SECONDS, tally.seconds)),
             )
+        for digest in tally.priors.digests:
+            self.missing.pop(digest, None)
+
+    def waits(self, planned: PlannedSubject) -> bool:
+        """Whether a subject waits for class images."""
+        return planned.prior_digest in self.missing
+
+
+def end_of_turn(seconds: float) -> IsEnough:
+    """Decide when a turn that begins now is over.
+
+    That is so after these seconds, unless the other images would not take longer than these.
+    """
+    began = time.monotonic()
+
+    def is_over(done: int, total: int) -> bool:
+        taken = time.monotonic() - began
+        return taken >= seconds and taken * (total - done) > seconds * done
+
+    return is_over
 
 
 @dataclass(frozen=True)
@@ -63,14 +107,13 @@ class Training:
         with suppress(BaseError):  # the lanes report a base that has vanished
             check_disk(self.plan, self.recorder.journal.store)
 
-    def run(self) -> None:
-        """Train. Raises LaneLost, StoreError, TooManyFailures."""
-        if not self.plan.to_train:
-            return
+    def run(self, subjects: Sequence[PlannedSubject]) -> None:
+        """Train these subjects. Raises LaneLost, StoreError, TooManyFailures."""
         journal, plan = self.recorder.journal, settle_pack(self.plan, self.recorder)
+        count = min(self.recorder.tally.lanes, len(subjects))
         with (
             self.recorder.phase("training"),
-            open_lanes(plan, self.recorder.tally.lanes, journal.lanes_folder,
+            open_lanes(plan, subjects, count, journal.lanes_folder,
                        self.recorder.watch.note) as lanes,
         ):  # fmt: skip
             for snapshot in lanes.snapshots():
@@ -91,3 +134,11 @@ class Training:
                 f"stopped: {num_failed} subjects failed, more than --max-failures "
                 f"{self.max_failures}; fix the cause and run again with --retry-failed"
             )
+
+
+def take_turns(images: ClassImages, training: Training) -> None:
+    """Make class images and train until all subjects have ended. Raises as both do."""
+    tally = training.recorder.tally
+    while tally.remaining:
+        images.run()
+        training.run([one for one in tally.remaining if not images.waits(one)])

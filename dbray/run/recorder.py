@@ -45,15 +45,15 @@ class Recorder:
 
     def take(self, snapshot: Snapshot) -> None:
         """Report the state of the lanes, and the subjects that ended."""
+        self.tally.snapshot = snapshot
         for outcome in snapshot.outcomes:
             self.tally.add(outcome)
             self.watch.ended(outcome)
             metrics.subjects().inc(tags={"status": outcome.status})
-        self.tally.snapshot = snapshot
-        metrics.pending_subjects().set(snapshot.num_pending)
+        metrics.pending_subjects().set(self.tally.num_pending or 0)
         metrics.lanes().set(len({lane for lane, _ in snapshot.in_flight.values()}))
         detail = _detail(snapshot, self.tally.plan.job.recipe.steps)
-        self.progress(snapshot.num_ended, snapshot.num_subjects, detail)
+        self.progress(self.tally.num_ended, len(self.tally.plan.to_train), detail)
         self.write_if_due()
 
     def heartbeat(self) -> AbstractContextManager[None]:

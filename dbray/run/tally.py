@@ -59,11 +59,12 @@ class Tally:
     rates: Rates | None = None
     """Rates of the previous run, until this run has its own."""
     lanes: int = 0
-    priors: PriorReport | None = None
+    priors: PriorReport = field(default_factory=PriorReport)
     snapshot: Snapshot | None = None
     outcomes: dict[str, Outcome] = field(init=False)
     failed: set[str] = field(default_factory=set)
     """Ids of the subjects that failed in this run, without those of earlier runs."""
+    _num_before: int = field(init=False)
     _phase: _Phase | None = None
     _phase_seconds: dict[str, float] = field(default_factory=dict)
     _started: float = field(default_factory=time.monotonic)
@@ -73,6 +74,29 @@ class Tally:
         kept = {one.subject.id: _without_attempt(one, "kept") for one in self.plan.kept}
         invalid = {one.id: _invalid(one) for one in self.plan.invalid}
         self.outcomes = kept | dict(self.plan.failed) | invalid
+        self._num_before = len(self.outcomes)
+
+    @property
+    def seconds(self) -> float:
+        """How long the run has taken so far."""
+        return time.monotonic() - self._started
+
+    @property
+    def num_ended(self) -> int:
+        """Subjects that this run has published, or that have failed in it for good."""
+        return len(self.outcomes) - self._num_before
+
+    @property
+    def remaining(self) -> list[PlannedSubject]:
+        """The subjects to train that have not ended."""
+        return [one for one in self.plan.to_train if one.subject.id not in self.outcomes]
+
+    @property
+    def num_pending(self) -> int | None:
+        """Subjects that no lane has yet; None before the first lane starts."""
+        if self.snapshot is None:
+            return None
+        return len(self.plan.to_train) - self.num_ended - len(self.snapshot.in_flight)
 
     def add(self, outcome: Outcome) -> None:
         """Count a subject that ended."""
@@ -104,8 +128,9 @@ class Tally:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Time a phase."""
-        self._phase = phase = _Phase(name, time.monotonic())
+        """Time a phase; one that is entered again continues."""
+        before = self._phase_seconds.get(name, 0.0)
+        self._phase = phase = _Phase(name, time.monotonic() - before)
         try:
             yield
         finally:
@@ -122,7 +147,7 @@ class Tally:
         """Summarise the run at this moment."""
         outcomes = tuple(self.outcomes.values())
         published = [outcome for outcome in outcomes if outcome.status == "published"]
-        wall = time.monotonic() - self._started
+        wall = self.seconds
         phase, snapshot = self._phase, self.snapshot if state == "running" else None
         return Summary(
             job_id=self.plan.job.id,
@@ -135,14 +160,14 @@ class Tally:
             wall_seconds=round(wall, 2),
             phase_seconds={name: round(taken, 2) for name, taken in self._phase_seconds.items()},
             subjects_per_hour=round(len(published) / wall * 3600, 1),
-            prior_images=self.priors.num_images if self.priors else 0,
+            prior_images=self.priors.num_images,
             prior_images_per_second=_images_per_second(self.priors),
-            prior_sets=len(self.priors.digests) if self.priors else 0,
+            prior_sets=len(self.priors.digests),
             train_steps=sum(outcome.steps for outcome in published),
             lanes=self.lanes,
             phase=phase and phase.progress,
             in_flight=_in_flight(snapshot) if snapshot else {},
-            pending=snapshot.num_pending if snapshot else None,
+            pending=self.num_pending if state == "running" else None,
             failures=causes(outcomes),
             retry_command=self.retry_command,
             base_digest=self.plan.base.digest,
@@ -179,7 +204,7 @@ _BY_STEP = ("teacher", "train", "fidelity")
 """Phases of a subject that take as long as it has steps."""
 
 
-def _rates(published: Sequence[Outcome], priors: PriorReport | None) -> Rates | None:
+def _rates(published: Sequence[Outcome], priors: PriorReport) -> Rates | None:
     """The rates for the next plan's estimate; None if nothing was trained."""
     steps = sum(outcome.steps for outcome in published)
     if not steps:
@@ -193,8 +218,6 @@ def _rates(published: Sequence[Outcome], priors: PriorReport | None) -> Rates | 
     )
 
 
-def _images_per_second(priors: PriorReport | None) -> float | None:
+def _images_per_second(priors: PriorReport) -> float | None:
     """Class images per second; None if the run made none."""
-    if priors is None or not priors.num_images:
-        return None
-    return round(priors.images_per_second, 2)
+    return round(priors.images_per_second, 2) if priors.num_images else None

@@ -3,7 +3,9 @@
 Samples "a [class noun]" from the frozen base, on Ray Data, only where images are missing. The
 actors write whole parts atomically, and always the same parts, so a kill at any moment only loses
 the parts being made. Two jobs may make one set at the same time: the first file of each part stays,
-because other hardware may give other bits. Does not know subjects or training.
+because other hardware may give other bits. Batches are never filled across nouns: the shape of a
+batch decides the last bits of its images, which must not depend on the other nouns of a job. Does
+not know subjects or training.
 
 Source: Ruiz et al. 2022 (arXiv 2208.12242), section 3.3, class-specific prior preservation.
 """
@@ -39,6 +41,7 @@ from dbray.subjects.images import encode_png
 from dbray.training.losses import seed_of
 
 OnProgress = Callable[[int, int], None]
+IsEnough = Callable[[int, int], bool]
 
 _CHECKS_AT_ONCE = 8
 _MAX_TRIES = 3
@@ -47,11 +50,18 @@ _VERSIONED = ("dbray", "torch", "diffusers", "transformers")
 
 @dataclass(frozen=True)
 class PriorReport:
-    """How many class images were made, and how fast. `digests` names every requested set."""
+    """How many class images were made, and how fast. `digests` names the sets that are complete."""
 
-    num_images: int
-    seconds: float
-    digests: tuple[str, ...]
+    num_images: int = 0
+    seconds: float = 0.0
+    digests: tuple[str, ...] = ()
+
+    def __add__(self, other: PriorReport) -> PriorReport:
+        return PriorReport(
+            self.num_images + other.num_images,
+            self.seconds + other.seconds,
+            self.digests + other.digests,
+        )
 
     @property
     def images_per_second(self) -> float:
@@ -95,8 +105,9 @@ def make_priors(
     plans: Sequence[PriorPlan],
     pool: SamplingPool | None = None,
     on_progress: OnProgress | None = None,
+    is_enough: IsEnough | None = None,
 ) -> PriorReport:
-    """Make sure that every PriorSet is published and undamaged.
+    """Make sure that every PriorSet, or as many as are enough, is published and undamaged.
 
     Finished sets are kept, interrupted ones are continued, and damaged parts are made again. Where
     the count of images was raised, only the new images are sampled.
@@ -104,10 +115,12 @@ def make_priors(
     Args:
         store: where the sets are kept.
         base: the base; every plan has its digest.
-        plans: the sets; two equal plans are one set.
+        plans: the sets, the first ones first; two equal plans are one set.
         pool: the sampling actors.
         on_progress: called with the number of images made and the number to make, at the start
             and after every part.
+        is_enough: called with the same numbers after every set; True ends the sampling there. What
+            another set lacks is left to a later call, with the part that each actor has begun.
 
     Raises:
         StoreError: storage cannot be written.
@@ -123,8 +136,10 @@ def make_priors(
     open_sets = {plan: parts for plan, parts in zip(unique.values(), missing, strict=True)
                  if parts is not None}  # fmt: skip
     open_sets = _without_copied(store, open_sets)
-    num_images = _make_parts(store, base, open_sets, pool or SamplingPool(), on_progress)
-    return PriorReport(num_images, time.monotonic() - started, tuple(unique))
+    ledger = _Ledger(store, base, open_sets, on_progress or (lambda _done, _total: None))
+    _make_parts(ledger, base, pool or SamplingPool(), is_enough or (lambda _done, _total: False))
+    complete = tuple(digest for digest, plan in unique.items() if ledger.is_complete(plan))
+    return PriorReport(ledger.num_done, time.monotonic() - started, complete)
 
 
 def _open(store: Store, plan: PriorPlan) -> list[int] | None:
@@ -154,33 +169,29 @@ def _without_copied(
     }
 
 
-def _make_parts(
-    store: Store,
-    base: Base,
-    open_sets: dict[PriorPlan, list[int]],
-    pool: SamplingPool,
-    on_progress: OnProgress | None,
-) -> int:
-    """Sample the missing parts of all sets in one run. Returns the number of images.
+def _make_parts(ledger: _Ledger, base: Base, pool: SamplingPool, is_enough: IsEnough) -> None:
+    """Sample the missing parts in one run, set after set, until all or enough sets are complete.
 
     Parts that failed with a retryable error, such as a short outage of storage, are retried.
     """
-    ledger = _Ledger(store, base, open_sets, on_progress or (lambda _done, _total: None))
-    work = [(plan, part) for plan, parts in open_sets.items() for part in parts]
+    work = ledger.missing
     for tries_left in reversed(range(_MAX_TRIES)):
         failed: list[tuple[PriorPlan, int]] = []
         tasks = [{"class_noun": plan.class_noun, "prior": plan.prior.model_dump(mode="json"),
                   "part": part} for plan, part in work]  # fmt: skip
-        with closing(sample(PartActor, (base, pool.threads, store), tasks, pool)) as results:
+        actor_args = (base, pool.threads, ledger.store)
+        with closing(sample(PartActor, actor_args, tasks, pool)) as results:
             for result in results:
+                plan, part = work[result.index]
                 if result.error is None:
-                    ledger.finish(*work[result.index])
+                    ledger.finish(plan, part)
+                    if ledger.is_complete(plan) and is_enough(ledger.num_done, ledger.num_images):
+                        return
                 elif result.error.retryable and tries_left:
-                    failed.append(work[result.index])
+                    failed.append((plan, part))
                 else:
                     raise result.error
         work = failed
-    return ledger.num_done
 
 
 class _Ledger:
@@ -193,24 +204,27 @@ class _Ledger:
         open_sets: dict[PriorPlan, list[int]],
         on_progress: OnProgress,
     ) -> None:
-        self.num_done = 0
-        self._store, self._base, self._on_progress = store, base, on_progress
-        self._waiting = {plan: len(parts) for plan, parts in open_sets.items()}
-        self._num_images = sum(
-            len(plan.indices(part)) for plan, parts in open_sets.items() for part in parts
-        )
-        for plan, num_parts in self._waiting.items():
-            if num_parts == 0:
-                _publish(store, base, plan)
-        on_progress(0, self._num_images)
+        self.store, self.num_done = store, 0
+        self.missing = [(plan, part) for plan, parts in open_sets.items() for part in parts]
+        self.num_images = sum(len(plan.indices(part)) for plan, part in self.missing)
+        self._base, self._on_progress = base, on_progress
+        self._waiting = {plan: len(parts) for plan, parts in open_sets.items() if parts}
+        for plan in open_sets.keys() - self._waiting.keys():
+            _publish(store, base, plan)
+        on_progress(0, self.num_images)
 
     def finish(self, plan: PriorPlan, part: int) -> None:
         """Count a part as made."""
         self.num_done += len(plan.indices(part))
         self._waiting[plan] -= 1
         if self._waiting[plan] == 0:
-            _publish(self._store, self._base, plan)
-        self._on_progress(self.num_done, self._num_images)
+            del self._waiting[plan]
+            _publish(self.store, self._base, plan)
+        self._on_progress(self.num_done, self.num_images)
+
+    def is_complete(self, plan: PriorPlan) -> bool:
+        """Whether no part of a set is missing."""
+        return plan not in self._waiting
 
 
 def _publish(store: Store, base: Base, plan: PriorPlan) -> None:

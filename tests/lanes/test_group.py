@@ -31,6 +31,6 @@ def test_lanes_request_the_resources_of_their_device(
     monkeypatch.setattr(group, "hardware", lambda: Hardware(num_cpus=8, num_gpus=gpus))
     monkeypatch.setattr(group, "run_lane", asked.append)
     plan = make_plan(check_job(job).ready(), Store(job.storage))
-    with group.open_lanes(plan, 2, "scratch", on_lost=pytest.fail):
+    with group.open_lanes(plan, plan.to_train, 2, "scratch", on_lost=pytest.fail):
         """Nothing to do but to open them."""
     assert {spec.name: spec.use_gpu for spec in asked} == {"lane-0": use_gpu, "lane-1": use_gpu}

@@ -217,7 +217,7 @@ def test_class_images_are_made_on_the_device_of_the_job(tiny_base, tmp_path, mon
     job = load_job(tmp_path, tiny_base, {"ace": "cat"}, resources=asked)
     pools = []
 
-    def interrupted(store, base, plans, pool, on_progress):
+    def interrupted(store, base, plans, pool, *_):
         pools.append(pool)
         raise KeyboardInterrupt
 
@@ -226,6 +226,44 @@ def test_class_images_are_made_on_the_device_of_the_job(tiny_base, tmp_path, mon
     monkeypatch.setattr(phases, "make_priors", interrupted)
     run_job(job)
     assert pools == [SamplingPool(num_actors=3, threads=2, device="cuda")]
+
+
+class Onlooker(Silence):
+    """Records the events of a run, and how many prior sets are complete when a subject ends."""
+
+    def __init__(self, store: Store) -> None:
+        self.events: list[str] = []
+        self._store = store
+
+    def progress(self, phase, done, total, detail=""):
+        if self.events[-1:] != [phase]:
+            self.events.append(phase)
+        if phase == "training":
+            assert total == 2
+
+    def ended(self, outcome):
+        folders = [f"priors/{name}" for name in self._store.names("priors")]
+        num_complete = sum(self._store.is_committed(folder) for folder in folders)
+        self.events.append(f"{outcome.id} {num_complete}")
+
+
+def test_subjects_are_trained_before_the_class_images_of_later_ones_are_made(
+    finished, ray_session, tiny_base, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(phases, "end_of_turn", lambda seconds: lambda done, total: True)
+    subjects = {name: SUBJECTS[name] for name in ("ace", "bob")}
+    job = load_job(tmp_path, tiny_base, subjects, recipe=RECIPE, previews={"prompts": []})
+    onlooker = Onlooker(Store(job.storage))
+    result = run_job(job, watch=onlooker)
+    assert onlooker.events == [
+        "class images", "training", "ace 1", "training", "class images", "training", "bob 2",
+        "training",
+    ]  # fmt: skip
+    for name in subjects:
+        assert files_of(job, name) == files_of(finished[0], name)
+    summary = result.summary
+    assert (summary.counts["published"], summary.prior_sets, summary.pending) == (2, 2, None)
+    assert set(summary.phase_seconds) == {"class images", "training"}
 
 
 class Listener(Silence):

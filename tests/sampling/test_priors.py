@@ -225,6 +225,27 @@ def test_a_lost_marker_or_description_needs_no_sampling(made, base, tmp_path) ->
         assert files_of(store, plan) == files_of(made[0], plan)
 
 
+@pytest.mark.ray
+def test_sampling_ends_after_enough_sets_and_continues_with_the_others(made, base, store) -> None:
+    dog, cat = made[1]
+    pool, asked = SamplingPool(num_actors=1), []
+
+    def is_enough(done: int, total: int) -> bool:
+        asked.append((done, total))
+        return True
+
+    first = make_priors(store, base, [dog, cat], pool, is_enough=is_enough)
+    assert asked == [(40, 80)]
+    assert (first.num_images, first.digests) == (40, (dog.digest,))
+    assert is_made(store, dog)
+    assert not is_made(store, cat)
+    both = first + make_priors(store, base, [cat], pool)
+    assert both.digests == (dog.digest, cat.digest)
+    assert both.num_images <= 80  # the first call may have left a part of the second set
+    for plan in (dog, cat):
+        assert files_of(store, plan) == files_of(made[0], plan)
+
+
 class TellingActor(PartActor):
     """Writes its process id to a file, and starts parts only when allowed."""
 
