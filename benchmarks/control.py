@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -201,12 +200,19 @@ def measure_command(*argv: str) -> dict[str, float]:
     """Seconds and peak memory of a dbray command."""
     began = time.monotonic()
     command = [sys.executable, "-m", "dbray", *argv]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, used = os.wait4(process.pid, 0)
-    if os.waitstatus_to_exitcode(status) != 0:
+    process, peak = subprocess.Popen(command, stdout=subprocess.DEVNULL), 0
+    while process.poll() is None:
+        peak = max(peak, peak_kibibytes(process.pid))
+        time.sleep(_LOOK_SECONDS / 10)
+    if process.returncode != 0:
         raise SystemExit(f"dbray {' '.join(argv)} failed")
-    return {"seconds": round(time.monotonic() - began, 2),
-            "peak_mebibytes": round(used.ru_maxrss / 1024)}  # fmt: skip
+    return {"seconds": round(time.monotonic() - began, 2), "peak_mebibytes": round(peak / 1024)}
+
+
+def peak_kibibytes(pid: int) -> int:
+    """Peak memory of a process so far; what wait4 reports would include that of this process."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return next((int(line.split()[1]) for line in status.splitlines() if "VmHWM" in line), 0)
 
 
 def measure_records(folder: Path, num_records: int) -> dict[str, Any]:
