@@ -6,6 +6,7 @@ Everything except Ray: see test_serving.py.
 from __future__ import annotations
 
 import base64
+import json
 import logging
 import re
 import socket
@@ -404,6 +405,23 @@ def test_the_schema_describes_the_requests(server):
     # The base is a Stable Diffusion, so "euler" is not offered.
     assert fields["scheduler"]["anyOf"][0]["enum"] == list(StableDiffusion.samplers)
     assert "/v1/models/{model}:warm" in schema["paths"]
+
+
+def test_the_schema_describes_each_event_of_a_stream(server):
+    body = {"model": "rex", "prompt": "p", "num_inference_steps": 4, "stream": True,
+            "partial_images": 1}  # fmt: skip
+    with server.http() as client:
+        schema = client.get("/openapi.json").json()
+        answer = client.post("/v1/images/generations", json=body)
+    responses = schema["paths"]["/v1/images/generations"]["post"]["responses"]
+    described = responses["200"]["content"]["text/event-stream"]["schema"]
+    events = [dict(line.split(": ", 1) for line in event.splitlines())
+              for event in answer.text.strip().split("\n\n")]  # fmt: skip
+    assert len(events) == 2
+    for event in events:
+        assert sorted(event) == sorted(described["required"])
+        assert event["event"] in described["properties"]["event"]["enum"]
+        assert json.loads(event["data"])["type"] == event["event"]
 
 
 def test_the_documentation_page_loads_nothing_from_other_sites(server):

@@ -47,6 +47,18 @@ _ALWAYS = (403, 431, 500, 503)
 _KEYED = (*_ALWAYS, 401, 429)
 _BODY = (*_KEYED, 400, 404, 408, 413)
 _SAMPLING = (*_BODY, 504)
+_EVENTS = "text/event-stream"
+_EVENT = {
+    "type": "object",
+    "description": "Of each event.",
+    "required": ["event", "data"],
+    "properties": {
+        "event": {
+            "enum": ["image_generation.partial_image", "image_generation.completed", "error"]
+        },
+        "data": {"type": "string", "contentMediaType": "application/json"},
+    },
+}
 _KEY = {"key": {"type": "http", "scheme": "bearer", "description": "Not needed without keys."}}
 
 
@@ -86,7 +98,7 @@ def _add_routes(api: FastAPI, routes: Routes) -> None:
 
     model, prediction = "/v1/models/{model}", "/v1/predictions/{name}"
     add("POST", "/v1/images/generations", routes.create_images, answers.ImagesResponse, _SAMPLING,
-        also={200: _content("text/event-stream", "application/json")},
+        also={200: _content(_EVENTS, "application/json")},
         extra=_GENERATION)  # fmt: skip
     add("GET", f"{replies.IMAGES_PATH}/{{name}}", routes.get_image, None, (*_ALWAYS, 404),
         also={200: _content("image/png", "image/webp", "image/jpeg")},
@@ -126,8 +138,9 @@ def _error(status: int) -> dict[str, Any]:
 
 
 def _content(*media_types: str) -> dict[str, Any]:
+    schemas: dict[str, Any] = {"application/json": {}, _EVENTS: {"schema": _EVENT}}
     text = {"schema": {"type": "string"}}
-    return {"content": {kind: {} if kind == "application/json" else text for kind in media_types}}
+    return {"content": {kind: schemas.get(kind, text) for kind in media_types}}
 
 
 def _schema(api: FastAPI, service: Service) -> dict[str, Any]:
