@@ -92,7 +92,7 @@ class Base:
 
     def latent_shape(self, resolution: int) -> tuple[int, int, int]:
         """Shape (C, H, W) of the latents of a square image, from the configuration alone."""
-        return self.family.latent_shape(self.layout.config("vae"), (resolution, resolution))
+        return self.family.latent_shape(self.layout.autoencoder, (resolution, resolution))
 
     def num_parameters(self, part: str) -> int:
         """Number of parameters of a part."""

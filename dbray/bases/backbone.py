@@ -47,7 +47,8 @@ class Network(nn.Module):
         if self._embeds:
             condition = self._family.embed(self._modules, condition)
         denoiser = self.get_submodule(self._family.denoiser)
-        return self._family.predict(denoiser, latents_BCHW, timesteps_B, condition)
+        prediction = self._family.predict(denoiser, latents_BCHW, timesteps_B, condition)
+        return self._family.targeted(prediction)
 
 
 class LoadedBackbone:
@@ -60,6 +61,7 @@ class LoadedBackbone:
             torch.set_float32_matmul_precision("high")
         self._family = family = base.family
         self._noise_config = base.layout.config("scheduler")
+        self._latent_config = base.layout.autoencoder
         self.schedule = family.schedule(self._noise_config)
         self.tokenizers: Mapping[str, Any] = {
             name: load_tokenizer(base, name) for name in family.tokenizers
@@ -87,9 +89,9 @@ class LoadedBackbone:
         return model if self._visits else model.to(self.device)
 
     @contextmanager
-    def _at_work(self, *parts: str) -> Iterator[None]:
+    def _at_work(self, *parts: str | None) -> Iterator[None]:
         """Have models on the device."""
-        models = [self.models[part] for part in parts] if self._visits else []
+        models = [self.models[part] for part in parts if part] if self._visits else []
         with on_device(models, self.device):
             yield
 
@@ -110,15 +112,15 @@ class LoadedBackbone:
 
     def latent_shape(self, size: tuple[int, int] | None = None) -> tuple[int, int, int]:
         """See Backbone."""
-        vae: Any = self.models["vae"]
-        return self._family.latent_shape(vae.config, size or (self.resolution, self.resolution))
+        side = self.resolution
+        return self._family.latent_shape(self._latent_config, size or (side, side))
 
     @torch.no_grad()
     def encode(self, images_NHWC: np.ndarray) -> tuple[Tensor, Tensor]:
         """Encode uint8 images to mean and standard deviation of their scaled latents, on CPU."""
         means, deviations = [], []
         at_once = _at_once(*images_NHWC.shape[1:3])
-        with self._at_work("vae"):
+        with self._at_work(self._family.autoencoder):
             for start in range(0, len(images_NHWC), at_once):
                 pixels = torch.from_numpy(images_NHWC[start : start + at_once])
                 pixels_NCHW = pixels.to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -161,7 +163,7 @@ class LoadedBackbone:
         images = []
         factor = self.resolution // self.latent_shape()[1]
         height, width = (factor * side for side in latents_NCHW.shape[2:])
-        with self._at_work("vae"):
+        with self._at_work(self._family.autoencoder):
             for latents in latents_NCHW.split(_at_once(height, width)):
                 decoded = self._family.decode(self.models, latents.to(self.device))
                 pixels = (decoded.float() / 2 + 0.5).clamp(0, 1) * 255

@@ -36,7 +36,8 @@ def effects_of(backbone: Backbone, words: Sequence[str]) -> dict[str, float]:
         inputs, times = scheduler.scale_model_input(latents, timestep), timestep.repeat(len(_SEEDS))
         empty = backbone.denoise(inputs, times, conditions[""])
         for word in words:
-            totals[word] += _change(backbone.denoise(inputs, times, conditions[word]), empty)
+            found = backbone.denoise(inputs, times, conditions[word])
+            totals[word] += _change(family.targeted(found), family.targeted(empty))
         latents = scheduler.step(empty, timestep, latents, generator=generators).prev_sample
     return {word: total / _STEPS for word, total in totals.items()}
 

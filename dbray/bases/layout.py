@@ -37,7 +37,7 @@ _WEIGHTS = {
     "diffusers": "diffusion_pytorch_model.safetensors",
     "transformers": "model.safetensors",
 }
-_VOCABULARIES = ({"tokenizer.json"}, {"vocab.json", "merges.txt"})
+_VOCABULARIES = ({"tokenizer.json"}, {"vocab.json", "merges.txt"}, {"spiece.model"})
 _HUB = "models--"
 _SAVE_AGAIN = "write the folder again with save_pretrained, without a variant"
 
@@ -112,6 +112,12 @@ class Layout:
             name = "tokenizer_config.json"
         return read_object(self.folder / part / name)
 
+    @property
+    def autoencoder(self) -> dict[str, Any]:
+        """The autoencoder's configuration; empty without one. Raises BaseError."""
+        part = self.family.autoencoder
+        return {} if part is None else self.config(part)
+
     def num_parameters(self, part: str) -> int:
         """Count a part's parameters. Raises BaseError."""
         return sum(math.prod(shape) for shape in self.shapes(part).values())
@@ -145,8 +151,8 @@ class Layout:
     def _check_vocabulary(self, tokenizer: str) -> None:
         folder = self.folder / tokenizer
         if not any(all((folder / name).is_file() for name in names) for names in _VOCABULARIES):
-            raise BaseError(f"{folder} has neither tokenizer.json nor vocab.json and merges.txt; "
-                            "copy or download the base again")  # fmt: skip
+            raise BaseError(f"{folder} has neither tokenizer.json nor spiece.model nor vocab.json "
+                            "and merges.txt; copy or download the base again")  # fmt: skip
 
     def weight_files(self, part: str) -> list[Path]:
         """Return the files with a part's weights: one, or the shards in an index."""

@@ -25,8 +25,9 @@ _TWO_ENCODERS = {"unet": "lora_unet", "text_encoder": "lora_te1", "text_encoder_
 
 def why_not(source: Source) -> str | None:
     """See Format."""
-    if source.base.family.denoiser != "unet":
-        return "kohya's keys are for UNets"
+    family = source.base.family
+    if family.denoiser != "unet" or family.autoencoder is None:
+        return "kohya's keys are for UNets over latents"
     return source.why_no_factors()
 
 

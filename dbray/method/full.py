@@ -24,6 +24,7 @@ from dbray.method.with_tokens import Together, WithTokens, trained_parts
 from dbray.spec.methods import Delta as DeltaSettings
 from dbray.spec.methods import Full as FullSettings
 from dbray.spec.recipe import Recipe
+from dbray.training.rates import Rate
 
 _DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 _MAX_HEADER_BYTES = 100 * 2**20
@@ -37,12 +38,20 @@ class Full(WithTokens):
         self, backbone: Backbone, network: nn.Module, recipe: Recipe, num_slots: int
     ) -> None:
         """All parameters of the trained parts."""
+        family = backbone.base.family
         for part in trained_parts(backbone.base, recipe):
             network.get_submodule(part).requires_grad_(True)
+        network.__dict__["undecayed"] = [f"{family.denoiser}.{name}" for name in family.undecayed]
         if _delta(recipe) is not None:
             trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
             base = {name: p.detach().to("cpu", copy=True) for name, p in trained.items()}
             network.__dict__["base"] = base
+
+    def rates(self, network: nn.Module, recipe: Recipe) -> Mapping[str, Rate]:
+        """The recipe's own for what does not decay: parameters with a rate of their own do not."""
+        usual = Rate(recipe.learning_rate, recipe.rate_schedule)
+        undecayed = dict.fromkeys(network.__dict__["undecayed"], usual)
+        return {**undecayed, **super().rates(network, recipe)}
 
     def publish_own(
         self, network: nn.Module, weights: Mapping[str, Tensor], recipe: Recipe

@@ -30,8 +30,9 @@ def memory_of(base: Base, recipe: Recipe, resources: Resources, on_gpus: bool) -
     frozen_bytes = method.num_frozen(base, recipe) * (2 if halves else 4)
     num_trained = num_slots * method.num_trained(base, recipe)
     kept = memory_plan(num_trained, frozen_bytes, recipe, resources)
-    encoders = [sum(_stored(base, part, halves) for part in base.family.text_encoders),
-                4 * base.num_parameters("vae")]  # fmt: skip
+    encoders = [sum(_stored(base, part, halves) for part in base.family.text_encoders)]
+    if base.family.autoencoder:
+        encoders.append(4 * base.num_parameters(base.family.autoencoder))
     return {**kept, "working": max(num_slots * _activations(base, recipe, resources), *encoders)}
 
 

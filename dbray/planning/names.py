@@ -88,7 +88,8 @@ def check_names(
     """
     problems: list[Problem] = []
     try:
-        tokenizer, texts = load_tokenizer(base), _texts_in_use(job, subjects)
+        tokenizer = identifiers.as_read(load_tokenizer(base), base.family.reads_case)
+        texts = _texts_in_use(job, subjects)
         problems += check_nouns(tokenizer, subjects)
         given, findings = _given(job, tokenizer, subjects, texts)
         problems += findings + _shared_names(given, ())

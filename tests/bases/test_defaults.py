@@ -84,6 +84,7 @@ RATES = {
     "FluxPipeline": (1e-4, 0, 500),
     "Flux2KleinPipeline": (1e-4, 100, 500),
     "ZImagePipeline": (1e-4, 100, 500),
+    "IFPipeline": (5e-6, 0, 1200),
     "QwenImagePipeline": (2e-4, 0, 500),
 }
 """Of LoRA in diffusers' scripts: rate, warm-up and steps."""

@@ -108,6 +108,8 @@ def test_the_range_of_the_paper_is_that_of_unigrams():
     numbers = [(f"▁{number:05}", -3.0) for number in range(20_000)]
     t5 = T5Tokenizer(vocab=[("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *numbers], extra_ids=0)
     assert identifiers.default_rank_range(t5) == (5_000, 10_000)
+    read = identifiers.as_read(t5, reads_case=False)
+    assert identifiers.default_rank_range(read) == (5_000, 10_000)
 
 
 def test_words_of_a_dictionary_are_candidates_of_small_vocabularies_only(
@@ -147,6 +149,13 @@ def test_words_with_a_meaning_are_not_candidates(large_clip, word):
 def test_candidates_of_a_unigram_vocabulary_are_rare_words(t5):
     # 'qzx' looks like 'Qzx', 'für' is not ASCII, '77' is a number, 'wvu' does not begin a word.
     assert identifiers.candidates(t5, None, SENTENCE) == ["Qzx", "vyj", "k7"]
+
+
+def test_a_base_that_reads_lower_case_has_lower_case_candidates_only(t5):
+    read = identifiers.as_read(t5, reads_case=False)
+    assert identifiers.candidates(read, None, SENTENCE) == ["qzx", "vyj", "k7"]
+    assert check(read, "Qzx", []) == check(read, "qzx", []) == []
+    assert identifiers.as_read(t5, reads_case=True) is t5
 
 
 def test_a_range_without_tokens_is_rejected(clip):

@@ -29,6 +29,6 @@ def test_subjects_are_trained_and_published_with_previews(ray_session, tmp_path,
     assert run_job(job).exit_code == 0
     registry = Registry(Store(job.storage))
     record = registry.find("bob")
-    denoiser = "unet" if name == "sdxl" else "transformer"
+    denoiser = "unet" if name in ("sdxl", "deepfloyd_if") else "transformer"
     assert record.files == ((FILE,) if method is LORA else (f"{denoiser}.safetensors",))
     assert previews.annex(Store(job.storage), record.name).names()

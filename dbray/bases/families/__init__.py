@@ -19,6 +19,7 @@ FAMILIES = {
     "StableDiffusion3Pipeline": "stable_diffusion_3",
     "Flux2KleinPipeline": "flux2_klein",
     "QwenImagePipeline": "qwen_image",
+    "IFPipeline": "deepfloyd_if",
 }
 """From the `_class_name` in a base's index to the file in this folder with its FAMILY."""
 

@@ -38,7 +38,7 @@ Tensors = Mapping[str, Any]
 class Family:
     """A kind of base: its parts, its checks, and how they work together.
 
-    The defaults are those of a base with one autoencoder `vae` of the AutoencoderKL kind.
+    The defaults are those of a base with one autoencoder of the AutoencoderKL kind.
     """
 
     name: ClassVar[str]
@@ -49,7 +49,14 @@ class Family:
     """Folder name -> class of transformers, in the order of the text encoders."""
     reader: ClassVar[str] = "tokenizer"
     """The tokenizer of the text encoder that reads the longest texts."""
+    reads_case: ClassVar[bool] = True
+    """Whether prompts keep their capital letters; else they are read in lower case."""
     denoiser: ClassVar[str]
+    autoencoder: ClassVar[str | None] = "vae"
+    """The model between pixels and latents; None: the latents are the pixels."""
+    undecayed: ClassVar[tuple[str, ...]] = ()
+    """Parameters of the denoiser without weight decay: those with rows that have no target, which
+    decay alone would change."""
     text_encoders: ClassVar[tuple[str, ...]]
     """Names of the models that read text, in the order of publishing."""
     index_keys: ClassVar[tuple[str, ...]] = ()
@@ -167,6 +174,10 @@ class Family:
         """Call the denoiser; the result is in the schedule's parameterisation."""
         raise NotImplementedError
 
+    def targeted(self, prediction_BCHW: Tensor) -> Tensor:
+        """Return the part of a prediction that has a target in training."""
+        return prediction_BCHW
+
     def num_targets(self, config: Mapping[str, Any], group: str) -> int | None:
         """Return the number of layers of a group, from the configuration; None if unknown."""
         return None
@@ -178,7 +189,7 @@ class Family:
     def latent_shape(self, vae: Mapping[str, Any], size: tuple[int, int]) -> tuple[int, int, int]:
         """Return the shape (C, H, W) of the latents of an image of (width, height) pixels.
 
-        `vae` is the autoencoder's configuration.
+        `vae` is the autoencoder's configuration, empty without one.
         """
         factor = latent_factor(vae)
         width, height = size

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dbray.bases import clip_layout
-from dbray.bases.families.family import KEPT_PER_BLOCK, Family, Tensors, latent_factor, recipes
+from dbray.bases.families.family import KEPT_PER_BLOCK, Family, Tensors, recipes
 from dbray.errors import BaseError
 from dbray.spec.flow import Flow
 
@@ -136,7 +136,8 @@ class StableDiffusion(Family):
     def kept_values(self, layout: Layout, recipe: Recipe) -> int:
         """See Family. Each level halves the sides of the one before."""
         config = layout.config(self.denoiser)
-        side = (recipe.resolution or self.resolution(layout)) // latent_factor(layout.config("vae"))
+        pixels = recipe.resolution or self.resolution(layout)
+        side = self.latent_shape(layout.autoencoder, (pixels, pixels))[1]
         inputs = inside = 0
         for (residual, transformers), channels in zip(
             _blocks(config), config["block_out_channels"], strict=True

@@ -18,10 +18,11 @@ from dbray.planning.identifiers.rare import (
     unused,
     was_candidate,
 )
-from dbray.planning.identifiers.vocabulary import Vocabulary
+from dbray.planning.identifiers.vocabulary import Vocabulary, as_read
 
 __all__ = [
     "Vocabulary",
+    "as_read",
     "assign",
     "candidates",
     "check_identifiers",

@@ -24,6 +24,24 @@ class Vocabulary(Protocol):
         ...
 
 
+def as_read(tokenizer: Any, reads_case: bool) -> Vocabulary:
+    """Return the tokenizer of a base as the base uses it, which may be on lower case alone."""
+    return tokenizer if reads_case else LowerCased(tokenizer)
+
+
+class LowerCased:
+    """The tokenizer of a base that reads every prompt in lower case; a Vocabulary."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self.backend_tokenizer = tokenizer.backend_tokenizer
+        self.get_vocab, self.decode = tokenizer.get_vocab, tokenizer.decode
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """See Vocabulary."""
+        return self._tokenizer.encode(text.lower(), add_special_tokens=add_special_tokens)
+
+
 def is_byte_pair(tokenizer: Vocabulary) -> bool:
     """Whether token ids are ranks of merges, as in CLIP: the larger, the rarer."""
     backend = getattr(tokenizer, "backend_tokenizer", None)

@@ -5,6 +5,7 @@ Their weights are random; all sizes that a mistake could confuse are different.
 
 from __future__ import annotations
 
+from kit.families.deepfloyd_if import DEEPFLOYD_IF
 from kit.families.family import TinyFamily
 from kit.families.flux import FLUX
 from kit.families.flux2_klein import FLUX2_KLEIN
@@ -20,4 +21,5 @@ FAMILIES: dict[str, TinyFamily] = {
     "flux2_klein": FLUX2_KLEIN,
     "z_image": Z_IMAGE,
     "qwen_image": QWEN_IMAGE,
+    "deepfloyd_if": DEEPFLOYD_IF,
 }

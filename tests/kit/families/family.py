@@ -24,13 +24,14 @@ class TinyFamily:
     transformer works on patches of 2. The flat variant's latents are as large as its images, which
     hides errors by a factor of two. `options` are passed to each call of the pipeline. `classes`
     are the tokenizer classes in published folders, by part, if transformers 5 has another name for
-    the class.
+    the class. Without an autoencoder, the latents are the pixels in both variants.
     """
 
     pipeline: str
     make: Callable[[bool], DiffusionPipeline]
     options: Mapping[str, Any] = field(default_factory=dict)
     classes: Mapping[str, str] = field(default_factory=dict)
+    has_autoencoder: bool = True
 
     def build(self, folder: Path, deep: bool = True) -> Path:
         """Write the base, always with the same weights."""
