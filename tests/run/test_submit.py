@@ -134,7 +134,7 @@ def test_an_address_without_a_job_server_is_a_spec_error():
 @pytest.fixture
 def head(tmp_path):
     """A head with a job server that requires a token; returns its URL and the environment."""
-    port, gcs_port = free_port(), free_port()
+    port, gcs_port, agent_port = free_port(), free_port(), free_port()
     token = tmp_path / "token"
     token.write_text("0123456789abcdef" * 4)
     env = {
@@ -145,6 +145,8 @@ def head(tmp_path):
     command = [
         "ray", "start", "--head", "--block", "--num-cpus=2", f"--port={gcs_port}",
         f"--dashboard-port={port}", "--object-store-memory=157286400",
+        # By default, all Rays of a machine want the same one, and jobs go through it.
+        f"--dashboard-agent-listen-port={agent_port}",
     ]  # fmt: skip
     process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
     for line in process.stdout:
