@@ -362,8 +362,9 @@ def test_all_stages_share_one_time_of_day(monkeypatch):
     assert train.main(["all", "--until", "12:00", "--processes", "1"]) == 0
     assert list(seen) == list(train.STAGES)
     ends = [1_000.0]
-    for stage, minutes in train.MINUTES.items():
-        ends.append(ends[-1] + 1_200 * minutes / sum(train.MINUTES.values()))
+    usual = {stage: train.MINUTES[stage] for stage in train.STAGES if stage in train.MINUTES}
+    for stage, minutes in usual.items():
+        ends.append(ends[-1] + 1_200 * minutes / sum(usual.values()))
         assert seen[stage] == pytest.approx(ends[-1])
     assert seen["export"] == pytest.approx(2_200)
     assert train.main(["unet", "--until", "12:00", "--processes", "1"]) == 0

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from dbray.miniature.world import Scene
+from dbray.miniature.world.fine import LETTER_PLACES, fine_detail
 
 PLACE_PHRASES: dict[str, tuple[str, ...]] = {
     "grass": ("on the grass", "on green grass", "on top of green grass", "in a meadow"),
@@ -47,6 +48,13 @@ PLACE_PHRASES: dict[str, tuple[str, ...]] = {
 }
 ALIASES: dict[str, tuple[str, ...]] = {"bear": ("stuffed animal", "teddy bear"), "car": ("toy",)}
 PATTERN_WORDS = {"spots": "spotted", "stripes": "striped", "patch": "patched"}
+WEAVE_PHRASES = {
+    "smooth": "",
+    "pinstripes": "with pinstripes",
+    "dots": "with fine dots",
+    "checks": "with fine checks",
+    "zigzags": "with fine zigzags",
+}
 STYLE_PREFIXES: dict[str, tuple[str, ...]] = {
     "sketch": ("a sketch of", "a pencil drawing of", "a black and white sketch of"),
     "mosaic": ("a mosaic of", "a mosaic of", "pixel art of"),
@@ -71,9 +79,9 @@ PHOTO_PREFIXES = (
 )
 
 
-def caption(scene: Scene, rng: np.random.Generator) -> str:
-    """Describe a scene, omitting some of what is visible."""
-    words = [_prefix(scene, rng), _subject(scene, rng)]
+def caption(scene: Scene, rng: np.random.Generator, detail: str = "") -> str:
+    """Describe a scene, omitting some of what is visible; `detail` follows its subject."""
+    words = [_prefix(scene, rng), _subject(scene, rng), detail]
     if scene.accessory and rng.random() < 0.9:
         words.append(_accessory(scene, rng))
     style = _pick(rng, STYLE_SUFFIXES.get(scene.style or "", ("",)))
@@ -81,6 +89,16 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
     behind = "seen from behind" if scene.from_behind else ""
     words += [behind, style, place] if rng.random() < 0.5 else [behind, place, style]
     return " ".join(word for word in words if word)
+
+
+def fine_caption(scene: Scene, rng: np.random.Generator) -> str:
+    """Describe a scene that is drawn with its fine detail, which is named in two of five."""
+    fine = fine_detail(scene.identity.pattern_seed)
+    options = [WEAVE_PHRASES[fine.weave]]
+    if scene.identity.class_noun in LETTER_PLACES:
+        options.append(f"with the letter {fine.letter}")
+    named = scene.style is None and rng.random() < 0.4
+    return caption(scene, rng, _pick(rng, tuple(options)) if named else "")
 
 
 def _pick(rng: np.random.Generator, options: tuple[str, ...]) -> str:

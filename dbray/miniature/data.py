@@ -51,9 +51,9 @@ def write_shard(folder: Path, index: int) -> None:
         lines.append(json.dumps([caption(scene, rng) for _ in range(NUM_CAPTIONS)]))
     (folder / f"captions-{index:04d}.jsonl").write_text("\n".join(lines) + "\n")
     textures = np.stack([texture(rng) for _ in range(SHARD_SIZE // 5)])
-    _save(folder / f"textures-{index:04d}.npy", textures)
-    _save(folder / f"details-{index:04d}.npy", details)
-    _save(pixels_path, pixels)
+    save_array(folder / f"textures-{index:04d}.npy", textures)
+    save_array(folder / f"details-{index:04d}.npy", details)
+    save_array(pixels_path, pixels)
 
 
 def write_identities(folder: Path, index: int) -> None:
@@ -70,8 +70,8 @@ def write_identities(folder: Path, index: int) -> None:
         for view in range(VIEWS):
             scene = random_pose(rng, identity, str(rng.choice(PLACE_NAMES)))
             pixels[row, view] = np.asarray(render(scene))
-    _save(folder / f"nouns-{index:04d}.npy", nouns)
-    _save(path, pixels)
+    save_array(folder / f"nouns-{index:04d}.npy", nouns)
+    save_array(path, pixels)
 
 
 def accessory_cells(scene: Scene, pixels: np.ndarray) -> np.ndarray:
@@ -83,7 +83,8 @@ def accessory_cells(scene: Scene, pixels: np.ndarray) -> np.ndarray:
     return np.any(differs.reshape(SIZE // CELL, CELL, SIZE // CELL, CELL, 3), axis=(1, 3, 4))
 
 
-def _save(path: Path, array: np.ndarray) -> None:
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Write an array under another name, then rename it: a kill never leaves a part of one."""
     partial = path.with_name(f"{path.stem}.part.npy")
     np.save(partial, array)
     partial.rename(path)

@@ -62,7 +62,7 @@ def export(folder: Path, weights: Path) -> None:
     autoencoder.register_to_config(scaling_factor=scaling_factor(latents))
     for name, model in (("vae", autoencoder), ("unet", unet), ("text_encoder", text_encoder)):
         model.half().save_pretrained(partial / name, safe_serialization=True)
-    _declare_float32(partial / "text_encoder" / "config.json")
+    declare_float32(partial / "text_encoder" / "config.json")
     _name_as_transformers_4(partial / "text_encoder" / "model.safetensors")
     networks.build_scheduler().save_pretrained(partial / "scheduler")
     (partial / "model_index.json").write_text(json.dumps(INDEX, indent=2) + "\n")
@@ -71,7 +71,7 @@ def export(folder: Path, weights: Path) -> None:
             shutil.copy(weights / name, partial / name)
     for path in partial.rglob("*.safetensors"):
         path.chmod(0o644)  # readable by all, because it is in the package
-    _swap(partial, weights)
+    swap(partial, weights)
     size = sum(path.stat().st_size for path in weights.rglob("*") if path.is_file())
     logger.info("export weights=%s size_mb=%.1f", weights, size / 1e6)
 
@@ -102,10 +102,10 @@ def export_embedders(folder: Path, target: Path) -> None:
     for name, model in models.items():
         load_averaged(folder, name, model).half().save_pretrained(partial / name)
         processors[name].save_pretrained(partial / name)
-        _declare_float32(partial / name / "config.json")
+        declare_float32(partial / name / "config.json")
     for path in partial.rglob("*.safetensors"):
         path.chmod(0o644)
-    _swap(partial, target)
+    swap(partial, target)
 
 
 @torch.no_grad()
@@ -116,9 +116,12 @@ def _strengthen(text_encoder: Any, captions: np.ndarray) -> None:
     embeddings[is_rare] *= RARE_STRENGTH
 
 
-def _declare_float32(config_path: Path) -> None:
-    # transformers loads in the declared type; diffusers loads UNet and VAE in float32 anyway, and
-    # a half-precision text encoder would not match them
+def declare_float32(config_path: Path) -> None:
+    """Declare 16-bit weights as float32, so that transformers computes in it.
+
+    diffusers loads UNets and VAEs in float32 anyway, and a half-precision text encoder would not
+    match them.
+    """
     config = json.loads(config_path.read_text())
     config["dtype"] = "float32"
     config_path.write_text(json.dumps(config, indent=2) + "\n")
@@ -130,7 +133,8 @@ def _name_as_transformers_4(file: Path) -> None:
     save_file(tensors, file, metadata={"format": "pt"})
 
 
-def _swap(partial: Path, target: Path) -> None:
+def swap(partial: Path, target: Path) -> None:
+    """Put a finished folder in the place of `target`."""
     old = target.with_name(target.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():

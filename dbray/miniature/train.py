@@ -1,10 +1,12 @@
-"""Train the miniature's base: python -m dbray.miniature.train STAGE.
+"""Train the miniature's bases: python -m dbray.miniature.train STAGE [STAGE ...].
 
 Owns the command line and the order of stages: `render` draws the training set, `vae` trains the
 autoencoder, `encode` caches latents, `unet` trains the UNet with the text encoder, `decoder`
 refines the decoder, `clip` and `vit` train the embedders, `export` writes the weights folders;
-`all` runs them in order. Each stage may be killed and run again: finished work is kept, and
-training continues from the last checkpoint, which is at most two minutes old.
+`all` runs them in order. Of the cascade, `cascade-render` draws the training set, `first` trains
+the first stage with its text encoder, `super-resolution` trains the second, and `cascade-export`
+writes its folder; `cascade` runs these four. Each stage may be killed and run again: finished work
+is kept, and training continues from the last checkpoint, which is at most two minutes old.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from dbray.bases import MINIATURE_FOLDER
@@ -24,8 +27,16 @@ from dbray.miniature import data
 logger = logging.getLogger("dbray.miniature.train")
 
 STAGES = ("render", "vae", "encode", "unet", "decoder", "clip", "vit", "export")
-MINUTES = {"vae": 20.0, "unet": 90.0, "decoder": 10.0, "clip": 30.0, "vit": 30.0}
-BATCH_SIZES = {"vae": 16, "unet": 16, "decoder": 16, "clip": 96, "vit": 48}
+CASCADE_STAGES = ("cascade-render", "first", "super-resolution", "cascade-export")
+GROUPS = {"all": STAGES, "cascade": CASCADE_STAGES}
+MINUTES = {
+    "vae": 20.0, "unet": 90.0, "decoder": 10.0, "clip": 30.0, "vit": 30.0,
+    "first": 90.0, "super-resolution": 50.0,
+}  # fmt: skip
+BATCH_SIZES = {
+    "vae": 16, "unet": 16, "decoder": 16, "clip": 96, "vit": 48,
+    "first": 16, "super-resolution": 16,
+}  # fmt: skip
 """For the stages that train until a deadline; MINUTES are their shares of --until too."""
 
 
@@ -33,12 +44,12 @@ def main(argv: list[str] | None = None) -> int:
     """Parse the command line and run the stages."""
     options = _parse(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
-    stages = STAGES if options.stage == "all" else (options.stage,)
+    stages = [stage for name in options.stages for stage in GROUPS.get(name, (name,))]
     # Computed once: a stage that begins after that time of day would take tomorrow's.
     end = _next(options.until) if options.until else None
     for index, stage in enumerate(stages):
         deadline = _deadline(options, stages[index:], end)
-        if options.rank is not None or options.processes == 1 or stage == "export":
+        if options.rank is not None or options.processes == 1 or stage.endswith("export"):
             _run_stage(options, stage, deadline)
             continue
         if code := _run_peers(options, stage, deadline):
@@ -48,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m dbray.miniature.train", description=__doc__)
-    parser.add_argument("stage", choices=(*STAGES, "all"))
+    parser.add_argument("stages", nargs="+", choices=(*STAGES, *CASCADE_STAGES, *GROUPS))
     parser.add_argument(
         "--folder",
         type=Path,
@@ -80,7 +91,7 @@ def _default_processes() -> int:
     return 1 if torch.cuda.is_available() else min(2, os.cpu_count() or 1)
 
 
-def _deadline(options: argparse.Namespace, stages: tuple[str, ...], end: float | None) -> float:
+def _deadline(options: argparse.Namespace, stages: Sequence[str], end: float | None) -> float:
     """Return when the first of the remaining stages ends, in seconds since the epoch."""
     if options.deadline is not None:
         return float(options.deadline)
@@ -126,25 +137,38 @@ def _run_peers(options: argparse.Namespace, stage: str, deadline: float) -> int:
 def _run_stage(options: argparse.Namespace, stage: str, deadline: float) -> None:
     cache = options.folder / "cache"
     rank = options.rank or 0
-    if stage == "render":
+    if stage in ("render", "cascade-render"):
         for index in range(rank, options.num_shards, options.processes):
-            data.write_shard(cache, index)
-            data.write_identities(cache, index)
-            logger.info("render shard=%d", index)
-        return
-    if stage == "export":
+            _render(cache, index, stage)
+            logger.info("%s shard=%d", stage, index)
+    elif stage == "export":
         from dbray.miniature.export import export, export_embedders
 
         export(options.folder, options.weights)
         export_embedders(options.folder, options.weights.with_name("embedders"))
+    elif stage == "cascade-export":
+        from dbray.miniature.pixels.export import export_cascade
+
+        export_cascade(options.folder, options.weights.with_name("cascade"))
+    else:
+        _run_torch_stage(options, stage, deadline)
+
+
+def _render(cache: Path, index: int, stage: str) -> None:
+    if stage == "render":
+        data.write_shard(cache, index)
+        data.write_identities(cache, index)
         return
-    _run_torch_stage(options, stage, deadline)
+    from dbray.miniature.pixels import data as fine_data
+
+    fine_data.write_shard(cache, index)
 
 
 def _run_torch_stage(options: argparse.Namespace, stage: str, deadline: float) -> None:
     import torch
 
     from dbray.miniature import autoencoder, denoiser, embedding
+    from dbray.miniature.pixels import training as pixels
     from dbray.miniature.training import Peers, Run
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -158,22 +182,24 @@ def _run_torch_stage(options: argparse.Namespace, stage: str, deadline: float) -
     if device.type == "cuda":
         batch_size *= 4
     run = Run(options.folder, deadline, peers, device, batch_size, options.seed)
-    if stage == "vae":
-        autoencoder.train_autoencoder(run)
-    elif stage == "decoder":
-        autoencoder.refine_decoder(run)
-    elif stage == "encode":
+    trainers = {
+        "vae": autoencoder.train_autoencoder,
+        "decoder": autoencoder.refine_decoder,
+        "clip": embedding.train_clip,
+        "vit": embedding.train_vit,
+        "first": pixels.train_first,
+        "super-resolution": pixels.train_super_resolution,
+    }
+    if stage == "encode":
         model = autoencoder.load_autoencoder(options.folder, device)
         num_shards = min(options.num_shards, len(data.shards(options.folder / "cache", "scenes")))
         for index in range(rank, num_shards, options.processes):
             autoencoder.encode_shard(run, model, index)
             logger.info("encode shard=%d", index)
-    elif stage == "clip":
-        embedding.train_clip(run)
-    elif stage == "vit":
-        embedding.train_vit(run)
-    else:
+    elif stage == "unet":
         denoiser.train_unet(run, denoiser.load_wordings(options.folder))
+    else:
+        trainers[stage](run)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from PIL import Image
 from dbray.miniature.world.creatures import CREATURES, Coat, Proportions
 from dbray.miniature.world.drawing import Colour, Figure, Pen, Shape, ellipse, polygon, shade
 from dbray.miniature.world.faces import ACCESSORIES, EXPRESSIONS, accessory, face
+from dbray.miniature.world.fine import fine_detail, marks, weave
 from dbray.miniature.world.objects import OBJECTS
 from dbray.miniature.world.places import PLACES, Scenery
 from dbray.miniature.world.styles import STYLES, apply_style
@@ -76,18 +77,26 @@ class Scene:
     from_behind: bool = False
 
 
-def render(scene: Scene) -> Image.Image:
-    """Draw a scene: a 64 x 64 RGB image, the same pixels for the same scene."""
+def render(scene: Scene, fine: bool = False) -> Image.Image:
+    """Draw a scene: a 64 x 64 RGB image, the same pixels for the same scene.
+
+    With `fine`, the identity also has its fine detail, which a picture of 32 pixels cannot show.
+    """
     side = SIZE * SUPERSAMPLING
     scenery = Scenery(side, np.random.default_rng(scene.place_seed))
     PLACES[scene.place](scenery)
     identity = scene.identity
     maker = CREATURES.get(identity.class_noun) or OBJECTS[identity.class_noun]
     figure = maker(Coat(identity.body, identity.second), identity.proportions)
+    pattern = _pattern(identity)
+    if fine:
+        detail = fine_detail(identity.pattern_seed)
+        pattern = [*weave(detail, identity.body), *pattern]
+        figure.near.extend(marks(detail, identity.class_noun, figure.anchors, scene.mirrored))
     _dress(figure, scene)
     centre = (side * (0.5 + scene.x), side * (0.54 + scene.y))
     pen = Pen(scenery.image, centre, side * 0.39 * scene.scale, scene.tilt, scene.mirrored)
-    pen.paint(figure, _pattern(identity), _contour(identity.body))
+    pen.paint(figure, pattern, _contour(identity.body))
     image = scenery.image.resize((SIZE, SIZE), Image.Resampling.BOX)
     return apply_style(image, scene.style) if scene.style else image
 
