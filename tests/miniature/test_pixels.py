@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+import dbray
 from dbray.miniature import data, train
 from dbray.miniature.pixels import data as fine_data
-from dbray.miniature.pixels import networks, tokens
+from dbray.miniature.pixels import networks, sheet, tokens
 from dbray.miniature.pixels import training as pixels
 from dbray.miniature.pixels.drawing import Cascade, Drawing
 from dbray.miniature.pixels.losses import Variances, spread_timesteps
+from dbray.miniature.sheet import CELL, COLUMNS, STRIP
 from dbray.miniature.vocabulary import caption_words, rare_strings
 
 # --- the tokenizer --------------------------------------------------------------------------------
@@ -191,6 +195,14 @@ def test_the_pipelines_draw_with_the_export(run):
     assert large.std() > 1.0
 
 
+def test_the_sheet_shows_both_stages(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(sheet, "PROMPTS", ("a dog",))
+    path = tmp_path / "sheet.png"
+    assert sheet.main([str(path), "--weights", str(run[0] / "cascade")]) == 0
+    num_cells = 2 * (2 * len(sheet.SUBJECTS) + 1)
+    assert Image.open(path).height == -(-num_cells // COLUMNS) * (CELL + STRIP)
+
+
 def test_texts_are_encoded_as_the_pipeline_encodes_them(run):
     cascade = Cascade(run[0] / "cascade")
     expected, blank = cascade.first.encode_prompt(["A red DOG"])
@@ -226,3 +238,9 @@ def test_the_second_stage_sees_in_training_what_its_pipeline_shows_it(run):
 def test_a_missing_first_stage_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="run the stage `first`"):
         pixels.load_first(tmp_path, 10)
+
+
+def test_the_package_is_small():
+    files = [path for path in Path(dbray.__file__).parent.rglob("*") if path.is_file()]
+    shipped = [path for path in files if "__pycache__" not in path.parts]
+    assert sum(path.stat().st_size for path in shipped) <= 50_000_000
