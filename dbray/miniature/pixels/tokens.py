@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ LOWEST = -17.0
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,:;!?'\"-_()"
 
 
-def pieces() -> list[tuple[str, float]]:
+@cache
+def pieces() -> tuple[tuple[str, float], ...]:
     """Return every piece with its score, a logarithm of how likely it is, in order of ids."""
     counts = _count_words()
     total = sum(counts.values())
@@ -44,7 +46,7 @@ def pieces() -> list[tuple[str, float]]:
     names += _fragments(room)
     names += [SPACE + string for string in rare_strings()]
     scores = np.linspace(-10.0, LOWEST, len(names)).tolist()
-    return [*((name, 0.0) for name in SPECIAL), *frequent, *zip(names, scores, strict=True)]
+    return (*((name, 0.0) for name in SPECIAL), *frequent, *zip(names, scores, strict=True))
 
 
 def _count_words() -> Counter[str]:
@@ -68,7 +70,7 @@ def write_tokenizer(folder: Path, max_length: int) -> None:
     """Write the tokenizer, which `transformers.T5Tokenizer` reads."""
     from transformers import T5Tokenizer
 
-    tokenizer: Any = T5Tokenizer(vocab=pieces(), extra_ids=0, model_max_length=max_length)
+    tokenizer: Any = T5Tokenizer(vocab=list(pieces()), extra_ids=0, model_max_length=max_length)
     tokenizer.save_pretrained(folder)
 
 
