@@ -41,7 +41,7 @@ def build_first() -> Any:
     return _build_unet(
         sample_size=SMALL,
         in_channels=3,
-        block_out_channels=(16, 32, 96, 128),
+        block_out_channels=(32, 64, 128, 160),
         down_block_types=("DownBlock2D",) * 2 + ("SimpleCrossAttnDownBlock2D",) * 2,
         up_block_types=("SimpleCrossAttnUpBlock2D",) * 2 + ("UpBlock2D",) * 2,
     )
@@ -52,7 +52,7 @@ def build_super_resolution() -> Any:
     return _build_unet(
         sample_size=LARGE,
         in_channels=6,
-        block_out_channels=(16, 24, 48, 96),
+        block_out_channels=(24, 48, 80, 128),
         down_block_types=("DownBlock2D",) * 3 + ("SimpleCrossAttnDownBlock2D",),
         up_block_types=("SimpleCrossAttnUpBlock2D",) + ("UpBlock2D",) * 3,
         class_embed_type="timestep",
