@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from dbray.errors import LaneLost
@@ -50,41 +50,57 @@ class Snapshot:
         return self.num_ended == self.num_subjects
 
 
-class _Waiting:
-    """Waiting subjects, each with the number of its next attempt, by class noun.
+_Entry = tuple[PlannedSubject, int]
+"""A waiting subject, and the number of its next attempt."""
 
-    A lane that stays with a noun reuses the class images that it has encoded.
+
+class _Waiting:
+    """Waiting subjects by class noun.
+
+    A lane that stays with a noun reuses the class images that it has encoded. The nouns of most
+    subjects come first. Only queues of nouns in work become shorter, so that stays true of the
+    others, and the next noun is found without a look at all of them.
     """
 
-    def __init__(self) -> None:
-        self._of_noun: defaultdict[str, deque[tuple[PlannedSubject, int]]] = defaultdict(deque)
+    def __init__(self, subjects: Sequence[PlannedSubject]) -> None:
+        self._of_noun: defaultdict[str, deque[_Entry]] = defaultdict(deque)
+        self._num = 0
+        num_of = Counter(planned.subject.class_noun for planned in subjects)
+        for planned in sorted(subjects, key=lambda one: -num_of[one.subject.class_noun]):
+            self.put(planned, 1)
 
     def __len__(self) -> int:
-        return sum(map(len, self._of_noun.values()))
+        return self._num
 
     def put(self, planned: PlannedSubject, attempt: int) -> None:
         """Add a subject, behind the others of its noun."""
         self._of_noun[planned.subject.class_noun].append((planned, attempt))
+        self._num += 1
 
     def take(
         self,
         last: str | None,
         taken: Collection[str],
-        fits: Callable[[tuple[PlannedSubject, int]], bool],
-    ) -> tuple[PlannedSubject, int] | None:
+        fits: Callable[[_Entry], bool],
+    ) -> _Entry | None:
         """Take one that fits; None if none does.
 
         One of the lane's last noun; else of the longest queue of a noun not in work.
         """
-        found = {noun: next(filter(fits, queue), None) for noun, queue in self._of_noun.items()}
-        firsts = {noun: first for noun, first in found.items() if first is not None}
-        if not firsts:
-            return None
-        if last not in firsts:
-            last = max(firsts, key=lambda one: (one not in taken, len(self._of_noun[one])))
-        return self._without(last, firsts[last])
+        for noun in self._in_order(last, taken):
+            entry = next(filter(fits, self._of_noun[noun]), None)
+            if entry is not None:
+                return self._without(noun, entry)
+        return None
 
-    def take_out(self, subject_id: str) -> tuple[PlannedSubject, int] | None:
+    def _in_order(self, last: str | None, taken: Collection[str]) -> Iterator[str]:
+        if last in self._of_noun:
+            yield last
+        yield from (noun for noun in self._of_noun if noun not in taken)
+        in_work = [noun for noun in self._of_noun if noun in taken]
+        yield from sorted(in_work, key=lambda noun: -len(self._of_noun[noun]))
+
+    def take_out(self, subject_id: str) -> _Entry | None:
         """Take this subject; None if it is not waiting."""
         for noun, queue in self._of_noun.items():
             for entry in queue:
@@ -92,14 +108,16 @@ class _Waiting:
                     return self._without(noun, entry)
         return None
 
-    def take_all(self) -> list[tuple[PlannedSubject, int]]:
+    def take_all(self) -> list[_Entry]:
         """Take all waiting subjects."""
         found = [entry for queue in self._of_noun.values() for entry in queue]
         self._of_noun.clear()
+        self._num = 0
         return found
 
-    def _without(self, noun: str, entry: tuple[PlannedSubject, int]) -> tuple[PlannedSubject, int]:
+    def _without(self, noun: str, entry: _Entry) -> _Entry:
         self._of_noun[noun].remove(entry)
+        self._num -= 1
         if not self._of_noun[noun]:
             del self._of_noun[noun]
         return entry
@@ -116,9 +134,7 @@ class LeaseQueue:
         clock: Callable[[], float] = time.monotonic,
         num_lanes: int = 1,
     ) -> None:
-        self._waiting = _Waiting()
-        for planned in subjects:
-            self._waiting.put(planned, 1)
+        self._waiting = _Waiting(subjects)
         self._num_subjects = len(subjects)
         self._max_attempts = max_attempts
         self._lease_seconds = lease_seconds
