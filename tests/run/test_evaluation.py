@@ -176,6 +176,8 @@ def test_what_is_neither_a_registry_nor_a_job_is_an_error(tmp_path, capsys):
 def test_a_job_file_names_its_own_models_embedders_and_sampling(
     place, evaluated, tiny_base, capsys, monkeypatch
 ):
+    from dbray.run import evaluation
+
     manifest = place / "subjects.jsonl"
     rows = json.loads((place / "runs/jobs/job/job.json").read_text())["subjects"]
     manifest.write_text("\n".join(json.dumps(row) for row in rows[:1]))
@@ -187,7 +189,7 @@ def test_a_job_file_names_its_own_models_embedders_and_sampling(
         "previews": {"steps": 2, "guidance": 2},
     }))  # fmt: skip
     # The same measurement as before, so nothing is made again.
-    monkeypatch.setattr("dbray.run.evaluation.evaluate", lambda *_: pytest.fail("made again"))
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_: pytest.fail("made again"))
     code = main([
         "evaluate", str(job), "-o", str(place / "out"), "--images", "2",
         "--prompts", str(place / "prompts.txt"),
