@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -130,8 +131,7 @@ class CpuTimes:
         me = psutil.Process()
         for process in (me, *me.children(recursive=True)):
             try:
-                used = process.cpu_times()
-                name = process.name() if process != me else "driver"
+                used, name = process.cpu_times(), "driver" if process == me else title_of(process)
                 seconds = used.user + used.system
                 self._of_process[process.pid, process.create_time()] = name, seconds
             except psutil.Error:
@@ -144,6 +144,12 @@ class CpuTimes:
         for name, seconds in self._of_process.values():
             total[name] = total.get(name, 0.0) + seconds
         return {name: round(total[name], 1) for name in sorted(total, key=lambda one: -total[one])}
+
+
+def title_of(process: psutil.Process) -> str:
+    """Name of a process; of Ray's workers that of their actor, without the method at work."""
+    title = next(iter(process.cmdline()), "")
+    return re.split(r"[.(]", title)[0] if title.startswith("ray::") else process.name()
 
 
 def measure_subjects(folder: Path, num_subjects: int) -> dict[str, Any]:
