@@ -37,7 +37,7 @@ from PIL import Image, ImageDraw, ImageFont
 from dbray import bases
 from dbray.bases import Backbone
 from dbray.bases.generate import Sampling, generate
-from dbray.method.methods import put
+from dbray.method.stages import put
 from dbray.miniature import world
 from dbray.miniature.autoencoder import to_images
 from dbray.miniature.captions import PLACE_PHRASES
@@ -99,7 +99,7 @@ def measure(registry: Registry, judge: Judge, images: list[np.ndarray]) -> dict[
         with tempfile.TemporaryDirectory() as folder:
             files = registry.weights(record, Path(folder))
             found["bytes"].append(sum(file.stat().st_size for file in files.values()))
-            put(backbone, record.recipe.method, files)
+            put(backbone, record, files)
         after = seen(judge, sample(backbone, f"a {noun}"))["colour"]
         pixels = sample(backbone, fill_prompt("a {subject}", noun, record.identifier))
         answers = seen(judge, pixels)

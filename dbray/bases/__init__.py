@@ -1,7 +1,7 @@
 """A pretrained model: as named by the user (Base), and as loaded (Backbone).
 
-Owns finding a base on disk or on the hub, its digest, and the protocol of all families of models.
-`layout` owns what its folder must contain. Importing this package loads neither torch nor
+Owns finding a base on disk or on the hub, and its digest. `base` owns what a base is, and `layout`
+what its folder must contain. Importing this package loads neither torch nor
 diffusers. Only safetensors are read.
 """
 
@@ -9,177 +9,38 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
-from dbray.bases import defaults
-from dbray.bases.defaults import Section
+from dbray.bases.base import Backbone, Base, Compute
 from dbray.bases.families.family import Family
 from dbray.bases.layout import DEFAULTS_FILE, INDEX_FILE, SUFFIXES, Layout, read_defaults
 from dbray.errors import BaseError
 from dbray.spec.paths import MINIATURE, is_folder
-from dbray.spec.recipe import Precision
+from dbray.spec.super_resolution import SuperResolution
 from dbray.storage import hub
 
-if TYPE_CHECKING:
-    import numpy as np
-    import torch
-    from torch import Tensor, nn
+__all__ = [
+    "FIRST",
+    "MINIATURE_FOLDER",
+    "SUPER_RESOLUTION",
+    "Backbone",
+    "Base",
+    "Compute",
+    "family_of_name",
+    "find_on_this_node",
+    "load",
+    "load_tokenizer",
+    "resolve",
+    "with_stage",
+]
 
-    from dbray.bases.condition import Condition
-    from dbray.bases.resident import Resident
-    from dbray.bases.schedule import Schedule
-    from dbray.spec.sections import Sampler
+FIRST, SUPER_RESOLUTION = "first", "super_resolution"
+"""Folders of a cascade: the stage that draws, and the network that enlarges its images."""
 
 MINIATURE_FOLDER = Path(__file__).resolve().parents[1] / "miniature" / "weights"
 """The base in the package; `diffusers` can load it like any other."""
-
-
-@dataclass(frozen=True)
-class Base:
-    """A base model on the local disk.
-
-    `defaults` are what the base's makers recommend: sections of a job, and recipes by `methods`,
-    read from a file `dbray.yaml` in its folder, where there is one. `revision` is the commit of a
-    base from the hub, and None of any other.
-    """
-
-    name: str
-    folder: Path
-    digest: str
-    defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    revision: str | None = None
-    serves: Base | None = None
-    """Another base that samples with what is trained on this one, such as one distilled from it."""
-
-    has_weights: bool = True
-    """False for configurations alone, of which only a plan can be made."""
-
-    class_nouns: tuple[str, ...] = ()
-    """All class nouns that it knows, where its makers list them in `dbray.yaml`."""
-
-    @property
-    def distilled(self) -> str | None:
-        """How its files show that it is distilled to few steps; None if they do not."""
-        return self.family.distilled(self.layout)
-
-    @property
-    def serving(self) -> Base:
-        """The base that samples with what is trained on this one."""
-        return self.serves or self
-
-    @cached_property
-    def layout(self) -> Layout:
-        """Its folder."""
-        return Layout(self.folder, self.has_weights)
-
-    @property
-    def family(self) -> Family:
-        """The family of the base."""
-        return self.layout.family
-
-    @property
-    def resolution(self) -> int:
-        """Side in pixels of the images that the base was trained on."""
-        return self.family.resolution(self.layout)
-
-    def fill(self, section: Section) -> Section:
-        """Fill what a section of a job leaves open, as `defaults.fill` does."""
-        return defaults.fill(self, section).section
-
-    def latent_shape(self, resolution: int) -> tuple[int, int, int]:
-        """Shape (C, H, W) of the latents of a square image, from the configuration alone."""
-        return self.family.latent_shape(self.layout.autoencoder, (resolution, resolution))
-
-    def num_parameters(self, part: str) -> int:
-        """Number of parameters of a part."""
-        return self.layout.num_parameters(part)
-
-
-@dataclass(frozen=True)
-class Compute:
-    """How a base is loaded. `resolution` is in pixels; None: the base's own.
-
-    `half`: denoiser and text encoders whose files are in bfloat16 stay so. None: on GPUs, where
-    bf16 is computed in. `visits`: models are in CPU memory, and on the device only
-    while they encode; the denoiser is brought there by the engine that trains it.
-    """
-
-    device: str = "cpu"
-    precision: Precision = "fp32"
-    resolution: int | None = None
-    gradient_checkpointing: bool = False
-    half: bool | None = None
-    visits: bool = False
-
-
-class Backbone(Protocol):
-    """A loaded base: it encodes, conditions, denoises and decodes, and has the trained parts."""
-
-    base: Base
-    device: torch.device
-    resolution: int
-    schedule: Schedule
-    tokenizers: Mapping[str, Any]
-    """Every tokenizer of the base, by the name of its folder."""
-
-    @property
-    def models(self) -> Mapping[str, nn.Module]:
-        """Every model of the base, by the name of its folder."""
-        ...
-
-    @property
-    def is_exact(self) -> bool:
-        """Whether it computes in float32 throughout, where rounding is invisible in images."""
-        ...
-
-    @property
-    def resident(self) -> Resident:
-        """The only object that replaces weights and restores the base's."""
-        ...
-
-    def network(self, parts: Sequence[str]) -> nn.Module:
-        """Make the module for a training step: the denoiser, and text encoders.
-
-        forward(latents_BCHW, timesteps_B, condition: tensors by name) -> prediction. Its children
-        are `parts`; if text encoders are among them, it takes the conditions of `tokenize`.
-        """
-        ...
-
-    def latent_shape(self, size: tuple[int, int] | None = None) -> tuple[int, int, int]:
-        """Return the shape (C, H, W) of the latents of an image of (width, height) pixels."""
-        ...
-
-    def encode(self, images_NHWC: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Encode uint8 images to the mean and standard deviation of their scaled latents."""
-        ...
-
-    def condition(self, prompts: Sequence[str]) -> Condition:
-        """Encode N prompts with the present text encoders; N rows on the device."""
-        ...
-
-    def tokenize(self, prompts: Sequence[str]) -> Condition:
-        """Return token ids of N prompts: the condition of a network with text encoders."""
-        ...
-
-    def denoise(self, latents_BCHW: Tensor, timesteps_B: Tensor, condition: Condition) -> Tensor:
-        """Predict, without gradients, in the schedule's parameterisation; float32 on the CPU."""
-        ...
-
-    def decode(self, latents_NCHW: Tensor) -> np.ndarray:
-        """Decode scaled latents to uint8 images (N, H, W, 3)."""
-        ...
-
-    def scheduler(self, name: Sampler, steps: int, size: tuple[int, int] | None = None) -> Any:
-        """Make a fresh sampler of the base, prepared for this number of steps and image size.
-
-        Raises:
-            BaseError: the base has no such sampler.
-        """
-        ...
 
 
 def resolve(name: str, revision: str | None = None, needs_weights: bool = True) -> Base:
@@ -191,13 +52,56 @@ def resolve(name: str, revision: str | None = None, needs_weights: bool = True) 
         BaseError: it does not exist, is not complete, is of an unsupported family, or has weights
             in another format than safetensors.
     """
+    found = _resolve(name, revision, needs_weights)
+    if found.family.is_super_resolution:
+        raise BaseError(f"base {name!r}: a {found.family.name} draws no image from a text alone; "
+                        "name it as super_resolution.base")  # fmt: skip
+    folder = found.folder.parent / SUPER_RESOLUTION
+    if found.folder.name == FIRST and is_folder(folder) and Path(name) != found.folder:
+        found = replace(found, super_resolution=_second(str(folder), found, None, needs_weights))
+    return found
+
+
+def with_stage(base: Base, stage: SuperResolution | None, needs_weights: bool = True) -> Base:
+    """Return a base with the super-resolution network that a job or a record names.
+
+    Raises:
+        BaseError: it cannot be used, or none is named and the base is not a cascade.
+    """
+    if stage is None:
+        return base
+    if stage.base is not None:
+        second = _second(stage.base, base, stage.base_revision, needs_weights)
+        return replace(base, super_resolution=second)
+    if base.super_resolution is None:
+        raise BaseError(f"base {base.name!r} has no super-resolution network; name one as "
+                        "super_resolution.base")  # fmt: skip
+    return base
+
+
+def _second(name: str, first: Base, revision: str | None, needs_weights: bool) -> Base:
+    found = _resolve(name, revision, needs_weights)
+    family: Any = found.family
+    if not family.is_super_resolution:
+        raise BaseError(f"base {name!r}: {family.name} is not a super-resolution network; name a "
+                        "DeepFloyd IF II or a Stable Diffusion x4 upscaler")  # fmt: skip
+    try:
+        return replace(found, scale=family.scale(found.layout, first.resolution))
+    except BaseError as exc:
+        raise BaseError(f"base {name!r}: {exc}") from exc
+
+
+def _resolve(name: str, revision: str | None, needs_weights: bool = True) -> Base:
     try:
         folder, commit = _find_folder(name, revision)
+        chosen = folder
+        if is_folder(folder / FIRST):
+            folder = folder / FIRST
         layout = Layout(folder)
         if not needs_weights and layout.is_empty:
             layout = Layout(folder, has_weights=False)
         layout.check()
-        defaults = read_defaults(folder)
+        defaults = read_defaults(chosen) or read_defaults(folder)
         nouns = defaults.pop("class_nouns", ())
         return Base(name, folder, _digest(layout), defaults, commit,
                     has_weights=layout.has_weights, class_nouns=nouns)  # fmt: skip
@@ -210,6 +114,7 @@ def resolve(name: str, revision: str | None = None, needs_weights: bool = True) 
 def family_of_name(name: str, revision: str | None = None) -> Family:
     """Return the family of a base, from its index alone. Raises BaseError."""
     folder, _ = _find_folder(name, revision, whole=False)
+    folder = folder / FIRST if is_folder(folder / FIRST) else folder
     return Layout(folder).family
 
 
@@ -219,6 +124,10 @@ def find_on_this_node(base: Base) -> Base:
     Raises:
         BaseError: it is not here and cannot be downloaded, or it is a different one here.
     """
+    if base.super_resolution is not None:
+        second = find_on_this_node(base.super_resolution)
+        first = find_on_this_node(replace(base, super_resolution=None))
+        return replace(first, super_resolution=second)
     node = platform.node()
     if base.revision is None:
         if is_folder(base.folder):
@@ -227,11 +136,11 @@ def find_on_this_node(base: Base) -> Base:
                         "node needs it at the same path")  # fmt: skip
     # Also if the folder exists: another process may still be downloading it, and only the hub's
     # client knows whether it is complete.
-    found = resolve(base.name, base.revision)
+    found = _resolve(base.name, base.revision)
     if found.digest != base.digest:
         raise BaseError(f"base {base.name!r}: {found.folder} on node {node} is not what the job "
                         "began with; remove it there to download it again")  # fmt: skip
-    return found
+    return replace(found, scale=base.scale)
 
 
 def load(base: Base, compute: Compute | None = None) -> Backbone:

@@ -20,8 +20,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from dbray.bases import Base, Compute, clip_layout, load_tokenizer
 from dbray.bases.condition import Condition
 from dbray.bases.families.family import Family
+from dbray.bases.families.super_resolution import SuperResolution
+from dbray.bases.low_images import Noising
 from dbray.bases.placement import on_device
-from dbray.bases.resident import Resident
+from dbray.bases.resident import STAGE_PREFIX, Resident
 from dbray.errors import BaseError
 from dbray.spec.sections import Sampler
 
@@ -78,6 +80,9 @@ class LoadedBackbone:
         # GPUs round the inputs of float32 products to 10 bits.
         self.is_exact = self.device.type == "cpu" and compute.precision == "fp32"
         self.resolution = compute.resolution or base.resolution
+        self._following: LoadedBackbone | None = None
+        if compute.then is not None and base.super_resolution is not None:
+            self._following = LoadedBackbone(base.super_resolution, compute.then)
         self._resident: Resident | None = None
 
     def _load(self, part: str) -> nn.Module:
@@ -96,12 +101,25 @@ class LoadedBackbone:
             yield
 
     @property
+    def super_resolution(self) -> LoadedBackbone | None:
+        """See Backbone."""
+        return self._following
+
+    @property
     def resident(self) -> Resident:
         """See Backbone."""
         if self._resident is None:
-            parts = (self._family.denoiser, *self._family.text_encoders)
-            self._resident = Resident({part: self.models[part] for part in parts})
+            self._resident = Resident(self._replaceable())
         return self._resident
+
+    def _replaceable(self) -> dict[str, nn.Module]:
+        """The models whose weights may be replaced; those of the next stage with its prefix."""
+        parts = (self._family.denoiser, *self._family.text_encoders)
+        found = {part: self.models[part] for part in parts}
+        if self._following is not None:
+            following = self._following._replaceable()
+            found |= {f"{STAGE_PREFIX}{part}": model for part, model in following.items()}
+        return found
 
     def network(self, parts: Sequence[str]) -> Network:
         """See Backbone."""
@@ -169,6 +187,22 @@ class LoadedBackbone:
                 pixels = (decoded.float() / 2 + 0.5).clamp(0, 1) * 255
                 images.append(pixels.round().byte().permute(0, 2, 3, 1).cpu().numpy())
         return np.concatenate(images)
+
+    def low_images(self, images_NHWC: np.ndarray, size: tuple[int, int] | None = None) -> Tensor:
+        """See Backbone."""
+        side = self.resolution
+        low_NCHW = torch.from_numpy(images_NHWC).permute(0, 3, 1, 2).float() / 127.5 - 1
+        return self._upscaling.low_input(low_NCHW, size or (side, side))
+
+    def noising(self, level: int) -> Noising:
+        """See Backbone."""
+        return Noising.of(self.base.layout.config(self._upscaling.noising), level)
+
+    @property
+    def _upscaling(self) -> SuperResolution:
+        """Its family, which has to be one of super-resolution networks."""
+        assert isinstance(self._family, SuperResolution)
+        return self._family
 
     def scheduler(self, name: Sampler, steps: int, size: tuple[int, int] | None = None) -> Any:
         """See Backbone."""

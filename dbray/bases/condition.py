@@ -29,6 +29,10 @@ class Condition:
         """Return one row, without the first dimension, or several."""
         return Condition({name: tensor[rows] for name, tensor in self.tensors.items()})
 
+    def with_tensor(self, name: str, tensor: Tensor) -> Condition:
+        """Return the rows with one more tensor, or with another in the place of one."""
+        return Condition({**self.tensors, name: tensor})
+
     @staticmethod
     def stack(rows: Sequence[Condition]) -> Condition:
         """Combine single rows, as `condition[0]` returns them."""

@@ -8,12 +8,13 @@ dbray's default.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from dbray.spec.presets import PRESETS
 from dbray.spec.recipe import Recipe
 from dbray.spec.sections import Previews, Prior, Scoring
+from dbray.spec.super_resolution import SuperResolution
 
 if TYPE_CHECKING:
     from dbray.bases import Base
@@ -44,6 +45,23 @@ def fill(base: Base, section: Section, preset: str | None = None) -> Filled[Sect
     rest = type(section).model_fields.keys() - {"preset"}
     sources = {field: source for field, (source, _) in found.items()}
     return Filled(filled, sources | dict.fromkeys(sorted(rest - sources.keys()), OF_DBRAY))
+
+
+def fill_super_resolution(base: Base, given: SuperResolution | None) -> SuperResolution | None:
+    """Fill what a job leaves open about the second stage of its base; None without one."""
+    second = base.super_resolution
+    if second is None:
+        return None
+    stage: SuperResolution = SuperResolution() if given is None else given
+    recommended = dict(base.defaults.get("super_resolution") or {})
+    own = {**second.defaults.get("recipe", {}), **recommended.pop("recipe", {})}
+    second = replace(second, defaults={**second.defaults, "recipe": own})
+    return SuperResolution.model_validate({
+        **second.family.defaults["super_resolution"],
+        **recommended,
+        **stage.model_dump(include=stage.model_fields_set),
+        "recipe": fill(second, stage.recipe, stage.recipe.preset).section,
+    })  # fmt: skip
 
 
 def _chosen(section: Recipe | Prior | Previews | Scoring) -> dict[str, Any]:

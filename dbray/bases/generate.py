@@ -8,15 +8,18 @@ workers nor the device. Does not know Ray or storage.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dbray.bases import Backbone
+from dbray.bases import Backbone, Base
 from dbray.bases.condition import Condition
+from dbray.bases.families.super_resolution import LOW, SuperResolution
 from dbray.spec.sections import Previews, Prior, Sampler
+from dbray.spec.super_resolution import SuperResolution as Stage
 
 OnStep = Callable[[int, Tensor], None]
 
@@ -32,16 +35,47 @@ class Sampling:
     steps: int = 50
     guidance: float = 7.5
     negative_prompt: str = ""
+    noise_level: int = 0
+    """Of the low-resolution images, for a super-resolution network."""
+    then: Sampling | None = None
+    """How the next stage enlarges the images; None: it does not."""
 
     @classmethod
     def of(cls, section: Prior | Previews, negative_prompt: str = "") -> Sampling:
         """Return what a section of a job says."""
         return cls(section.sampler, section.steps, section.guidance, negative_prompt)
 
+    def through(self, stage: Stage | None) -> Sampling:
+        """Return the same, with a second stage as a job or a record says."""
+        if stage is None:
+            return replace(self, then=None)
+        own = Sampling(
+            stage.sampler, stage.steps, stage.guidance, self.negative_prompt, stage.noise_level
+        )
+        return replace(self, then=own)
 
-def batch_size(backbone: Backbone) -> int:
-    """Return how many images fit on a device; it depends only on their resolution."""
-    _, height, width = backbone.latent_shape()
+    def identity(self) -> dict[str, Any]:
+        """Return the canonical form: later fields only where they differ from their defaults."""
+        later = {"noise_level": 0, "then": None}
+        held = {name: value for name, value in vars(self).items()
+                if name not in later or value != later[name]}  # fmt: skip
+        return held | ({"then": self.then.identity()} if self.then else {})
+
+    @property
+    def all_steps(self) -> int:
+        """Sampling steps of an image, through all stages."""
+        return self.steps + (self.then.all_steps if self.then else 0)
+
+
+def scale_of(base: Base, sampling: Sampling) -> int:
+    """Return by how much the stages after the first enlarge the sides of an image."""
+    second = base.super_resolution
+    return second.scale if second is not None and sampling.then is not None else 1
+
+
+def batch_size(backbone: Backbone, size: tuple[int, int] | None = None) -> int:
+    """Return how many images fit on a device; it depends only on their size."""
+    _, height, width = backbone.latent_shape(size)
     return max(1, _LATENTS_PER_BATCH // (height * width))
 
 
@@ -53,11 +87,34 @@ def generate(
     on_step: OnStep | None = None,
     size: tuple[int, int] | None = None,
 ) -> np.ndarray:
-    """Sample one image per prompt and seed, with the present weights: see `sample`."""
+    """Sample one image per prompt and seed, with the present weights, through all stages.
+
+    See `sample`; `size` is that of the first stage.
+    """
     if len(prompts) != len(seeds):
         raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds")
     condition = encode(backbone, prompts, sampling)
-    return sample(backbone, condition, seeds, sampling, on_step, size)
+    images = sample(backbone, condition, seeds, sampling, on_step, size)
+    return finish(backbone, prompts, images, seeds, sampling, on_step)
+
+
+def finish(
+    backbone: Backbone,
+    prompts: Sequence[str],
+    images_NHWC: np.ndarray,
+    seeds: Sequence[int],
+    sampling: Sampling,
+    on_step: OnStep | None = None,
+) -> np.ndarray:
+    """Pass images of the first stage through the stages after it, if there are any; see `enlarge`.
+
+    Each image starts from its own seed in every stage.
+    """
+    if sampling.then is None:
+        return images_NHWC
+    following = backbone.super_resolution
+    assert following is not None  # the caller has loaded it
+    return enlarge(following, prompts, images_NHWC, seeds, sampling.then, on_step)
 
 
 def generate_in_batches(
@@ -97,6 +154,52 @@ def encode(backbone: Backbone, prompts: Sequence[str], sampling: Sampling) -> Co
     return Condition.cat([found[:num], Condition(dict(without)).repeat(num)])
 
 
+def enlarge(
+    backbone: Backbone,
+    prompts: Sequence[str],
+    images_NHWC: np.ndarray,
+    seeds: Sequence[int],
+    sampling: Sampling,
+    on_step: OnStep | None = None,
+) -> np.ndarray:
+    """Sample one image per low-resolution image, prompt and seed, by a super-resolution network.
+
+    In batches that fit on a device; they depend only on the size.
+
+    Args:
+        backbone: the network, with its present weights.
+        prompts: N prompts.
+        images_NHWC: N uint8 images.
+        seeds: N seeds.
+        sampling: how it samples, and the noise level.
+        on_step: as in `sample`.
+    """
+    height, width = (backbone.base.scale * side for side in images_NHWC.shape[1:3])
+    num = batch_size(backbone, (width, height))
+    parts = [slice(start, start + num) for start in range(0, len(prompts), num)]
+    return np.concatenate([
+        _enlarge(backbone, prompts[part], images_NHWC[part], seeds[part], sampling, on_step)
+        for part in parts
+    ])  # fmt: skip
+
+
+def _enlarge(
+    backbone: Backbone,
+    prompts: Sequence[str],
+    images_NHWC: np.ndarray,
+    seeds: Sequence[int],
+    sampling: Sampling,
+    on_step: OnStep | None,
+) -> np.ndarray:
+    """Sample one batch."""
+    height, width = (backbone.base.scale * side for side in images_NHWC.shape[1:3])
+    size = width, height
+    condition = encode(backbone, prompts, sampling)
+    low = backbone.low_images(images_NHWC, size).to(backbone.device)
+    low = low.repeat(len(condition) // len(seeds), 1, 1, 1)
+    return sample(backbone, condition.with_tensor(LOW, low), seeds, sampling, on_step, size)
+
+
 @torch.no_grad()
 def sample(
     backbone: Backbone,
@@ -122,9 +225,8 @@ def sample(
     """
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     scheduler = backbone.scheduler(sampling.sampler, sampling.steps, size)
-    shape = backbone.latent_shape(size)
-    noise = [torch.randn(shape, generator=generator) for generator in generators]
-    latents = torch.stack(noise) * float(scheduler.init_noise_sigma)
+    noise, condition = _drawn(backbone, condition, generators, sampling.noise_level, size)
+    latents = noise * float(scheduler.init_noise_sigma)
     denoise = _guided(backbone, condition, len(seeds), sampling.guidance)
     # The scheduler's arithmetic is cheap, and on the CPU it gives the same result on every device.
     for index, timestep in enumerate(scheduler.timesteps):
@@ -134,6 +236,32 @@ def sample(
         if on_step is not None:
             on_step(index, result.get("pred_original_sample", latents))
     return backbone.decode(latents)
+
+
+def _drawn(
+    backbone: Backbone,
+    condition: Condition,
+    generators: Sequence[torch.Generator],
+    level: int,
+    size: tuple[int, int] | None,
+) -> tuple[Tensor, Condition]:
+    """Draw the noise of the latents and that of the low images, if there are any.
+
+    Returns:
+        The noise, and the condition with noised low images.
+    """
+
+    def draw(shape: Sequence[int]) -> Tensor:
+        return torch.stack([torch.randn(*shape, generator=one) for one in generators])
+
+    shape, family = backbone.latent_shape(size), backbone.base.family
+    if not isinstance(family, SuperResolution):
+        return draw(shape), condition
+    shapes = {"latents": shape, LOW: condition.tensors[LOW].shape[1:]}
+    names = sorted(shapes, key=lambda name: (name == LOW) != family.draws_low_first)
+    drawn = {name: draw(shapes[name]) for name in names}
+    noise = drawn[LOW].repeat(len(condition) // len(generators), 1, 1, 1)
+    return drawn["latents"], backbone.noising(level).noised(condition, noise)
 
 
 def _guided(

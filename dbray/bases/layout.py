@@ -26,6 +26,7 @@ from dbray.spec.methods import Kind
 from dbray.spec.problems import problems_of
 from dbray.spec.recipe import Recipe
 from dbray.spec.sections import Previews, Prior, Scoring
+from dbray.spec.super_resolution import SuperResolution
 from dbray.spec.text_files import parse_yaml, read_text
 
 INDEX_FILE = "model_index.json"
@@ -51,6 +52,8 @@ class Defaults(Spec):
     prior: Prior = Prior()
     previews: Previews = Previews()
     scoring: Scoring = Scoring()
+    super_resolution: SuperResolution | None = None
+    """Of a cascade: how its second stage is fine-tuned and sampled."""
     class_nouns: tuple[str, ...] = ()
     """All that the base knows, where it knows only these; `class_noun: auto` is one of them."""
 
@@ -107,7 +110,7 @@ class Layout:
 
     def config(self, part: str) -> dict[str, Any]:
         """Read the configuration of a part. Raises BaseError."""
-        name = "scheduler_config.json" if part == "scheduler" else "config.json"
+        name = "scheduler_config.json" if part in self.family.schedulers else "config.json"
         if part in self.family.tokenizers:
             name = "tokenizer_config.json"
         return read_object(self.folder / part / name)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Protocol
 
@@ -30,6 +31,17 @@ def changes_of(names: Iterable[tuple[str, str]]) -> Changes:
     for part, name in names:
         found.setdefault(part, set()).add(name)
     return {part: frozenset(of_part) for part, of_part in found.items()}
+
+
+class Target(Protocol):
+    """Resident weights of one stage, for `Weights.write`."""
+
+    def tensor(self, part: str, name: str) -> tuple[Tensor, Tensor]:
+        """Return a tensor of a part that is being changed, and the base's tensor on the CPU."""
+        ...
+
+    def overwrite(self, part: str, source: Tensor) -> None:
+        """Replace a part by flat weights in the order of its layout."""
 
 
 class Weights(Protocol):
@@ -54,9 +66,58 @@ class Weights(Protocol):
         """Copy to the device, in the type of the resident modules."""
         ...
 
-    def write(self, resident: Resident) -> None:
+    def write(self, resident: Target) -> None:
         """Write all tensors of `changes`, whatever their present values are."""
         ...
+
+
+STAGE_PREFIX = "super_resolution_"
+"""What the names of a cascade's second stage begin with: its parts and its files."""
+
+
+@dataclass(frozen=True)
+class OfStage:
+    """The weights of a cascade's second stage, as part of a model; implements Weights."""
+
+    own: Weights
+
+    @property
+    def size_bytes(self) -> int:
+        """See Weights."""
+        return self.own.size_bytes
+
+    @property
+    def prepared_bytes(self) -> int:
+        """See Weights."""
+        return self.own.prepared_bytes
+
+    @property
+    def changes(self) -> Changes:
+        """The tensors that it writes, under the names of the second stage's parts."""
+        return {f"{STAGE_PREFIX}{part}": names for part, names in self.own.changes.items()}
+
+    def prepare(self, device: torch.device) -> OfStage:
+        """See Weights."""
+        return OfStage(self.own.prepare(device))
+
+    def write(self, resident: Target) -> None:
+        """See Weights."""
+        self.own.write(StageTarget(resident))
+
+
+@dataclass(frozen=True)
+class StageTarget:
+    """The resident weights of a cascade's second stage; implements Target."""
+
+    whole: Target
+
+    def tensor(self, part: str, name: str) -> tuple[Tensor, Tensor]:
+        """See Target."""
+        return self.whole.tensor(f"{STAGE_PREFIX}{part}", name)
+
+    def overwrite(self, part: str, source: Tensor) -> None:
+        """See Target."""
+        self.whole.overwrite(f"{STAGE_PREFIX}{part}", source)
 
 
 class Resident:

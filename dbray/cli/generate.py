@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pydantic import ValidationError
 
+from dbray.bases.defaults import fill_super_resolution
 from dbray.bases.reading import Reader
 from dbray.cli.models import open_source
 from dbray.cli.output import print_problems, writing
@@ -40,13 +41,14 @@ def generate(args: argparse.Namespace) -> int:
         _check_length(args, source.base, source.record)
         record, backbone = source.record, source.backbone
     prompt = _filled(args.prompt, record)
-    sampling = _sampling(chosen, args.negative, backbone)
+    stage = record.super_resolution if record else fill_super_resolution(source.base, None)
+    sampling = _sampling(chosen, args.negative, backbone).through(stage)
     output = Path(args.output)
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
     seeds = range(args.seed, args.seed + args.n)
     for seed, pixels in _sampled(backbone, prompt, seeds, sampling):
-        about = {"model": args.model, "prompt": prompt, "seed": seed, **vars(sampling)}
+        about = {"model": args.model, "prompt": prompt, "seed": seed, **sampling.identity()}
         with writing(output), _new_file(output, f"{args.model.replace('@', '-')}-{seed}") as file:
             _write_png(file, pixels, about)
         print(file.name)
@@ -62,7 +64,7 @@ def _sampled(
 
     size = batch_size(backbone)
     batches = [seeds[start : start + size] for start in range(0, len(seeds), size)]
-    with step_bar("sampling steps", len(batches) * sampling.steps) as advance:
+    with step_bar("sampling steps", len(batches) * sampling.all_steps) as advance:
         for batch in batches:
             prompts = [prompt] * len(batch)
             pixels = sample(backbone, prompts, batch, sampling, lambda *_: advance())

@@ -175,7 +175,9 @@ def open_source(args: argparse.Namespace) -> Iterator[Source]:
     record = registry.find(args.model)
     name, revision = record.served_by
     base = bases.resolve(args.base or name, args.base_revision or revision)
-    if not record.fits(base.digest):
+    base = bases.with_stage(base, record.super_resolution)
+    second = base.super_resolution
+    if not record.fits(base.digest, second and second.digest):
         raise BaseError(f"{record.name} was trained on another {record.base!r} "
                         f"({record.base_digest[:12]}, here is {base.digest[:12]})")  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:

@@ -24,6 +24,11 @@ FORMATS = {
 }
 """By the name of a format, the module in this folder that fulfils Format."""
 
+OF_CASCADES = ("diffusers", "lora")
+"""Formats that hold both stages of a cascade, each in a folder of its own."""
+ENLARGER = "enlarger"
+"""What the line of Python that loads a cascade calls the pipeline of its second stage."""
+
 
 class Format(Protocol):
     """What the module of a format holds."""
@@ -50,6 +55,13 @@ def format_of(name: str) -> Format:
     return module
 
 
+def why_not(name: str, source: Source) -> str | None:
+    """Return why a model cannot have a format; None if it can."""
+    if source.second is not None and name not in OF_CASCADES:
+        return "it has two stages, and such a file holds one"
+    return format_of(name).why_not(source)
+
+
 def check(name: str, source: Source, output: Path) -> None:
     """Check that a model can have a format, and that it can be written to a path.
 
@@ -57,8 +69,8 @@ def check(name: str, source: Source, output: Path) -> None:
         RegistryError: it cannot; the message names the formats that it can have.
     """
     chosen = format_of(name)
-    if reason := chosen.why_not(source):
-        possible = [one for one in FORMATS if format_of(one).why_not(source) is None]
+    if reason := why_not(name, source):
+        possible = [one for one in FORMATS if why_not(one, source) is None]
         raise RegistryError(f"{source.name} cannot be exported as {name}: {reason}; choose "
                             f"--format {' or '.join(possible)}")  # fmt: skip
     is_empty_folder = output.is_dir() and not any(output.iterdir())

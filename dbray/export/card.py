@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from dbray.export import ENLARGER
 from dbray.export.source import Source
 from dbray.records.models import ModelRecord
 from dbray.spec.prompts import fill_prompt
@@ -93,4 +94,17 @@ def _example(source: Source, line: str, prompt: str) -> str:
         "import torch",
         f"image = pipe({prompt!r}, num_inference_steps={chosen.steps}, "
         f"guidance_scale={chosen.guidance}, generator=torch.Generator().manual_seed(0)).images[0]",
+        *_enlarging(source, prompt),
     ])  # fmt: skip
+
+
+def _enlarging(source: Source, prompt: str) -> list[str]:
+    """Python that enlarges the image, at the noise level of the model."""
+    stage = source.stage
+    if source.second is None or stage is None:
+        return []
+    return [
+        f"image = {ENLARGER}({prompt!r}, image=image, noise_level={stage.noise_level}, "
+        f"num_inference_steps={stage.steps}, guidance_scale={stage.guidance}, "
+        "generator=torch.Generator().manual_seed(0)).images[0]"
+    ]

@@ -14,10 +14,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from dbray.bases import FIRST, SUPER_RESOLUTION
 from dbray.bases.layout import INDEX_FILE
-from dbray.export import card
+from dbray.export import ENLARGER, card
 from dbray.export.source import Source
-from dbray.spec.sections import Previews
+from dbray.spec.sections import Previews, Sampler
 
 SUFFIX = ""
 RECORD_FILE = "dbray.json"
@@ -28,26 +29,41 @@ def why_not(source: Source) -> str | None:
 
 
 def export(source: Source, output: Path) -> str:
-    """See Format. The index names only what is there: a base may lack its safety checker."""
+    """See Format. A cascade is two folders, as a base that is one."""
+    if source.second is None or source.stage is None:
+        line = f"import diffusers; {_write(source, output, 'pipe', _sampler_of(source))}"
+    else:
+        first = _write(source.first, output / FIRST, "pipe", _sampler_of(source))
+        second = _write(source.second, output / SUPER_RESOLUTION, ENLARGER, source.stage.sampler)
+        line = f"import diffusers; {first}; {second}"
+    if source.record:
+        about = source.record.model_dump_json(indent=1)
+        (output / RECORD_FILE).write_text(about, encoding="utf-8")
+    card.write(source, output, line)
+    return line
+
+
+def _sampler_of(source: Source) -> Sampler:
+    return source.base.fill(Previews()).sampler
+
+
+def _write(source: Source, output: Path, name: str, sampler: Sampler) -> str:
+    """Write the folder of one stage; return Python that loads it under a name.
+
+    The index names only what is there: a base may lack its safety checker.
+    """
     base, backbone = source.base, source.backbone
     ignored = shutil.ignore_patterns(*backbone.models, "scheduler", "README.md")
     shutil.copytree(base.folder, output, ignore=ignored, dirs_exist_ok=True)
     for part, model in backbone.models.items():
         written: Any = copy.deepcopy(model)  # tensors of a resident part share their memory
         written.float().save_pretrained(output / part)
-    sampler = base.fill(Previews()).sampler
     scheduler = base.family.scheduler(sampler, base.layout.config("scheduler"))
     scheduler.save_pretrained(output / "scheduler")
     chosen = {"scheduler": ["diffusers", type(scheduler).__name__]}
     index = _index_of(output, base.layout.index | chosen)
     (output / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    line = (f"import diffusers; pipe = diffusers.{source.pipeline_class}.from_pretrained("
-            f"{str(output)!r})")  # fmt: skip
-    if source.record:
-        about = source.record.model_dump_json(indent=1)
-        (output / RECORD_FILE).write_text(about, encoding="utf-8")
-    card.write(source, output, line)
-    return line
+    return f"{name} = diffusers.{source.pipeline_class}.from_pretrained({str(output)!r})"
 
 
 def _index_of(folder: Path, index: dict[str, Any]) -> dict[str, Any]:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from dbray import bases
 from dbray.bases import Backbone, Base, Compute
+from dbray.bases.defaults import fill_super_resolution
 from dbray.method import delta, lora, tokens
 from dbray.method.factors import Adapters
-from dbray.method.methods import put
+from dbray.method.stages import of_first, of_second, put
 from dbray.records.models import ModelRecord
 from dbray.spec.canon import UNTOUCHED
+from dbray.spec.super_resolution import SuperResolution
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,33 @@ class Source:
     files: Mapping[str, Path] = field(default_factory=dict)
     device: str = "cpu"
 
+    @cached_property
+    def second(self) -> Source | None:
+        """The second stage of a cascade, as a model of its own; None without one."""
+        base = self.base.super_resolution
+        if base is None:
+            return None
+        if self.record is None:
+            return Source(base, device=self.device)
+        if (stage := self.record.super_resolution) is None:
+            return None
+        record = self.record.model_copy(update={"recipe": stage.recipe, "super_resolution": None})
+        return Source(base, record, of_second(self.files), self.device)
+
+    @cached_property
+    def first(self) -> Source:
+        """The stage that draws, as a model of its own."""
+        base = replace(self.base, super_resolution=None)
+        record = self.record and self.record.model_copy(update={"super_resolution": None})
+        return Source(base, record, of_first(self.files), self.device)
+
+    @property
+    def stage(self) -> SuperResolution | None:
+        """How the second stage enlarges."""
+        if self.record is None:
+            return fill_super_resolution(self.base, None)
+        return self.record.super_resolution
+
     @property
     def name(self) -> str:
         """'id@revision', or 'base'."""
@@ -35,11 +64,12 @@ class Source:
     def backbone(self) -> Backbone:
         """The base with the model's weights in it."""
         if self.record is None:
-            return bases.load(self.base, Compute(self.device))
-        recipe = self.record.recipe
-        compute = Compute(self.device, recipe.precision, recipe.resolution)
+            then = Compute(self.device) if self.base.super_resolution else None
+            return bases.load(self.base, Compute(self.device, then=then))
+        record = self.record
+        compute = Compute.of(self.device, record.recipe, record.super_resolution)
         backbone = bases.load(self.base, compute)
-        put(backbone, recipe.method, self.files)
+        put(backbone, record, self.files)
         return backbone
 
     @cached_property
@@ -75,15 +105,15 @@ class Source:
         """Say why there is no LoRA to export; None if there is one."""
         return None if lora.FILE in self.files else "it has no low-rank factors"
 
-    def load_base(self) -> str:
-        """A line of Python that loads the base as `pipe`, in float32."""
+    def load_base(self, name: str = "pipe") -> str:
+        """A line of Python that loads the base under a name, in float32."""
         place = f"{self.base.name!r}, revision={self.base.revision!r}"
         if self.base.revision is None:
             place = repr(str(self.base.folder))
-        return (f"import diffusers, torch; pipe = diffusers.{self.pipeline_class}.from_pretrained("
-                f"{place}, torch_dtype=torch.float32)")  # fmt: skip
+        load = f"diffusers.{self.pipeline_class}.from_pretrained"
+        return f"import diffusers, torch; {name} = {load}({place}, torch_dtype=torch.float32)"
 
-    def load_lora(self, file: Path) -> str:
+    def load_lora(self, file: Path, name: str = "pipe") -> str:
         """A line of Python that loads the base, and a LoRA file onto it."""
         where = f"{str(file.parent)!r}, weight_name={file.name!r}"
-        return f"{self.load_base()}; pipe.load_lora_weights({where})"
+        return f"{self.load_base(name)}; {name}.load_lora_weights({where})"

@@ -126,6 +126,13 @@ class Watch:
         self._curve = (*self._curve, FidelityPoint(step, identity, drift, seconds))
         if best_of(self._curve, self.stop) == len(self._curve) - 1:
             self._best = self.weights()
+        return self.has_ended
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether training ends after what was measured."""
+        if self.stop is None or not self._curve:
+            return False
         return is_over(self._curve, self.stop, self.ceiling)
 
     def noted(self, progress: Progress) -> Progress:

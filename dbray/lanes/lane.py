@@ -1,23 +1,26 @@
-"""One rank of a lane: the warm backbone and pack, and all else that it keeps between subjects."""
+"""One rank of a lane: the warm networks and packs, and all else that it keeps between subjects."""
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 
 from dbray import bases
-from dbray.bases import Base, Compute
+from dbray.bases import Base
 from dbray.lanes.beat import Beat
 from dbray.lanes.fidelity import FidelityMeter
-from dbray.lanes.material import Material
 from dbray.lanes.publish import Publisher
-from dbray.method.methods import method_of
+from dbray.lanes.stage import make_stage
+from dbray.planning.cascade import trained_stages
 from dbray.planning.stop import StopMeasure
 from dbray.spec.job import Job
 from dbray.storage.store import Store
 from dbray.training.batches import Share
-from dbray.training.pack import Pack, Slots, make_pack
+
+if TYPE_CHECKING:
+    from dbray.lanes.attempt import Attempt
 
 
 class Lane:
@@ -36,29 +39,31 @@ class Lane:
         self.share, self.device, self.beat = share, device, beat
         self.store = Store(job.storage)
         self.base = bases.find_on_this_node(base)
-        recipe, num_slots = self.recipe, self.num_slots
-        compute = Compute(
-            str(device),
-            recipe.precision,
-            recipe.resolution,
-            recipe.gradient_checkpointing,
-            visits=True,
+        num_slots = self.num_slots
+        self.stages = tuple(
+            make_stage(job, base, section, num_slots, str(device))
+            for base, _, section in trained_stages(job, self.base)
         )
-        self.backbone = backbone = bases.load(self.base, compute)
-        self.method = method_of(recipe.method)
-        network = self.method.network(backbone, recipe, num_slots)
-        rates = self.method.rates(network, recipe)
-        self.after_step = self.method.after_step if rates else None
-        slots = Slots(num_slots, partial(self.method.assign, network))
-        self.pack: Pack = make_pack(network, recipe, self.resources, device, rates, slots)
-        self.schedule = backbone.schedule.to(device)
-        self.material = Material(job, backbone)
+        """The networks that it trains, in the order in which a subject passes through them."""
         self.publisher = Publisher(job, base, num_slots)
         self.meter = self._meter(measure) if self.leads else None
 
     def _meter(self, measure: StopMeasure | None) -> FidelityMeter | None:
         stop = self.recipe.stop
-        return FidelityMeter(stop, measure, self.backbone) if stop and measure else None
+        first = self.stages[0].backbone
+        return FidelityMeter(stop, measure, first) if stop and measure else None
+
+    def step(self, attempts: Mapping[int, Attempt]) -> None:
+        """Take the next step of some attempts, by slot: those at one stage together."""
+        for stage in self.stages:
+            courses = {slot: one.course for slot, one in attempts.items() if one.stage is stage}
+            if courses:
+                stage.pack.step(courses)
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether a step broke off beyond repair."""
+        return any(engine.broken for stage in self.stages for engine in stage.pack.engines)
 
     @property
     def num_slots(self) -> int:

@@ -27,6 +27,14 @@ NUM_WARM_PRIORS = 16
 _ENCODED_AT_ONCE = 16
 
 
+def class_images(store: Store, prior_digest: str, side: int) -> np.ndarray:
+    """Read the class images of a set, as squares of this side in pixels."""
+    pixels = load_images(store, prior_digest)
+    if pixels.shape[1:3] == (side, side):
+        return pixels
+    return np.concatenate([images.views(Image.fromarray(one), side, "centre") for one in pixels])
+
+
 class PriorLatents:
     """Latents of prior sets, on one rank of a lane."""
 
@@ -71,12 +79,7 @@ class PriorLatents:
 
     def _encode(self, prior_digest: str, beat: Beat) -> dict[str, torch.Tensor]:
         with beat.meanwhile():
-            pixels = load_images(self._store, prior_digest)
-        resolution = self._backbone.resolution
-        if pixels.shape[1:3] != (resolution, resolution):
-            pixels = np.concatenate(
-                [images.views(Image.fromarray(one), resolution, "centre") for one in pixels]
-            )
+            pixels = class_images(self._store, prior_digest, self._backbone.resolution)
         means, deviations = [], []
         for start in range(0, len(pixels), _ENCODED_AT_ONCE):
             mean, deviation = self._backbone.encode(pixels[start : start + _ENCODED_AT_ONCE])

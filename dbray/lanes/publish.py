@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 
 from dbray.bases import Base
 from dbray.lanes.beat import Clock
 from dbray.method.methods import method_of
+from dbray.method.stages import as_second
 from dbray.planning.plan import PlannedSubject
 from dbray.records.models import ModelRecord, Registry
 from dbray.spec.canon import utc_now
@@ -29,16 +30,22 @@ class Publisher:
     def publish(
         self,
         planned: PlannedSubject,
-        files: Mapping[str, bytes],
-        trained: Progress,
+        results: Sequence[tuple[Mapping[str, bytes], Progress]],
         clock: Clock,
     ) -> None:
-        """Publish the files of a model.
+        """Publish a model: the files of each stage, and how they were reached.
 
         Raises:
             StoreError: nothing was published.
         """
-        self._registry.publish(self._record(planned, trained, files, clock), files)
+        files, trained = results[0]
+        record = self._record(planned, trained, files, clock)
+        if len(results) > 1:
+            second, enlarging = results[1]
+            files = {**files, **as_second(second)}
+            found = {"files": tuple(files), "super_resolution_loss": _points(enlarging)}
+            record = record.model_copy(update=found)
+        self._registry.publish(record, files)
 
     def _record(
         self,
@@ -62,6 +69,9 @@ class Publisher:
             serve_base_revision=base.serves and base.serves.revision,
             serve_base_digest=base.serves and base.serves.digest,
             recipe=job.recipe,
+            super_resolution=job.super_resolution,
+            super_resolution_digest=base.super_resolution and base.super_resolution.digest,
+            super_resolution_prior_digest=planned.enlarged_digest,
             prior=job.prior,
             prior_digest=planned.prior_digest,
             seed=job.recipe.seed,
@@ -70,7 +80,7 @@ class Publisher:
             versions=self._versions,
             timings={name: round(seconds, 4) for name, seconds in clock.seconds.items()},
             steps=trained.step,
-            loss=tuple((p.step, p.loss, p.instance_loss, p.prior_loss) for p in trained.curve),
+            loss=_points(trained),
             fidelity=tuple((p.step, p.identity, p.drift, p.seconds) for p in trained.fidelity),
             files=tuple(files),
             created_at=utc_now(),
@@ -86,6 +96,11 @@ class Publisher:
     def _pack(self) -> dict[str, str]:
         """The number of subjects that trained together, on which the weights' last bits depend."""
         return {"pack": str(self._num_slots)} if self._num_slots > 1 else {}
+
+
+def _points(trained: Progress) -> tuple[tuple[int, float, float, float], ...]:
+    """The loss curve as a record holds it."""
+    return tuple((p.step, p.loss, p.instance_loss, p.prior_loss) for p in trained.curve)
 
 
 def _strength(planned: PlannedSubject) -> dict[str, str]:

@@ -21,6 +21,7 @@ from dbray.errors import DbrayError, LaneLost, OutOfMemory, first_line
 from dbray.hardware import Hardware
 from dbray.lanes.beat import Beat
 from dbray.lanes.lane import Lane
+from dbray.lanes.stage import Stage
 from dbray.planning.memory import memory_of
 from dbray.planning.packing import choose, sizes_to_try
 from dbray.planning.plan import Plan
@@ -94,18 +95,19 @@ class Trial:
         """Measure the seconds of one subject's step, in a pack of so many."""
         job, device = self._packed(num_slots), torch.device("cuda" if self.uses_gpu else "cpu")
         lane = Lane(job, self.base, self.measure, Share(), device, Beat(None, "", leads=False))
+        stage = lane.stages[0]
         courses = {
-            slot: Course(random_subject(lane, slot), job.recipe, lane.schedule)
+            slot: Course(random_subject(stage, slot), job.recipe, stage.schedule)
             for slot in range(num_slots)
         }
         taken = []
         for _ in range(_WARM_STEPS + _TIMED_STEPS):
             began = time.perf_counter()
-            lane.pack.step(courses)
+            stage.pack.step(courses)
             if device.type != "cpu":
                 torch.accelerator.synchronize(device)
             taken.append(time.perf_counter() - began)
-        del lane, courses
+        del lane, stage, courses
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
@@ -118,21 +120,21 @@ class Trial:
         return self.job.model_copy(update={"resources": resources})
 
 
-def random_subject(lane: Lane, number: int) -> TrainingData:
+def random_subject(stage: Stage, number: int) -> TrainingData:
     """Make a subject of random latents, with the shapes of a real one."""
-    shape = lane.backbone.latent_shape()
+    shape = stage.backbone.latent_shape()
 
     def images() -> Latents:
         return Latents(torch.randn(_NUM_IMAGES, *shape), torch.ones(_NUM_IMAGES, *shape))
 
     def condition(prompt: str, times: int) -> Condition:
-        return lane.method.condition(lane.backbone, lane.recipe, [prompt] * times)
+        return stage.method.condition(stage.backbone, stage.recipe, [prompt] * times)
 
     return TrainingData(
         subject_id=f"trial-{number}",
         views=images(),
         views_of_image=tuple((index,) for index in range(_NUM_IMAGES)),
         instance=condition("a photo of a zwx dog", _NUM_IMAGES),
-        prior=images() if lane.recipe.prior_weight > 0 else None,
+        prior=images() if stage.recipe.prior_weight > 0 else None,
         prior_prompt=condition("a photo of a dog", 1),
     )

@@ -210,16 +210,15 @@ class _Worker:
 
         Where that fails, the step is tried with each alone, so that only those fail that must.
         """
-        pack, attempts = self._lane.pack, self._attempts
+        step, attempts = self._lane.step, self._attempts
         try:
-            pack.step({slot: attempt.course for slot, attempt in attempts.items()})
+            step(attempts)
         except Exception as exc:  # noqa: BLE001 - one subject must not stop the job
             if len(attempts) == 1 or self._must_end(exc):
                 return {slot: self._failure_of(one, exc) for slot, one in attempts.items()}
             logger.warning("step of all slots failed; trying each alone error=%s", exc)
             tried = {
-                slot: self._try(one, partial(pack.step, {slot: one.course}))
-                for slot, one in attempts.items()
+                slot: self._try(one, partial(step, {slot: one})) for slot, one in attempts.items()
             }
             return {slot: failure for slot, failure in tried.items() if failure is not None}
         return {}
@@ -244,8 +243,7 @@ class _Worker:
         """
         lane = self._lane
         out_of_step = is_joint and lane.share.world_size > 1 and not isinstance(exc, Diverged)
-        is_broken = any(engine.broken for engine in lane.pack.engines)
-        return out_of_step or is_broken or device_is_lost(lane.device, exc)
+        return out_of_step or lane.is_broken or device_is_lost(lane.device, exc)
 
     def _failure_of(self, attempt: Attempt, exc: Exception, is_joint: bool = True) -> Failure:
         """The failure to report for a subject.

@@ -20,7 +20,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from dbray.bases import Base
-from dbray.bases.resident import Changes, Layout, Resident, Weights, changes_of
+from dbray.bases.resident import Changes, Layout, Target, Weights, changes_of
 from dbray.errors import BaseError, Diverged
 from dbray.method import lora
 from dbray.method.factors import Factors, canonical, metadata_of, to_published
@@ -135,7 +135,7 @@ class Differences:
         return Differences({key: t.to(device, torch.float32) for key, t in self.tensors.items()})
 
     @torch.no_grad()
-    def write(self, resident: Resident) -> None:
+    def write(self, resident: Target) -> None:
         """Add to the base's pristine tensors."""
         for (part, name), difference in self.tensors.items():
             live, base = resident.tensor(part, name)

@@ -17,7 +17,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from dbray.bases import Backbone, Base
-from dbray.bases.resident import Changes, Layout, Resident, Weights
+from dbray.bases.resident import Changes, Layout, Target, Weights
 from dbray.errors import BaseError, Diverged
 from dbray.method import delta
 from dbray.method.with_tokens import Together, WithTokens, trained_parts
@@ -142,7 +142,7 @@ class Flat:
             for part, tensor in self.tensors.items()
         })  # fmt: skip
 
-    def write(self, resident: Resident) -> None:
+    def write(self, resident: Target) -> None:
         """See Weights."""
         for part, tensor in self.tensors.items():
             resident.overwrite(part, tensor)

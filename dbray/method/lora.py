@@ -20,7 +20,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from dbray.bases import Backbone, Base
-from dbray.bases.resident import Changes, Layout, Resident, changes_of
+from dbray.bases.resident import Changes, Layout, Target, changes_of
 from dbray.errors import BaseError, Diverged, RegistryError
 from dbray.method.adapter import Adapter, inject
 from dbray.method.factors import (
@@ -153,7 +153,7 @@ class Merged:
         return Merged({layer: _to(factors, device) for layer, factors in self.layers.items()})
 
     @torch.no_grad()
-    def write(self, resident: Resident) -> None:
+    def write(self, resident: Target) -> None:
         """Merge into the base's pristine weights."""
         for (part, name), factors in self.layers.items():
             live, base = resident.tensor(part, name)

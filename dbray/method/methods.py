@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from importlib import import_module
-from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -93,22 +92,3 @@ class Method(Protocol):
 def method_of(settings: MethodSettings) -> Method:
     """Return the method of a recipe's `method`."""
     return import_module(f"dbray.method.{settings.kind}").METHOD
-
-
-def put(backbone: Backbone, settings: MethodSettings, files: Mapping[str, Path]) -> None:
-    """Load a model's files into the resident weights of a backbone.
-
-    Raises:
-        BaseError: as in `Method.read`, or a file cannot be read. The backbone is unchanged then.
-    """
-    import torch
-
-    from dbray.errors import BaseError
-
-    contents = {}
-    for name, file in files.items():
-        try:
-            contents[name] = torch.frombuffer(bytearray(file.read_bytes()), dtype=torch.uint8)
-        except (OSError, ValueError) as exc:
-            raise BaseError(f"{file} cannot be read: {exc}") from exc
-    backbone.resident.put(method_of(settings).read(contents, backbone.resident.layouts))

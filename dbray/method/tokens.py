@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from dbray.bases import Backbone, Base, load_tokenizer
 from dbray.bases.families.family import Family
-from dbray.bases.resident import Changes, Layout, Resident
+from dbray.bases.resident import Changes, Layout, Target
 from dbray.errors import BaseError, Diverged, TrainError
 from dbray.method.factors import metadata_of
 from dbray.spec.recipe import Recipe
@@ -200,7 +200,7 @@ class Rows:
         return Rows(rows, self.names, self.own_tables)
 
     @torch.no_grad()
-    def write(self, resident: Resident) -> None:
+    def write(self, resident: Target) -> None:
         """Write the rows into the base's table."""
         for part, (ids, rows) in self.rows.items():
             live, base = resident.tensor(part, self.names[part])

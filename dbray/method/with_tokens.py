@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dbray.bases import Backbone, Base
 from dbray.bases.condition import Condition
-from dbray.bases.resident import Changes, Layout, Resident, Weights
+from dbray.bases.resident import Changes, Layout, Target, Weights
 from dbray.method import tokens
 from dbray.spec.recipe import Recipe
 from dbray.training.engine import Engine
@@ -156,7 +156,7 @@ class Together:
         """See Weights."""
         return Together(tuple(one.prepare(device) for one in self.kinds))
 
-    def write(self, resident: Resident) -> None:
+    def write(self, resident: Target) -> None:
         """See Weights."""
         for one in self.kinds:
             one.write(resident)

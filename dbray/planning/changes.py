@@ -12,6 +12,7 @@ from dbray.errors import DbrayError, Problem
 from dbray.planning.plan import Plan, PlannedSubject
 from dbray.records.models import ModelRecord, Registry
 from dbray.spec.canon import slug
+from dbray.spec.super_resolution import SuperResolution
 
 _LOOKUPS_AT_ONCE = 16
 _OTHERWISE = ("how this version decodes its photographs or fills its prompts",)
@@ -78,8 +79,20 @@ def _differences(plan: Plan, planned: PlannedSubject, record: ModelRecord) -> It
     if record.identifier != planned.identifier:
         yield f"identifier {record.identifier} -> {planned.identifier}"
     yield from _fields("recipe", record.recipe.identity(), plan.job.recipe.identity())
+    yield from _of_second_stage(record.super_resolution, plan.job.super_resolution)
     if planned.prior_digest is not None or planned.is_taught:
         yield from _fields("prior", record.prior.identity(), plan.job.prior.identity())
+
+
+def _of_second_stage(old: SuperResolution | None, new: SuperResolution | None) -> Iterator[str]:
+    if old is None or new is None:
+        if old is not new:
+            yield "super_resolution none -> one" if old is None else "super_resolution one -> none"
+        return
+    for name in ("train", "noise_level"):
+        if getattr(old, name) != getattr(new, name):
+            yield f"super_resolution.{name} {getattr(old, name)} -> {getattr(new, name)}"
+    yield from _fields("super_resolution.recipe", old.recipe.identity(), new.recipe.identity())
 
 
 def _fields(section: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:

@@ -16,6 +16,7 @@ from dbray.bases.defaults import OF_JOB
 from dbray.errors import BaseError, Problem, SpecError, StoreError
 from dbray.planning import auto_nouns, names
 from dbray.planning.auto_nouns import ChosenNoun
+from dbray.planning.cascade import check_second_stage, find_second_stage, largest_resolution
 from dbray.planning.long_prompts import check_job_prompts
 from dbray.planning.names import Naming
 from dbray.planning.packing import obstacle
@@ -172,16 +173,19 @@ def _check(
                         "be planned, not run", "copy or download the weights too")
             )  # fmt: skip
         checked.problems += check_distilled(checked.base, where)
+        checked.base, problems = find_second_stage(job, checked.base, where, needs_weights)
+        checked.problems += problems
         serving, problems = find_serve_base(job, checked.base, where)
         checked.problems += problems
         checked.base = replace(checked.base, serves=serving)
         checked.job, checked.sources = resolve_job(job, checked.base)
         checked.problems += _unfit(checked.job, checked.base, where)
+        checked.problems += check_second_stage(checked.job, checked.base, where)
         checked.problems += _missing_embedders(checked.job, where)
         checked.problems += check_stop(checked.job, where)
         checked.problems += _unused(job, where)
     if source is not None:
-        resolution = checked.job.recipe.resolution if checked.job else None
+        resolution = largest_resolution(checked.job) if checked.job else None
         found = validation.validate(source, folder=folder, resolution=resolution)
         checked.problems += found.problems
         checked.subjects, checked.invalid = found.subjects, found.invalid
@@ -310,5 +314,6 @@ def resolve_job(job: Job, base: Base) -> tuple[Job, Sources]:
         "previews": defaults.fill(base.serving, job.previews, preset),
         "scoring": defaults.fill(base.serving, job.scoring, preset),
     }
-    sections = {name: one.section for name, one in filled.items()}
+    sections: dict[str, object] = {name: one.section for name, one in filled.items()}
+    sections["super_resolution"] = defaults.fill_super_resolution(base, job.super_resolution)
     return job.model_copy(update=sections), {name: one.sources for name, one in filled.items()}

@@ -13,7 +13,8 @@ from typing import Any
 from dbray.errors import Problem, StoreError
 from dbray.hardware import Hardware
 from dbray.method.methods import method_of
-from dbray.planning.memory import memory_of
+from dbray.planning.cascade import trained_stages
+from dbray.planning.memory import memory_of_job
 from dbray.planning.plan import Plan
 from dbray.records.results import Rates, summaries
 from dbray.spec.job import Job
@@ -67,16 +68,18 @@ def estimate(plan: Plan, hardware: Hardware, rates: Rates | None) -> Cost:
     """
     resources, recipe = plan.job.resources, plan.job.recipe
     lanes = num_lanes(plan, hardware)
-    method = method_of(recipe.method)
-    model_bytes = method.published_bytes(plan.base, recipe)
+    stages = tuple(trained_stages(plan.job, plan.base))
+    model_bytes = sum(method_of(own.method).published_bytes(base, own) for base, own, _ in stages)
     class_images = plan.num_prior_images + plan.num_copied_images
-    preview_bytes = 3 * (recipe.resolution or plan.base.resolution) ** 2
+    second = plan.base.super_resolution
+    scale = second.scale if second else 1
+    preview_bytes = 3 * (scale * (recipe.resolution or plan.base.resolution)) ** 2
     num_previews = 2 * len(plan.job.previews.prompts)  # the subject's, and the base's beside them
-    steps = len(plan.to_train) * recipe.steps
+    steps_each = sum(own.steps for _, own, _ in stages)
     fits = lanes > 0 or not plan.to_train
     train_seconds = prior_seconds = None
     if rates and fits:
-        per_subject = rates.overhead_seconds + recipe.steps * rates.step_seconds
+        per_subject = rates.overhead_seconds + steps_each * rates.step_seconds
         train_seconds = -(-len(plan.to_train) // max(lanes, 1)) * per_subject
         # A job whose class images were all there already gives no rate for making them.
         if not plan.num_prior_images:
@@ -86,14 +89,16 @@ def estimate(plan: Plan, hardware: Hardware, rates: Rates | None) -> Cost:
     return Cost(
         lanes=lanes,
         prior_actors=num_prior_actors(plan, hardware),
-        train_steps=steps,
+        train_steps=len(plan.to_train) * steps_each,
         model_bytes=model_bytes,
         storage_bytes={
             "weights": len(plan.to_train) * model_bytes,
             "class images": class_images * _class_image_bytes(plan),
             "previews": len(plan.to_train) * num_previews * preview_bytes,
         },
-        memory_bytes=memory_of(plan.base, recipe, resources, hardware.uses_gpus(resources.device)),
+        memory_bytes=memory_of_job(
+            plan.job, plan.base, resources, hardware.uses_gpus(resources.device)
+        ),
         lesson_bytes=_lesson_bytes(plan),
         train_seconds=train_seconds,
         prior_seconds=prior_seconds,
@@ -174,7 +179,8 @@ def _keeps_pace(store: Store, job_id: str, job: Job) -> bool:
         earlier = _pace_of(store.read_json(f"jobs/{job_id}/job.json")["job"])
     except (StoreError, LookupError, TypeError):
         return False  # nobody knows what these rates are for
-    return earlier == _pace_of(job.model_dump(mode="json", include=set(_PACE_FIELDS)))
+    kept = {*_PACE_FIELDS, "super_resolution"}
+    return earlier == _pace_of(job.model_dump(mode="json", include=kept))
 
 
 def _pace_of(job: Mapping[str, Any]) -> list[Any]:
@@ -183,4 +189,4 @@ def _pace_of(job: Mapping[str, Any]) -> list[Any]:
         (_LATER_DEFAULTS | job[section])[name]
         for section, names in _PACE_FIELDS.items()
         for name in names
-    ]
+    ] + [job.get("super_resolution")]

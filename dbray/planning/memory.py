@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from dbray.bases import Base
 from dbray.hardware import Hardware
 from dbray.method.methods import method_of
+from dbray.planning.cascade import trained_stages
 from dbray.planning.plan import Plan
+from dbray.spec.job import Job
 from dbray.spec.recipe import Recipe
 from dbray.spec.resources import Resources
 from dbray.training.engine import memory_plan
@@ -36,6 +38,14 @@ def memory_of(base: Base, recipe: Recipe, resources: Resources, on_gpus: bool) -
     return {**kept, "working": max(num_slots * _activations(base, recipe, resources), *encoders)}
 
 
+def memory_of_job(job: Job, base: Base, resources: Resources, on_gpus: bool) -> dict[str, int]:
+    """Estimate the same for all networks that a lane trains; one of them works at a time."""
+    found = [memory_of(own, recipe, resources, on_gpus)
+             for own, recipe, _ in trained_stages(job, base)]  # fmt: skip
+    total = {kind: sum(one[kind] for one in found) for kind in found[0]}
+    return total | {"working": max(one["working"] for one in found)}
+
+
 def _stored(base: Base, part: str, halves: bool) -> int:
     """Bytes of a text encoder, which stays in bfloat16 if its file is (assumed without a file)."""
     is_half = halves and (not base.has_weights or base.layout.type(part) == "BF16")
@@ -62,7 +72,7 @@ def propose(plan: Plan, hardware: Hardware) -> Resources | None:
     for tried in (given, *_others(given, hardware.num_gpus if on_gpus else 0)):
         if plan.job.recipe.crop == "bucket" and tried != given:
             return None  # it has no ZeRO and no other ranks
-        if sum(memory_of(plan.base, plan.job.recipe, tried, on_gpus).values()) <= memory:
+        if sum(memory_of_job(plan.job, plan.base, tried, on_gpus).values()) <= memory:
             return tried
     return None
 

@@ -10,24 +10,31 @@ from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 from dbray.bases import Base
 from dbray.errors import Problem
+from dbray.planning.cascade import trained_stages
 from dbray.planning.checks import InvalidSubject, Ready
 from dbray.planning.ids import origin
 from dbray.planning.names import Latest, name_subjects, read_latest
 from dbray.planning.stop import StopMeasure, stop_measure_of
 from dbray.records.models import REVISION_LENGTH, Registry
 from dbray.records.prior_reuse import full_parts_elsewhere
-from dbray.records.prior_sets import IMAGES_PER_PART, PriorPlan, is_made
+from dbray.records.prior_sets import IMAGES_PER_PART, Enlarging, PriorPlan, is_made
 from dbray.records.results import Outcome, read_outcomes
 from dbray.records.strengths import Strengths, read_strengths
 from dbray.spec.canon import digest_json
 from dbray.spec.job import Job
 from dbray.spec.prompts import NO_NOUN, has_an
+from dbray.spec.recipe import Recipe
 from dbray.spec.subject import Subject
+from dbray.spec.super_resolution import SuperResolution
 from dbray.storage.store import Store
 from dbray.subjects.validation import CheckedSubject
+
+Priors = Mapping[str, PriorPlan]
+"""Class images by class noun."""
 
 _LOOKUPS_AT_ONCE = 16
 WEIGHTS_VERSION = 1
@@ -47,6 +54,10 @@ class PlannedSubject:
     """Of the base's prior for the identifier, where it is measured; see records.strengths."""
     is_taught: bool = False
     """Whether the untouched base is its teacher, in the place of class images."""
+    enlarged_digest: str | None = None
+    """The class images of the second stage of a cascade."""
+    low_digest: str | None = None
+    """The class images that those were enlarged from."""
 
     @property
     def revision(self) -> str:
@@ -122,10 +133,10 @@ def make_plan(ready: Ready, store: Store, retry_failed: bool = False) -> Plan:
     names, findings = name_subjects(job, base, ready.naming, latest, strong)
     # The checks of the job looked at the identifiers too, and may have found the same.
     warnings = tuple(dict.fromkeys((*ready.warnings, *findings)))
-    priors: dict[str, PriorPlan] = {}
-    if job.recipe.prior_weight > 0:
-        for noun in {checked.subject.class_noun for checked in subjects} - {NO_NOUN}:
-            priors[noun] = PriorPlan(base_digest=base.digest, class_noun=noun, prior=job.prior)
+    priors = [
+        _priors(job, base, one, {checked.subject.class_noun for checked in subjects})
+        for one in trained_stages(job, base)
+    ]
     measure = stop_measure_of(job, base)
     planned = tuple(
         _plan_subject(job, base, checked, names[checked.subject.id], priors, measure)
@@ -141,8 +152,7 @@ def make_plan(ready: Ready, store: Store, retry_failed: bool = False) -> Plan:
         failed = {} if retry_failed else _failed_before(planned, published, store, job.id)
         plan = Plan(job, base, planned, published, failed, (), warnings, measure,
                     tuple(ready.invalid), origin(ready.file))  # fmt: skip
-        makes_images = job.prior.makes_images
-        needed = [priors[noun] for noun in plan.class_nouns if noun in priors and makes_images]
+        needed = _needed(plan, priors) if job.prior.makes_images else []
         made = threads.map(lambda prior: is_made(store, prior), needed)
         missing = tuple(prior for prior, there in zip(needed, made, strict=True) if not there)
     elsewhere = full_parts_elsewhere(store, missing)
@@ -150,6 +160,29 @@ def make_plan(ready: Ready, store: Store, retry_failed: bool = False) -> Plan:
     unmeasured = _unmeasured(plan, known) if ready.naming.is_measured else ()
     return replace(plan, missing_priors=missing, num_copied_images=num_copied,
                    unmeasured=unmeasured)  # fmt: skip
+
+
+def _priors(
+    job: Job,
+    base: Base,
+    stage: tuple[Base, Recipe, SuperResolution | None],
+    class_nouns: Collection[str],
+) -> Priors:
+    """Return the class images by which a stage is kept, by class noun."""
+    own, recipe, section = stage
+    enlarging = None if section is None else Enlarging.of(own.digest, section)
+    if not recipe.prior_weight > 0:
+        return {}
+    return {
+        noun: PriorPlan(base.digest, noun, job.prior, enlarging)
+        for noun in set(class_nouns) - {NO_NOUN}
+    }
+
+
+def _needed(plan: Plan, priors: Sequence[Priors]) -> list[PriorPlan]:
+    """Return the sets of the subjects to train; before one that is enlarged, its source."""
+    known = [of_stage[noun] for of_stage in priors for noun in plan.class_nouns if noun in of_stage]
+    return list(dict.fromkeys(one for each in known for one in (each.source, each)))
 
 
 def _unmeasured(plan: Plan, known: Strengths | None) -> tuple[str, ...]:
@@ -192,11 +225,12 @@ def _plan_subject(
     base: Base,
     checked: CheckedSubject,
     identifier: str,
-    priors: dict[str, PriorPlan],
+    priors: Sequence[Priors],
     measure: StopMeasure | None,
 ) -> PlannedSubject:
     subject = checked.subject
-    prior = priors.get(subject.class_noun)
+    prior, enlarged = (one.get(subject.class_noun) for one in (*priors, {})[:2])
+    cascade = _cascade_identity(job, base, enlarged)
     # The second law: nothing but this decides a subject's weights.
     fingerprint = digest_json(
         {
@@ -212,10 +246,26 @@ def _plan_subject(
             **({"decodings": checked.decodings} if checked.decodings else {}),
             **({"article": "an"} if _has_an(subject) else {}),
             **({"stop": measure.identity()} if measure else {}),
+            **({"super_resolution": cascade} if cascade else {}),
         }
     )
     prior_digest = prior.digest if prior and prior.prior.makes_images else None
     is_taught = prior is not None and not prior.prior.makes_images
     return PlannedSubject(
-        subject, identifier, checked.image_digests, fingerprint, prior_digest, is_taught=is_taught
-    )
+        subject, identifier, checked.image_digests, fingerprint, prior_digest, is_taught=is_taught,
+        enlarged_digest=enlarged and enlarged.digest,
+        low_digest=enlarged and enlarged.source.digest,
+    )  # fmt: skip
+
+
+def _cascade_identity(job: Job, base: Base, enlarged: PriorPlan | None) -> dict[str, Any] | None:
+    """Return what of the second stage decides a model; None without one."""
+    section, second = job.super_resolution, base.super_resolution
+    if section is None or second is None:
+        return None
+    decides = {"base": second.digest, "scale": second.scale, "train": section.train,
+               "noise_level": section.noise_level}  # fmt: skip
+    if not section.train:
+        return decides
+    prior = enlarged.digest if enlarged else None
+    return {**decides, "recipe": section.recipe.identity(), "prior": prior}

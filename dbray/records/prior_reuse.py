@@ -9,9 +9,16 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 from dbray.errors import DbrayError
-from dbray.records.prior_sets import DESCRIPTION, IMAGES_PER_PART, PriorPlan, part_name
+from dbray.records.prior_sets import (
+    DESCRIPTION,
+    IMAGES_PER_PART,
+    Enlarging,
+    PriorPlan,
+    part_name,
+)
 from dbray.spec.sections import Prior
 from dbray.storage.committed import Committed
 from dbray.storage.store import Store
@@ -54,7 +61,7 @@ def _parts_of(plan: PriorPlan, family: Sequence[PriorPlan]) -> Iterator[tuple[in
 def _family(plan: PriorPlan) -> str:
     """Return a key that is equal for sets which differ only in their count."""
     one = plan.prior.model_copy(update={"count": 1})
-    return PriorPlan(plan.base_digest, plan.class_noun, one).digest
+    return replace(plan, prior=one).digest
 
 
 def _published(store: Store, name: str) -> PriorPlan | None:
@@ -64,8 +71,12 @@ def _published(store: Store, name: str) -> PriorPlan | None:
         if not store.is_committed(folder):
             return None
         found = store.read_json(f"{folder}/{DESCRIPTION}")
+        enlarging = found.get("enlarging")
         plan = PriorPlan(
-            found["base_digest"], found["class_noun"], Prior.model_validate(found["prior"])
+            found["base_digest"],
+            found["class_noun"],
+            Prior.model_validate(found["prior"]),
+            Enlarging(**enlarging) if enlarging else None,
         )
     except (DbrayError, ValueError, LookupError, TypeError):
         return None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 from dbray.errors import DigestMismatch, FileMissing, StoreError
 from dbray.spec.canon import digest_json
 from dbray.spec.prompts import fill_prompt, has_an
-from dbray.spec.sections import Prior
+from dbray.spec.sections import Prior, Sampler
+from dbray.spec.super_resolution import SuperResolution
 from dbray.storage.committed import Committed
 from dbray.storage.store import Store
 from dbray.subjects.images import decode_png
@@ -33,12 +34,43 @@ _SCHEMA = pa.schema([("index", pa.int32()), ("seed", pa.int64()), ("png", pa.bin
 
 
 @dataclass(frozen=True)
+class Enlarging:
+    """How a super-resolution network enlarges the images of another set."""
+
+    base_digest: str
+    """Of the network."""
+    sampler: Sampler
+    steps: int
+    guidance: float
+    noise_level: int
+
+    @classmethod
+    def of(cls, base_digest: str, section: SuperResolution) -> Enlarging:
+        """Return what a section of a job says."""
+        return cls(
+            base_digest, section.sampler, section.steps, section.guidance, section.noise_level
+        )
+
+
+@dataclass(frozen=True)
 class PriorPlan:
     """Everything that determines the images of a PriorSet."""
 
     base_digest: str
     class_noun: str
     prior: Prior
+    enlarging: Enlarging | None = None
+    """How the images are made from those of `source`; None: they are sampled from the text."""
+
+    @property
+    def source(self) -> PriorPlan:
+        """The set whose images are enlarged."""
+        return replace(self, enlarging=None)
+
+    @property
+    def sampled_by(self) -> str:
+        """Digest of the base that makes the images."""
+        return self.enlarging.base_digest if self.enlarging else self.base_digest
 
     @cached_property
     def digest(self) -> str:
@@ -50,6 +82,7 @@ class PriorPlan:
                 "prior": self.prior.identity(),
                 # The first versions wrote "a" before every class noun.
                 **({"prompt": self.prompt} if has_an(self.prior.prompt, self.class_noun) else {}),
+                **({"enlarging": asdict(self.enlarging)} if self.enlarging else {}),
             }
         )
 
@@ -162,11 +195,17 @@ def load_images(store: Store, digest: str) -> np.ndarray:
     """
     folder = Committed(store, folder_of(digest))
     parts = [name for name in sorted(folder.files) if name != DESCRIPTION]
-    images = []
-    for name in parts:
-        table = decode_part(folder.read(name), f"{folder_of(digest)}/{name}")
-        images += [decode_png(png) for png in table["png"].to_pylist()]
-    return np.stack(images)
+    return np.concatenate([_images_of(folder, name) for name in parts])
+
+
+def load_part(store: Store, plan: PriorPlan, part: int) -> np.ndarray:
+    """Read the images of one part of a published set; as `load_images`."""
+    return _images_of(Committed(store, plan.folder), part_name(part))
+
+
+def _images_of(folder: Committed, name: str) -> np.ndarray:
+    table = decode_part(folder.read(name), name)
+    return np.stack([decode_png(png) for png in table["png"].to_pylist()])
 
 
 def describe(plan: PriorPlan, base_name: str, versions: dict[str, str]) -> dict[str, Any]:
@@ -178,4 +217,5 @@ def describe(plan: PriorPlan, base_name: str, versions: dict[str, str]) -> dict[
         "prior": plan.prior.model_dump(mode="json"),
         "prompt": plan.prompt,
         "versions": versions,
+        **({"enlarging": asdict(plan.enlarging)} if plan.enlarging else {}),
     }

@@ -15,6 +15,7 @@ from dbray.spec.base import Spec
 from dbray.spec.canon import SubjectId
 from dbray.spec.recipe import Recipe
 from dbray.spec.sections import Prior
+from dbray.spec.super_resolution import SuperResolution
 from dbray.storage.committed import Committed
 
 REVISION_LENGTH = 12
@@ -47,8 +48,17 @@ class ModelRecord(Spec):
         default=None, description="SHA-256 over that base's weight files."
     )
     recipe: Recipe = Field(description="How it was fine-tuned.")
+    super_resolution: SuperResolution | None = Field(
+        default=None, description="The second stage of a cascade, and how it was fine-tuned."
+    )
+    super_resolution_digest: str | None = Field(
+        default=None, description="SHA-256 over the weight files of the second stage's base."
+    )
     prior: Prior = Field(description="How the class was kept.")
     prior_digest: str | None = Field(description="The PriorSet; none without class images.")
+    super_resolution_prior_digest: str | None = Field(
+        default=None, description="The same images enlarged, by which the second stage is kept."
+    )
     seed: int = Field(description="Root of the random numbers.")
     image_digests: tuple[str, ...] = Field(description="SHA-256 of each photograph's file.")
     captions: tuple[str, ...] | None = Field(
@@ -59,6 +69,9 @@ class ModelRecord(Spec):
     steps: int = Field(ge=0, description="Optimiser steps that made the weights.")
     loss: tuple[tuple[int, float, float, float], ...] = Field(
         default=(), max_length=200, description="Points of (step, loss, instance loss, prior loss)."
+    )
+    super_resolution_loss: tuple[tuple[int, float, float, float], ...] = Field(
+        default=(), max_length=200, description="The same of the second stage."
     )
     fidelity: tuple[tuple[int, float, float, float], ...] = Field(
         default=(),
@@ -82,9 +95,14 @@ class ModelRecord(Spec):
             return self.serve_base, self.serve_base_revision
         return self.base, self.base_revision
 
-    def fits(self, base_digest: str) -> bool:
-        """Whether it can be put on a base: the one it was trained on, or the one that serves it."""
-        return base_digest in (self.base_digest, self.serve_base_digest)
+    def fits(self, base_digest: str, super_resolution_digest: str | None = None) -> bool:
+        """Whether it can be put on a base: the one it was trained on, or the one that serves it.
+
+        A cascade needs the second stage too.
+        """
+        wanted = self.super_resolution_digest
+        fits_second = wanted is None or wanted == super_resolution_digest
+        return fits_second and base_digest in (self.base_digest, self.serve_base_digest)
 
     @property
     def has_its_revision(self) -> bool:

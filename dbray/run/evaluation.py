@@ -183,12 +183,16 @@ def _tasks(
     target: Target, output: Store, options: EvaluationOptions, failures: Failures
 ) -> Iterator[Task]:
     """Yield a task for each base that models are sampled with; add models that do not fit it."""
-    by_base: dict[tuple[str, str | None], list[ModelRecord]] = {}
+    by_base: dict[tuple[object, ...], list[ModelRecord]] = {}
     for record in target.records:
-        by_base.setdefault(record.served_by, []).append(record)
-    for served_by, records in by_base.items():
-        base = bases.resolve(*served_by)
-        fitting = [record for record in records if record.fits(base.digest)]
+        stage = record.super_resolution
+        network = stage and (stage.base, stage.base_revision)
+        by_base.setdefault((record.served_by, network), []).append(record)
+    for records in by_base.values():
+        base = bases.resolve(*records[0].served_by)
+        base = bases.with_stage(base, records[0].super_resolution)
+        second = base.super_resolution and base.super_resolution.digest
+        fitting = [record for record in records if record.fits(base.digest, second)]
         failures += [(one.id, _of_another_base(one, base)) for one in records if one not in fitting]
         if fitting:
             measure = _measure(base, target, options)

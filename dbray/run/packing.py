@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from dbray.lanes.trial import choose_pack
+from dbray.planning.cascade import trained_stages
 from dbray.planning.packing import evened, is_packed
 from dbray.planning.plan import Plan
 from dbray.records.packs import PackChoice, read_pack
@@ -23,7 +24,10 @@ def settle_pack(plan: Plan, recorder: Recorder) -> Plan:
     job = plan.job
     if job.resources.pack != "auto":
         return plan
-    num_slots = _chosen(plan, recorder).num_slots if is_packed(job.recipe, job.resources) else 1
+    # The steps of a second stage are not measured, so that only one subject trains at a time.
+    is_one = len(list(trained_stages(job, plan.base))) == 1
+    packs = is_one and is_packed(job.recipe, job.resources)
+    num_slots = _chosen(plan, recorder).num_slots if packs else 1
     resources = job.resources.model_copy(update={"pack": num_slots})
     return replace(plan, job=job.model_copy(update={"resources": resources}))
 

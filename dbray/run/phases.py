@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from dbray.bases import Base
 from dbray.cluster import hardware
 from dbray.errors import BaseError, SpecError, TooManyFailures
 from dbray.lanes.checkpoint import forget_checkpoints
@@ -44,7 +45,8 @@ class ClassImages:
     """The sets that are not complete, by digest; those that most subjects wait for come first."""
 
     def __post_init__(self) -> None:
-        num_waiting = Counter(one.prior_digest for one in self.plan.to_train)
+        each = (digest for one in self.plan.to_train for digest in _digests_of(one))
+        num_waiting = Counter(each)
         most_first = sorted(self.plan.missing_priors, key=lambda one: -num_waiting[one.digest])
         self.missing = {one.digest: one for one in most_first}
 
@@ -52,24 +54,40 @@ class ClassImages:
         """Make them until all are there or the turn is over. Raises LaneLost, StoreError."""
         if not self.missing:
             return
-        tally, before = self.recorder.tally, self.recorder.tally.priors
         with self.recorder.phase("class images"):
-            tally.priors = before + make_priors(
-                self.recorder.journal.store,
-                self.plan.base,
-                tuple(self.missing.values()),
-                SamplingPool.of(self.plan.job.resources),
-                lambda done, total: self.recorder.progress(
-                    before.num_images + done, before.num_images + total
-                ),
-                end_of_turn(max(LEAST_TURN_SECONDS, tally.seconds)),
-            )
+            self._make(self.plan.base, [one for one in self._open if one.enlarging is None])
+            second = self.plan.base.super_resolution
+            if second is not None:  # its images are made from those of the first stage
+                self._make(second, [one for one in self._open if one.enlarging is not None
+                                    and one.source.digest not in self.missing])  # fmt: skip
+
+    @property
+    def _open(self) -> list[PriorPlan]:
+        return list(self.missing.values())
+
+    def _make(self, base: Base, plans: Sequence[PriorPlan]) -> None:
+        """Make the sets of one stage until all are there or the turn is over."""
+        tally, before = self.recorder.tally, self.recorder.tally.priors
+        tally.priors = before + make_priors(
+            self.recorder.journal.store,
+            base,
+            plans,
+            SamplingPool.of(self.plan.job.resources),
+            lambda done, total: self.recorder.progress(
+                before.num_images + done, before.num_images + total
+            ),
+            end_of_turn(max(LEAST_TURN_SECONDS, tally.seconds)),
+        )
         for digest in tally.priors.digests:
             self.missing.pop(digest, None)
 
     def waits(self, planned: PlannedSubject) -> bool:
         """Whether a subject waits for class images."""
-        return planned.prior_digest in self.missing
+        return any(digest in self.missing for digest in _digests_of(planned))
+
+
+def _digests_of(planned: PlannedSubject) -> list[str | None]:
+    return [planned.prior_digest, planned.enlarged_digest]
 
 
 def end_of_turn(seconds: float) -> IsEnough:

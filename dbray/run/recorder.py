@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from dbray import metrics
 from dbray.errors import DbrayError
 from dbray.lanes.leases import Snapshot
+from dbray.planning.cascade import num_steps
 from dbray.records.results import Summary
 from dbray.repeating import repeating
 from dbray.run.journal import Journal
@@ -52,7 +53,7 @@ class Recorder:
             metrics.subjects().inc(tags={"status": outcome.status})
         metrics.pending_subjects().set(self.tally.num_pending or 0)
         metrics.lanes().set(len({lane for lane, _ in snapshot.in_flight.values()}))
-        detail = _detail(snapshot, self.tally.plan.job.recipe.steps)
+        detail = _detail(snapshot, num_steps(self.tally.plan.job, self.tally.plan.base))
         self.progress(self.tally.num_ended, len(self.tally.plan.to_train), detail)
         self.write_if_due()
 

@@ -17,16 +17,17 @@ from typing import Any
 
 from dbray.bases import Backbone, Base
 from dbray.errors import DbrayError
-from dbray.method.methods import put
+from dbray.method.stages import put
 from dbray.records.models import ModelRecord, Registry
 from dbray.sampling.pool import Result, SamplingActor, SamplingPool, sample
 from dbray.spec.recipe import Recipe
+from dbray.spec.super_resolution import SuperResolution
 from dbray.storage.store import Store
 
 OnProgress = Callable[[int, int], None]
 Failures = list[tuple[str, str]]
 """Subject id and reason for every model without the annex."""
-BaseKey = tuple[str, str, str]
+BaseKey = tuple[str, str, str, str]
 
 _PUBLISHED_AT_ONCE = 16
 """On an object store, publishing one takes seconds: a request for each file."""
@@ -42,13 +43,17 @@ class AnnexRequest:
 
 def base_key(record: ModelRecord) -> BaseKey:
     """Models with equal keys share the images of the base."""
-    return record.recipe.precision, str(record.recipe.resolution), record.class_noun
+    stage = record.super_resolution
+    drawn = "" if stage is None else stage.model_dump_json()
+    return record.recipe.precision, str(record.recipe.resolution), record.class_noun, drawn
 
 
 def base_task(record: ModelRecord) -> dict[str, Any]:
     """Return the task that samples the base for a model, and for all with an equal key."""
     recipe = record.recipe.model_dump(mode="json")
-    return {"model": None, "class_noun": record.class_noun, "recipe": recipe}
+    stage = record.super_resolution and record.super_resolution.model_dump(mode="json")
+    return {"model": None, "class_noun": record.class_noun, "recipe": recipe,
+            "super_resolution": stage}  # fmt: skip
 
 
 class ModelActor(SamplingActor):
@@ -57,10 +62,14 @@ class ModelActor(SamplingActor):
     def __init__(self, base: Base, threads: int, store: Store) -> None:
         super().__init__(base, threads)
         self._registry = Registry(store)
+        self.stage: SuperResolution | None = None
+        """The second stage of the model in the backbone, if it has one."""
 
-    def with_base(self, recipe: dict[str, Any]) -> Backbone:
-        """Return the untouched base, in a recipe's precision and resolution."""
-        backbone = self.backbone(Recipe.model_validate(recipe))
+    def with_base(self, task: dict[str, Any]) -> Backbone:
+        """Return the untouched base for a task of `base_task`: as the model's, in all stages."""
+        given = task["super_resolution"]
+        self.stage = None if given is None else SuperResolution.model_validate(given)
+        backbone = self.backbone(Recipe.model_validate(task["recipe"]), self.stage)
         backbone.resident.put(None)
         return backbone
 
@@ -68,9 +77,10 @@ class ModelActor(SamplingActor):
         """Return a model's record, and the backbone with its weights."""
         revision = self._registry.open(name)
         record = revision.record
-        backbone = self.backbone(record.recipe)
+        backbone = self.backbone(record.recipe, record.super_resolution)
+        self.stage = record.super_resolution
         with tempfile.TemporaryDirectory() as folder:
-            put(backbone, record.recipe.method, revision.fetch_weights(Path(folder)))
+            put(backbone, record, revision.fetch_weights(Path(folder)))
         return record, backbone
 
 

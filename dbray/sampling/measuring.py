@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -104,7 +104,7 @@ def describe(measure: Measure, class_noun: str, identifier: str) -> dict[str, by
         "perceptual": scoring.perceptual,
         "images": scoring.images,
         "seed": scoring.seed,
-        "sampling": asdict(measure.sampling),
+        "sampling": measure.sampling.identity(),
     }
     return {layout.REQUEST: json.dumps(value, indent=1, ensure_ascii=False).encode()}
 
@@ -163,7 +163,7 @@ class ScoreActor(ModelActor):
         if "description" in task:
             return self._described(task)
         if task["model"] is None:
-            return self._images(self.with_base(task["recipe"]), task["class_noun"], None)
+            return self._images(self.with_base(task), task["class_noun"], None)
         record, backbone = self.with_model(task["model"])
         return self._images(backbone, record.class_noun, record.identifier)
 
@@ -197,7 +197,7 @@ class ScoreActor(ModelActor):
         """Sample and embed the base's images of a description in the place of the subject."""
         templates = self._measure.prompts_for(task["class_noun"])
         prompts = _prompts(templates, task["description"], None)
-        images = self._sample(self.with_base(task["recipe"]), prompts)
+        images = self._sample(self.with_base(task), prompts)
         return _files(self._embedded(images, _prompts(templates, task["class_noun"], None)))
 
     def _embedded(self, images: Sequence[np.ndarray], prompts: Sequence[str]) -> dict[str, Tensor]:
@@ -224,7 +224,8 @@ class ScoreActor(ModelActor):
 
     def _sample(self, backbone: Backbone, prompts: Sequence[str]) -> Any:
         """Sample `images` images of each prompt, prompt by prompt: (N, H, W, 3)."""
-        return generate_in_batches(backbone, *self._measure.each(prompts), self._measure.sampling)
+        sampling = self._measure.sampling.through(self.stage)
+        return generate_in_batches(backbone, *self._measure.each(prompts), sampling)
 
     def _embedder(self, embedder: Embedder) -> LoadedEmbedder:
         if embedder.digest not in self._loaded:

@@ -30,6 +30,7 @@ from dbray.cluster import hardware
 from dbray.errors import DbrayError, LaneLost, OutOfMemory, first_line
 from dbray.spec.recipe import Recipe
 from dbray.spec.resources import Device, Resources
+from dbray.spec.super_resolution import SuperResolution
 from dbray.training.device import device_is_lost
 
 logger = logging.getLogger(__name__)
@@ -110,11 +111,14 @@ class SamplingActor:
         self._device = "cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
         self._warm: tuple[Compute, Backbone] | None = None
 
-    def backbone(self, recipe: Recipe | None = None) -> Backbone:
-        """Return the backbone in a recipe's precision and resolution, with arbitrary weights."""
-        compute = Compute(self._device)
-        if recipe:
-            compute = Compute(self._device, recipe.precision, recipe.resolution)
+    def backbone(
+        self, recipe: Recipe | None = None, stage: SuperResolution | None = None
+    ) -> Backbone:
+        """Return the backbone in a recipe's precision and resolution, with arbitrary weights.
+
+        With `stage`, the second stage of a cascade is loaded too.
+        """
+        compute = Compute.of(self._device, recipe, stage) if recipe else Compute(self._device)
         if self._warm is None or self._warm[0] != compute:
             self._warm = None  # free the old one first: two may not fit in memory
             self._warm = compute, bases.load(self._base_here, compute)

@@ -67,14 +67,14 @@ class PreviewActor(ModelActor):
             pairs = zip(self._previews.prompts, prompts, described, strict=True)
             prompts = [own if "{subject}" in template else of_class
                        for template, of_class, own in pairs]  # fmt: skip
-        return self._sample(self.with_base(task["recipe"]), prompts)
+        return self._sample(self.with_base(task), prompts)
 
     def _prompts(self, class_noun: str, identifier: str | None) -> list[str]:
         return [fill_prompt(prompt, class_noun, identifier) for prompt in self._previews.prompts]
 
     def _sample(self, backbone: Backbone, prompts: Sequence[str]) -> list[bytes]:
         chosen = self._previews
-        sampling = Sampling.of(chosen)
+        sampling = Sampling.of(chosen).through(self.stage)
         images = generate_in_batches(backbone, prompts, seeds_of(chosen), sampling)
         return [encode_png(image) for image in images]
 

@@ -16,21 +16,23 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Any
 
 from dbray import metrics
 from dbray.bases import Base
-from dbray.bases.generate import Sampling, generate_in_batches
+from dbray.bases.generate import Sampling, enlarge, generate_in_batches
 from dbray.records.prior_reuse import copy_part, full_parts_elsewhere
 from dbray.records.prior_sets import (
     DESCRIPTION,
+    Enlarging,
     PriorPlan,
     broken_files,
     describe,
     encode_part,
     has_part,
+    load_part,
     missing_parts,
     part_name,
 )
@@ -79,7 +81,8 @@ class PartActor(SamplingActor):
     def make(self, task: dict[str, Any]) -> dict[str, bytes]:
         """Sample a part and write it, unless another job was faster."""
         prior, part = Prior.model_validate(task["prior"]), task["part"]
-        plan = PriorPlan(self.base.digest, task["class_noun"], prior)
+        enlarging = Enlarging(**task["enlarging"]) if task["enlarging"] else None
+        plan = PriorPlan(task["base_digest"], task["class_noun"], prior, enlarging)
         if has_part(self._store, plan, part):
             return {}
         data = self._sample(plan, part)
@@ -93,10 +96,19 @@ class PartActor(SamplingActor):
         """Make the file of a part. The images depend on its number, not on the actor."""
         prior, indices = plan.prior, plan.indices(part)
         seeds = [seed_of(prior.seed, plan.class_noun, index) for index in indices]
-        sampling = Sampling.of(prior)
         prompts = [plan.prompt] * len(indices)
-        images = generate_in_batches(self.backbone(), prompts, seeds, sampling)
+        if plan.enlarging is None:
+            images = generate_in_batches(self.backbone(), prompts, seeds, Sampling.of(prior))
+        else:
+            made = load_part(self._store, plan.source, part)
+            sampling = _sampling_of(plan.enlarging)
+            images = enlarge(self.backbone(), prompts, made, seeds, sampling)
         return encode_part(indices, seeds, [encode_png(image) for image in images])
+
+
+def _sampling_of(enlarging: Enlarging) -> Sampling:
+    steps, guidance = enlarging.steps, enlarging.guidance
+    return Sampling(enlarging.sampler, steps, guidance, noise_level=enlarging.noise_level)
 
 
 def make_priors(
@@ -114,7 +126,7 @@ def make_priors(
 
     Args:
         store: where the sets are kept.
-        base: the base; every plan has its digest.
+        base: what makes the images of every plan. The sets whose images it enlarges are finished.
         plans: the sets, the first ones first; two equal plans are one set.
         pool: the sampling actors.
         on_progress: called with the number of images made and the number to make, at the start
@@ -129,7 +141,7 @@ def make_priors(
     """
     started = time.monotonic()
     unique = {plan.digest: plan for plan in plans}
-    if any(plan.base_digest != base.digest for plan in unique.values()):
+    if any(plan.sampled_by != base.digest for plan in unique.values()):
         raise ValueError(f"a plan is for a base other than {base.name!r}")
     with ThreadPoolExecutor(_CHECKS_AT_ONCE) as threads:
         missing = list(threads.map(lambda plan: _open(store, plan), unique.values()))
@@ -177,8 +189,12 @@ def _make_parts(ledger: _Ledger, base: Base, pool: SamplingPool, is_enough: IsEn
     work = ledger.missing
     for tries_left in reversed(range(_MAX_TRIES)):
         failed: list[tuple[PriorPlan, int]] = []
-        tasks = [{"class_noun": plan.class_noun, "prior": plan.prior.model_dump(mode="json"),
-                  "part": part} for plan, part in work]  # fmt: skip
+        tasks = [
+            {"base_digest": plan.base_digest, "class_noun": plan.class_noun,
+             "prior": plan.prior.model_dump(mode="json"), "part": part,
+             "enlarging": plan.enlarging and asdict(plan.enlarging)}
+            for plan, part in work
+        ]  # fmt: skip
         actor_args = (base, pool.threads, ledger.store)
         with closing(sample(PartActor, actor_args, tasks, pool)) as results:
             for result in results:

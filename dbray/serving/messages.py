@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from dbray.spec.canon import UNTOUCHED
+from dbray.spec.super_resolution import SuperResolution
 
 BASE = UNTOUCHED
 """The model id of the untouched base."""
@@ -115,9 +116,9 @@ class Ask:
 
     `models` are the published models whose changes of the base are added up; none for the
     untouched base. `sampling` holds the fields of `bases.generate.Sampling` that the caller set;
-    the base has defaults for the others. `resolution` is that of the model's training, and the
-    default of `size` (width, height). If `strict_size`, a size that the base cannot draw is
-    refused.
+    the base has defaults for the others. `resolution` is that of the model's training, by which
+    `size` (width, height) is filled in, and `super_resolution` its second stage. If `strict_size`,
+    a size that the base cannot draw is refused.
     """
 
     models: tuple[Share, ...]
@@ -127,6 +128,7 @@ class Ask:
     deadline_seconds: float
     sampling: Mapping[str, Any] = field(default_factory=dict)
     resolution: int | None = None
+    super_resolution: SuperResolution | None = None
     size: tuple[int, int] | None = None
     strict_size: bool = False
     output_format: OutputFormat = "png"

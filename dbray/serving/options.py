@@ -9,6 +9,7 @@ from pydantic import Field
 from dbray.spec.base import Spec
 from dbray.spec.canon import SUBJECT_ID_PATTERN
 from dbray.spec.resources import Device
+from dbray.spec.super_resolution import SuperResolution
 
 GIB = 2**30
 
@@ -21,6 +22,12 @@ class ServeOptions(Spec):
         None, description="Base model; absent: that of the registry's first model."
     )
     base_revision: str | None = Field(None, description="Commit of a base from the hub.")
+    super_resolution: str | None = Field(
+        None,
+        description="The network that enlarges the base's images; absent: that of a base which is "
+        "a cascade or, without a base, that of the registry's first model.",
+    )
+    super_resolution_revision: str | None = Field(None, description="Commit, from the hub.")
     keys: str | None = Field(
         None, description="Key file; absent: open access, for requests from the same machine only."
     )
@@ -83,3 +90,11 @@ class ServeOptions(Spec):
     sweep_seconds: float = Field(
         10.0, gt=0, description="How often replicas drop what was removed from the registry."
     )
+
+    @property
+    def stage(self) -> SuperResolution | None:
+        """The second stage, where the options name it."""
+        if self.super_resolution is None:
+            return None
+        revision = self.super_resolution_revision
+        return SuperResolution(base=self.super_resolution, base_revision=revision)

@@ -23,6 +23,7 @@ from dbray.spec.recipe import Recipe
 from dbray.spec.resources import Resources
 from dbray.spec.sections import Identifiers, Previews, Prior, Scoring
 from dbray.spec.subject import Subject, make_subject
+from dbray.spec.super_resolution import SuperResolution
 from dbray.spec.text_files import Item, Lines, items_of, locate, parse_yaml, read_text
 
 SCHEMA_VERSION = "dbray/v1"
@@ -81,6 +82,10 @@ class Job(Spec):
         "everybody may see them.",
     )
     recipe: Recipe = Recipe()
+    super_resolution: SuperResolution | None = Field(
+        default=None,
+        description="The second stage of a cascade: the network that enlarges the base's images.",
+    )
     prior: Prior = Prior()
     previews: Previews = Previews()
     scoring: Scoring = Scoring()
@@ -214,6 +219,9 @@ def anchored(job: Job, folder: Path) -> Job:
     }
     if job.serve_base is not None:
         paths["serve_base"] = anchor_base(job.serve_base, folder)
+    if (stage := job.super_resolution) is not None and stage.base is not None:
+        base = anchor_base(stage.base, folder)
+        paths["super_resolution"] = stage.model_copy(update={"base": base})
     if isinstance(job.subjects, str):
         paths["subjects"] = anchor(job.subjects, folder)
     return job.model_copy(update=paths)

@@ -155,17 +155,17 @@ def _draw_row(
     """Draw latents, noise, timestep and condition of one row."""
     if is_prior:
         assert data.prior is not None
-        latents = data.prior.sample(_draw(len(data.prior), generator), generator)
-        condition = data.prior_prompt[0]
+        images, index, text = data.prior, _draw(len(data.prior), generator), data.prior_prompt[0]
     else:
         image = _draw(len(data.views_of_image), generator)
         views = data.views_of_image[image]
-        latents = data.views.sample(views[_draw(len(views), generator)], generator)
-        condition = data.instance[image]
+        images, index = data.views, views[_draw(len(views), generator)]
+        text = data.instance[image]
+    latents = images.sample(index, generator)
     noise = torch.randn(latents.shape, generator=generator)
     timestep = schedule.draw(generator, recipe)
     noise = losses.offset_noise(noise, recipe.noise_offset, generator)
-    return latents, noise, timestep, condition
+    return latents, noise, timestep, images.condition(text, index, generator)
 
 
 def _draw(size: int, generator: torch.Generator) -> int:

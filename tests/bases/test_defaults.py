@@ -85,6 +85,8 @@ RATES = {
     "Flux2KleinPipeline": (1e-4, 100, 500),
     "ZImagePipeline": (1e-4, 100, 500),
     "IFPipeline": (5e-6, 0, 1200),
+    "IFSuperResolutionPipeline": (1e-6, 0, 2000),
+    "StableDiffusionUpscalePipeline": (1e-4, 0, 500),
     "QwenImagePipeline": (2e-4, 0, 500),
 }
 """Of LoRA in diffusers' scripts: rate, warm-up and steps."""

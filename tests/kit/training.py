@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -13,7 +14,14 @@ from dbray.spec.recipe import Recipe
 from dbray.spec.resources import Resources
 from dbray.training.batches import Share
 from dbray.training.curve import LossPoint
-from dbray.training.data import Latents, TrainingData, encode_subject, instance_prompts
+from dbray.training.data import (
+    Latents,
+    TrainingData,
+    encode_subject,
+    instance_prompts,
+    low_images,
+    shrunk,
+)
 from dbray.training.engine import make_engine
 from dbray.training.loop import Progress, finetune
 
@@ -40,6 +48,7 @@ class Trained:
         resources: Resources = PLAIN,
         share: Share = ALONE,
         device: torch.device = CPU,
+        noise_level: int | None = None,
     ) -> None:
         compute = bases.Compute(str(device), recipe.precision, visits=True)
         self.backbone = backbone = bases.load(base, compute)
@@ -51,7 +60,13 @@ class Trained:
         self.engine.assign(method.begin(self.network, IDENTIFIER))
         self.begun = {name: p.detach().clone() for name, p in self.network.named_parameters()}
         pixels = np.random.default_rng(0).integers(0, 255, (4, SIDE, SIDE, 3), dtype=np.uint8)
-        views, views_of_image = encode_subject(backbone, [[image] for image in pixels], recipe)
+        views, views_of_image = encode_subject(
+            backbone, [[image] for image in pixels], recipe, noise_level
+        )
+        prior = Latents(*backbone.encode(pixels[::-1].copy()))
+        if noise_level is not None:
+            low = shrunk(pixels[::-1], base.scale)
+            prior = replace(prior, low=low_images(backbone, low, noise_level))
         self.data = data = TrainingData(
             "rex",
             views,
@@ -59,7 +74,7 @@ class Trained:
             method.condition(
                 backbone, recipe, instance_prompts(IDENTIFIER, "dog", None, recipe, 4)
             ),
-            Latents(*backbone.encode(pixels[::-1].copy())),
+            prior,
             method.condition(backbone, recipe, ["a dog"]),
         )
         saved = []
@@ -96,6 +111,11 @@ def prediction_of(backbone: bases.Backbone) -> torch.Tensor:
     shape = backbone.latent_shape((SIDE, SIDE))
     latents = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
     condition = backbone.condition([f"a {IDENTIFIER} dog", "a dog"])
+    if backbone.base.family.is_super_resolution:
+        side = SIDE // backbone.base.scale
+        low = np.random.default_rng(1).integers(0, 255, (2, side, side, 3), dtype=np.uint8)
+        clean = condition.with_tensor("low", backbone.low_images(low))
+        condition = backbone.noising(0).noised(clean, torch.zeros(()))
     return backbone.denoise(latents, torch.tensor([10, 500]), condition)
 
 

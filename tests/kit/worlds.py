@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -49,7 +50,8 @@ def write_job(folder: Path, base: Path, subjects: dict[str, str], /, **changes) 
     for name, value in changes.items():
         job[name] = {**job.get(name, {}), **value} if isinstance(value, dict) else value
     file = folder / "job.yaml"
-    file.write_text(yaml.safe_dump(job))
+    # Copied, so that a value which stands twice is written twice.
+    file.write_text(yaml.safe_dump(json.loads(json.dumps(job))))
     return file
 
 

@@ -69,7 +69,7 @@ def train(plan, num_slots, last_step=None):
         attempt.encode()
         attempt.begin()
     while attempts:
-        lane.pack.step({slot: attempt.course for slot, attempt in attempts.items()})
+        lane.step(attempts)
         for slot, attempt in list(attempts.items()):
             attempt.finish_step()
             if attempt.is_published or attempt.course.step == last_step:

@@ -9,12 +9,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from kit.records import record
 from kit.training import IDENTIFIER, Trained, recipe_of
 from pydantic import ValidationError
 from torch._dynamo.testing import CompileCounter
 
 from dbray import bases
-from dbray.method.methods import method_of, put
+from dbray.method.methods import method_of
+from dbray.method.stages import put
 from dbray.spec.recipe import Recipe
 from dbray.spec.resources import Resources
 from dbray.training import plain
@@ -75,7 +77,7 @@ def test_models_that_are_put_in_change_what_a_compiled_network_answers(
         if model is None:
             backbone.resident.put(None)
         else:
-            put(backbone, recipe.method, model)
+            put(backbone, record(recipe=recipe), model)
         with torch.no_grad():
             answers.append(network(latents, timesteps, condition.tensors))
         assert torch.equal(answers[-1], backbone.denoise(latents, timesteps, condition))

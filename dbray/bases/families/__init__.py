@@ -20,6 +20,8 @@ FAMILIES = {
     "Flux2KleinPipeline": "flux2_klein",
     "QwenImagePipeline": "qwen_image",
     "IFPipeline": "deepfloyd_if",
+    "IFSuperResolutionPipeline": "deepfloyd_if_ii",
+    "StableDiffusionUpscalePipeline": "x4_upscaler",
 }
 """From the `_class_name` in a base's index to the file in this folder with its FAMILY."""
 

@@ -91,7 +91,17 @@ class Family:
     @property
     def folders(self) -> tuple[str, ...]:
         """Every folder of a base that dbray reads."""
-        return (*self.models, *self.tokenizers, "scheduler")
+        return (*self.models, *self.tokenizers, *self.schedulers)
+
+    @property
+    def schedulers(self) -> tuple[str, ...]:
+        """Folders of schedulers: first that of the denoiser."""
+        return ("scheduler",)
+
+    @property
+    def is_super_resolution(self) -> bool:
+        """Whether its bases enlarge images, and draw none from a text alone."""
+        return len(self.schedulers) > 1
 
     def check(self, layout: Layout) -> None:
         """Raise BaseError if the configurations are not those of a supported base."""

@@ -47,6 +47,8 @@ class StableDiffusion(Family):
     text_encoders = ("text_encoder",)
     inputs = "latents and a text"
     """Of the UNet, for messages."""
+    num_extra_inputs = 0
+    """Input channels of the UNet beside the latents."""
     other_inputs: tuple[str, ...] = (
         "addition_embed_type",
         "addition_time_embed_dim",
@@ -89,8 +91,8 @@ class StableDiffusion(Family):
         if any(text.get("use_attention_mask") for text in texts):
             raise self.refused("its text encoder needs an attention mask")
         channels = vae.get("latent_channels")
-        for key in ("in_channels", "out_channels"):
-            if unet.get(key) != channels:
+        for key, extra in (("in_channels", self.num_extra_inputs), ("out_channels", 0)):
+            if unet.get(key, 0) - extra != channels:
                 raise self.refused(f"{key} of its UNet is {unet.get(key)}, but its latents have "
                                    f"{channels} channels")  # fmt: skip
         widths, width = unet.get("cross_attention_dim"), sum(t.get("hidden_size", 0) for t in texts)

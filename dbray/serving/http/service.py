@@ -169,6 +169,7 @@ class Service:
             deadline_seconds=self.options.deadline_seconds,
             sampling=sampling,
             resolution=record.recipe.resolution if record else None,
+            super_resolution=record.super_resolution if record else None,
             size=request.width_height,
             strict_size=request.strict_size,
             output_format=request.output_format,

@@ -39,6 +39,10 @@ def check(records: Sequence[ModelRecord], weights: Sequence[float]) -> None:
     """Check that models can be added up with these weights. Raises Refused."""
     if len(records) == 1 and weights[0] == 1:
         return
+    if staged := [record.id for record in records if record.super_resolution is not None]:
+        raise _refused(
+            f"'{staged[0]}' has two stages, so it can only be drawn alone, with weight 1"
+        )
     if not all(map(_is_low_rank, records)):
         name = next(record.id for record in records if not _is_low_rank(record))
         raise _refused(

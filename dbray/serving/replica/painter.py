@@ -22,7 +22,7 @@ from torch import Tensor
 
 from dbray.bases import Backbone
 from dbray.bases.condition import Condition
-from dbray.bases.generate import Sampling, encode, generate, sample
+from dbray.bases.generate import Sampling, encode, finish, generate, sample, scale_of
 from dbray.bases.resident import Resident
 from dbray.errors import DbrayError
 from dbray.method.mixing import mixed
@@ -194,8 +194,13 @@ class Painter:
     def _sample(self, batch: Batch, condition: Condition) -> None:
         lead = batch[0][0]
         seeds = [request.ask.seeds[index] for request, index in batch]
+        scale = scale_of(self._backbone.base, lead.sampling)
+        width, height = lead.size
+        size = width // scale, height // scale
         watch = self._watch(batch)
-        pixels = sample(self._backbone, condition, seeds, lead.sampling, watch, lead.size)
+        pixels = sample(self._backbone, condition, seeds, lead.sampling, watch, size)
+        prompts = [request.ask.prompt for request, _ in batch]
+        pixels = finish(self._backbone, prompts, pixels, seeds, lead.sampling, watch)
         self._meters.batch.observe(len(batch))
         self._meters.images.inc(len(batch))
         for (request, index), image in zip(batch, pixels, strict=True):
@@ -232,15 +237,18 @@ class Painter:
 
     def _watch(self, batch: Batch) -> Callable[[int, Tensor], None]:
         num_steps = batch[0][0].sampling.steps
+        num_taken = 0
 
         def on_step(step: int, latents: Tensor) -> None:
+            nonlocal num_taken
+            num_taken += 1
             self._beat = now = time.monotonic()
             for request, _ in batch:
                 if now > request.deadline:
                     request.refuse(TIMED_OUT)
             if all(request.over for request, _ in batch):
                 raise _Cancelled
-            if step + 1 < num_steps:
+            if num_taken < num_steps:  # only of the first stage
                 self._sketch(batch, step, num_steps, latents)
 
         return on_step

@@ -21,7 +21,8 @@ import torch
 
 from dbray import bases
 from dbray.bases import Compute
-from dbray.bases.generate import Sampling
+from dbray.bases.defaults import fill_super_resolution
+from dbray.bases.generate import Sampling, scale_of
 from dbray.bases.reading import Reader
 from dbray.bases.resident import Weights
 from dbray.errors import BaseError, DbrayError, ModelNotFound
@@ -79,7 +80,12 @@ class Replica:
         self._presence = Presence(store)
         self._device = _device(options.device)
         base = bases.resolve(options.base or MINIATURE, options.base_revision)
-        self._backbone = bases.load(base, Compute(self._device, options.precision))
+        base = bases.with_stage(base, options.stage)
+        compute = Compute(self._device, options.precision)
+        if base.super_resolution is not None:
+            compute = replace(compute, then=compute)
+        self._backbone = bases.load(base, compute)
+        self._stage = fill_super_resolution(base, None)
         # Found once: the painter replaces layers while it samples.
         self._mixable = mixable_layers(self._backbone.models[base.family.denoiser])
         defaults = base.fill(Previews())
@@ -155,27 +161,22 @@ class Replica:
             fetching.cancel()
 
     def _request(self, ask: Ask, emit: Callable[[object], None]) -> Request:
-        sampling = replace(self._sampling, **ask.sampling)
+        stage = ask.super_resolution if ask.models else self._stage
+        sampling = replace(self._sampling, **ask.sampling).through(stage)
         try:
             self._backbone.base.family.check_sampler(sampling.sampler)
         except BaseError as exc:
             raise Refused(Refusal(400, "invalid_value", str(exc), "scheduler")) from exc
-        width, height = size = self._size(ask)
-        area = width * height / self._backbone.resolution**2
+        scale = scale_of(self._backbone.base, sampling)
+        width, height = size = self._size(ask, scale)
+        area = width * height / (scale * self._backbone.resolution) ** 2
         read = self._reader.cut_fields(ask.texts)
         return Request(ask, sampling, size, emit, time.monotonic(), area, read)
 
-    def _size(self, ask: Ask) -> tuple[int, int]:
-        own = ask.resolution or self._backbone.resolution
-        if ask.size in (None, (own, own)):
-            return own, own
-        fitted = self._sizes.nearest(ask.size)
-        if ask.strict_size and fitted != ask.size:
-            raise Refused(Refusal(
-                400, "invalid_value",
-                f"Invalid 'size': this model draws {own}x{own}; other {self._sizes}.", "size",
-            ))  # fmt: skip
-        return fitted
+    def _size(self, ask: Ask, scale: int) -> tuple[int, int]:
+        """The size of the images of the last stage."""
+        own = (ask.resolution or self._backbone.resolution) * scale
+        return self._sizes.times(scale).fitted(ask.size, own, ask.strict_size)
 
     async def _fetch(self, request: Request) -> None:
         """Load the weights while the request waits, and hold them until cancelled."""
@@ -193,7 +194,7 @@ class Replica:
 
     def _member(self, model: Weights | None) -> Member | None:
         """Return a model's part of a mixed batch; None if it has to be alone in its batch."""
-        if not self.options.mix:
+        if not self.options.mix or self._stage is not None:
             return None
         return member_of(model, self._backbone.base.family.denoiser, self._mixable)
 

@@ -24,9 +24,9 @@ from torch import Tensor
 from dbray.bases import Backbone
 from dbray.bases.resident import Layout, Weights
 from dbray.errors import BaseError, DbrayError, DigestMismatch, ModelNotFound, RegistryError
+from dbray.method import stages
 from dbray.method.combining import combined
-from dbray.method.methods import method_of
-from dbray.records.models import Registry, Revision
+from dbray.records.models import ModelRecord, Registry, Revision
 from dbray.serving.messages import (
     BROKEN,
     NOT_FOUND,
@@ -39,7 +39,6 @@ from dbray.serving.messages import (
 from dbray.serving.options import GIB, ServeOptions
 from dbray.serving.replica.cache import CacheFull, TieredCache
 from dbray.serving.replica.tiers import Level, Tier, Watcher
-from dbray.spec.methods import MethodSettings
 
 _log = logging.getLogger(__name__)
 
@@ -76,7 +75,7 @@ class Published:
 class ModelFiles:
     """The weight files of one model on this machine, and their SHA-256."""
 
-    method: MethodSettings
+    record: ModelRecord
     paths: Mapping[str, Path]
     digests: Mapping[str, str]
 
@@ -104,7 +103,8 @@ class Source:
 
     def __init__(self, registry: Registry, backbone: Backbone, scratch: Path) -> None:
         self._registry = registry
-        self._base_digest = backbone.base.digest
+        second = backbone.base.super_resolution
+        self._digests = backbone.base.digest, second and second.digest
         self._device = backbone.device
         self._layouts = layouts = backbone.resident.layouts
         self._scratch = scratch
@@ -133,7 +133,7 @@ class Source:
         contents: list[tuple[str, Tensor]] = []
         for model, weight in files.models:
             own = {name: _read(file, self._spare) for name, file in model.paths.items()}
-            read.append((method_of(model.method).read(own, self._layouts), weight))
+            read.append((stages.read(model.record, own, self._layouts), weight))
             contents += [(model.digests[name], content) for name, content in own.items()]
         published = Published(combined(read), contents)
         return published, published.size_bytes
@@ -161,14 +161,14 @@ class Source:
         found = []
         for share in shares_of(key):
             revision = self._registry.open(share.name)
-            if not revision.record.fits(self._base_digest):
+            if not revision.record.fits(*self._digests):
                 raise BaseError(f"{revision.record.name} was trained on another base")
             found.append((revision, share.weight))
         return found
 
 
 def _files_of(revision: Revision, paths: Mapping[str, Path]) -> ModelFiles:
-    return ModelFiles(revision.record.recipe.method, paths, revision.digests)
+    return ModelFiles(revision.record, paths, revision.digests)
 
 
 def _read(file: Path, spare: Spare) -> Tensor:
