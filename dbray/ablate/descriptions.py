@@ -56,7 +56,7 @@ def scored_of(variant: str, files: Mapping[str, Files]) -> list[Scored]:
 
 
 def _folder(ready: Ready, measure: Measure, previews: Previews, one: CheckedSubject) -> str:
-    noun = one.subject.class_noun
+    noun, stage = one.subject.class_noun, ready.job.super_resolution
     value = {
         "base": ready.base.serving.digest,
         "images": one.image_digests,
@@ -65,6 +65,7 @@ def _folder(ready: Ready, measure: Measure, previews: Previews, one: CheckedSubj
         "resolution": ready.job.recipe.resolution,
         "previews": previews.identity(),
         "description": one.subject.description,
+        **({"super_resolution": stage.model_dump(mode="json")} if stage else {}),
         **{name: text.decode() for name, text in describe(measure, noun, "").items()},
     }
     return f"descriptions/{digest_json(value)}"
@@ -87,6 +88,7 @@ class _Embedded:
         subjects: list[CheckedSubject],
     ) -> None:
         self._recipe, self._num_images = ready.job.recipe, measure.scoring.images
+        self._stage = ready.job.super_resolution
         base, pool = ready.base.serving, SamplingPool.of(ready.job.resources)
         args = base, pool.threads, store
         tasks = [task for one in subjects for task in self._tasks(one)]
@@ -114,7 +116,9 @@ class _Embedded:
 
     def _of_base(self, one: CheckedSubject) -> dict[str, Any]:
         recipe = self._recipe.model_dump(mode="json")
-        return {"model": None, "class_noun": one.subject.class_noun, "recipe": recipe}
+        stage = self._stage and self._stage.model_dump(mode="json")
+        return {"model": None, "class_noun": one.subject.class_noun, "recipe": recipe,
+                "super_resolution": stage}  # fmt: skip
 
     def _described(self, one: CheckedSubject) -> dict[str, Any]:
         return self._of_base(one) | {"description": one.subject.description}
