@@ -17,7 +17,7 @@ from dbray.records.prior_sets import load_images
 from dbray.run.job import run_job
 from dbray.storage.store import Store
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.mark.parametrize("name", SUPER_RESOLUTION)
