@@ -43,6 +43,5 @@ def test_subjects_are_published_with_both_stages_and_previews(ray_session, tmp_p
     png = next(name for name in sorted(annex.names()) if name.endswith(".png"))
     assert np.asarray(Image.open(io.BytesIO(annex.file(png)))).shape == (128, 128, 3)
     before = files_of(job, "bob")
-    again = run_job(job)
-    assert again.summary.counts["published"] == 2
+    assert run_job(job).exit_code == 0
     assert files_of(job, "bob") == before
