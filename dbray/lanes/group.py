@@ -26,7 +26,7 @@ from dbray.planning.plan import Plan, PlannedSubject
 
 logger = logging.getLogger(__name__)
 
-_POLL_SECONDS = 0.25
+_POLL_SECONDS = 0.5
 _JOIN_SECONDS = 15.0
 
 
