@@ -31,7 +31,7 @@ from dbray.run.recorder import Recorder
 from dbray.sampling.pool import SamplingPool
 from dbray.sampling.priors import IsEnough, make_priors
 
-LEAST_TURN_SECONDS = 30.0
+LEAST_TURN_SECONDS = 60.0
 """The least time that class images are made before lanes start, which takes about as long."""
 
 

@@ -106,6 +106,13 @@ class PartActor(SamplingActor):
         return encode_part(indices, seeds, [encode_png(image) for image in images])
 
 
+def task_of(plan: PriorPlan, part: int) -> dict[str, Any]:
+    """Return the task of a PartActor that makes a part."""
+    return {"base_digest": plan.base_digest, "class_noun": plan.class_noun,
+            "prior": plan.prior.model_dump(mode="json"), "part": part,
+            "enlarging": plan.enlarging and asdict(plan.enlarging)}  # fmt: skip
+
+
 def _sampling_of(enlarging: Enlarging) -> Sampling:
     steps, guidance = enlarging.steps, enlarging.guidance
     return Sampling(enlarging.sampler, steps, guidance, noise_level=enlarging.noise_level)
@@ -189,12 +196,7 @@ def _make_parts(ledger: _Ledger, base: Base, pool: SamplingPool, is_enough: IsEn
     work = ledger.missing
     for tries_left in reversed(range(_MAX_TRIES)):
         failed: list[tuple[PriorPlan, int]] = []
-        tasks = [
-            {"base_digest": plan.base_digest, "class_noun": plan.class_noun,
-             "prior": plan.prior.model_dump(mode="json"), "part": part,
-             "enlarging": plan.enlarging and asdict(plan.enlarging)}
-            for plan, part in work
-        ]  # fmt: skip
+        tasks = [task_of(plan, part) for plan, part in work]
         actor_args = (base, pool.threads, ledger.store)
         with closing(sample(PartActor, actor_args, tasks, pool)) as results:
             for result in results:

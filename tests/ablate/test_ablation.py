@@ -113,7 +113,8 @@ def test_class_images_of_a_description_are_those_of_the_base(
     assert rex.scores.identity != rex.scores.base_identity
     previews = PreviewActor(job.base, 1, store, job.job.previews)
     recipe = job.job.recipe.model_dump(mode="json")
-    of_base = previews.make({"model": None, "class_noun": "dog", "recipe": recipe})
+    task = {"model": None, "class_noun": "dog", "recipe": recipe, "super_resolution": None}
+    of_base = previews.make(task)
     assert job.job.previews.prompts[1] == "a {class}"
     assert [of_base[name] == found["rex"][name] for name in ("base-0.png", "base-1.png")] == [
         False, True,

@@ -73,9 +73,8 @@ def make_class_images(store: Store, base: Base, plans: Sequence[PriorPlan]) -> N
 
     actor = priors.PartActor(base, 1, store)
     for plan in plans:
-        prior = plan.prior.model_dump(mode="json")
         for part in range(plan.num_parts):
-            actor.make({"class_noun": plan.class_noun, "prior": prior, "part": part})
+            actor.make(priors.task_of(plan, part))
     assert priors.make_priors(store, base, plans).num_images == 0  # it only publishes
 
 
