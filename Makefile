@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Two files of tests at a time, in the order of tests/conftest.py: the long ones first.
 AT_ONCE := -n 2 --dist loadfile --no-loadscope-reorder
-QUIETLY := --quiet --disable-pip-version-check --no-compile
+QUIETLY := --quiet --disable-pip-version-check
 
 .PHONY: help venv demo test test-slow test-gpu check format bench clean
 
