@@ -15,7 +15,6 @@ venv: $(VENV)/.ready ## make .venv and install the project into it
 
 # torch is installed first and only by its pin: pip takes a small CPU build where one is configured
 # (PIP_INDEX_URL, PIP_FIND_LINKS), else PyPI's build, which on Linux includes CUDA (several GB).
-# Nothing is compiled in advance: Python compiles what it imports, a third of what is installed.
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install $(QUIETLY) $$(grep '^torch==' constraints.txt)

@@ -15,6 +15,7 @@ from dbray.ablate.scoring import Scored
 from dbray.planning.checks import Ready
 from dbray.records.scores import Scores
 from dbray.run.watch import Watch
+from dbray.sampling.joining import base_task
 from dbray.sampling.measuring import Measure, ScoreActor, describe, embeddings_of
 from dbray.sampling.pool import Result, SamplingPool, sample
 from dbray.sampling.previews import PreviewActor
@@ -115,10 +116,7 @@ class _Embedded:
         ]
 
     def _of_base(self, one: CheckedSubject) -> dict[str, Any]:
-        recipe = self._recipe.model_dump(mode="json")
-        stage = self._stage and self._stage.model_dump(mode="json")
-        return {"model": None, "class_noun": one.subject.class_noun, "recipe": recipe,
-                "super_resolution": stage}  # fmt: skip
+        return base_task(one.subject.class_noun, self._recipe, self._stage)
 
     def _described(self, one: CheckedSubject) -> dict[str, Any]:
         return self._of_base(one) | {"description": one.subject.description}

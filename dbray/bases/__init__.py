@@ -93,10 +93,8 @@ def _second(name: str, first: Base, revision: str | None, needs_weights: bool) -
 
 def _resolve(name: str, revision: str | None, needs_weights: bool = True) -> Base:
     try:
-        folder, commit = _find_folder(name, revision)
-        chosen = folder
-        if is_folder(folder / FIRST):
-            folder = folder / FIRST
+        chosen, commit = _find_folder(name, revision)
+        folder = _first_of(chosen)
         layout = Layout(folder)
         if not needs_weights and layout.is_empty:
             layout = Layout(folder, has_weights=False)
@@ -114,8 +112,12 @@ def _resolve(name: str, revision: str | None, needs_weights: bool = True) -> Bas
 def family_of_name(name: str, revision: str | None = None) -> Family:
     """Return the family of a base, from its index alone. Raises BaseError."""
     folder, _ = _find_folder(name, revision, whole=False)
-    folder = folder / FIRST if is_folder(folder / FIRST) else folder
-    return Layout(folder).family
+    return Layout(_first_of(folder)).family
+
+
+def _first_of(folder: Path) -> Path:
+    """Return the folder of the stage that draws: a cascade has it in its own."""
+    return folder / FIRST if is_folder(folder / FIRST) else folder
 
 
 def find_on_this_node(base: Base) -> Base:

@@ -84,6 +84,12 @@ class Base:
         """Side in pixels of the images that the base was trained on."""
         return self.family.resolution(self.layout)
 
+    @property
+    def digests(self) -> tuple[str, str | None]:
+        """Its digest, and that of the network that enlarges its images, if there is one."""
+        second = self.super_resolution
+        return self.digest, None if second is None else second.digest
+
     def fill(self, section: Section) -> Section:
         """Fill what a section of a job leaves open, as `defaults.fill` does."""
         return defaults.fill(self, section).section

@@ -128,12 +128,15 @@ def generate_in_batches(
 
     The batches depend only on the resolution, so that they are the same everywhere.
     """
-    size = batch_size(backbone)
-    batches = [
+    return np.concatenate([
         generate(backbone, prompts[part], seeds[part], sampling, on_step)
-        for part in (slice(start, start + size) for start in range(0, len(prompts), size))
-    ]
-    return np.concatenate(batches)
+        for part in _parts(len(prompts), batch_size(backbone))
+    ])  # fmt: skip
+
+
+def _parts(num: int, size: int) -> list[slice]:
+    """Divide `num` images into batches of `size`; the last may be smaller."""
+    return [slice(start, start + size) for start in range(0, num, size)]
 
 
 def encode(backbone: Backbone, prompts: Sequence[str], sampling: Sampling) -> Condition:
@@ -175,29 +178,17 @@ def enlarge(
         on_step: as in `sample`.
     """
     height, width = (backbone.base.scale * side for side in images_NHWC.shape[1:3])
-    num = batch_size(backbone, (width, height))
-    parts = [slice(start, start + num) for start in range(0, len(prompts), num)]
-    return np.concatenate([
-        _enlarge(backbone, prompts[part], images_NHWC[part], seeds[part], sampling, on_step)
-        for part in parts
-    ])  # fmt: skip
-
-
-def _enlarge(
-    backbone: Backbone,
-    prompts: Sequence[str],
-    images_NHWC: np.ndarray,
-    seeds: Sequence[int],
-    sampling: Sampling,
-    on_step: OnStep | None,
-) -> np.ndarray:
-    """Sample one batch."""
-    height, width = (backbone.base.scale * side for side in images_NHWC.shape[1:3])
     size = width, height
-    condition = encode(backbone, prompts, sampling)
-    low = backbone.low_images(images_NHWC, size).to(backbone.device)
-    low = low.repeat(len(condition) // len(seeds), 1, 1, 1)
-    return sample(backbone, condition.with_tensor(LOW, low), seeds, sampling, on_step, size)
+
+    def of(part: slice) -> np.ndarray:
+        condition = encode(backbone, prompts[part], sampling)
+        low = backbone.low_images(images_NHWC[part], size).to(backbone.device)
+        low = low.repeat(len(condition) // len(low), 1, 1, 1)
+        return sample(
+            backbone, condition.with_tensor(LOW, low), seeds[part], sampling, on_step, size
+        )
+
+    return np.concatenate([of(part) for part in _parts(len(prompts), batch_size(backbone, size))])
 
 
 @torch.no_grad()

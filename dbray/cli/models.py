@@ -176,10 +176,8 @@ def open_source(args: argparse.Namespace) -> Iterator[Source]:
     name, revision = record.served_by
     base = bases.resolve(args.base or name, args.base_revision or revision)
     base = bases.with_stage(base, record.super_resolution)
-    second = base.super_resolution
-    if not record.fits(base.digest, second and second.digest):
-        raise BaseError(f"{record.name} was trained on another {record.base!r} "
-                        f"({record.base_digest[:12]}, here is {base.digest[:12]})")  # fmt: skip
+    if not record.fits(*base.digests):
+        raise BaseError(f"{record.name} {record.of_another(base.digest)}")
     with tempfile.TemporaryDirectory() as folder:
         yield Source(base, record, registry.weights(record, Path(folder)), _device())
 

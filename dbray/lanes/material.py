@@ -18,6 +18,7 @@ from dbray.errors import SubjectError
 from dbray.lanes.beat import Beat
 from dbray.lanes.prior_latents import NUM_WARM_PRIORS, PriorLatents, class_images
 from dbray.method.methods import method_of
+from dbray.planning.cascade import recipe_of
 from dbray.planning.plan import PlannedSubject
 from dbray.spec.job import Job
 from dbray.spec.prompts import fill_prompt
@@ -41,7 +42,7 @@ class Material:
     ) -> None:
         """`section` is the job's about the backbone, if it is the second stage of a cascade."""
         self._job, self._backbone, self._section = job, backbone, section
-        self._recipe = job.recipe if section is None else section.recipe
+        self._recipe = recipe_of(job, section)
         self._method = method_of(self._recipe.method)
         self._store = Store(job.storage)
         self._priors = PriorLatents(self._store, backbone)

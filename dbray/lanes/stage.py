@@ -14,6 +14,7 @@ from dbray.bases import Backbone, Base, Compute
 from dbray.bases.schedule import Schedule
 from dbray.lanes.material import Material
 from dbray.method.methods import Method, method_of
+from dbray.planning.cascade import recipe_of
 from dbray.spec.job import Job
 from dbray.spec.recipe import Recipe
 from dbray.spec.super_resolution import SuperResolution
@@ -47,7 +48,7 @@ def make_stage(
     job: Job, base: Base, section: SuperResolution | None, num_slots: int, device: str
 ) -> Stage:
     """Load a network and prepare its training. `section` is given for the second of a cascade."""
-    recipe = job.recipe if section is None else section.recipe
+    recipe = recipe_of(job, section)
     checkpointing = recipe.gradient_checkpointing
     compute = Compute(device, recipe.precision, recipe.resolution, checkpointing, visits=True)
     backbone = bases.load(base, compute)

@@ -22,10 +22,15 @@ def trained_stages(job: Job, base: Base) -> Iterator[tuple[Base, Recipe, SuperRe
 
     The second of a cascade comes with its section of the job.
     """
-    yield base, job.recipe, None
+    yield base, recipe_of(job), None
     section = job.super_resolution
     if section is not None and section.train and base.super_resolution is not None:
-        yield base.super_resolution, section.recipe, section
+        yield base.super_resolution, recipe_of(job, section), section
+
+
+def recipe_of(job: Job, section: SuperResolution | None = None) -> Recipe:
+    """Return the recipe of the first stage, or of the second, whose section is given."""
+    return job.recipe if section is None else section.recipe
 
 
 def num_steps(job: Job, base: Base) -> int:

@@ -104,6 +104,11 @@ class ModelRecord(Spec):
         fits_second = wanted is None or wanted == super_resolution_digest
         return fits_second and base_digest in (self.base_digest, self.serve_base_digest)
 
+    def of_another(self, base_digest: str) -> str:
+        """Say that it does not fit the base that is here."""
+        trained, here = self.base_digest[:12], base_digest[:12]
+        return f"was trained on another {self.base!r} ({trained}, here is {here})"
+
     @property
     def has_its_revision(self) -> bool:
         """Whether the revision is the start of the fingerprint."""

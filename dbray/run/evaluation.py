@@ -191,17 +191,12 @@ def _tasks(
     for records in by_base.values():
         base = bases.resolve(*records[0].served_by)
         base = bases.with_stage(base, records[0].super_resolution)
-        second = base.super_resolution and base.super_resolution.digest
-        fitting = [record for record in records if record.fits(base.digest, second)]
-        failures += [(one.id, _of_another_base(one, base)) for one in records if one not in fitting]
+        fitting = [record for record in records if record.fits(*base.digests)]
+        others = [record for record in records if not record.fits(*base.digests)]
+        failures += [(record.id, record.of_another(base.digest)) for record in others]
         if fitting:
             measure = _measure(base, target, options)
             yield Task(target.store, base, fitting, target.subjects, measure, output)
-
-
-def _of_another_base(record: ModelRecord, base: Base) -> str:
-    trained, here = record.base_digest[:12], base.digest[:12]
-    return f"was trained on another {record.base!r} ({trained}, here is {here})"
 
 
 def _measure(base: Base, target: Target, options: EvaluationOptions) -> Measure:

@@ -48,12 +48,10 @@ def base_key(record: ModelRecord) -> BaseKey:
     return record.recipe.precision, str(record.recipe.resolution), record.class_noun, drawn
 
 
-def base_task(record: ModelRecord) -> dict[str, Any]:
-    """Return the task that samples the base for a model, and for all with an equal key."""
-    recipe = record.recipe.model_dump(mode="json")
-    stage = record.super_resolution and record.super_resolution.model_dump(mode="json")
-    return {"model": None, "class_noun": record.class_noun, "recipe": recipe,
-            "super_resolution": stage}  # fmt: skip
+def base_task(class_noun: str, recipe: Recipe, stage: SuperResolution | None) -> dict[str, Any]:
+    """Return the task that samples the base for models of a recipe and of a second stage."""
+    return {"model": None, "class_noun": class_noun, "recipe": recipe.model_dump(mode="json"),
+            "super_resolution": stage and stage.model_dump(mode="json")}  # fmt: skip
 
 
 class ModelActor(SamplingActor):
@@ -95,7 +93,10 @@ class Joining(ABC):
         self._on_progress = on_progress or (lambda _done, _total: None)
         shown_with = {base_key(record): record for record in records}
         self._place_of_base = {key: place for place, key in enumerate(shown_with)}
-        self._shared_tasks = [base_task(record) for record in shown_with.values()]
+        self._shared_tasks = [
+            base_task(one.class_noun, one.recipe, one.super_resolution)
+            for one in shown_with.values()
+        ]
         self._shared: dict[int, Result] = {}
         self._of_models: dict[int, Result] = {}
         self._pending = set(range(len(records)))

@@ -17,6 +17,7 @@ from dbray.errors import SpecError
 from dbray.planning.checks import check_file
 from dbray.run.options import RunOptions
 from dbray.run.watch import Silence
+from dbray.sampling.joining import base_task
 from dbray.sampling.pool import Result
 from dbray.sampling.previews import PreviewActor
 from dbray.sampling.scores import measure_of
@@ -112,9 +113,7 @@ def test_class_images_of_a_description_are_those_of_the_base(
     assert rex.scores.preservation == rex.scores.base_preservation
     assert rex.scores.identity != rex.scores.base_identity
     previews = PreviewActor(job.base, 1, store, job.job.previews)
-    recipe = job.job.recipe.model_dump(mode="json")
-    task = {"model": None, "class_noun": "dog", "recipe": recipe, "super_resolution": None}
-    of_base = previews.make(task)
+    of_base = previews.make(base_task("dog", job.job.recipe, None))
     assert job.job.previews.prompts[1] == "a {class}"
     assert [of_base[name] == found["rex"][name] for name in ("base-0.png", "base-1.png")] == [
         False, True,

@@ -13,6 +13,7 @@ from PIL import Image
 
 import dbray
 from dbray.miniature import data, train
+from dbray.miniature.autoencoder import to_images
 from dbray.miniature.pixels import data as fine_data
 from dbray.miniature.pixels import networks, sheet, tokens
 from dbray.miniature.pixels import training as pixels
@@ -123,7 +124,7 @@ def test_texts_belong_to_their_scenes():
 def test_small_pictures_are_means_of_four_pixels():
     drawn = np.zeros((1, 64, 64, 3), dtype=np.uint8)
     drawn[0, 0, 0] = 255
-    large = fine_data.large_images(drawn, torch.device("cpu"))
+    large = to_images(drawn, torch.device("cpu"))
     small = fine_data.small_images(large)
     assert small.shape == (1, 3, 32, 32)
     assert small[0, :, 0, 0].tolist() == pytest.approx([-0.5] * 3)

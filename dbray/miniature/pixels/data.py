@@ -10,15 +10,13 @@ import json
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.nn import functional
 
 from dbray.miniature.captions import fine_caption
-from dbray.miniature.data import NUM_CAPTIONS, save_array
+from dbray.miniature.data import NUM_CAPTIONS, SHARD_SIZE, save_array
 from dbray.miniature.world import SIZE, random_scene, render
 
-SHARD_SIZE = 4_000
 KIND = "fine"
 
 
@@ -44,11 +42,6 @@ def load_captions(folder: Path, num_shards: int) -> list[str]:
     paths = sorted(folder.glob(f"captions-{KIND}-*.jsonl"))[:num_shards]
     lines = [line for path in paths for line in path.read_text().splitlines()]
     return [wording for line in lines for wording in json.loads(line)]
-
-
-def large_images(pixels: np.ndarray, device: torch.device) -> Tensor:
-    """Return uint8 renders as what the second stage draws: N, 3, 64, 64 in [-1, 1]."""
-    return torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
 
 def small_images(large: Tensor) -> Tensor:

@@ -20,10 +20,10 @@ from torch.nn import functional
 
 from dbray.bases.schedule import NoiseSchedule
 from dbray.miniature import data
-from dbray.miniature.autoencoder import autocast
+from dbray.miniature.autoencoder import autocast, to_images
 from dbray.miniature.data import Rows
 from dbray.miniature.pixels import networks
-from dbray.miniature.pixels.data import KIND, large_images, load_captions, small_images
+from dbray.miniature.pixels.data import KIND, load_captions, small_images
 from dbray.miniature.pixels.losses import VARIANCE_WEIGHT, Variances, spread_timesteps
 from dbray.miniature.pixels.tokens import load_tokenizer, write_tokenizer
 from dbray.miniature.training import Average, Run, Trainer, load_checkpoint
@@ -149,7 +149,7 @@ class _Batches:
     def draw(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Return large pictures and the token ids of their captions."""
         scenes, ids = self.texts.draw(rng, self.run.batch_size)
-        return large_images(self.images.take(scenes), self.run.device), ids.to(self.run.device)
+        return to_images(self.images.take(scenes), self.run.device), ids.to(self.run.device)
 
     def noise(self, rng: np.random.Generator, clean: Tensor) -> tuple[Tensor, Tensor]:
         """Return timesteps and noise; all that torch draws in this step follows from `rng`."""

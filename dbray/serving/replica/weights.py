@@ -103,8 +103,7 @@ class Source:
 
     def __init__(self, registry: Registry, backbone: Backbone, scratch: Path) -> None:
         self._registry = registry
-        second = backbone.base.super_resolution
-        self._digests = backbone.base.digest, second and second.digest
+        self._digests = backbone.base.digests
         self._device = backbone.device
         self._layouts = layouts = backbone.resident.layouts
         self._scratch = scratch
