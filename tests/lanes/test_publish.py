@@ -25,7 +25,7 @@ def test_the_record_of_a_delta_has_its_error(tiny_base, tmp_path):
     weights = {"unet.weight": torch.diag(torch.tensor([4.0, 3.0, 0.0, 0.0]))}
     base = {"unet.weight": torch.zeros(4, 4)}
     files = delta.publish(network, base, weights, rank=1, dtype=torch.float32)
-    Publisher(plan.job, plan.base).publish(plan.to_train[0], files, Progress(), Clock())
+    Publisher(plan.job, plan.base).publish(plan.to_train[0], [(files, Progress())], Clock())
     record = Registry(store).find("ace")
     assert record.metadata == {"relative_error": "0.6"}
     assert record.files == tuple(files)

@@ -192,8 +192,11 @@ def test_activations_of_unets_are_what_their_backward_passes_keep(name, wanted):
                  "down_block_types": ("DownBlock2D",) + ("CrossAttnDownBlock2D",) * 2,
                  "up_block_types": ("CrossAttnUpBlock2D",) * 2 + ("UpBlock2D",)},
     }  # fmt: skip
-    parts = {"unet": configs[name], "vae": {"block_out_channels": (128, 256, 512, 512)}}
-    layout = SimpleNamespace(config=parts.__getitem__)
+    parts = {
+        "unet": configs[name],
+        "vae": {"block_out_channels": (128, 256, 512, 512), "latent_channels": 4},
+    }
+    layout = SimpleNamespace(config=parts.__getitem__, autoencoder=parts["vae"])
     recipe = Recipe(resolution=8 * configs[name]["sample_size"])
     assert 4 * StableDiffusion().kept_values(layout, recipe) == pytest.approx(wanted, rel=0.1)
 

@@ -96,7 +96,7 @@ def test_the_record_names_both(tmp_path, tiny_base, turbo):
     without = make_plan(check_job(job.model_copy(update={"serve_base": None})).ready(), store)
     assert plan.to_train[0].fingerprint == without.to_train[0].fingerprint
     publisher = Publisher(plan.job, plan.base)
-    publisher.publish(plan.to_train[0], {"lora.safetensors": b""}, Progress(), Clock())
+    publisher.publish(plan.to_train[0], [({"lora.safetensors": b""}, Progress())], Clock())
     found = Registry(store).find("ace")
     assert (found.base, found.served_by) == (str(tiny_base), (str(turbo), None))
     assert found.fits(plan.base.digest)

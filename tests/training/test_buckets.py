@@ -56,14 +56,14 @@ def test_a_step_is_that_of_its_rows_alone(tmp_path, name):
     alone = together = 0.0
     for batch in batches:
         predicted = backbone.denoise(batch.noisy_BCHW, batch.timesteps_B, batch.condition)
-        row_losses = losses.row_losses(predicted, batch.target_BCHW)
+        row_losses = losses.row_losses(base.family.targeted(predicted), batch.target_BCHW)
         together += float(losses.prior_preservation_loss(row_losses, batch.weights_B))
         for row in range(len(batch.weights_B)):
             one = slice(row, row + 1)
             predicted = backbone.denoise(
                 batch.noisy_BCHW[one], batch.timesteps_B[one], batch.condition[one]
             )
-            loss = losses.row_losses(predicted, batch.target_BCHW[one])
+            loss = losses.row_losses(base.family.targeted(predicted), batch.target_BCHW[one])
             alone += float((loss * batch.weights_B[one]).sum())
     assert together == pytest.approx(alone, rel=1e-4)
     weights = torch.cat([batch.weights_B for batch in batches])
