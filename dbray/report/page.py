@@ -28,8 +28,8 @@ from dbray.spec.recipe import Recipe
 
 # In the order in which a job and a subject go through them, each with its colour in page.css.
 _PHASES = {
-    "class images": 0, "training": 4, "lease": 1, "encode": 2, "reset": 3, "teacher": 0, "train": 4,
-    "fidelity": 1, "publish": 5, "previews": 6, "other": 8,
+    "class images": 0, "packing": 3, "training": 4, "lease": 1, "encode": 2, "reset": 3,
+    "teacher": 0, "train": 4, "fidelity": 1, "publish": 5, "previews": 6, "scores": 5, "other": 8,
 }  # fmt: skip
 _OTHER_COLOUR = 7
 

@@ -264,6 +264,25 @@ def test_a_request_that_cannot_meet_its_deadline_is_rejected_at_once():
     queue.push(make_request(clock, steps=20, deadline=50))
 
 
+def test_an_abandoned_batch_delays_nobody():
+    queue, clock = make_queue()
+    queue.done(cost=10, seconds=10)
+    request = make_request(clock, steps=50)
+    put(queue, request)
+    assert queue.take("base", 0)
+    queue.withdraw(request)
+    queue.push(make_request(clock, steps=50, deadline=60))
+
+
+def test_short_requests_do_not_make_long_ones_look_late():
+    queue, clock = make_queue()
+    queue.done(cost=1000, seconds=10)
+    for _ in range(5):
+        queue.done(cost=1, seconds=1)  # mostly what each batch costs, however short
+    put(queue, make_request(clock, steps=1000))
+    queue.push(make_request(clock, steps=1000, deadline=60))
+
+
 def test_an_idle_server_accepts_any_request():
     queue, clock = make_queue()
     queue.done(cost=10, seconds=10)

@@ -26,7 +26,7 @@ from dbray.serving.replica.cache import Hold
 Clock = Callable[[], float]
 Turn = tuple[float, float]
 
-_SMOOTHING = 0.2
+_KEPT = 0.8
 
 
 @dataclass(eq=False)
@@ -94,6 +94,26 @@ def company(lead: Request, ready: Sequence[Request], most: int) -> list[Request]
 
 
 @dataclass(frozen=True)
+class Pace:
+    """What past work took; older batches count less.
+
+    The rate is that of all the work together, not the mean of the batches' rates: a batch of few
+    steps takes longer per step, and would make long requests look too long for their deadline.
+    """
+
+    cost: float = 0.0
+    spent: float = 0.0
+
+    def after(self, cost: float, seconds: float) -> Pace:
+        """Return the pace with one more batch."""
+        return Pace(cost + _KEPT * self.cost, seconds + _KEPT * self.spent)
+
+    def seconds(self, cost: float) -> float:
+        """Return how long work of a cost should take; 0 while nothing is known."""
+        return cost * self.spent / self.cost if self.cost else 0.0
+
+
+@dataclass(frozen=True)
 class Limits:
     """How many images may wait, and how long.
 
@@ -142,8 +162,8 @@ class FairQueue:
         self._requests: list[Request] = []
         self._used: dict[str, float] = {}
         self._virtual = 0.0
-        self._running_cost = 0.0
-        self._seconds_per_cost = 0.0
+        self._running: Batch = []
+        self._past = Pace()
         self._condition = threading.Condition()
 
     @property
@@ -175,9 +195,10 @@ class FairQueue:
             images[other.ask.tenant] += len(other.waiting)
             cost[other.ask.tenant] += len(other.waiting) * other.cost
         own = num_new * request.cost
-        before = self._running_cost + _until_done(cost, tenant, own) - own
-        seconds = before * self._seconds_per_cost
-        late = seconds + own * self._seconds_per_cost > request.ask.deadline_seconds
+        running = sum(other.cost for other, _ in self._running if not other.over)
+        before = running + _until_done(cost, tenant, own) - own
+        seconds = self._past.seconds(before)
+        late = seconds + self._past.seconds(own) > request.ask.deadline_seconds
         if _until_done(images, tenant, num_new) > self.limits.max_images or (seconds > 0 and late):
             raise Refused(replace(OVERLOADED, retry_after=max(1, seconds)))
         if images[tenant] + num_new > self.limits.max_images_per_tenant:
@@ -222,17 +243,15 @@ class FairQueue:
             if not batch:
                 self._condition.wait(timeout_seconds)
                 batch = self._choose(resident)
-            self._running_cost = sum(request.cost for request, _ in batch)
+            self._running = batch
             return batch
 
     def done(self, cost: float, seconds: float) -> None:
         """Note how long work of a cost took."""
         with self._condition:
-            self._running_cost = 0.0
+            self._running = []
             if cost:
-                rate = seconds / cost
-                known = self._seconds_per_cost or rate
-                self._seconds_per_cost = known + _SMOOTHING * (rate - known)
+                self._past = self._past.after(cost, seconds)
 
     def _choose(self, resident: str) -> Batch:
         now = self._clock()
