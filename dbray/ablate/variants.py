@@ -32,6 +32,9 @@ MOST_PHOTOGRAPHS = 5
 COMMON_WORDS = ("happy", "old", "small", "red", "striped", "sleeping", "angry", "blue", "golden",
                 "young", "green", "spotted")  # fmt: skip
 """Words with a meaning that every base knows, the miniature too."""
+NORMAL_NOISE = 20
+"""The usual level of noise on low-resolution images: on DeepFloyd IF's schedule a variance of 2e-3,
+where the paper has 1e-3 against its own 1e-5 (section 4.3); the default of diffusers' upscaler."""
 NUM_CHARACTERS = 9
 """Of an identifier of random characters; the paper's example is xxy5syt00."""
 _CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
@@ -63,8 +66,7 @@ def prior(ready: Ready) -> list[Variant]:
     """Class images, nothing, or the untouched base as teacher."""
     job, weight = ready.job, ready.job.recipe.prior_weight or 1.0
     images = _with_prior(_with_recipe(job, prior_weight=weight), kind="images")
-    teacher = Prior(kind="teacher", prompt=job.prior.prompt)
-    return [
+    found = [
         Variant("class images", images, {
             "preservation": 0.493, "diversity": 0.391, "identity": 0.684, "clip_identity": 0.815,
             "prompt": 0.308,
@@ -73,8 +75,11 @@ def prior(ready: Ready) -> list[Variant]:
             "preservation": 0.664, "diversity": 0.371, "identity": 0.712, "clip_identity": 0.828,
             "prompt": 0.306,
         }),
-        Variant("teacher", images.model_copy(update={"prior": teacher})),
     ]  # fmt: skip
+    if job.super_resolution is None:  # it is kept by class images
+        teacher = Prior(kind="teacher", prompt=job.prior.prompt)
+        found.append(Variant("teacher", images.model_copy(update={"prior": teacher})))
+    return found
 
 
 def noun(ready: Ready) -> list[Variant]:
@@ -162,7 +167,10 @@ def _scaled(ready: Ready, name: str, factor: float) -> Variant:
 
 
 def method(ready: Ready) -> list[Variant]:
-    """All layers, low-rank factors, embeddings alone, and no training but a description."""
+    """All layers, low-rank factors, embeddings alone, and no training but a description.
+
+    A method that the base cannot train by is left out.
+    """
     found = [
         Variant("DreamBooth", _with_method(ready, Full()),
                 {"identity": 0.668, "clip_identity": 0.803, "prompt": 0.305}),
@@ -170,8 +178,28 @@ def method(ready: Ready) -> list[Variant]:
         Variant("textual inversion", _with_method(ready, TextualInversion()),
                 {"identity": 0.569, "clip_identity": 0.780, "prompt": 0.255}),
     ]  # fmt: skip
+    found = [one for one in found if one.job is not None and not _unfit(ready, one.job)]
     described = all(one.subject.description for one in ready.subjects)
     return [*found, Variant("description", None)] if described else found
+
+
+def detail(ready: Ready) -> list[Variant]:
+    """The second stage fine-tuned at low noise, at the usual noise, and as it is."""
+    stage, where = ready.job.super_resolution, "super_resolution"
+    if stage is None or not stage.train:
+        raise SpecError.of(where, "no second stage is fine-tuned", "name a base of two stages")
+    if stage.noise_level >= NORMAL_NOISE:
+        raise SpecError.of(where, f"noise_level {stage.noise_level} is not below the usual "
+                           f"{NORMAL_NOISE}", "set noise_level to 0")  # fmt: skip
+    return [
+        Variant("low noise", ready.job),
+        Variant("normal noise", _with_stage(ready.job, noise_level=NORMAL_NOISE)),
+        Variant("not fine-tuned", _with_stage(ready.job, noise_level=NORMAL_NOISE, train=False)),
+    ]
+
+
+def _unfit(ready: Ready, job: Job) -> bool:
+    return any(ready.base.family.unfit(ready.base.layout, job.recipe))
 
 
 def _with_method(ready: Ready, settings: MethodSettings) -> Job:
@@ -190,6 +218,12 @@ def _with_method(ready: Ready, settings: MethodSettings) -> Job:
 
 def _with_recipe(job: Job, **changes: object) -> Job:
     return job.model_copy(update={"recipe": job.recipe.model_copy(update=changes)})
+
+
+def _with_stage(job: Job, **changes: object) -> Job:
+    assert job.super_resolution is not None
+    stage = job.super_resolution.model_copy(update=changes)
+    return job.model_copy(update={"super_resolution": stage})
 
 
 def _with_prior(job: Job, **changes: object) -> Job:
@@ -245,6 +279,12 @@ ABLATIONS: dict[str, Ablation] = {
         "Figures 2, 15 and 16, Table 1",
         (*_FIDELITY, "diversity"),
         method,
+    ),
+    "detail": Ablation(
+        "super-resolution fine-tuned at low noise, at the usual noise, or as it is",
+        "Figure 14",
+        _FIDELITY,
+        detail,
     ),
 }
 """By the name that the command takes."""

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from kit.worlds import write_job
 
 from dbray.ablate.ablation import with_own_subjects
 from dbray.ablate.trials import trials_of
-from dbray.ablate.variants import ABLATIONS
+from dbray.ablate.variants import ABLATIONS, NORMAL_NOISE
+from dbray.bases import MINIATURE_FOLDER
 from dbray.errors import SpecError
 from dbray.planning.checks import check_file, check_job
 
+CASCADE = MINIATURE_FOLDER.with_name("cascade")
 NOUNS = {"rex": "dog", "tom": "cat", "bix": "clock"}
 
 
 @pytest.fixture(scope="module")
 def ready(tiny_base, tmp_path_factory):
     file = write_job(tmp_path_factory.mktemp("world"), tiny_base, NOUNS)
+    return with_own_subjects(check_file(file).ready())
+
+
+@pytest.fixture(scope="module")
+def cascade(tmp_path_factory):
+    """A job on a base of two stages."""
+    file = write_job(tmp_path_factory.mktemp("world"), CASCADE, NOUNS)
     return with_own_subjects(check_file(file).ready())
 
 
@@ -30,23 +41,34 @@ def changed(job, ready):
             if getattr(job, name) != getattr(ready.job, name)}  # fmt: skip
 
 
-def test_every_variant_is_a_valid_job(ready):
-    for name, ablation in ABLATIONS.items():
-        variants = ablation.variants(ready)
-        for trial in trials_of(name, ready, variants, (0, 1), ready.job.storage):
+@pytest.fixture(params=["ready", "cascade"])
+def each(request):
+    return request.getfixturevalue(request.param)
+
+
+def ablations_of(ready):
+    """Return the ablations that a job can take part in."""
+    alone = {} if ready.job.super_resolution else {"detail"}
+    return {name: one for name, one in ABLATIONS.items() if name not in alone}
+
+
+def test_every_variant_is_a_valid_job(each):
+    for name, ablation in ablations_of(each).items():
+        variants = ablation.variants(each)
+        for trial in trials_of(name, each, variants, (0, 1), each.job.storage):
             assert check_job(trial.job).errors == []
 
 
-def test_the_first_variant_is_the_job_itself(ready):
-    for ablation in ABLATIONS.values():
-        first = ablation.variants(ready)[0].job
+def test_the_first_variant_is_the_job_itself(each):
+    for ablation in ablations_of(each).values():
+        first = ablation.variants(each)[0].job
         assert first is not None
-        assert changed(first, ready) == set()
+        assert changed(first, each) == set()
 
 
-def test_trials_have_ids_of_their_own_and_differ_in_seed(ready):
-    trials = [one for name, ablation in ABLATIONS.items()
-              for one in trials_of(name, ready, ablation.variants(ready), (0, 7), "s")]  # fmt: skip
+def test_trials_have_ids_of_their_own_and_differ_in_seed(each):
+    trials = [one for name, ablation in ablations_of(each).items()
+              for one in trials_of(name, each, ablation.variants(each), (0, 7), "s")]  # fmt: skip
     assert len({one.job.id for one in trials}) == len(trials)
     assert all(one.job.recipe.seed == one.seed for one in trials)
     assert {one.job.storage for one in trials} == {"s"}
@@ -118,6 +140,28 @@ def test_another_method_has_the_rate_that_suits_it(ready):
     assert inversion.method.kind == "textual_inversion"
     assert inversion.learning_rate != ready.job.recipe.learning_rate
     assert inversion.steps == 8
+
+
+def test_super_resolution_has_low_or_normal_noise_or_stays_as_it_is(cascade):
+    found = jobs("detail", cascade)
+    levels = {name: (job.super_resolution.train, job.super_resolution.noise_level)
+              for name, job in found.items()}  # fmt: skip
+    assert levels == {"low noise": (True, 0), "normal noise": (True, NORMAL_NOISE),
+                      "not fine-tuned": (False, NORMAL_NOISE)}  # fmt: skip
+    assert all(changed(job, cascade) <= {"super_resolution"} for job in found.values())
+
+
+@pytest.mark.parametrize(("stage", "problem"), [
+    (None, "no second stage is fine-tuned"),
+    ({"train": False}, "no second stage is fine-tuned"),
+    ({"noise_level": NORMAL_NOISE}, f"noise_level {NORMAL_NOISE} is not below the usual"),
+])  # fmt: skip
+def test_there_must_be_a_second_stage_at_low_noise(cascade, stage, problem):
+    own = cascade.job.super_resolution
+    changed_stage = stage and own.model_copy(update=stage)
+    job = cascade.job.model_copy(update={"super_resolution": changed_stage})
+    with pytest.raises(SpecError, match=problem):
+        jobs("detail", replace(cascade, job=job))
 
 
 def test_descriptions_are_a_variant_where_every_subject_has_one(tiny_base, tmp_path):

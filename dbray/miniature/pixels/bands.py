@@ -21,11 +21,16 @@ def fine_band(images: np.ndarray) -> np.ndarray:
     return np.fft.ifft2(spectrum, axes=(1, 2)).real
 
 
-def fine_error(images: np.ndarray, truths: np.ndarray) -> np.ndarray:
+def fine_error(
+    images: np.ndarray, truths: np.ndarray, where: np.ndarray | None = None
+) -> np.ndarray:
     """Return the error of each image's fine band as a share of the true band's energy.
 
-    0 is right, 1 is as good as no fine detail at all, and unrelated detail has about 2.
+    0 is right, 1 is as good as no fine detail at all, and unrelated detail has about 2. With
+    `where` (N, H, W), only these pixels count.
     """
     truth = fine_band(truths)
-    error = np.square(fine_band(images) - truth).sum(axis=(1, 2, 3))
-    return error / np.square(truth).sum(axis=(1, 2, 3))
+    counted = np.ones(truth.shape[:3]) if where is None else where
+    error = np.square(fine_band(images) - truth).sum(axis=3) * counted
+    energy = np.square(truth).sum(axis=3) * counted
+    return error.sum(axis=(1, 2)) / energy.sum(axis=(1, 2))

@@ -223,15 +223,18 @@ def scenes(seed: int) -> Iterator[Scene]:
         yield random_scene(rng)
 
 
-def subject(seed: int, class_noun: str | None = None, num_images: int = 5) -> list[Image.Image]:
+def subject(
+    seed: int, class_noun: str | None = None, num_images: int = 5, fine: bool = False
+) -> list[Image.Image]:
     """Draw photographs of one identity, each in another place and pose.
 
     Args:
         seed: determines the identity and its photographs.
         class_noun: one of CLASS_NOUNS, or None to let the seed choose.
         num_images: how many photographs, at most one per place.
+        fine: with the fine detail of the identity, as the cascade draws it.
     """
-    return [render(scene) for scene in subject_scenes(seed, class_noun, num_images)]
+    return [render(scene, fine) for scene in subject_scenes(seed, class_noun, num_images)]
 
 
 def subject_scenes(seed: int, class_noun: str | None = None, num_images: int = 5) -> list[Scene]:
@@ -245,9 +248,14 @@ def subject_scenes(seed: int, class_noun: str | None = None, num_images: int = 5
 
 
 def write_photographs(
-    folder: Path, num_subjects: int, num_classes: int = 4, seed: int = 0, num_images: int = 5
+    folder: Path,
+    num_subjects: int,
+    num_classes: int = 4,
+    seed: int = 0,
+    num_images: int = 5,
+    fine: bool = False,
 ) -> list[tuple[str, str]]:
-    """Write `folder/<subject id>/NN.png` for several subjects.
+    """Write `folder/<subject id>/NN.png` for several subjects; see `subject`.
 
     Returns:
         A (subject id, class noun) pair per subject, in order; classes alternate.
@@ -261,7 +269,8 @@ def write_photographs(
         noun = CLASS_NOUNS[(index % num_classes) * 7 % len(CLASS_NOUNS)]
         subject_id = f"{noun}-{index:03d}"
         (folder / subject_id).mkdir(parents=True, exist_ok=True)
-        for number, image in enumerate(subject(seed * 100_003 + index, noun, num_images)):
+        drawn = subject(seed * 100_003 + index, noun, num_images, fine)
+        for number, image in enumerate(drawn):
             image.save(folder / subject_id / f"{number:02d}.png")
         written.append((subject_id, noun))
     return written
