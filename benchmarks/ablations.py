@@ -1,10 +1,11 @@
-"""The paper's ablations on the miniature: draw the subjects and write their job.
+"""The paper's ablations on the miniature: draw the subjects, write their job, keep the results.
 
-    python benchmarks/ablations.py FOLDER
+    python benchmarks/ablations.py FOLDER [--recipe '{method: pivotal}']
     dbray ablate prior FOLDER/job.yaml -o FOLDER/ablations --seeds 0,1,2
+    python benchmarks/ablations.py FOLDER --keep prior
 
 Twelve subjects of four class nouns, each with a description in the words of the miniature's
-captions, so that prompting the untouched base has its best chance.
+captions, so that prompting the untouched base has its best chance. Low-rank subjects are packed.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import yaml
+from measure import finish
 
 from dbray.miniature import world
 from dbray.miniature.world import Identity
@@ -30,7 +33,7 @@ def describe(identity: Identity) -> str:
     return f"patched {noun}" if identity.pattern == "patch" else noun
 
 
-def write(folder: Path, embedder: str, clip: str) -> Path:
+def write(folder: Path, recipe: dict[str, Any], embedder: str, clip: str) -> Path:
     """Draw the photographs, and write the manifest and the job; returns the job file."""
     photos = folder / "photos"
     drawn = world.write_photographs(photos, NUM_SUBJECTS, NUM_CLASSES, SEED, NUM_PHOTOGRAPHS)
@@ -42,19 +45,27 @@ def write(folder: Path, embedder: str, clip: str) -> Path:
     manifest = folder / "subjects.jsonl"
     manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
     scoring = {"embedder": embedder, "clip": clip}
-    job = {"id": "ablations", "base": "miniature", "subjects": manifest.name, "scoring": scoring}
+    job = {"id": "ablations", "base": "miniature", "subjects": manifest.name, "recipe": recipe,
+           "scoring": scoring, "resources": {"pack": "auto"}}  # fmt: skip
     file = folder / "job.yaml"
     file.write_text(yaml.safe_dump(job, sort_keys=False))
     return file
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, nargs="?", default=FOLDER)
     parser.add_argument("--embedder", default="miniature-vit")
     parser.add_argument("--clip", default="miniature-clip")
+    parser.add_argument("--recipe", default="{}", help="its fields, as YAML")
+    parser.add_argument("--keep", metavar="NAME", nargs="+", help="keep results of ablations")
     args = parser.parse_args()
-    print(write(args.folder, args.embedder, args.clip))
+    for name in args.keep or ():
+        found = json.loads((args.folder / "ablations" / name / "ablation.json").read_text())
+        job = yaml.safe_load((args.folder / "job.yaml").read_text())
+        finish(f"ablation-{name}", {"recipe": job["recipe"], **found}, keep=True)
+    if not args.keep:
+        print(write(args.folder, yaml.safe_load(args.recipe), args.embedder, args.clip))
 
 
 if __name__ == "__main__":
