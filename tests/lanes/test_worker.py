@@ -113,6 +113,7 @@ def work_with_slow_storage(config):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_lane_sends_beats_while_it_waits_for_storage(run, tmp_path, monkeypatch):
     monkeypatch.setattr(worker, "_work", work_with_slow_storage)
     found = run({"ace": "cat"}, recipe={"steps": 4}, resources={"checkpoint_every": 2})

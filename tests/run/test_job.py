@@ -551,6 +551,7 @@ def test_two_workers_with_zero_train_one_subject_together(
     assert Store(sharded.storage).names(f"jobs/{sharded.id}/checkpoints") == []
 
 
+@pytest.mark.slow
 def test_a_failure_of_one_worker_does_not_block_the_others(
     ray_session, tiny_base, tmp_path, s3_server, s3_uri, monkeypatch
 ):

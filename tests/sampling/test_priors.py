@@ -308,7 +308,7 @@ class BreakingActor(PartActor):
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("actor", [FlakyActor, BreakingActor])
+@pytest.mark.parametrize("actor", [pytest.param(FlakyActor, marks=pytest.mark.slow), BreakingActor])
 def test_temporary_and_device_failures_are_retried(made, base, store, monkeypatch, actor) -> None:
     [plan, _] = made[1]
     Path(store.uri).mkdir()

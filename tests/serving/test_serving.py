@@ -219,7 +219,9 @@ def pixels(data):
     return decode_png(base64.b64decode(data[0]["b64_json"])).astype(int)
 
 
-@pytest.mark.parametrize(("kind", "levels"), [("whole", 0), ("mixed", 2)])
+@pytest.mark.parametrize(("kind", "levels"), [
+    pytest.param("whole", 0, marks=pytest.mark.slow), ("mixed", 2),
+])  # fmt: skip
 def test_a_killed_replica_gives_no_wrong_image(site, client, kind, levels):
     names = ("rex", "mia", "tom") if kind == "whole" else [
         publish_lora(site.storage, site.base, f"lora{seed}", seed).id for seed in range(6)
