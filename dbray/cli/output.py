@@ -50,5 +50,11 @@ def print_table(rows: Iterable[Sequence[str]], headings: Sequence[str] = ()) -> 
     for row in rows:
         # User input is not markup.
         table.add_row(*(Text(cell, overflow="fold") for cell in row))
-    width = None if sys.stdout.isatty() else _WIDTH_OF_A_FILE
-    Console(width=width, highlight=False, soft_wrap=False).print(table)
+    if sys.stdout.isatty():
+        Console(highlight=False).print(table)
+        return
+    console = Console(width=_WIDTH_OF_A_FILE, highlight=False, color_system=None)
+    with console.capture() as capture:
+        console.print(table)
+    for line in capture.get().splitlines():
+        print(line.rstrip())  # rich fills the last column with blanks

@@ -11,6 +11,7 @@ from kit.worlds import write_job
 
 from dbray.cli import main
 from dbray.cli.display import Display, displays
+from dbray.cli.output import print_table
 
 DBRAY = f"{sys.executable} -m dbray"
 
@@ -68,3 +69,9 @@ def test_the_version_is_printed(capsys):
         main(["--version"])
     assert caught.value.code == 0
     assert capsys.readouterr().out.startswith("dbray 0.")
+
+
+def test_a_table_in_a_pipe_has_a_line_per_row_without_padding(capsys):
+    print_table([("base", "a" * 300), ("kept", "0 [subjects]")], ("what", "figure"))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ["what  figure", f"base  {'a' * 300}", "kept  0 [subjects]"]
