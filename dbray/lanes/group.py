@@ -63,11 +63,10 @@ def open_lanes(
     try:
         lanes.start()
         yield lanes
-        lanes.join()
+        lanes.join(_JOIN_SECONDS)
     finally:
-        # In every case: without the queue no lane continues, even on a cluster that keeps running.
-        lanes.over.set()
-        ray.kill(queue)
+        # In every case: a cluster that keeps running must not go on with the job.
+        lanes.end()
 
 
 def _on_this_node() -> NodeAffinitySchedulingStrategy:
@@ -82,9 +81,8 @@ class Lanes:
         self, queue: Any, specs: Sequence[LaneSpec], on_lost: Callable[[str], None]
     ) -> None:
         self._queue = queue
-        self.over = threading.Event()
-        """Set at the end: a call to Ray after its shutdown would end the process."""
-        self._threads = [_LaneThread(spec, on_lost, self.over) for spec in specs]
+        self._over = threading.Event()
+        self._threads = [_LaneThread(spec, on_lost, self._over) for spec in specs]
 
     def start(self) -> None:
         """Start all lanes."""
@@ -127,11 +125,24 @@ class Lanes:
                 f"is published is kept: run again to continue ({first_line(exc)})"
             ) from exc
 
-    def join(self) -> None:
+    def join(self, seconds: float) -> None:
         """Wait for the lanes to end, for a limited time: some may never have been placed."""
-        give_up = time.monotonic() + _JOIN_SECONDS
+        give_up = time.monotonic() + seconds
         for thread in self._threads:
             thread.join(max(0.0, give_up - time.monotonic()))
+
+    def end(self) -> None:
+        """End the lanes that are left, and the queue.
+
+        A thread that still waits for its lane when Ray is shut down would end the whole process.
+        """
+        self._over.set()
+        if any(thread.is_alive() for thread in self._threads):
+            with suppress(LaneLost):
+                for controller in self._ask("controllers"):
+                    ray.kill(controller)
+        ray.kill(self._queue)
+        self.join(_JOIN_SECONDS)
 
 
 class _LaneThread(threading.Thread):
@@ -143,7 +154,7 @@ class _LaneThread(threading.Thread):
         super().__init__(name=spec.name, daemon=True)
         self._spec = spec
         self._on_lost = on_lost
-        self.over = over
+        self._over = over
         self.error: LaneLost | None = None
         self._ended_before = self._restarts = 0
 
@@ -154,7 +165,7 @@ class _LaneThread(threading.Thread):
         """
         with suppress(RayActorError):  # the queue has ended, and with it the job
             while (error := self._hold()) is not None:
-                if self.over.is_set():
+                if self._over.is_set():
                     return
                 logger.warning("lane lost lane=%s error=%s", self._spec.name, error)
                 self.error = error
@@ -169,7 +180,7 @@ class _LaneThread(threading.Thread):
         try:
             run_lane(self._spec)
         except LaneLost as exc:
-            if not self.over.is_set():
+            if not self._over.is_set():
                 ray.get(self._spec.queue.release.remote(self._spec.name))
             return exc
         return None

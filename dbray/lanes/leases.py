@@ -10,6 +10,7 @@ import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from dbray.errors import LaneLost
 from dbray.planning.plan import PlannedSubject
@@ -145,6 +146,15 @@ class LeaseQueue:
         self._failed: dict[str, Lease] = {}
         self._num_ended: Counter[str] = Counter()
         self._last_noun: dict[str, str] = {}
+        self._controllers: dict[str, Any] = {}
+
+    def introduce(self, lane: str, controller: Any) -> None:
+        """The lane has started, or started again, with this actor in control of its workers."""
+        self._controllers[lane] = controller
+
+    def controllers(self) -> list[Any]:
+        """The actors in control of the lanes, those that have ended included."""
+        return list(self._controllers.values())
 
     def release(self, lane: str) -> None:
         """The lane's workers died, or have just started: its subjects go to other lanes."""

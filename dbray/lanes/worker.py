@@ -20,6 +20,7 @@ import ray.train
 import ray.train.torch
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback, WorkerGroupError
+from ray.train.v2._internal.execution.callback import ControllerCallback
 
 from dbray.bases import Base
 from dbray.errors import DbrayError, Diverged, LaneLost, TrainError
@@ -69,6 +70,7 @@ def run_lane(spec: LaneSpec) -> None:
     resources = spec.job.resources
     per_worker = {"CPU": float(resources.threads_per_worker)}
     filesystem, folder = Store(spec.job.storage).arrow(spec.scratch)
+    callbacks: list[Any] = [_ReleaseOnDeath(spec), _Introduction(spec)]
     trainer = ray.train.torch.TorchTrainer(
         _work,
         train_loop_config={"spec": spec},
@@ -82,7 +84,7 @@ def run_lane(spec: LaneSpec) -> None:
             storage_filesystem=filesystem,
             storage_path=folder,
             failure_config=FailureConfig(max_failures=resources.max_lane_failures),
-            callbacks=[_ReleaseOnDeath(spec)],
+            callbacks=callbacks,
         ),
     )
     try:
@@ -104,6 +106,22 @@ class _ReleaseOnDeath(UserCallback):
     def after_exception(self, *_: Any, **__: Any) -> None:
         """Called by Ray Train before it starts new workers."""
         self._queue.release.remote(self._lane)
+
+
+class _Introduction(ControllerCallback):
+    """Gives the queue the lane's controller, so that the driver can end a lane that waits for room.
+
+    Ray has no public hook for the start of a controller; it runs internal callbacks that it is
+    given, for uses such as this one.
+    """
+
+    def __init__(self, spec: LaneSpec) -> None:
+        self._queue, self._lane = spec.queue, spec.name
+
+    def after_controller_start(self, *_: Any, **__: Any) -> None:
+        """Called by Ray Train before it asks for room."""
+        controller = ray.get_runtime_context().current_actor
+        self._queue.introduce.remote(self._lane, controller)
 
 
 def _reason(exc: Exception) -> str:

@@ -1,14 +1,18 @@
-"""The resources that lanes request; tests/run/test_job.py runs lanes."""
+"""The resources that lanes request, and the end of one without room; test_job.py runs lanes."""
 
 from __future__ import annotations
 
+import threading
+
 import pytest
-from kit.worlds import load_job
+import ray
+from kit.worlds import add_class_images, load_job
 
 from dbray.hardware import Hardware
 from dbray.lanes import group
 from dbray.planning.checks import check_job
 from dbray.planning.plan import make_plan
+from dbray.run.job import run_job
 from dbray.storage.store import Store
 
 pytestmark = pytest.mark.ray
@@ -34,3 +38,26 @@ def test_lanes_request_the_resources_of_their_device(
     with group.open_lanes(plan, plan.to_train, 2, "scratch", on_lost=pytest.fail):
         """Nothing to do but to open them."""
     assert {spec.name: spec.use_gpu for spec in asked} == {"lane-0": use_gpu, "lane-1": use_gpu}
+
+
+def test_a_lane_without_room_ends_with_the_job(ray_session, tiny_base, tmp_path, monkeypatch):
+    """Else its thread would end the whole process when Ray is shut down."""
+    monkeypatch.setattr(group, "_JOIN_SECONDS", 5.0)
+    num_free = int(ray.available_resources()["CPU"])
+    guests = [ray.remote(num_cpus=1)(Guest).remote() for _ in range(num_free - 1)]
+    ray.get([guest.stay.remote() for guest in guests])
+    job = load_job(tmp_path, tiny_base, {"ace": "cat", "bob": "cat"},
+                   previews={"prompts": []}, resources={"lanes": 2})  # fmt: skip
+    add_class_images(job)
+    result = run_job(job)
+    for guest in guests:
+        ray.kill(guest)
+    assert result.summary.counts["published"] == 2
+    assert [one.name for one in threading.enumerate() if one.name.startswith("lane-")] == []
+
+
+class Guest:
+    """Another job's actor, which takes a CPU."""
+
+    def stay(self):
+        """Wait until it has been placed."""
