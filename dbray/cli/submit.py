@@ -94,5 +94,6 @@ def _server(address: str) -> JobServer:
     _send_token()
     from dbray.run.submit import JobServer
 
-    logging.getLogger("ray").setLevel(logging.ERROR)  # it logs every request
+    for handler in logging.getLogger("ray").handlers:  # the loggers have levels of their own
+        handler.setLevel(logging.ERROR)  # every request is logged
     return JobServer(address)
