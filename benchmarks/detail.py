@@ -3,12 +3,13 @@
     python benchmarks/detail.py [--subjects 8] [-o docs/detail.png] [--folder FOLDER] [--keep]
 
 Runs `dbray ablate detail` on the miniature cascade: the second stage fine-tuned at low noise, at
-the usual noise, or not at all. Then each of them enlarges true small pictures of its subject in
-places and poses that no photograph shows. `error` is that of the fine band, which no small picture
-can hold, against the true large picture, as a share of the true band's energy, on the pixels that
-the subject's fine detail changes: 0 is right, 1 is no better than no detail, and detail of somebody
-else has about 2. `enlarged` is plain bilinear enlargement. Intervals are of 95 %, over subjects.
-The first stage takes few steps (`--first-steps`), since it draws none of these pictures.
+the noise that its pipeline has by default, or not at all. Then each of them enlarges true small
+pictures of its subject in places and poses that no photograph shows. `error` is that of the fine
+band, which no small picture can hold, against the true large picture, as a share of the true band's
+energy, on the pixels that the subject's fine detail changes: 0 is right, 1 is no better than no
+detail, and wrong detail has up to 2. `enlarged` is plain bilinear enlargement. Intervals are of
+95 %, over subjects. The first stage takes few steps (`--first-steps`), since it draws none of these
+pictures.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from dbray.storage.store import Store
 
 CASCADE = bases.MINIATURE_FOLDER.with_name("cascade")
 NUM_CLASSES = 4
-VARIANTS = ("not fine-tuned", "normal noise", "low noise")
+VARIANTS = ("not fine-tuned", "usual noise", "low noise")
 ENLARGED = "enlarged"
 HELD_OUT_SEED = 77
 
@@ -153,13 +154,13 @@ def described(found: Estimate | None) -> dict[str, Any]:
 
 def compare(errors: Mapping[str, Values]) -> dict[str, Any]:
     """Return the mean error of each variant, and paired differences."""
-    low, normal, plain = (errors[name] for name in reversed(VARIANTS))
+    low, usual, plain = (errors[name] for name in reversed(VARIANTS))
     return {
         "num_subjects": len(low),
         "pictures_per_subject": len(next(iter(low.values()))),
         "error": {name: described(estimate(values)) for name, values in errors.items()},
-        "low noise - normal noise": described(difference(low, normal)),
-        "normal noise - not fine-tuned": described(difference(normal, plain)),
+        "low noise - usual noise": described(difference(low, usual)),
+        "usual noise - not fine-tuned": described(difference(usual, plain)),
     }
 
 

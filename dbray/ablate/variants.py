@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from dbray.bases.defaults import OF_JOB
+from dbray.bases.families.super_resolution import SuperResolution
 from dbray.errors import SpecError
 from dbray.planning.known_nouns import nouns_of
 from dbray.spec.methods import Full, Lora, MethodSettings, TextualInversion
@@ -32,9 +33,6 @@ MOST_PHOTOGRAPHS = 5
 COMMON_WORDS = ("happy", "old", "small", "red", "striped", "sleeping", "angry", "blue", "golden",
                 "young", "green", "spotted")  # fmt: skip
 """Words with a meaning that every base knows, the miniature too."""
-NORMAL_NOISE = 20
-"""The usual level of noise on low-resolution images: on DeepFloyd IF's schedule a variance of 2e-3,
-where the paper has 1e-3 against its own 1e-5 (section 4.3); the default of diffusers' upscaler."""
 NUM_CHARACTERS = 9
 """Of an identifier of random characters; the paper's example is xxy5syt00."""
 _CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
@@ -184,17 +182,20 @@ def method(ready: Ready) -> list[Variant]:
 
 
 def detail(ready: Ready) -> list[Variant]:
-    """The second stage fine-tuned at low noise, at the usual noise, and as it is."""
-    stage, where = ready.job.super_resolution, "super_resolution"
-    if stage is None or not stage.train:
+    """The second stage fine-tuned at low noise, at the noise that is usual for it, and as it is."""
+    stage, second = ready.job.super_resolution, ready.base.super_resolution
+    where = "super_resolution"
+    if stage is None or second is None or not stage.train:
         raise SpecError.of(where, "no second stage is fine-tuned", "name a base of two stages")
-    if stage.noise_level >= NORMAL_NOISE:
-        raise SpecError.of(where, f"noise_level {stage.noise_level} is not below the usual "
-                           f"{NORMAL_NOISE}", "set noise_level to 0")  # fmt: skip
+    assert isinstance(second.family, SuperResolution)
+    usual = second.family.usual_level
+    if stage.noise_level >= usual:
+        what = f"noise_level {stage.noise_level} is not below the usual {usual}"
+        raise SpecError.of(where, what, "set noise_level to 0")
     return [
         Variant("low noise", ready.job),
-        Variant("normal noise", _with_stage(ready.job, noise_level=NORMAL_NOISE)),
-        Variant("not fine-tuned", _with_stage(ready.job, noise_level=NORMAL_NOISE, train=False)),
+        Variant("usual noise", _with_stage(ready.job, noise_level=usual)),
+        Variant("not fine-tuned", _with_stage(ready.job, noise_level=usual, train=False)),
     ]
 
 

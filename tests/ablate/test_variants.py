@@ -9,12 +9,14 @@ from kit.worlds import write_job
 
 from dbray.ablate.ablation import with_own_subjects
 from dbray.ablate.trials import trials_of
-from dbray.ablate.variants import ABLATIONS, NORMAL_NOISE
+from dbray.ablate.variants import ABLATIONS
 from dbray.bases import MINIATURE_FOLDER
 from dbray.errors import SpecError
 from dbray.planning.checks import check_file, check_job
 
 CASCADE = MINIATURE_FOLDER.with_name("cascade")
+USUAL = 250
+"""The noise level of DeepFloyd IF II's pipeline."""
 NOUNS = {"rex": "dog", "tom": "cat", "bix": "clock"}
 
 
@@ -142,19 +144,19 @@ def test_another_method_has_the_rate_that_suits_it(ready):
     assert inversion.steps == 8
 
 
-def test_super_resolution_has_low_or_normal_noise_or_stays_as_it_is(cascade):
+def test_super_resolution_has_low_or_usual_noise_or_stays_as_it_is(cascade):
     found = jobs("detail", cascade)
     levels = {name: (job.super_resolution.train, job.super_resolution.noise_level)
               for name, job in found.items()}  # fmt: skip
-    assert levels == {"low noise": (True, 0), "normal noise": (True, NORMAL_NOISE),
-                      "not fine-tuned": (False, NORMAL_NOISE)}  # fmt: skip
+    assert levels == {"low noise": (True, 0), "usual noise": (True, USUAL),
+                      "not fine-tuned": (False, USUAL)}  # fmt: skip
     assert all(changed(job, cascade) <= {"super_resolution"} for job in found.values())
 
 
 @pytest.mark.parametrize(("stage", "problem"), [
     (None, "no second stage is fine-tuned"),
     ({"train": False}, "no second stage is fine-tuned"),
-    ({"noise_level": NORMAL_NOISE}, f"noise_level {NORMAL_NOISE} is not below the usual"),
+    ({"noise_level": USUAL}, f"noise_level {USUAL} is not below the usual"),
 ])  # fmt: skip
 def test_there_must_be_a_second_stage_at_low_noise(cascade, stage, problem):
     own = cascade.job.super_resolution

@@ -22,6 +22,7 @@ class DeepFloydIFII(SuperResolution, DeepFloydIF):
 
     name = "DeepFloyd IF II"
     noising = "image_noising_scheduler"
+    usual_level = 250
     inputs = "pixels, a low-resolution image and a text"
     num_inputs = CHANNELS + LOW_CHANNELS
     other_inputs = tuple(key for key in DeepFloydIF.other_inputs if key != "class_embed_type")

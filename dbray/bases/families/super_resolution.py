@@ -27,6 +27,8 @@ class SuperResolution(Family):
 
     noising: ClassVar[str]
     """Folder of the scheduler by which low-resolution images are noised."""
+    usual_level: ClassVar[int]
+    """The level at which the pipeline noises low-resolution images unless it is given another."""
     draws_low_first: ClassVar[bool] = False
     """Whether the pipeline draws the noise of the low image before that of the latents."""
 

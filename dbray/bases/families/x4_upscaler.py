@@ -21,6 +21,7 @@ class X4Upscaler(SuperResolution, StableDiffusion):
 
     name = "Stable Diffusion x4 upscaler"
     noising = "low_res_scheduler"
+    usual_level = 20
     draws_low_first = True
     inputs = "latents, a low-resolution image and a text"
     num_extra_inputs = LOW_CHANNELS
