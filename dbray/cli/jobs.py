@@ -83,6 +83,7 @@ def plan(args: argparse.Namespace) -> int:
         "class_images_to_make": made.num_prior_images,
         "recipe": made.job.recipe.model_dump(),
         "prior": made.job.prior.model_dump(),
+        "super_resolution": made.job.super_resolution and made.job.super_resolution.model_dump(),
         "sources": ready.sources,
         **asdict(cost),
         "pack": made.job.resources.pack,
@@ -102,9 +103,7 @@ def plan(args: argparse.Namespace) -> int:
 
 def _print_plan(facts: dict[str, Any]) -> None:
     recipe, nouns = facts["recipe"], facts["class_nouns"]
-    method = recipe["method"] if isinstance(recipe["method"], str) else recipe["method"]["kind"]
     at_most = "at most " if recipe["stop"] else ""
-    steps = f"{at_most}{facts['train_steps']} steps ({recipe['steps']} each, method {method}"
     rows = {
         "base": f"{facts['base']} ({facts['base_digest'][:12]})",
         "to train": f"{len(facts['subjects_to_train'])} subjects of {len(nouns)} class nouns"
@@ -113,7 +112,8 @@ def _print_plan(facts: dict[str, Any]) -> None:
         "kept": f"{len(facts['subjects_kept'])} subjects, already published",
         "failed": _would_fail_again(len(facts["subjects_failed"])),
         "class images": _class_images(facts),
-        "training": f"{steps}, learning rate {recipe['learning_rate']:g}) "
+        "training": f"{at_most}{facts['train_steps']} steps ({_training(recipe)}"
+        f"{_second_stage(facts['super_resolution'])}) "
         f"in {facts['lanes']} lane(s){_slots(facts['pack'])} (on this machine)",
         "recipe": _with_sources(recipe, facts["sources"]["recipe"]),
         "prior": _with_sources(facts["prior"], facts["sources"]["prior"]),
@@ -124,6 +124,20 @@ def _print_plan(facts: dict[str, Any]) -> None:
         "time": _duration(facts["prior_seconds"], facts["train_seconds"]),
     }  # fmt: skip
     print_table((name, value) for name, value in rows.items() if value)
+
+
+def _training(recipe: dict[str, Any]) -> str:
+    """Return how a subject is trained in one network."""
+    method = recipe["method"] if isinstance(recipe["method"], str) else recipe["method"]["kind"]
+    return (f"{recipe['steps']} each, method {method}, "
+            f"learning rate {recipe['learning_rate']:g}")  # fmt: skip
+
+
+def _second_stage(stage: dict[str, Any] | None) -> str:
+    if stage is None:
+        return ""
+    how = _training(stage["recipe"]) if stage["train"] else "not trained"
+    return f"; super-resolution at noise level {stage['noise_level']}: {how}"
 
 
 def _slots(pack: int | str) -> str:
