@@ -25,11 +25,6 @@ PROMPT = " A photo of zb dog"
 """Letters and spaces that the pipeline changes."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return IF.build(tmp_path_factory.mktemp("if") / "base")

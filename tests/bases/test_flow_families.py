@@ -28,11 +28,6 @@ PROMPTS = ["a photo of zb dog", "a cat on the beach wearing a red hat", ""]
 VARIANTS = [(name, deep) for name in CASES for deep in (True, False)]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def build(tmp_path_factory):
     """Build and resolve a base once; load diffusers' pipeline and dbray's backbone from it."""

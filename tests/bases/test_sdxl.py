@@ -35,11 +35,6 @@ PROMPTS = [PROMPT, "a cat on the beach", ""]
 DDIM = Sampling("ddim", steps=2, guidance=5.0)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return SDXL.build(tmp_path_factory.mktemp("sdxl") / "base")

@@ -65,11 +65,6 @@ def inputs_of(unet: torch.nn.Module, call: Any) -> tuple[torch.Tensor, ...]:
     return seen[0]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def first(tmp_path_factory):
     """A first stage whose images the networks enlarge to 32 pixels."""

@@ -61,7 +61,6 @@ def base_folder(tiny_base, tmp_path_factory):
 @pytest.fixture(scope="module")
 def storage(base_folder, tmp_path_factory):
     """A storage with a model of each method, named after it."""
-    torch.set_num_threads(1)
     folder = str(tmp_path_factory.mktemp("registry"))
     base = bases.resolve(str(base_folder))
     for name, recipe in METHODS.items():

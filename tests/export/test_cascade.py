@@ -72,7 +72,6 @@ class World:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """Make the world of a cascade once."""
-    torch.set_num_threads(1)
     made: dict[str, World] = {}
 
     def world_of(name: str) -> World:

@@ -117,7 +117,6 @@ def own_resolution():
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """Make the world of a family once."""
-    torch.set_num_threads(1)
     made: dict[str, World] = {}
 
     def world_of(name: str) -> World:

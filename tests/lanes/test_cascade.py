@@ -28,7 +28,6 @@ STEPS = {"first": 5, "second": 4}
 
 @pytest.fixture(scope="module")
 def cascades(tmp_path_factory):
-    torch.set_num_threads(1)
     return {name: build_cascade(tmp_path_factory.mktemp(name) / "base", name)
             for name in SUPER_RESOLUTION}  # fmt: skip
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from kit.worlds import load_job
 from PIL import Image
 
@@ -17,7 +16,6 @@ from dbray.storage.store import Store
 
 
 def test_photographs_keep_their_aspect_in_buckets(tiny_base, tmp_path):
-    torch.set_num_threads(1)
     job = load_job(tmp_path, tiny_base, {"ace": "cat"}, recipe={"crop": "bucket",
                    "prior_weight": 0, "resolution": 64})  # fmt: skip
     photograph = Path(str(job.subjects)) / "ace" / "0.png"

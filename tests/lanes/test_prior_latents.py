@@ -34,7 +34,6 @@ class Encoding:
 
 @pytest.fixture(scope="module")
 def backbone(tiny_base):
-    torch.set_num_threads(1)
     return bases.load(bases.resolve(str(tiny_base)))
 
 

@@ -25,7 +25,6 @@ def delta_of(rank, **changes):
 
 @pytest.fixture(scope="module")
 def base(tiny_base):
-    torch.set_num_threads(1)
     return bases.resolve(str(tiny_base))
 
 

@@ -17,11 +17,6 @@ LORA = {"kind": "lora", "rank": 4}
 EVERYWHERE = LORA | {"targets": ["attention", "feed_forward", "convolutions"]}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 @pytest.fixture
 def backbone(tiny_base):
     return bases.load(bases.resolve(str(tiny_base)))

@@ -23,11 +23,6 @@ METHODS = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def base(tiny_base):
     return bases.resolve(str(tiny_base))

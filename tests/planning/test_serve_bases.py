@@ -6,7 +6,6 @@ import shutil
 
 import numpy as np
 import pytest
-import torch
 from kit.families import FAMILIES
 from kit.records import record
 from kit.serving import perturbed
@@ -105,7 +104,6 @@ def test_the_record_names_both(tmp_path, tiny_base, turbo):
 
 
 def test_it_is_served_and_drawn_by_the_base_that_serves(tmp_path, tiny_base, turbo):
-    torch.set_num_threads(1)
     base, serving = bases.resolve(str(tiny_base)), bases.resolve(str(turbo))
     recipe = recipe_of(LORA)
     files = Trained(base, recipe).files

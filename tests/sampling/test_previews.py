@@ -108,20 +108,11 @@ def bytes_of(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
 
 def expected_of(base, weights, noun: str, identifier: str | None, precision: str) -> np.ndarray:
     subject = f"{identifier} {noun}" if identifier else noun
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in the actors
-    try:
-        backbone = bases.load(base, bases.Compute(precision=precision, resolution=32))
-        files = {f"{part}.safetensors": bytes_of(tensors) for part, tensors in weights.items()}
-        backbone.resident.put(METHOD.read(files, backbone.resident.layouts))
-        return generate(
-            backbone,
-            [f"a photo of {subject} on the beach", f"a {noun}"],
-            [seed_of(5, 0), seed_of(5, 1)],
-            Sampling("ddim", 2, 2.0),
-        )
-    finally:
-        torch.set_num_threads(threads)
+    backbone = bases.load(base, bases.Compute(precision=precision, resolution=32))
+    files = {f"{part}.safetensors": bytes_of(tensors) for part, tensors in weights.items()}
+    backbone.resident.put(METHOD.read(files, backbone.resident.layouts))
+    prompts = [f"a photo of {subject} on the beach", f"a {noun}"]
+    return generate(backbone, prompts, [seed_of(5, 0), seed_of(5, 1)], Sampling("ddim", 2, 2.0))
 
 
 @pytest.mark.ray

@@ -123,7 +123,6 @@ def test_class_images_equal_those_of_generate(made, base) -> None:
         assert table["index"].to_pylist() == list(range(32, 40))
         seeds = [seed_of(PRIOR.seed, plan.class_noun, index) for index in range(32, 40)]
         assert table["seed"].to_pylist() == seeds
-        torch.set_num_threads(1)  # as in the actors
         backbone = bases.load(base)
         prompts = [f"a {plan.class_noun}"] * 8
         expected = generate(backbone, prompts, seeds, Sampling("ddpm", 2, 2.0))

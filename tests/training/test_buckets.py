@@ -27,11 +27,6 @@ RECIPE = Recipe.model_validate({
 })  # fmt: skip
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 def data_of(backbone):
     rng = np.random.default_rng(0)
     pixels = [rng.integers(0, 255, (*size, 3), dtype=np.uint8) for size in SIZES]

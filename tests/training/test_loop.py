@@ -21,11 +21,6 @@ from dbray.training.loop import finetune
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def backbone(tiny_base):
     return bases.load(bases.resolve(str(tiny_base)))
