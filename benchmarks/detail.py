@@ -108,7 +108,8 @@ def measure(
     registry: Registry, models: Mapping[str, Mapping[str, str]], count: int
 ) -> tuple[dict[str, dict[str, list[float]]], list[list[np.ndarray]]]:
     """Return the errors of each variant and subject, and pictures for the sheet."""
-    backbone = bases.load(bases.resolve(str(CASCADE)))
+    compute = bases.Compute("cpu", then=bases.Compute("cpu"))
+    backbone = bases.load(bases.resolve(str(CASCADE)), compute)
     errors: dict[str, dict[str, list[float]]] = {name: {} for name in (ENLARGED, *VARIANTS)}
     rows = []
     for subject in models[VARIANTS[-1]]:
