@@ -28,6 +28,8 @@ _OBJECT_STORE_BYTES = 512 * 2**20
 _ANSWER_SECONDS = 10.0
 _SHORT_FOLDER = "/tmp"
 _LEAST_DISK_BYTES = 64 * 2**20
+_TOO_LONG, _TIMED_OUT = "AF_UNIX path", "timed out during startup"
+"""In Ray's messages."""
 
 
 def hardware() -> Hardware:
@@ -105,28 +107,46 @@ def start_local(note: Callable[[str], None], **options: Any) -> Any:
 
 
 def _init_local(note: Callable[[str], None], options: dict[str, Any]) -> Any:
-    """Start Ray; in a short folder if the usual one is too long for its sockets."""
+    """Start Ray; where a second attempt may succeed, make one."""
     try:
         # Without "local" Ray would join any cluster that it finds on this machine.
         return ray.init(address="local", **options)
     except Exception as exc:
-        if "AF_UNIX path" not in str(exc):
+        if not _may_succeed_now(str(exc), note):
             raise
     ray.shutdown()
-    note(f"the path of TMPDIR is too long for Ray's sockets: Ray uses {_SHORT_FOLDER}")
-    # Ray reads the first; its dashboard, which has its own sockets, the second.
-    os.environ.update(RAY_TMPDIR=_SHORT_FOLDER, TMPDIR=_SHORT_FOLDER)
     return ray.init(address="local", **options)
+
+
+def _may_succeed_now(reason: str, note: Callable[[str], None]) -> bool:
+    """Remove the cause of a failed start, if that is possible."""
+    if _TOO_LONG in reason:
+        note(f"the path of TMPDIR is too long for Ray's sockets: Ray uses {_SHORT_FOLDER}")
+        # Ray reads the first; its dashboard, which has its own sockets, the second.
+        os.environ.update(RAY_TMPDIR=_SHORT_FOLDER, TMPDIR=_SHORT_FOLDER)
+        return True
+    if _TIMED_OUT in reason and not _disk_is_full(_folder()):
+        note("Ray has not started within its 30 seconds, as on a busy machine: trying once more")
+        return True
+    return False
 
 
 def _fix(exc: Exception) -> str:
     """Return the fix for a failed start of Ray on this machine."""
-    folder = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp")
+    folder = _folder()
     if isinstance(exc, OSError):
         return f"set RAY_TMPDIR to a folder that can be written, instead of {folder}"
-    if shutil.disk_usage(folder).free < _LEAST_DISK_BYTES:
+    if _disk_is_full(folder):
         return f"free space on the disk of {folder}, or set RAY_TMPDIR to a folder on another disk"
     return f"see Ray's logs in {folder}/ray/session_latest/logs"
+
+
+def _folder() -> Path:
+    return Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp")
+
+
+def _disk_is_full(folder: Path) -> bool:
+    return shutil.disk_usage(folder).free < _LEAST_DISK_BYTES
 
 
 def _check_listening(address: str) -> None:

@@ -32,9 +32,23 @@ def test_each_cause_has_its_fix(monkeypatch, error, free_bytes, fix):
     monkeypatch.setattr(cluster.ray, "init", fail)
     monkeypatch.setattr(cluster.shutil, "disk_usage", lambda _: Usage(free_bytes))
     with pytest.raises(SpecError) as caught:
-        cluster.start_local(pytest.fail)
+        cluster.start_local(lambda _: None)
     [problem] = caught.value.problems
     assert problem.fix == fix
+
+
+def test_a_busy_machine_gets_a_second_attempt(monkeypatch):
+    errors, notes = [Exception(TIMED_OUT)], []
+
+    def start(**_):
+        if errors:
+            raise errors.pop()
+        return "started"
+
+    monkeypatch.setattr(cluster.ray, "init", start)
+    assert cluster.start_local(notes.append) == "started"
+    [note] = notes
+    assert "trying once more" in note
 
 
 def test_workers_of_a_joined_cluster_wait_passively(monkeypatch):
