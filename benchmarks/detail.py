@@ -7,15 +7,15 @@ the noise that its pipeline has by default, or not at all. Then each of them enl
 pictures of its subject in places and poses that no photograph shows. `error` is that of the fine
 band, which no small picture can hold, against the true large picture, as a share of the true band's
 energy, on the pixels that the subject's fine detail changes: 0 is right, 1 is no better than no
-detail, and wrong detail has up to 2. `enlarged` is plain bilinear enlargement. Intervals are of
-95 %, over subjects. The first stage takes few steps (`--first-steps`), since it draws none of these
-pictures.
+detail, and wrong detail has up to 2. `enlarged` is plain bilinear enlargement. `the same, low
+noise` is the untouched network at low noise, so that what fine-tuning does is seen apart from what
+the noise does. Intervals are of 95 %, over subjects. The first stage takes few steps
+(`--first-steps`), since it draws none of these pictures.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import subprocess
 import sys
 import tempfile
@@ -43,7 +43,9 @@ from dbray.storage.store import Store
 
 CASCADE = bases.MINIATURE_FOLDER.with_name("cascade")
 NUM_CLASSES = 4
-VARIANTS = ("not fine-tuned", "usual noise", "low noise")
+PLAIN, PLAIN_LOW, USUAL, LOW = "not fine-tuned", "the same, low noise", "usual noise", "low noise"
+VARIANTS = (PLAIN, PLAIN_LOW, USUAL, LOW)
+"""The second is no model of its own: it shows what the noise alone does."""
 ENLARGED = "enlarged"
 HELD_OUT_SEED = 77
 
@@ -56,22 +58,34 @@ def write_job(folder: Path, args: argparse.Namespace) -> Path:
     job = {"id": "detail", "base": str(CASCADE), "subjects": subjects,
            "recipe": {"steps": args.first_steps}, "prior": {"count": args.class_images},
            "super_resolution": {"recipe": yaml.safe_load(args.recipe)},
-           "scoring": {"embedder": "miniature-vit", "clip": "miniature-clip"}}  # fmt: skip
+           "scoring": {"embedder": "miniature-vit", "images": 2}}  # fmt: skip
     file = folder / "job.yaml"
     file.write_text(yaml.safe_dump(job, sort_keys=False))
     return file
 
 
-def train(folder: Path, args: argparse.Namespace) -> dict[str, dict[str, str]]:
-    """Carry out the ablation; return the model of each variant and subject."""
+def train(folder: Path, args: argparse.Namespace) -> Registry:
+    """Carry out the ablation; return its registry."""
     job, output = write_job(folder, args), folder / "ablations"
     command = [sys.executable, "-m", "dbray", "ablate", "detail", str(job), "-o", str(output)]
     subprocess.run(command, check=True)
-    models: dict[str, dict[str, str]] = {name: {} for name in VARIANTS}
-    with (output / "detail" / "ablation.csv").open() as file:
-        for row in csv.DictReader(file):
-            models[row["variant"]][row["subject"]] = row["model"]
-    return models
+    return Registry(Store(str(output / "runs")))
+
+
+def variants_of(registry: Registry) -> dict[str, dict[str, ModelRecord]]:
+    """Return the record of each subject and variant."""
+    found: dict[str, dict[str, ModelRecord]] = {}
+    for record in (one for latest in registry.list() for one in registry.revisions(latest.id)):
+        stage = record.super_resolution
+        assert stage is not None
+        variants = found.setdefault(record.id, {})
+        if stage.train:
+            variants[USUAL if stage.noise_level else LOW] = record
+        else:
+            low = stage.model_copy(update={"noise_level": 0})
+            variants[PLAIN] = record
+            variants[PLAIN_LOW] = record.model_copy(update={"super_resolution": low})
+    return found
 
 
 def held_out(record: ModelRecord, count: int) -> list[world.Scene]:
@@ -105,21 +119,21 @@ def doubled(images: np.ndarray) -> np.ndarray:
 
 
 def measure(
-    registry: Registry, models: Mapping[str, Mapping[str, str]], count: int
+    registry: Registry, count: int
 ) -> tuple[dict[str, dict[str, list[float]]], list[list[np.ndarray]]]:
     """Return the errors of each variant and subject, and pictures for the sheet."""
     compute = bases.Compute("cpu", then=bases.Compute("cpu"))
     backbone = bases.load(bases.resolve(str(CASCADE)), compute)
     errors: dict[str, dict[str, list[float]]] = {name: {} for name in (ENLARGED, *VARIANTS)}
     rows = []
-    for subject in models[VARIANTS[-1]]:
-        records = {name: registry.find(models[name][subject]) for name in VARIANTS}
-        scenes = held_out(records[VARIANTS[-1]], count)
+    for subject, records in variants_of(registry).items():
+        scenes = held_out(records[LOW], count)
         truths = drawn(scenes, fine=True)
         where = (truths != drawn(scenes, fine=False)).any(axis=3)
         small = halved(truths)
         pictures = {ENLARGED: doubled(small)}
-        for name, record in records.items():
+        for name in VARIANTS:
+            record = records[name]
             with tempfile.TemporaryDirectory() as folder:
                 put(backbone, record, registry.weights(record, Path(folder)))
             sampling = Sampling().through(record.super_resolution)
@@ -128,7 +142,7 @@ def measure(
         for name, images in pictures.items():
             errors[name][subject] = fine_error(images, truths, where).tolist()
         [photograph] = world.subject(int(subject.rpartition("-")[2]),
-                                     records[VARIANTS[-1]].class_noun, 1, fine=True)  # fmt: skip
+                                     records[LOW].class_noun, 1, fine=True)  # fmt: skip
         rows.append([np.asarray(photograph), *(images[0] for images in pictures.values()),
                      truths[0]])  # fmt: skip
     return errors, rows
@@ -155,13 +169,16 @@ def described(found: Estimate | None) -> dict[str, Any]:
 
 def compare(errors: Mapping[str, Values]) -> dict[str, Any]:
     """Return the mean error of each variant, and paired differences."""
-    low, usual, plain = (errors[name] for name in reversed(VARIANTS))
+    pairs = ((USUAL, PLAIN), (LOW, USUAL), (LOW, PLAIN_LOW))
+    low = errors[LOW]
     return {
         "num_subjects": len(low),
         "pictures_per_subject": len(next(iter(low.values()))),
         "error": {name: described(estimate(values)) for name, values in errors.items()},
-        "low noise - usual noise": described(difference(low, usual)),
-        "usual noise - not fine-tuned": described(difference(usual, plain)),
+        **{
+            f"{name} - {other}": described(difference(errors[name], errors[other]))
+            for name, other in pairs
+        },
     }
 
 
@@ -179,9 +196,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         folder = (args.folder or Path(temporary)).resolve()
-        models = train(folder, args)
-        registry = Registry(Store(str(folder / "ablations" / "runs")))
-        errors, rows = measure(registry, models, args.pictures)
+        errors, rows = measure(train(folder, args), args.pictures)
     if args.output:
         draw_sheet(rows).quantize(256).save(args.output, optimize=True)
     facts = compare(errors)
