@@ -44,20 +44,19 @@ def test_a_lane_without_room_ends_with_the_job(ray_session, tiny_base, tmp_path,
     """Else its thread would end the whole process when Ray is shut down."""
     monkeypatch.setattr(group, "_JOIN_SECONDS", 5.0)
     num_free = int(ray.available_resources()["CPU"])
-    guests = [ray.remote(num_cpus=1)(Guest).remote() for _ in range(num_free - 1)]
-    ray.get([guest.stay.remote() for guest in guests])
+    guest = ray.remote(num_cpus=num_free - 1)(Guest).remote()
+    ray.get(guest.stay.remote())
     job = load_job(tmp_path, tiny_base, {"ace": "cat", "bob": "cat"},
                    previews={"prompts": []}, resources={"lanes": 2})  # fmt: skip
     add_class_images(job)
     result = run_job(job)
-    for guest in guests:
-        ray.kill(guest)
+    ray.kill(guest)
     assert result.summary.counts["published"] == 2
     assert [one.name for one in threading.enumerate() if one.name.startswith("lane-")] == []
 
 
 class Guest:
-    """Another job's actor, which takes a CPU."""
+    """Another job's actor, which takes all CPUs but one."""
 
     def stay(self):
         """Wait until it has been placed."""
