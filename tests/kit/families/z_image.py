@@ -18,7 +18,7 @@ def make(deep: bool) -> Any:
     tokenizer = text.qwen_tokenizer()
     transformer = ZImageTransformer2DModel(
         in_channels=channels, dim=32, n_layers=2, n_refiner_layers=1, n_heads=2, n_kv_heads=2,
-        cap_feat_dim=16, axes_dims=[8, 4, 4], axes_lens=[1024, 32, 32],
+        cap_feat_dim=16, axes_dims=[8, 4, 4], axes_lens=[1024, 64, 64],
     )  # fmt: skip
     language_model = text.qwen3(tokenizer, num_layers=3)
     vae = autoencoder(
