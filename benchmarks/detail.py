@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from identity import number_of
 from measure import finish, print_table
 from PIL import Image, ImageDraw, ImageFont
 
@@ -90,7 +91,7 @@ def variants_of(registry: Registry) -> dict[str, dict[str, ModelRecord]]:
 
 def held_out(record: ModelRecord, count: int) -> list[world.Scene]:
     """Return scenes of a subject that no photograph shows."""
-    seed = int(record.id.rpartition("-")[2])
+    seed = number_of(record)
     identity = world.subject_scenes(seed, record.class_noun)[0].identity
     rng = np.random.default_rng([HELD_OUT_SEED, seed])
     places = rng.permutation(world.PLACE_NAMES)[:count]
@@ -141,7 +142,7 @@ def measure(
             pictures[name] = enlarge(backbone, [prompt] * count, small, range(count), sampling)
         for name, images in pictures.items():
             errors[name][subject] = fine_error(images, truths, where).tolist()
-        [photograph] = world.subject(int(subject.rpartition("-")[2]),
+        [photograph] = world.subject(number_of(records[LOW]),
                                      records[LOW].class_noun, 1, fine=True)  # fmt: skip
         rows.append([np.asarray(photograph), *(images[0] for images in pictures.values()),
                      truths[0]])  # fmt: skip

@@ -119,7 +119,7 @@ def _init_local(note: Callable[[str], None], options: dict[str, Any]) -> Any:
 
 
 def _may_succeed_now(reason: str, note: Callable[[str], None]) -> bool:
-    """Remove the cause of a failed start, if that is possible."""
+    """Return whether a second attempt may succeed; remove the cause if that is possible."""
     if _TOO_LONG in reason:
         note(f"the path of TMPDIR is too long for Ray's sockets: Ray uses {_SHORT_FOLDER}")
         # Ray reads the first; its dashboard, which has its own sockets, the second.

@@ -15,26 +15,28 @@ TIMED_OUT = "The current node timed out during startup."
 
 
 @pytest.mark.parametrize(
-    ("error", "free_bytes", "fix"),
+    ("error", "free_bytes", "num_notes", "fix"),
     [
-        (NotADirectoryError(20, "Not a directory"), 2**30,
+        (NotADirectoryError(20, "Not a directory"), 2**30, 0,
          "set RAY_TMPDIR to a folder that can be written, instead of /somewhere"),
-        (Exception(TIMED_OUT), 0,
+        (Exception(TIMED_OUT), 0, 0,
          "free space on the disk of /somewhere, or set RAY_TMPDIR to a folder on another disk"),
-        (Exception(TIMED_OUT), 2**30, "see Ray's logs in /somewhere/ray/session_latest/logs"),
+        (Exception(TIMED_OUT), 2**30, 1, "see Ray's logs in /somewhere/ray/session_latest/logs"),
     ],
 )  # fmt: skip
-def test_each_cause_has_its_fix(monkeypatch, error, free_bytes, fix):
+def test_each_cause_has_its_fix(monkeypatch, error, free_bytes, num_notes, fix):
     def fail(**_):
         raise error
 
     monkeypatch.setenv("RAY_TMPDIR", "/somewhere")
     monkeypatch.setattr(cluster.ray, "init", fail)
     monkeypatch.setattr(cluster.shutil, "disk_usage", lambda _: Usage(free_bytes))
+    notes = []
     with pytest.raises(SpecError) as caught:
-        cluster.start_local(lambda _: None)
+        cluster.start_local(notes.append)
     [problem] = caught.value.problems
     assert problem.fix == fix
+    assert len(notes) == num_notes  # a note announces a second attempt
 
 
 def test_a_busy_machine_gets_a_second_attempt(monkeypatch):

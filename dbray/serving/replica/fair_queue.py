@@ -27,6 +27,7 @@ Clock = Callable[[], float]
 Turn = tuple[float, float]
 
 _KEPT = 0.8
+"""Weight of past work after one more batch."""
 
 
 @dataclass(eq=False)
@@ -163,7 +164,7 @@ class FairQueue:
         self._used: dict[str, float] = {}
         self._virtual = 0.0
         self._running: Batch = []
-        self._past = Pace()
+        self._pace = Pace()
         self._condition = threading.Condition()
 
     @property
@@ -197,8 +198,8 @@ class FairQueue:
         own = num_new * request.cost
         running = sum(other.cost for other, _ in self._running if not other.over)
         before = running + _until_done(cost, tenant, own) - own
-        seconds = self._past.seconds(before)
-        late = seconds + self._past.seconds(own) > request.ask.deadline_seconds
+        seconds = self._pace.seconds(before)
+        late = seconds + self._pace.seconds(own) > request.ask.deadline_seconds
         if _until_done(images, tenant, num_new) > self.limits.max_images or (seconds > 0 and late):
             raise Refused(replace(OVERLOADED, retry_after=max(1, seconds)))
         if images[tenant] + num_new > self.limits.max_images_per_tenant:
@@ -251,7 +252,7 @@ class FairQueue:
         with self._condition:
             self._running = []
             if cost:
-                self._past = self._past.after(cost, seconds)
+                self._pace = self._pace.after(cost, seconds)
 
     def _choose(self, resident: str) -> Batch:
         now = self._clock()
