@@ -61,6 +61,7 @@ def test_generate_prints_nothing_but_its_files(tiny_base, tmp_path):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_normal_job_prints_only_dbrays_output(tiny_base, tmp_path):
     job_file = write_job(tmp_path / "job", tiny_base, {"ace": "cat"}, previews={"prompts": []})
     long = tmp_path / ("long-" * 20)  # too long for Ray's sockets

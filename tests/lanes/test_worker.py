@@ -65,7 +65,8 @@ def work_on_breaking_devices(config):
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("num_workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("num_workers", [1, 2])
 def test_a_broken_device_costs_an_attempt_but_no_subject(run, monkeypatch, num_workers):
     monkeypatch.setattr(worker, "_work", work_on_breaking_devices)
     recipe, resources = {"steps": 2, "prior_weight": 0.0}, {"gpus_per_subject": num_workers}

@@ -288,6 +288,7 @@ def test_warnings_are_shown_and_a_cluster_without_room_is_rejected(
     assert any("2 images" in note for note in listener.notes)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_job_runs_on_an_object_store(ray_session, tiny_base, tmp_path, s3_uri):
     job = load_job(tmp_path, tiny_base, {"ace": "cat"}, storage=s3_uri, tenant="acme")

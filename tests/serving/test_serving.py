@@ -219,9 +219,8 @@ def pixels(data):
     return decode_png(base64.b64decode(data[0]["b64_json"])).astype(int)
 
 
-@pytest.mark.parametrize(("kind", "levels"), [
-    pytest.param("whole", 0, marks=pytest.mark.slow), ("mixed", 2),
-])  # fmt: skip
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "levels"), [("whole", 0), ("mixed", 2)])
 def test_a_killed_replica_gives_no_wrong_image(site, client, kind, levels):
     names = ("rex", "mia", "tom") if kind == "whole" else [
         publish_lora(site.storage, site.base, f"lora{seed}", seed).id for seed in range(6)
