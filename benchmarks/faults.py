@@ -7,8 +7,8 @@ the steps (copies), two without class images (forgotten), two on the photographs
 their class (unlike), and two on each other's (confused). Then `dbray evaluate` scores all of them
 against their own photographs. `found` lists the flags of each. `agreement` is the rank correlation,
 over the models, of a score and what the judge sees in the same images: identity and the subject's
-colour, prompt score and the place asked for. The judge (see `miniature.py`) was trained on renders
-only. With `--folder`, an interrupted benchmark is continued.
+colour, followed prompts and the place asked for. The judge (see `miniature.py`) was trained on
+renders only. With `--folder`, an interrupted benchmark is continued.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def look(folder: Path, found: list[Evaluated], judge: Judge) -> pd.DataFrame:
         images = [np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
                   for data in evaluations.read_images(store, one.name)]  # fmt: skip
         answers = seen(judge, np.stack(images))
-        rows.append({"identity": one.scores.identity, "prompt": one.scores.prompt,
+        rows.append({"identity": one.scores.identity, "followed": one.scores.followed,
                      "colour": share(answers["colour"], colour),
                      "place": share(answers["place"], asked)})  # fmt: skip
     return pd.DataFrame(rows)
@@ -129,7 +129,7 @@ def summarise(found: list[Evaluated], beside: pd.DataFrame) -> dict[str, Any]:
         "good_flagged": f"{sum(bool(kinds[one]) for one in good)} of {len(good)}",
         "agreement": {
             "identity, colour": rank_correlation(beside["identity"], beside["colour"]),
-            "prompt, place": rank_correlation(beside["prompt"], beside["place"]),
+            "followed, place": rank_correlation(beside["followed"], beside["place"]),
         },
         "found": {one: {"planted": planted[one], "flags": kinds[one]} for one in kinds},
         "scores": {one: {name: round(value, 3) for name, value in of.items()}

@@ -191,6 +191,8 @@ def _by_clip(own: Embeddings, of_base: Embeddings, mine: Embeddings) -> dict[str
     return {
         "prompt": figures.prompt_fidelity(own["seen"], own["asked"]),
         "base_prompt": figures.prompt_fidelity(of_base["seen"], own["asked"]),
+        "followed": figures.followed(own["seen"], own["asked"]),
+        "base_followed": figures.followed(of_base["seen"], own["asked"]),
         "clip_identity": figures.identity(own["seen"], mine["seen"]),
         "base_clip_identity": figures.identity(of_base["seen"], mine["seen"]),
         "clip_ceiling": figures.ceiling(mine["seen"]),

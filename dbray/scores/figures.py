@@ -98,6 +98,22 @@ def prompt_fidelities(generated_GE: Tensor, prompts_GE: Tensor) -> Tensor:
     return (generated_GE * prompts_GE).sum(dim=1)
 
 
+def followed(generated_GE: Tensor, prompts_GE: Tensor) -> float | None:
+    """Share of images that no other prompt's text is nearer to than their own prompt's.
+
+    A subject that looks unlike others of its class lowers `prompt_fidelity` for all prompts alike,
+    and leaves this as it is. None with a single prompt, which has nothing to compare with.
+    """
+    if (prompts_GE @ prompts_GE.T).min() > 1 - _SAME_TEXT:
+        return None
+    cosines_GG = generated_GE @ prompts_GE.T
+    return float((cosines_GG.diagonal() > cosines_GG.amax(dim=1) - _SAME_TEXT).float().mean())
+
+
+_SAME_TEXT = 1e-5
+"""Between cosines of the same text, which rounding may tell apart."""
+
+
 def drift(tuned_GE: Tensor, base_GE: Tensor) -> float:
     """How far images of the same prompts and seeds have moved from the base's: 1 - mean cosine."""
     return 1.0 - float((tuned_GE * base_GE).sum(dim=1).mean())

@@ -21,8 +21,8 @@ MAX_FORGOTTEN = 0.3
 """Share of the way from the base's PRES to the ceiling that class images may have come."""
 MIN_CLASS_DIVERSITY = 0.6
 """Diversity of class images, as a part of the base's."""
-MIN_PROMPT = 0.85
-"""Prompt score, as a part of the base's."""
+MIN_FOLLOWED = 0.6
+"""Share of images nearest to their own prompt, as a part of the base's."""
 _TINY = 1e-6
 
 
@@ -113,12 +113,13 @@ def _keeps_its_class(scores: Scores) -> Iterator[Flag]:
 
 
 def _follows_prompts(scores: Scores) -> Iterator[Flag]:
-    if scores.prompt is None or scores.base_prompt is None:
+    if scores.followed is None or scores.base_followed is None:
         return
-    if scores.prompt < MIN_PROMPT * scores.base_prompt:
+    if scores.followed < MIN_FOLLOWED * scores.base_followed:
         yield Flag(
             "ignores",
             "ignores prompts",
-            f"prompt score {scores.prompt:.3f}, the base's {scores.base_prompt:.3f}",
+            f"{scores.followed:.0%} of its images are nearest to their own prompt among those "
+            f"asked for; of the base's {scores.base_followed:.0%}",
             "halve recipe.steps or recipe.learning_rate",
         )

@@ -15,8 +15,8 @@ class Scores(BaseModel):
     """The figures of a model; cosines are from -1 to 1, shares from 0 to 1.
 
     Fields with `base_` are for the untouched base, with the same prompts and seeds. A field is None
-    where it was not measured: without a CLIP, without unrelated prompts, without a perceptual
-    distance, or by an earlier dbray.
+    where it was not measured: without a CLIP, with a single prompt, without unrelated prompts,
+    without a perceptual distance, or by an earlier dbray.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -38,6 +38,10 @@ class Scores(BaseModel):
     num_lookalikes: int = Field(description="Other subjects of the class noun to compare with.")
     prompt: float | None = Field(description="Mean cosine of images and their prompts (CLIP-T).")
     base_prompt: float | None = Field(description="The same for the base.")
+    followed: float | None = Field(
+        None, description="Share of images whose own prompt is the nearest of those asked for."
+    )
+    base_followed: float | None = Field(None, description="The same for the base.")
     drift: float = Field(description="1 - mean cosine to the base's images of class prompts.")
     unrelated_drift: float | None = Field(
         None, description="The same for prompts that name neither the subject nor its class."

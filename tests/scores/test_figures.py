@@ -52,6 +52,14 @@ def test_prompt_fidelity_pairs_each_image_with_its_own_prompt():
     assert figures.prompt_fidelity(rows(0, 90), rows(90, 0)) == pytest.approx(0.0, abs=1e-6)
 
 
+def test_an_image_follows_its_prompt_if_no_other_is_nearer():
+    prompts = rows(0, 0, 90, 90)
+    assert figures.followed(rows(10, 30, 80, 60), prompts) == 1.0
+    assert figures.followed(rows(10, 10, 10, 10), prompts) == 0.5
+    assert figures.followed(rows(80, 80, 170, 170), prompts) == 0.5  # less, for all prompts alike
+    assert figures.followed(rows(0, 40), rows(5, 5)) is None
+
+
 def test_drift_is_0_for_the_base_itself():
     assert figures.drift(rows(0, 50), rows(0, 50)) == pytest.approx(0.0, abs=1e-6)
     assert figures.drift(rows(60, 110), rows(0, 50)) == pytest.approx(0.5)
