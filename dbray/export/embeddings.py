@@ -27,7 +27,14 @@ def why_not(source: Source) -> str | None:
     if not source.has_tokens:
         return "it has no learnt embeddings"
     unknown = set(source.base.family.text_encoders) - set(_KEYS)
-    return f"embedding files have no key for {min(unknown)!r}" if unknown else None
+    return f"embedding files have no key for {min(unknown)!r}" if unknown else why_no_key(source)
+
+
+def why_no_key(source: Source) -> str | None:
+    """Say why learnt embeddings have no place in such a file; None if they have."""
+    family = source.base.family
+    others = [part for part in family.encoders_to_teach if "CLIP" not in family.models[part]]
+    return f"embedding files hold those of CLIP alone, not of {others[0]!r}" if others else None
 
 
 def export(source: Source, output: Path) -> str:

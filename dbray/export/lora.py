@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from dbray.bases import SUPER_RESOLUTION
 from dbray.export import ENLARGER, card
-from dbray.export.embeddings import load_line, to_embedding, vectors_of
+from dbray.export.embeddings import load_line, to_embedding, vectors_of, why_no_key
 from dbray.export.source import Source
 from dbray.method.lora import FILE as PUBLISHED
 
@@ -20,7 +20,7 @@ EMBEDDING = "learned_embeds.safetensors"
 
 def why_not(source: Source) -> str | None:
     """See Format."""
-    return source.why_no_factors()
+    return source.why_no_factors() or (why_no_key(source) if source.has_tokens else None)
 
 
 def export(source: Source, output: Path) -> str:

@@ -104,9 +104,9 @@ class LearntTokens(nn.Embedding):
 
 
 def inject(backbone: Backbone, num_slots: int) -> None:
-    """Make the trainable text encoders of a backbone learn tokens."""
+    """Make the text encoders of a backbone learn tokens, where their family can."""
     family = backbone.base.family
-    for part in family.encoders_to_train:
+    for part in family.encoders_to_teach:
         encoder: Any = backbone.models[part]
         tokenizer = backbone.tokenizers[_tokenizer_names(family)[part]]
         learnt = LearntTokens(encoder.get_input_embeddings(), tokenizer, num_slots)

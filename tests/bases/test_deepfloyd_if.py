@@ -88,9 +88,22 @@ def test_the_loss_of_a_step_is_that_of_the_noise_alone(base, pipeline):
     assert trained.curve[0].loss == pytest.approx(float(expected), rel=1e-4)
 
 
-@pytest.mark.parametrize("method", ["full", {"kind": "lora", "rank": 4}], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    "method",
+    ["full", {"kind": "lora", "rank": 4}, {"kind": "pivotal", "rank": 4}, "textual_inversion"],
+    ids=["full", "lora", "pivotal", "textual inversion"],
+)
 def test_a_published_model_predicts_as_it_was_trained(base, method):
     check_published(base, Trained(base, recipe_of(method)))
+
+
+def test_an_identifier_is_learnt_in_t5(base, backbone):
+    found = Trained(base, recipe_of("textual_inversion"))
+    changed = {name for name, value in found.network.named_parameters()
+               if not torch.equal(value, found.begun[name])}  # fmt: skip
+    assert changed == {"text_encoder.shared.rows"}
+    text, before = (one.condition(["a dog"]).tensors["text"] for one in (found.backbone, backbone))
+    assert torch.equal(text, before)
 
 
 def test_full_fine_tuning_leaves_the_rows_of_the_variance_bitwise_as_they_are(base, backbone):

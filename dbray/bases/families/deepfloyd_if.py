@@ -41,6 +41,7 @@ class DeepFloydIF(StableDiffusion):
     autoencoder = None
     undecayed = ("conv_out.weight", "conv_out.bias")
     trained_encoders = ()
+    taught_encoders = ("text_encoder",)
     other_inputs = (
         "class_embed_type",
         "num_class_embeds",

@@ -63,6 +63,8 @@ class Family:
     """Keys of a base's index that affect its images."""
     trained_encoders: ClassVar[tuple[str, ...] | None] = None
     """Text encoders that may be trained; None: all."""
+    taught_encoders: ClassVar[tuple[str, ...] | None] = None
+    """Those that may learn an identifier's embeddings; None: the same."""
     samplers: ClassVar[tuple[Sampler, ...]]
     """Names of its samplers."""
     no_prompt: ClassVar[str] = ""
@@ -89,6 +91,12 @@ class Family:
         return self.text_encoders if allowed is None else allowed
 
     @property
+    def encoders_to_teach(self) -> tuple[str, ...]:
+        """Names of the text encoders in which an identifier's embeddings may be trained."""
+        allowed = self.taught_encoders
+        return self.encoders_to_train if allowed is None else allowed
+
+    @property
     def folders(self) -> tuple[str, ...]:
         """Every folder of a base that dbray reads."""
         return (*self.models, *self.tokenizers, *self.schedulers)
@@ -113,11 +121,11 @@ class Family:
 
     def unfit(self, layout: Layout, recipe: Recipe) -> Iterator[tuple[str, str]]:
         """Yield each problem of a recipe with a base, and what to change."""
-        if self.encoders_to_train:
-            return
         frozen = f"the text encoders of {self.name} cannot be trained"
-        if recipe.train_text_encoder:
+        if recipe.train_text_encoder and not self.encoders_to_train:
             yield f"train_text_encoder: {frozen}", "leave out train_text_encoder"
+        if self.encoders_to_teach:
+            return
         if recipe.identifier_rate is not None:
             yield f"identifier_rate: {frozen}", "leave out identifier_rate"
         if recipe.method.kind in ("textual_inversion", "pivotal"):
