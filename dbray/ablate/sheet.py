@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFont
 
 CELL = 128
-_MARGIN, _CAPTION, _LABEL, _FONT = 2, 62, 150, 12
+_MARGIN, _CAPTION, _LABEL, _FONT = 2, 68, 150, 12
 _CHARACTERS_OF_CELL, _CHARACTERS_OF_LABEL, _MOST_LINES = 20, 22, 4
 _INK, _PAPER = (40, 40, 40), (255, 255, 255)
 
