@@ -199,7 +199,7 @@ def publish_all(file: Path) -> None:
     publisher = Publisher(plan.job, plan.base)
     weights = {"adapter.safetensors": save({"weight": np.zeros(1, np.float32)})}
     for planned in plan.to_train:
-        publisher.publish(planned, weights, Progress(), Clock())
+        publisher.publish(planned, [(weights, Progress())], Clock())
 
 
 def measure_command(*argv: str) -> dict[str, float]:
