@@ -40,10 +40,8 @@ storage: runs  # a folder, or s3://..., gs://...; for models, class images and r
 _DEMO_METHOD = """
 recipe:
   method: pivotal  # low-rank factors and the identifier's own embeddings: small files, trained fast
-prior:
-  count: 32  # class images per class noun
 resources:
-  pack: 3  # subjects that share a batch; auto measures how many are fastest
+  pack: auto  # several subjects share a batch
 """
 
 
