@@ -38,7 +38,7 @@ def block(text, name):
 
 def test_the_worst_come_first_by_faults_then_by_likeness():
     models = [ScoredModel(f"m{n}", scores(identity=0.6 + n / 100)) for n in range(12)]
-    models += [ScoredModel("bad", scores(identity=0.79, copies=1.0, prompt=0.1))]
+    models += [ScoredModel("bad", scores(identity=0.79, copies=1.0, followed=0.1))]
     parts = score_parts(models)
     assert [one.id for one in parts.worst] == ["bad", *(f"m{n}" for n in range(9))]
     assert (parts.count, parts.num_flagged) == (13, 1)
