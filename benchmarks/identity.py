@@ -62,10 +62,10 @@ METHODS = {
 """Fields of the recipe of each method, as YAML."""
 
 
-def sample(backbone: Backbone, name: str) -> np.ndarray:
+def sample(backbone: Backbone, name: str, sampling: Sampling = SAMPLING) -> np.ndarray:
     """Sample `name` in every place, always with the same seeds."""
     prompts = [f"a photo of {name} {PLACE_PHRASES[place][0]}" for place in PLACES]
-    return generate(backbone, prompts, list(range(len(prompts))), SAMPLING)
+    return generate(backbone, prompts, list(range(len(prompts))), sampling)
 
 
 @torch.no_grad()
@@ -83,13 +83,20 @@ def share(answers: list[str], truth: str | list[str]) -> float:
     return statistics.mean(answer == right for answer, right in zip(answers, truths, strict=True))
 
 
-def measure(registry: Registry, judge: Judge, images: list[np.ndarray]) -> dict[str, Any]:
-    """Return the mean of each figure over the published models; add the images of each."""
-    base = bases.resolve(MINIATURE)
-    backbone = bases.load(base)
+def measure(
+    registry: Registry,
+    judge: Judge,
+    images: list[np.ndarray],
+    backbone: Backbone,
+    sampling: Sampling = SAMPLING,
+) -> dict[str, Any]:
+    """Return the mean of each figure over the published models; add the images of each.
+
+    `backbone` is the untouched base.
+    """
     records = list(registry.list())
     before = {
-        noun: seen(judge, sample(backbone, f"a {noun}"))["colour"]
+        noun: seen(judge, sample(backbone, f"a {noun}", sampling))["colour"]
         for noun in {record.class_noun for record in records}
     }
     found: dict[str, list[float]] = {name: [] for name in (*SHARES, "bytes", "seconds")}
@@ -100,8 +107,8 @@ def measure(registry: Registry, judge: Judge, images: list[np.ndarray]) -> dict[
             files = registry.weights(record, Path(folder))
             found["bytes"].append(sum(file.stat().st_size for file in files.values()))
             put(backbone, record, files)
-        after = seen(judge, sample(backbone, f"a {noun}"))["colour"]
-        pixels = sample(backbone, fill_prompt("a {subject}", noun, record.identifier))
+        after = seen(judge, sample(backbone, f"a {noun}", sampling))["colour"]
+        pixels = sample(backbone, fill_prompt("a {subject}", noun, record.identifier), sampling)
         answers = seen(judge, pixels)
         found["colour"].append(share(answers["colour"], colour))
         found["class"].append(share(answers["class"], noun))
@@ -195,7 +202,8 @@ def main() -> None:
             registry = train(folder, recipe, args.prior)
             asked = {"recipe": recipe, "prior": args.prior,
                      "class_image_seconds": class_image_seconds(registry)}  # fmt: skip
-            facts[name] = measure(registry, judge, images[name]) | asked
+            backbone = bases.load(bases.resolve(MINIATURE))
+            facts[name] = measure(registry, judge, images[name], backbone) | asked
             print(f"\n{name}")
             print_table(facts[name])
         records = list(registry.list())

@@ -211,7 +211,9 @@ def main() -> None:
         whole = run(undisturbed)
         wanted = weights(published(undisturbed))
         phases = json.loads(
-            (undisturbed.parent / "runs" / "jobs" / "undisturbed" / "summary.json").read_text()
+            (
+                undisturbed.parent / "runs" / "jobs" / undisturbed.parent.name / "summary.json"
+            ).read_text()
         )["phase_seconds"]
         # Part of a phase is over when the victim exists: the start of processes, and for the driver
         # the first subjects.

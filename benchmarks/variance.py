@@ -6,39 +6,32 @@ Fine-tuning changes the noise that the first stage predicts, and leaves the rows
 that predict the variance as they were. Every model of a registry of drawn subjects on the miniature
 cascade is sampled in all places of the drawn world: by `ddpm` with that variance, by `ddpm` with
 the fixed one ("fixed_small"), and by `dpm++`, which adds no noise. The second stage is the same
-each time. `colour`, `class` and `place` are as in `identity.py`; `drift` is how much more often
-than the untouched base the model gives the subject's colour to others of its class.
+each time. `colour`, `class`, `place` and `drift` are those of `identity.py`.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
-from identity import PLACES, SHARES, number_of, seen, share
+from identity import SHARES, measure
 from measure import finish, print_table
-from miniature import Judge, train_judge
+from miniature import train_judge
 
 from dbray import bases
 from dbray.bases import Backbone, Compute
 from dbray.bases.families.deepfloyd_if import CHANNELS
-from dbray.bases.generate import Sampling, generate
-from dbray.method.stages import put
-from dbray.miniature import world
-from dbray.miniature.captions import PLACE_PHRASES
+from dbray.bases.generate import Sampling
 from dbray.records.models import Registry
 from dbray.records.record import ModelRecord
-from dbray.spec.prompts import fill_prompt
 from dbray.spec.sections import Previews
 from dbray.storage.store import Store
 
 CASCADE = bases.MINIATURE_FOLDER.with_name("cascade")
 FIXED = "ddpm, fixed variance"
-SAMPLERS = {"ddpm, its own variance": ("ddpm", 100), FIXED: ("ddpm", 100), "dpm++": ("dpm++", 20)}
+SAMPLERS = {"ddpm, its own variance": ("ddpm", 50), FIXED: ("ddpm", 50), "dpm++": ("dpm++", 20)}
 
 
 def with_fixed_variance(backbone: Any) -> None:
@@ -59,33 +52,6 @@ def load(name: str, record: ModelRecord) -> tuple[Backbone, Sampling]:
     return backbone, Sampling.of(how).through(record.super_resolution)
 
 
-def look(backbone: Backbone, how: Sampling, judge: Judge, name: str) -> dict[str, list[str]]:
-    """What the judge sees in images of `name` in every place."""
-    prompts = [f"a photo of {name} {PLACE_PHRASES[place][0]}" for place in PLACES]
-    return seen(judge, generate(backbone, prompts, list(range(len(prompts))), how))
-
-
-def measure(registry: Registry, judge: Judge, name: str) -> dict[str, float]:
-    """Return the mean of each share over the models, sampled in one way."""
-    records = list(registry.list())
-    backbone, how = load(name, records[0])
-    nouns = sorted({record.class_noun for record in records})
-    before = {noun: look(backbone, how, judge, f"a {noun}")["colour"] for noun in nouns}
-    found: dict[str, list[float]] = {kind: [] for kind in SHARES}
-    for record in records:
-        noun = record.class_noun
-        colour = world.subject_scenes(number_of(record), noun)[0].identity.colour
-        with tempfile.TemporaryDirectory() as folder:
-            put(backbone, record, registry.weights(record, Path(folder)))
-        after = look(backbone, how, judge, f"a {noun}")["colour"]
-        answers = look(backbone, how, judge, fill_prompt("a {subject}", noun, record.identifier))
-        found["colour"].append(share(answers["colour"], colour))
-        found["class"].append(share(answers["class"], noun))
-        found["place"].append(share(answers["place"], PLACES))
-        found["drift"].append(share(after, colour) - share(before[noun], colour))
-    return {kind: round(statistics.mean(shares), 3) for kind, shares in found.items()}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--registry", required=True, help="storage of a job on the cascade")
@@ -94,9 +60,12 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     registry, judge = Registry(Store(args.registry)), train_judge(args.judge)
+    first = next(iter(registry.list()))
     facts = {}
     for name in SAMPLERS:
-        facts[name] = measure(registry, judge, name)
+        backbone, sampling = load(name, first)
+        found = measure(registry, judge, [], backbone, sampling)
+        facts[name] = {kind: found[kind] for kind in ("num_models", *SHARES)}
         print(f"\n{name}")
         print_table(facts[name])
     finish("variance", facts, args.keep)

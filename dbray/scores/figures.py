@@ -98,6 +98,10 @@ def prompt_fidelities(generated_GE: Tensor, prompts_GE: Tensor) -> Tensor:
     return (generated_GE * prompts_GE).sum(dim=1)
 
 
+_SAME_TEXT = 1e-5
+"""Cosines of the same text differ by less, from rounding."""
+
+
 def followed(generated_GE: Tensor, prompts_GE: Tensor) -> float | None:
     """Share of images that no other prompt's text is nearer to than their own prompt's.
 
@@ -108,10 +112,6 @@ def followed(generated_GE: Tensor, prompts_GE: Tensor) -> float | None:
         return None
     cosines_GG = generated_GE @ prompts_GE.T
     return float((cosines_GG.diagonal() > cosines_GG.amax(dim=1) - _SAME_TEXT).float().mean())
-
-
-_SAME_TEXT = 1e-5
-"""Between cosines of the same text, which rounding may tell apart."""
 
 
 def drift(tuned_GE: Tensor, base_GE: Tensor) -> float:
