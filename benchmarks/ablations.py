@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from measure import finish
+from measure import finish, hardware
 
 from dbray.miniature import world
 from dbray.miniature.world import Identity
+from dbray.records.models import Registry
+from dbray.storage.store import Store
 
 NUM_SUBJECTS, NUM_CLASSES, NUM_PHOTOGRAPHS, SEED = 12, 4, 5, 1
 FOLDER = Path("ablations")
@@ -52,6 +54,14 @@ def write(folder: Path, recipe: dict[str, Any], embedder: str, clip: str) -> Pat
     return file
 
 
+def read(folder: Path, name: str) -> dict[str, Any]:
+    """Read the results of an ablation, with the recipe and the versions of its models."""
+    job = yaml.safe_load((folder / "job.yaml").read_text())
+    found = json.loads((folder / "ablations" / name / "ablation.json").read_text())
+    record = next(iter(Registry(Store(str(folder / "ablations" / "runs"))).list()))
+    return {"recipe": job["recipe"], "versions": dict(record.versions), **found}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, nargs="?", default=FOLDER)
@@ -59,11 +69,11 @@ def main() -> None:
     parser.add_argument("--clip", default="miniature-clip")
     parser.add_argument("--recipe", default="{}", help="its fields, as YAML")
     parser.add_argument("--keep", metavar="NAME", nargs="+", help="keep results of ablations")
+    parser.add_argument("--hardware", help="where they ran, if elsewhere")
     args = parser.parse_args()
     for name in args.keep or ():
-        found = json.loads((args.folder / "ablations" / name / "ablation.json").read_text())
-        job = yaml.safe_load((args.folder / "job.yaml").read_text())
-        finish(f"ablation-{name}", {"recipe": job["recipe"], **found}, keep=True)
+        facts = read(args.folder, name)
+        finish(f"ablation-{name}", facts | {"hardware": args.hardware or hardware()}, keep=True)
     if not args.keep:
         print(write(args.folder, yaml.safe_load(args.recipe), args.embedder, args.clip))
 

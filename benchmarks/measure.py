@@ -28,17 +28,22 @@ def surroundings() -> dict[str, Any]:
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
     )  # fmt: skip
-    processor = next(
-        (line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
-         if line.startswith("model name")), platform.processor(),
-    )  # fmt: skip
     return {
         "commit": commit.stdout.strip() or None,
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "versions": {name: metadata.version(name) for name in _VERSIONED},
         "python": platform.python_version(),
-        "hardware": f"{os.cpu_count()} x {processor}",
+        "hardware": hardware(),
     }
+
+
+def hardware() -> str:
+    """Number and model of this machine's processors."""
+    processor = next(
+        (line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+         if line.startswith("model name")), platform.processor(),
+    )  # fmt: skip
+    return f"{os.cpu_count()} x {processor}"
 
 
 def print_table(rows: dict[str, Any]) -> None:
