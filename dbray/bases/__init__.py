@@ -18,7 +18,7 @@ from dbray.bases.families.family import Family
 from dbray.bases.layout import DEFAULTS_FILE, INDEX_FILE, SUFFIXES, Layout, read_defaults
 from dbray.errors import BaseError
 from dbray.spec.paths import MINIATURE, is_folder
-from dbray.spec.super_resolution import SuperResolution
+from dbray.spec.super_resolution import Enlargement
 from dbray.storage import hub
 
 __all__ = [
@@ -62,21 +62,21 @@ def resolve(name: str, revision: str | None = None, needs_weights: bool = True) 
     return found
 
 
-def with_stage(base: Base, stage: SuperResolution | None, needs_weights: bool = True) -> Base:
-    """Return a base with the super-resolution network that a job or a record names.
+def with_stage(base: Base, stage: Enlargement | None, needs_weights: bool = True) -> Base:
+    """Return a base with the super-resolution networks that a job or a record names.
 
     Raises:
         BaseError: it cannot be used, or none is named and the base is not a cascade.
     """
     if stage is None:
         return base
+    second = base.super_resolution
     if stage.base is not None:
         second = _second(stage.base, base, stage.base_revision, needs_weights)
-        return replace(base, super_resolution=second)
-    if base.super_resolution is None:
+    if second is None:
         raise BaseError(f"base {base.name!r} has no super-resolution network; name one as "
                         "super_resolution.base")  # fmt: skip
-    return base
+    return replace(base, super_resolution=with_stage(second, stage.then, needs_weights))
 
 
 def _second(name: str, first: Base, revision: str | None, needs_weights: bool) -> Base:

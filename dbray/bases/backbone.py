@@ -113,13 +113,16 @@ class LoadedBackbone:
         return self._resident
 
     def _replaceable(self) -> dict[str, nn.Module]:
-        """The models whose weights may be replaced; those of the next stage with its prefix."""
-        parts = (self._family.denoiser, *self._family.text_encoders)
-        found = {part: self.models[part] for part in parts}
+        """The models whose weights may be replaced; those of the second stage with its prefix."""
+        found = self._own_replaceable()
         if self._following is not None:
-            following = self._following._replaceable()
+            following = self._following._own_replaceable()
             found |= {f"{STAGE_PREFIX}{part}": model for part, model in following.items()}
         return found
+
+    def _own_replaceable(self) -> dict[str, nn.Module]:
+        parts = (self._family.denoiser, *self._family.text_encoders)
+        return {part: self.models[part] for part in parts}
 
     def network(self, parts: Sequence[str]) -> Network:
         """See Backbone."""

@@ -6,7 +6,7 @@ Importing this module loads neither torch nor diffusers.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,7 +16,7 @@ from dbray.bases.defaults import Section
 from dbray.bases.families.family import Family
 from dbray.bases.layout import Layout
 from dbray.spec.recipe import Precision, Recipe
-from dbray.spec.super_resolution import SuperResolution
+from dbray.spec.super_resolution import Enlargement, SuperResolution
 
 if TYPE_CHECKING:
     import numpy as np
@@ -90,6 +90,12 @@ class Base:
         second = self.super_resolution
         return self.digest, None if second is None else second.digest
 
+    @property
+    def enlargement(self) -> int:
+        """By how much the stages after it enlarge the sides of an image."""
+        second = self.super_resolution
+        return 1 if second is None else second.scale * second.enlargement
+
     def fill(self, section: Section) -> Section:
         """Fill what a section of a job leaves open, as `defaults.fill` does."""
         return defaults.fill(self, section).section
@@ -124,8 +130,22 @@ class Compute:
     @classmethod
     def of(cls, device: str, recipe: Recipe, stage: SuperResolution | None = None) -> Compute:
         """Return how a model is loaded to sample from it, with its second stage if it has one."""
-        then = None if stage is None else cls.of(device, stage.recipe)
-        return cls(device, recipe.precision, recipe.resolution, then=then)
+        found = cls(device, recipe.precision, recipe.resolution)
+        if stage is None:
+            return found
+        second = cls.of(device, stage.recipe)
+        return replace(found, then=replace(second, then=second.as_it_is(stage.then)))
+
+    def as_it_is(self, stage: Enlargement | None) -> Compute | None:
+        """Return how a network that is not fine-tuned is loaded after another, if there is one."""
+        if stage is None:
+            return None
+        return Compute(self.device, self.precision, then=self.as_it_is(stage.then))
+
+    def through(self, base: Base) -> Compute:
+        """Return the same for each stage of a base."""
+        second = base.super_resolution
+        return self if second is None else replace(self, then=self.through(second))
 
 
 class Backbone(Protocol):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from dbray.spec.presets import PRESETS
 from dbray.spec.recipe import Recipe
 from dbray.spec.sections import Previews, Prior, Scoring
-from dbray.spec.super_resolution import SuperResolution
+from dbray.spec.super_resolution import Enlargement, SuperResolution
 
 if TYPE_CHECKING:
     from dbray.bases import Base
@@ -61,6 +61,21 @@ def fill_super_resolution(base: Base, given: SuperResolution | None) -> SuperRes
         **recommended,
         **stage.model_dump(include=stage.model_fields_set),
         "recipe": fill(second, stage.recipe, stage.recipe.preset).section,
+        "then": _fill_enlargement(second, stage.then),
+    })  # fmt: skip
+
+
+def _fill_enlargement(base: Base, given: Enlargement | None) -> Enlargement | None:
+    """Fill what is left open about a network that is not fine-tuned, as its pipeline draws."""
+    following = base.super_resolution
+    if given is None or following is None:
+        return None
+    family: Any = following.family
+    return Enlargement.model_validate({
+        "noise_level": family.usual_level,
+        **family.defaults["super_resolution"],
+        **given.model_dump(include=given.model_fields_set),
+        "then": _fill_enlargement(following, given.then),
     })  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from dbray.bases import Backbone, Base
 from dbray.bases.condition import Condition
 from dbray.bases.families.super_resolution import LOW, SuperResolution
 from dbray.spec.sections import Previews, Prior, Sampler
-from dbray.spec.super_resolution import SuperResolution as Stage
+from dbray.spec.super_resolution import Enlargement
 
 OnStep = Callable[[int, Tensor], None]
 
@@ -45,14 +45,14 @@ class Sampling:
         """Return what a section of a job says."""
         return cls(section.sampler, section.steps, section.guidance, negative_prompt)
 
-    def through(self, stage: Stage | None) -> Sampling:
-        """Return the same, with a second stage as a job or a record says."""
+    def through(self, stage: Enlargement | None) -> Sampling:
+        """Return the same, with the stages after the first as a job or a record says."""
         if stage is None:
             return replace(self, then=None)
         own = Sampling(
             stage.sampler, stage.steps, stage.guidance, self.negative_prompt, stage.noise_level
         )
-        return replace(self, then=own)
+        return replace(self, then=own.through(stage.then))
 
     def identity(self) -> dict[str, Any]:
         """Return the canonical form: later fields only where they differ from their defaults."""
@@ -70,7 +70,9 @@ class Sampling:
 def scale_of(base: Base, sampling: Sampling) -> int:
     """Return by how much the stages after the first enlarge the sides of an image."""
     second = base.super_resolution
-    return second.scale if second is not None and sampling.then is not None else 1
+    if second is None or sampling.then is None:
+        return 1
+    return second.scale * scale_of(second, sampling.then)
 
 
 def batch_size(backbone: Backbone, size: tuple[int, int] | None = None) -> int:
@@ -106,15 +108,15 @@ def finish(
     sampling: Sampling,
     on_step: OnStep | None = None,
 ) -> np.ndarray:
-    """Pass images of the first stage through the stages after it, if there are any; see `enlarge`.
+    """Pass images of a stage through the stages after it that are loaded; see `enlarge`.
 
     Each image starts from its own seed in every stage.
     """
-    if sampling.then is None:
-        return images_NHWC
     following = backbone.super_resolution
-    assert following is not None  # the caller has loaded it
-    return enlarge(following, prompts, images_NHWC, seeds, sampling.then, on_step)
+    if sampling.then is None or following is None:
+        return images_NHWC
+    larger_NHWC = enlarge(following, prompts, images_NHWC, seeds, sampling.then, on_step)
+    return finish(following, prompts, larger_NHWC, seeds, sampling.then, on_step)
 
 
 def generate_in_batches(

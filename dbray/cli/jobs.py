@@ -137,7 +137,8 @@ def _second_stage(stage: dict[str, Any] | None) -> str:
     if stage is None:
         return ""
     how = _training(stage["recipe"]) if stage["train"] else "not trained"
-    return f"; super-resolution at noise level {stage['noise_level']}: {how}"
+    further = f", then {stage['then']['base']}" if stage["then"] else ""
+    return f"; super-resolution at noise level {stage['noise_level']}: {how}{further}"
 
 
 def _slots(pack: int | str) -> str:

@@ -64,8 +64,7 @@ class Source:
     def backbone(self) -> Backbone:
         """The base with the model's weights in it."""
         if self.record is None:
-            then = Compute(self.device) if self.base.super_resolution else None
-            return bases.load(self.base, Compute(self.device, then=then))
+            return bases.load(self.base, Compute(self.device).through(self.base))
         record = self.record
         compute = Compute.of(self.device, record.recipe, record.super_resolution)
         backbone = bases.load(self.base, compute)

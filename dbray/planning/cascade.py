@@ -10,7 +10,7 @@ from dbray.errors import BaseError, Problem
 from dbray.planning.packing import obstacle
 from dbray.spec.job import Job
 from dbray.spec.recipe import Recipe
-from dbray.spec.super_resolution import SuperResolution
+from dbray.spec.super_resolution import Enlargement, SuperResolution
 
 _KEY = "super_resolution"
 _MAX_LEVEL = 350
@@ -61,7 +61,9 @@ def check_second_stage(job: Job, base: Base, where: Callable[[str], str]) -> Ite
     section, second = job.super_resolution, base.super_resolution
     if section is None or second is None:
         return
-    for what, fix in (*_about_sampling(section, second), *_about_training(section, second)):
+    for name, what, fix in _about_sampling(section, second, _KEY):
+        yield Problem("error", where(_KEY), f"{name}: {what}", fix)
+    for what, fix in _about_training(section, second):
         yield Problem("error", where(_KEY), f"{_KEY}: {what}", fix)
     if section.train and job.prior.kind == "teacher":
         what = f"{_KEY}: it is kept by class images, and a teacher makes none"
@@ -77,14 +79,18 @@ def check_second_stage(job: Job, base: Base, where: Callable[[str], str]) -> Ite
         yield Problem("error", where(_KEY), f"{_KEY}: {found[0]}", found[1])
 
 
-def _about_sampling(section: SuperResolution, second: Base) -> Iterator[tuple[str, str]]:
+def _about_sampling(section: Enlargement, own: Base, key: str) -> Iterator[tuple[str, str, str]]:
+    """Find what a network, and those after it, cannot draw by; yield the key of each first."""
     try:
-        second.family.check_sampler(section.sampler)
+        own.family.check_sampler(section.sampler)
     except BaseError as exc:
-        yield str(exc), "set sampler to one of those, or leave it out"
-    most = second.layout.index.get("max_noise_level", _MAX_LEVEL)
-    if second.family.autoencoder and section.noise_level > most:
-        yield f"noise_level {section.noise_level} is over the network's {most}", "lower noise_level"
+        yield key, str(exc), "set sampler to one of those, or leave it out"
+    most = own.layout.index.get("max_noise_level", _MAX_LEVEL)
+    if own.family.autoencoder and section.noise_level > most:
+        what = f"noise_level {section.noise_level} is over the network's {most}"
+        yield key, what, "lower noise_level"
+    if section.then is not None and own.super_resolution is not None:
+        yield from _about_sampling(section.then, own.super_resolution, f"{key}.then")
 
 
 def _about_training(section: SuperResolution, second: Base) -> Iterator[tuple[str, str]]:

@@ -71,9 +71,8 @@ def estimate(plan: Plan, hardware: Hardware, rates: Rates | None) -> Cost:
     stages = tuple(trained_stages(plan.job, plan.base))
     model_bytes = sum(method_of(own.method).published_bytes(base, own) for base, own, _ in stages)
     class_images = plan.num_prior_images + plan.num_copied_images
-    second = plan.base.super_resolution
-    scale = second.scale if second else 1
-    preview_bytes = 3 * (scale * (recipe.resolution or plan.base.resolution)) ** 2
+    side = plan.base.enlargement * (recipe.resolution or plan.base.resolution)
+    preview_bytes = 3 * side**2
     num_previews = 2 * len(plan.job.previews.prompts)  # the subject's, and the base's beside them
     steps_each = sum(own.steps for _, own, _ in stages)
     fits = lanes > 0 or not plan.to_train

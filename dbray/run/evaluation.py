@@ -186,7 +186,7 @@ def _tasks(
     by_base: dict[tuple[object, ...], list[ModelRecord]] = {}
     for record in target.records:
         stage = record.super_resolution
-        network = stage and (stage.base, stage.base_revision)
+        network = stage and stage.networks
         by_base.setdefault((record.served_by, network), []).append(record)
     for records in by_base.values():
         base = bases.resolve(*records[0].served_by)

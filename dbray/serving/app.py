@@ -87,9 +87,7 @@ def with_base(options: ServeOptions) -> ServeOptions:
         name, revision = record.served_by
         options = options.model_copy(update={"base": name, "base_revision": revision})
         if (stage := record.super_resolution) is not None:
-            second = {"super_resolution": stage.base,
-                      "super_resolution_revision": stage.base_revision}  # fmt: skip
-            options = options.model_copy(update=second)
+            options = options.model_copy(update={"super_resolution": stage.as_it_is})
     assert options.base is not None
     bases.with_stage(bases.resolve(options.base, options.base_revision), options.stage)
     return options

@@ -9,7 +9,7 @@ from pydantic import Field
 from dbray.spec.base import Spec
 from dbray.spec.canon import SUBJECT_ID_PATTERN
 from dbray.spec.resources import Device
-from dbray.spec.super_resolution import SuperResolution
+from dbray.spec.super_resolution import Enlargement
 
 GIB = 2**30
 
@@ -22,10 +22,12 @@ class ServeOptions(Spec):
         None, description="Base model; absent: that of the registry's first model."
     )
     base_revision: str | None = Field(None, description="Commit of a base from the hub.")
-    super_resolution: str | None = Field(
+    super_resolution: str | Enlargement | None = Field(
         None,
-        description="The network that enlarges the base's images; absent: that of a base which is "
-        "a cascade or, without a base, that of the registry's first model.",
+        description="The network that enlarges the base's images: a folder or a hub id, or a "
+        "section as in a job, where `then` names a third. Absent: that of a base which is a "
+        "cascade or, without a base, those of the registry's first model. A model that names a "
+        "third is enlarged by it only if it is here.",
     )
     super_resolution_revision: str | None = Field(None, description="Commit, from the hub.")
     keys: str | None = Field(
@@ -92,9 +94,9 @@ class ServeOptions(Spec):
     )
 
     @property
-    def stage(self) -> SuperResolution | None:
-        """The second stage, where the options name it."""
-        if self.super_resolution is None:
-            return None
+    def stage(self) -> Enlargement | None:
+        """The stages after the first, where the options name them."""
+        if not isinstance(self.super_resolution, str):
+            return self.super_resolution
         revision = self.super_resolution_revision
-        return SuperResolution(base=self.super_resolution, base_revision=revision)
+        return Enlargement(base=self.super_resolution, base_revision=revision)

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator
 
@@ -23,7 +23,7 @@ from dbray.spec.recipe import Recipe
 from dbray.spec.resources import Resources
 from dbray.spec.sections import Identifiers, Previews, Prior, Scoring
 from dbray.spec.subject import Subject, make_subject
-from dbray.spec.super_resolution import SuperResolution
+from dbray.spec.super_resolution import Enlargement, SuperResolution
 from dbray.spec.text_files import Item, Lines, items_of, locate, parse_yaml, read_text
 
 SCHEMA_VERSION = "dbray/v1"
@@ -219,12 +219,21 @@ def anchored(job: Job, folder: Path) -> Job:
     }
     if job.serve_base is not None:
         paths["serve_base"] = anchor_base(job.serve_base, folder)
-    if (stage := job.super_resolution) is not None and stage.base is not None:
-        base = anchor_base(stage.base, folder)
-        paths["super_resolution"] = stage.model_copy(update={"base": base})
+    if job.super_resolution is not None:
+        paths["super_resolution"] = _anchor_stage(job.super_resolution, folder)
     if isinstance(job.subjects, str):
         paths["subjects"] = anchor(job.subjects, folder)
     return job.model_copy(update=paths)
+
+
+_Stage = TypeVar("_Stage", bound=Enlargement)
+
+
+def _anchor_stage(stage: _Stage, folder: Path) -> _Stage:
+    """Make the paths of a network, and of those after it, absolute."""
+    base = anchor_base(stage.base, folder) if stage.base is not None else None
+    then = _anchor_stage(stage.then, folder) if stage.then is not None else None
+    return stage.model_copy(update={"base": base, "then": then})
 
 
 def _read_inline(items: Iterable[Item], folder: Path) -> tuple[tuple[Subject, ...], list[Problem]]:

@@ -14,11 +14,13 @@ from PIL import Image
 from safetensors.torch import load
 
 from dbray import bases
-from dbray.bases import Backbone, Base
+from dbray.bases import Backbone, Base, Compute
 from dbray.bases.condition import Condition
-from dbray.bases.generate import Sampling, enlarge
+from dbray.bases.defaults import fill_super_resolution
+from dbray.bases.generate import Sampling, enlarge, generate, scale_of
 from dbray.bases.low_images import LowImages
 from dbray.errors import BaseError
+from dbray.spec.recipe import Recipe
 from dbray.spec.super_resolution import SuperResolution
 from dbray.training.batches import Share, draw_batches
 from dbray.training.data import shrunk
@@ -168,6 +170,26 @@ def test_a_row_of_a_step_has_the_low_image_of_its_own_image(tiny, name):
             noise = (1 - alpha).sqrt() * batch.target_BCHW[row]
             pixels = (batch.noisy_BCHW[row] - noise) / alpha.sqrt()
             assert float((source.mean_VCHW[nearest] - pixels).abs().max()) < 1e-2
+
+
+def test_a_third_network_enlarges_as_its_pipeline_does(first, tiny):
+    second, third = tiny("deepfloyd_if_ii"), tiny("x4_upscaler")
+    then = {"base": str(third.base.folder), "steps": 2}
+    section = SuperResolution(base=str(second.base.folder), steps=2, then=then)
+    base = bases.with_stage(first, section)
+    section = fill_super_resolution(base, section)
+    assert section.then.noise_level == 20  # of its pipeline, as for a network that nobody trains
+    backbone = bases.load(base, Compute.of("cpu", Recipe(), section))
+    two = Sampling("ddpm", 2).through(section.model_copy(update={"then": None}))
+    three = Sampling("ddpm", 2).through(section)
+    [middle] = generate(backbone, [PROMPT], [0], two)
+    [large] = generate(backbone, [PROMPT], [0], three)
+    assert (middle.shape, large.shape) == ((SIDE, SIDE, 3), (4 * SIDE, 4 * SIDE, 3))
+    assert scale_of(base, three) == base.enlargement == large.shape[0] // LOW_SIDE
+    third.pipeline.scheduler = backbone.super_resolution.super_resolution.scheduler("ddim", 2)
+    wanted = third.draw(middle, guidance_scale=9.0, noise_level=20)
+    assert np.abs(large - wanted).max() <= 1
+    assert all("super_resolution_super" not in part for part in backbone.resident.layouts)
 
 
 def test_low_images_average_areas():

@@ -94,6 +94,35 @@ def test_a_path_of_the_second_stage_is_relative_to_the_file(cascades, tmp_path):
     assert (tmp_path / "network").samefile(checked.job.super_resolution.base)
 
 
+def third_of(cascades, **changes):
+    return {"then": {"base": str(cascades["x4_upscaler"] / "super_resolution"), **changes}}
+
+
+def test_a_third_network_is_found_and_only_draws(cascades, tmp_path):
+    (tmp_path / "network").symlink_to(cascades["x4_upscaler"] / "super_resolution")
+    ready = check(tmp_path, cascades["deepfloyd_if_ii"], {"then": {"base": "network"}}).ready()
+    then = ready.job.super_resolution.then
+    assert (tmp_path / "network").samefile(then.base)
+    assert (then.sampler, then.guidance, then.noise_level) == ("ddim", 9.0, 20)
+    assert ready.base.enlargement == 4 * 4
+    alone = check(tmp_path / "alone", cascades["deepfloyd_if_ii"]).ready()
+    plans = [make_plan(one, Store(one.job.storage)) for one in (ready, alone)]
+    assert plans[0].to_train[0].fingerprint == plans[1].to_train[0].fingerprint
+    previews = [estimate(plan, Hardware(2, 0), None).storage_bytes["previews"] for plan in plans]
+    assert previews[0] == 16 * previews[1]
+
+
+@pytest.mark.parametrize(("changes", "what"), [
+    ({"sampler": "euler"}, "Stable Diffusion x4 upscaler has no sampler 'euler'"),
+    ({"noise_level": 351}, "noise_level 351 is over the network's 350"),
+    ({"base": None}, "it names no network"),
+])  # fmt: skip
+def test_what_is_wrong_with_a_third_network_is_reported(cascades, tmp_path, changes, what):
+    stage = third_of(cascades, **changes)
+    [error] = check(tmp_path, cascades["deepfloyd_if_ii"], stage).errors
+    assert error.what.startswith(f"super_resolution.then: {what}")
+
+
 def test_a_plan_counts_both_stages(cascades, tmp_path):
     costs = {}
     for train in (True, False):

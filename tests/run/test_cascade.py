@@ -20,13 +20,18 @@ from dbray.storage.store import Store
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
-@pytest.mark.parametrize("name", SUPER_RESOLUTION)
-def test_subjects_are_published_with_both_stages_and_previews(ray_session, tmp_path, name):
+@pytest.mark.parametrize(("name", "third", "side"), [
+    ("deepfloyd_if_ii", "x4_upscaler", 512), ("x4_upscaler", None, 128),
+])  # fmt: skip
+def test_subjects_are_published_with_all_stages_and_previews(
+    ray_session, tmp_path, name, third, side
+):
     cascade = build_cascade(tmp_path / "base", name)
+    then = third and {"base": str(SUPER_RESOLUTION[third].build(tmp_path / "third")), "steps": 2}
     recipe = {"method": {"kind": "lora", "rank": 4}, "steps": 3, "resolution": 32}
     job = load_job(
         tmp_path, cascade, {"ace": "cat", "bob": "dog"}, recipe=recipe,
-        super_resolution={"recipe": recipe, "noise_level": 5, "steps": 2},
+        super_resolution={"recipe": recipe, "noise_level": 5, "steps": 2, "then": then},
         prior={"count": 2, "steps": 2}, previews={"prompts": ["a {subject}"], "steps": 2},
         resources={"device": "cpu", "checkpoint_every": 2},
     )  # fmt: skip
@@ -41,7 +46,7 @@ def test_subjects_are_published_with_both_stages_and_previews(ray_session, tmp_p
     assert (low.shape, enlarged.shape) == ((2, 8, 8, 3), (2, 32, 32, 3))
     annex = previews.annex(store, record.name)
     png = next(name for name in sorted(annex.names()) if name.endswith(".png"))
-    assert np.asarray(Image.open(io.BytesIO(annex.file(png)))).shape == (128, 128, 3)
+    assert np.asarray(Image.open(io.BytesIO(annex.file(png)))).shape == (side, side, 3)
     before = files_of(job, "bob")
     assert run_job(job).exit_code == 0
     assert files_of(job, "bob") == before

@@ -55,6 +55,7 @@ from dbray.serving.replica.scratch import Scratch
 from dbray.serving.replica.sizes import Sizes
 from dbray.spec.paths import MINIATURE
 from dbray.spec.sections import Previews
+from dbray.spec.super_resolution import SuperResolution
 from dbray.storage.store import Store
 
 _log = logging.getLogger(__name__)
@@ -81,11 +82,10 @@ class Replica:
         self._device = _device(options.device)
         base = bases.resolve(options.base or MINIATURE, options.base_revision)
         base = bases.with_stage(base, options.stage)
-        compute = Compute(self._device, options.precision)
-        if base.super_resolution is not None:
-            compute = replace(compute, then=compute)
+        compute = Compute(self._device, options.precision).through(base)
         self._backbone = bases.load(base, compute)
-        self._stage = fill_super_resolution(base, None)
+        then = options.stage and options.stage.then
+        self._stage = fill_super_resolution(base, SuperResolution(then=then))
         # Found once: the painter replaces layers while it samples.
         self._mixable = mixable_layers(self._backbone.models[base.family.denoiser])
         defaults = base.fill(Previews())
