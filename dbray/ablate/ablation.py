@@ -19,7 +19,7 @@ from dbray.ablate.trials import Trial, train, trials_of
 from dbray.ablate.variants import ABLATIONS, Variant
 from dbray.cluster import connected
 from dbray.errors import SpecError
-from dbray.planning.checks import Ready
+from dbray.planning.checked import Ready
 from dbray.records import previews as layout
 from dbray.run.options import RunOptions
 from dbray.run.watch import Watch

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dbray.ablate.scoring import Scored
-from dbray.planning.checks import Ready
+from dbray.planning.checked import Ready
 from dbray.records.scores import Scores
 from dbray.run.watch import Watch
 from dbray.sampling.joining import base_task

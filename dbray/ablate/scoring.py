@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from dbray.ablate.trials import Trained, Trial
-from dbray.planning.checks import Ready
+from dbray.planning.checked import Ready
 from dbray.records import scores as layout
 from dbray.records.models import ModelRecord, Registry
 from dbray.records.scores import Scores

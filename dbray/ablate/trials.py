@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dbray.ablate.variants import Variant
-from dbray.planning.checks import Ready
+from dbray.planning.checked import Ready
 from dbray.records.results import Outcome
 from dbray.run.job import JobResult, run_job
 from dbray.run.options import RunOptions

@@ -23,7 +23,7 @@ from dbray.spec.recipe import Recipe
 from dbray.spec.sections import Prior
 
 if TYPE_CHECKING:
-    from dbray.planning.checks import Ready
+    from dbray.planning.checked import Ready
     from dbray.spec.job import Job
     from dbray.spec.subject import Subject
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dbray.errors import SpecError
-from dbray.planning.checks import Ready
+from dbray.planning.checked import Ready
 from dbray.spec.job import FIRST_DEFAULT_ID
 from dbray.storage.store import Store
 

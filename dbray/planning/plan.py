@@ -15,7 +15,7 @@ from typing import Any
 from dbray.bases import Base
 from dbray.errors import Problem
 from dbray.planning.cascade import trained_stages
-from dbray.planning.checks import InvalidSubject, Ready
+from dbray.planning.checked import InvalidSubject, Ready
 from dbray.planning.ids import origin
 from dbray.planning.names import Latest, name_subjects, read_latest
 from dbray.planning.stop import StopMeasure, stop_measure_of

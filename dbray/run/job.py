@@ -12,7 +12,8 @@ from pathlib import Path
 import dbray
 from dbray.cluster import connected
 from dbray.errors import DbrayError, TooManyFailures
-from dbray.planning.checks import Checked, Ready, check_file, check_job
+from dbray.planning.checked import Checked, Ready
+from dbray.planning.checks import check_file, check_job
 from dbray.planning.ids import settle_id
 from dbray.planning.plan import Plan, make_plan
 from dbray.records.results import Outcome, Summary, read_summary

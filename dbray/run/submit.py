@@ -20,7 +20,7 @@ import yaml
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from dbray.errors import DbrayError, SpecError, first_line
-from dbray.planning.checks import Ready
+from dbray.planning.checked import Ready
 from dbray.spec.subject import Subject
 from dbray.spec.text_files import parse_yaml, read_text
 from dbray.subjects.validation import write_jsonl

@@ -13,7 +13,7 @@ from typing import Literal
 
 from dbray.errors import SubjectError
 from dbray.lanes.leases import Snapshot
-from dbray.planning.checks import InvalidSubject
+from dbray.planning.checked import InvalidSubject
 from dbray.planning.plan import Plan, PlannedSubject
 from dbray.records.results import (
     Failure,
