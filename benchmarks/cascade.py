@@ -31,9 +31,10 @@ from miniature import (
 )
 
 from dbray.bases import MINIATURE_FOLDER
+from dbray.miniature.autoencoder import to_images
 from dbray.miniature.captions import fine_caption
 from dbray.miniature.pixels.bands import fine_error
-from dbray.miniature.pixels.data import large_images, small_images
+from dbray.miniature.pixels.data import small_images
 from dbray.miniature.pixels.drawing import Cascade, Drawing, to_bytes
 from dbray.miniature.pixels.training import enlarge
 from dbray.miniature.world import Scene, render, scenes
@@ -62,7 +63,7 @@ def super_resolution_errors(cascade: Cascade, how: Drawing, count: int) -> dict[
     rng = np.random.default_rng(0)
     drawn = fresh_scenes(count)
     truths = np.stack([np.asarray(render(scene, fine=True)) for scene in drawn])
-    small = small_images(large_images(truths, CPU))
+    small = small_images(to_images(truths, CPU))
     texts = [fine_caption(scene, rng) for scene in drawn]
     return {
         "fine_error_enlarged": float(fine_error(to_bytes(enlarge(small)), truths).mean()),
