@@ -41,6 +41,7 @@ from dbray.records.models import Registry
 from dbray.records.record import ModelRecord
 from dbray.spec.prompts import fill_prompt
 from dbray.storage.store import Store
+from dbray.training.data import shrunk
 
 CASCADE = bases.MINIATURE_FOLDER.with_name("cascade")
 NUM_CLASSES = 4
@@ -103,13 +104,6 @@ def drawn(scenes: list[world.Scene], fine: bool) -> np.ndarray:
     return np.stack([np.asarray(world.render(scene, fine)) for scene in scenes])
 
 
-def halved(images: np.ndarray) -> np.ndarray:
-    """Return the pictures of the first stage, each pixel the mean of four."""
-    num, height, width, channels = images.shape
-    blocks = images.reshape(num, height // 2, 2, width // 2, 2, channels)
-    return blocks.mean(axis=(2, 4)).round().astype(np.uint8)
-
-
 def doubled(images: np.ndarray) -> np.ndarray:
     """Enlarge bilinearly."""
     sides = images.shape[2] * 2, images.shape[1] * 2
@@ -131,7 +125,7 @@ def measure(
         scenes = held_out(records[LOW], count)
         truths = drawn(scenes, fine=True)
         where = (truths != drawn(scenes, fine=False)).any(axis=3)
-        small = halved(truths)
+        small = shrunk(truths, 2)
         pictures = {ENLARGED: doubled(small)}
         for name in VARIANTS:
             record = records[name]
