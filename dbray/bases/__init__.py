@@ -76,7 +76,10 @@ def with_stage(base: Base, stage: Enlargement | None, needs_weights: bool = True
     if second is None:
         raise BaseError(f"base {base.name!r} has no super-resolution network; name one as "
                         "super_resolution.base")  # fmt: skip
-    return replace(base, super_resolution=with_stage(second, stage.then, needs_weights))
+    try:
+        return replace(base, super_resolution=with_stage(second, stage.then, needs_weights))
+    except BaseError as exc:  # its advice names keys of the section
+        raise BaseError(str(exc).replace("base_revision", "then.base_revision")) from exc
 
 
 def _second(name: str, first: Base, revision: str | None, needs_weights: bool) -> Base:

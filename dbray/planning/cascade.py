@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 
 from dbray import bases
@@ -52,7 +53,7 @@ def find_second_stage(
     try:
         return bases.with_stage(base, job.super_resolution, needs_weights), []
     except BaseError as exc:
-        what = f"{_KEY}: {exc}".replace("base_revision", f"{_KEY}.base_revision")
+        what = re.sub(r"(then\.)*base_revision", rf"{_KEY}.\g<0>", f"{_KEY}: {exc}")
         return base, [Problem("error", where(_KEY), what, f"change '{_KEY}'")]
 
 

@@ -123,6 +123,15 @@ def test_what_is_wrong_with_a_third_network_is_reported(cascades, tmp_path, chan
     assert error.what.startswith(f"super_resolution.then: {what}")
 
 
+def test_a_network_of_the_hub_needs_its_commit_under_its_own_key(cascades, tmp_path):
+    for number, (stage, key) in enumerate((
+        ({"base": "owner/name"}, "super_resolution.base_revision"),
+        ({"then": {"base": "owner/name"}}, "super_resolution.then.base_revision"),
+    )):  # fmt: skip
+        [error] = check(tmp_path / str(number), cascades["deepfloyd_if_ii"], stage).errors
+        assert f"set {key} to its commit" in error.what
+
+
 def test_a_plan_counts_both_stages(cascades, tmp_path):
     costs = {}
     for train in (True, False):
