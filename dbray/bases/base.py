@@ -134,13 +134,13 @@ class Compute:
         if stage is None:
             return found
         second = cls.of(device, stage.recipe)
-        return replace(found, then=replace(second, then=second.as_it_is(stage.then)))
+        return replace(found, then=replace(second, then=second._untrained(stage.then)))
 
-    def as_it_is(self, stage: Enlargement | None) -> Compute | None:
+    def _untrained(self, stage: Enlargement | None) -> Compute | None:
         """Return how a network that is not fine-tuned is loaded after another, if there is one."""
         if stage is None:
             return None
-        return Compute(self.device, self.precision, then=self.as_it_is(stage.then))
+        return Compute(self.device, self.precision, then=self._untrained(stage.then))
 
     def through(self, base: Base) -> Compute:
         """Return the same for each stage of a base."""
