@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
 import subprocess
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -31,10 +33,17 @@ def surroundings() -> dict[str, Any]:
     return {
         "commit": commit.stdout.strip() or None,
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "versions": {name: metadata.version(name) for name in _VERSIONED},
+        "versions": dict(_versions()),
         "python": platform.python_version(),
         "hardware": hardware(),
     }
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    """Versions of the packages that decide a figure, of those that are installed."""
+    for name in _VERSIONED:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            yield name, metadata.version(name)
 
 
 def hardware() -> str:

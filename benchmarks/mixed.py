@@ -1,6 +1,7 @@
 """What do mixed batches gain? Many low-rank models under load, with mixing and without.
 
     python benchmarks/mixed.py [--models 200] [--clients 32] [--requests 640] [--keep]
+    python benchmarks/mixed.py --device cuda --batch 32 [--keep]   # in mixed-gpu.json
 
 Starts a real server on a registry of LoRAs of the base with random factors: untrained, but of real
 size. Clients request one image each, one after the other, of models drawn from Zipf(1.1): with
@@ -115,7 +116,7 @@ class Site:
     @contextlib.contextmanager
     def serving(self, **options: Any) -> Iterator[None]:
         """Serve for a block."""
-        usual = {"device": "cpu", "sweep_seconds": 600, "deadline_seconds": 600, "max_steps": 1000}
+        usual = {"sweep_seconds": 600, "deadline_seconds": 600, "max_steps": 1000}
         limits = {"max_queued_images": 256, "max_tenant_images": 256}
         given = ServeOptions.model_validate(
             {"registry": self.storage, "base": self.base.name} | usual | limits | options
@@ -177,7 +178,8 @@ def difference(site: Site, images: Images, steps: int, count: int) -> int:
 
 def measured(site: Site, load: Load, args: argparse.Namespace, mix: bool) -> dict[str, Any]:
     """Serve the traffic one way."""
-    options = {"threads": args.threads, "batch_images": args.batch, "precision": args.precision}
+    names = ("device", "threads", "precision")
+    options = {name: getattr(args, name) for name in names} | {"batch_images": args.batch}
     with site.serving(mix=mix, **options):
         facts, images = loaded(site, load)
         return facts | {"most_levels_of_255": difference(site, images, load.steps, args.compared)}
@@ -191,12 +193,15 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=640)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--batch", type=int, default=16, help="images of a batch")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--threads", type=int, default=2, help="threads of the replica")
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
     parser.add_argument("--compared", type=int, default=40, help="images also drawn alone")
     parser.add_argument("--keep", action="store_true", help="keep the figures in results/")
     args = parser.parse_args()
     facts: dict[str, Any] = {name: value for name, value in vars(args).items() if name != "keep"}
+    on_gpu = args.device == "cuda"
+    facts |= {"hardware": torch.cuda.get_device_name()} if on_gpu else {}
     os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -211,7 +216,7 @@ def main() -> None:
     rates = [facts[name]["images_per_second"] for name in ("mixed", "swapping")]
     facts["gain"] = rates[0] / rates[1]
     print_table({"gain": facts["gain"]})
-    finish("mixed", facts, args.keep)
+    finish("mixed-gpu" if on_gpu else "mixed", facts, args.keep)
 
 
 if __name__ == "__main__":
