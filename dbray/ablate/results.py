@@ -20,6 +20,7 @@ from dbray.scores.values import Scores
 HEADINGS = {
     "identity": "identity",
     "clip_identity": "CLIP-I",
+    "nearest": "right one nearest",
     "prompt": "prompt (CLIP-T)",
     "preservation": "PRES",
     "diversity": "DIV",
@@ -29,7 +30,9 @@ HEADINGS = {
 BASE, PHOTOGRAPHS = "untouched base", "photographs"
 # The fields of Scores with the figures of the base, and of photographs.
 _OF_BASE = {name: f"base_{name}" for name in HEADINGS if f"base_{name}" in Scores.model_fields}
-_OF_PHOTOGRAPHS = {"identity": "ceiling", "clip_identity": "clip_ceiling"}
+_OF_PHOTOGRAPHS = {
+    "identity": "ceiling", "clip_identity": "clip_ceiling", "nearest": "ceiling_nearest",
+}  # fmt: skip
 # The paper's Table 1: real images compared with each other.
 _PAPER_PHOTOGRAPHS = {"identity": 0.774, "clip_identity": 0.885}
 

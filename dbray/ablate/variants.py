@@ -278,7 +278,7 @@ ABLATIONS: dict[str, Ablation] = {
     "method": Ablation(
         "DreamBooth, LoRA, textual inversion, and the untouched base with a description",
         "Figures 2, 15 and 16, Table 1",
-        (*_FIDELITY, "diversity"),
+        (*_FIDELITY, "nearest", "diversity"),
         method,
     ),
     "detail": Ablation(

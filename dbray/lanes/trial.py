@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import ray
 import torch
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 
 from dbray.bases import Base
 from dbray.bases.condition import Condition
@@ -56,7 +56,9 @@ def choose_pack(plan: Plan, num_lanes: int) -> tuple[int, dict[int, float]]:
     except DbrayError:
         raise
     except RayError as exc:
-        raise LaneLost(f"the number of slots cannot be measured: {first_line(exc)}; set "
+        # The text of a task's error is its traceback; what it was caused by says what was wrong.
+        cause = exc.cause if isinstance(exc, RayTaskError) else exc
+        raise LaneLost(f"the number of slots cannot be measured: {first_line(cause)}; set "
                        "resources.pack to a number") from exc  # fmt: skip
 
 
