@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from dbray.cli.output import print_problems, print_table, shell_command
 from dbray.errors import Problem, SpecError
+from dbray.planning import people
 from dbray.planning.checks import check_file
 from dbray.spec.job import Job
 from dbray.spec.subject import Subject
@@ -29,6 +30,7 @@ _MAX_NAMED = 8
 def validate(args: argparse.Namespace) -> int:
     """List every problem of a job file, its base, its manifest and its images."""
     checked = check_file(Path(args.job))
+    checked.problems += people.look(checked)
     problems, errors, num_subjects = checked.problems, checked.errors, len(checked.subjects)
     nouns = {name: asdict(one) for name, one in checked.chosen_nouns.items()}
     if args.json:

@@ -2,30 +2,23 @@
 
 Owns the choice among the known nouns, and when the user is asked instead. Torch is loaded only if a
 subject needs it. Source: Ruiz et al. 2022 (arXiv 2208.12242), section 3.2, where a class noun "can
-be obtained using a classifier"; zero-shot classification as in Radford et al. 2021 (2103.00020).
+be obtained using a classifier".
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 from dbray.bases import Base
 from dbray.errors import BaseError, DbrayError, Problem
+from dbray.planning import zero_shot
 from dbray.planning.known_nouns import nouns_of
-from dbray.scores import embedders
+from dbray.planning.zero_shot import Classifier
 from dbray.spec.job import Job
 from dbray.spec.prompts import AUTO_NOUN, fill_prompt
 from dbray.spec.subject import Subject
-from dbray.storage.store import read_uri
-from dbray.subjects.images import MAX_IMAGE_BYTES, decode
 from dbray.subjects.validation import CheckedSubject
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from dbray.scores.embedders import LoadedEmbedder
 
 MIN_SHARE = 0.5
 """Below this probability of the most likely noun, the user is asked."""
@@ -39,6 +32,20 @@ class ChosenNoun:
 
     noun: str
     share: float
+
+
+@dataclass(frozen=True)
+class _Nouns:
+    """The known nouns, with what tells them apart."""
+
+    nouns: Sequence[str]
+    classifier: Classifier
+
+    def best(self, images: Sequence[str]) -> list[ChosenNoun]:
+        """Return the nouns from the most likely on. Raises StoreError, SubjectError."""
+        shares = self.classifier.shares(images).mean(dim=0)  # so that each photograph has one vote
+        order = map(int, shares.argsort(descending=True))
+        return [ChosenNoun(self.nouns[place], float(shares[place])) for place in order]
 
 
 @dataclass
@@ -61,7 +68,7 @@ def settle(
         settled.subjects = list(subjects)
         return settled
     try:
-        classifier = _load(job, base)
+        nouns = _load(job, base)
     except BaseError as exc:
         fix = ("set scoring.clip to a CLIP, a folder or a hub id such as "
                "openai/clip-vit-base-patch32, or write the class nouns")  # fmt: skip
@@ -71,26 +78,22 @@ def settle(
         settled.subjects = [one for one in subjects if one not in wanted]
         return settled
     for one in subjects:
-        _settle_one(one, classifier, settled)
+        _settle_one(one, nouns, settled)
     return settled
 
 
-def _load(job: Job, base: Base) -> _Classifier:
-    if job.scoring.clip is None:
-        raise BaseError("no CLIP is named")
-    found = embedders.resolve(job.scoring.clip, job.scoring.clip_revision)
-    if not found.reads_text:
-        raise BaseError(f"{found.name} reads no text, so it is not a CLIP")
-    return _Classifier(embedders.load(found), nouns_of(base))
+def _load(job: Job, base: Base) -> _Nouns:
+    nouns = nouns_of(base)
+    return _Nouns(nouns, zero_shot.load(job, [fill_prompt(_PROMPT, noun) for noun in nouns]))
 
 
-def _settle_one(one: CheckedSubject, classifier: _Classifier, settled: Settled) -> None:
+def _settle_one(one: CheckedSubject, nouns: _Nouns, settled: Settled) -> None:
     subject = one.subject
     if subject.class_noun != AUTO_NOUN:
         settled.subjects.append(one)
         return
     try:
-        best = classifier.best(subject.images)
+        best = nouns.best(subject.images)
     except DbrayError as exc:
         settled.undecided.append(subject)
         what, fix = f"class_noun: auto: {exc}", "replace the image, or write the class noun"
@@ -113,29 +116,3 @@ def _doubt(best: Sequence[ChosenNoun]) -> tuple[str, str]:
 
 def _error(subject: Subject, what: str, fix: str) -> Problem:
     return Problem("error", f"subject {subject.id}", what, fix, subject.id)
-
-
-class _Classifier:
-    """A CLIP with the embeddings of all known nouns."""
-
-    def __init__(self, clip: LoadedEmbedder, nouns: Sequence[str]) -> None:
-        self._clip, self._nouns = clip, nouns
-        self._texts = clip.texts([fill_prompt(_PROMPT, noun) for noun in nouns])
-
-    def best(self, images: Sequence[str]) -> list[ChosenNoun]:
-        """Return the nouns from the most likely on. Raises StoreError, SubjectError."""
-        shares = self._shares(self._clip.images(list(self._pixels(images))))
-        order = map(int, shares.argsort(descending=True))
-        return [ChosenNoun(self._nouns[place], float(shares[place])) for place in order]
-
-    def _shares(self, photographs: Tensor) -> Tensor:
-        """Mean probability of each noun over the photographs, so that each has one vote."""
-        logits = self._clip.scale * photographs @ self._texts.T
-        return logits.softmax(dim=1).mean(dim=0)
-
-    @staticmethod
-    def _pixels(images: Sequence[str]) -> Iterator:
-        import numpy as np
-
-        for image in images:
-            yield np.asarray(decode(read_uri(image, MAX_IMAGE_BYTES), image))
