@@ -116,7 +116,8 @@ def _add_job_commands(commands: Any) -> None:
     demo.add_argument("-o", "--output", default="demo", help="folder to make (default: demo)")
 
     init = _add(commands, "init", "setup:init", "write a manifest and a job file for a folder")
-    init.add_argument("photos", help="folder with one sub-folder of photographs per subject")
+    init.add_argument("photos", help="folder of one subject's photographs, or with a sub-folder for "
+                      "each subject")  # fmt: skip
     init.add_argument("-o", "--output", default="job.yaml", help="job file (default: job.yaml)")
     init.add_argument("--class", dest="class_noun", metavar="NOUN",
                       help="class noun of subjects whose folder has no class.txt; auto: a CLIP "
@@ -214,7 +215,8 @@ def _add_model_commands(commands: Any) -> None:
     generate.add_argument("--seed", type=int, default=0, help="of the first image (default: 0)")
     generate.add_argument("--steps", type=int, help="sampling steps")
     generate.add_argument("--guidance", type=float, help="guidance scale")
-    generate.add_argument("--sampler", choices=get_args(Sampler))
+    generate.add_argument("--sampler", choices=get_args(Sampler),
+                          help="default: that of the base's previews")  # fmt: skip
     generate.add_argument("--negative", default="", metavar="PROMPT", help="negative prompt")
 
     serve = _add(commands, "serve", "models:serve", "serve every model of a registry over HTTP")
@@ -223,8 +225,8 @@ def _add_model_commands(commands: Any) -> None:
     serve.add_argument("--keys", help="file of API keys; required beyond loopback")
     serve.add_argument("--base", help="base to load (default: that of the registry's first model)")
     for command in (export, generate):
-        command.add_argument("--base", help="base to load: for the model 'base' (default: "
-                             "miniature), and instead of the one in a model's record")  # fmt: skip
+        command.add_argument("--base", help="base to load instead of the one in the model's record; "
+                             "with the model 'base', the base itself (default: miniature)")  # fmt: skip
     for command in (export, import_, generate, serve):
         command.add_argument("--base-revision", metavar="COMMIT", help="commit of a hub id")
     for command in (listing, show, remove, export, import_, generate, serve):
@@ -254,7 +256,8 @@ def _add_evaluate(commands: Any) -> None:
     evaluate.add_argument("--seed", type=int, help="of the images (default: 0)")
     evaluate.add_argument("--steps", type=int, help="sampling steps")
     evaluate.add_argument("--guidance", type=float, help="guidance scale")
-    evaluate.add_argument("--sampler", choices=get_args(Sampler))
+    evaluate.add_argument("--sampler", choices=get_args(Sampler),
+                          help="default: that of the job's previews")  # fmt: skip
     evaluate.add_argument("--address", help="Ray cluster (default: $RAY_ADDRESS, or a local one)")
 
 

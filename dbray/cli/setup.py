@@ -83,7 +83,7 @@ def init(args: argparse.Namespace) -> int:
     photos, job_file = Path(args.photos), Path(args.output)
     manifest_file = _manifest_path(job_file, args.force)
     if not is_folder(photos):
-        fix = "give the folder that has one sub-folder of photographs per subject"
+        fix = "give the folder of a subject's photographs, or the one with a sub-folder for each subject"
         raise SpecError.of(args.photos, "is not a folder", fix)
     base, revision = _base_to_write(args.base, args.base_revision)
     subjects, problems = validation.scan(photos.resolve(), args.class_noun)
@@ -99,6 +99,9 @@ def init(args: argparse.Namespace) -> int:
     nouns = {subject.class_noun for subject in subjects}
     print(f"Wrote {manifest_file} ({len(subjects)} subjects, {len(nouns)} class nouns) and "
           f"{job_file}.")  # fmt: skip
+    if base == MINIATURE:
+        print("Its base is the miniature, which only knows its drawn world: for photographs, set "
+              "'base' to a real one, such as a Stable Diffusion.")  # fmt: skip
     print("Next:", shell_command("validate", job_file), "&&", shell_command("run", job_file))
     return 0
 

@@ -14,7 +14,7 @@ from dbray.bases import Base, load_tokenizer
 from dbray.errors import BaseError, Problem, SpecError
 from dbray.planning import identifiers
 from dbray.planning.identifiers import Vocabulary
-from dbray.planning.nouns import check_nouns
+from dbray.planning.nouns import check_known, check_nouns
 from dbray.records.models import ModelRecord, Registry
 from dbray.spec.job import Job
 from dbray.spec.prompts import fill_prompt
@@ -90,7 +90,7 @@ def check_names(
     try:
         tokenizer = identifiers.as_read(load_tokenizer(base), base.family.reads_case)
         texts = _texts_in_use(job, subjects)
-        problems += check_nouns(tokenizer, subjects)
+        problems += [*check_nouns(tokenizer, subjects), *check_known(base, subjects)]
         given, findings = _given(job, tokenizer, subjects, texts)
         problems += findings + _shared_names(given, ())
         chosen = job.identifiers.rank_range

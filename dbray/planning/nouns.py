@@ -1,4 +1,4 @@
-"""Class nouns that make odd prompts, or two sets of class images of one class.
+"""Class nouns that the base may not know, that make odd prompts, or two sets of class images.
 
 They are warnings: nothing is normalised, because a class noun is part of what a published model is
 known by.
@@ -9,11 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
+from dbray.bases import Base
 from dbray.errors import Problem
 from dbray.planning.identifiers import Vocabulary
+from dbray.spec.prompts import NO_NOUN
 from dbray.spec.subject import Subject
 
-_MAX_WORDS = 3
+_MAX_WORDS, _MAX_NAMED = 3, 3
 _ARTICLE = re.compile(r"(an?|the|one|my|this)\s+(?=\S)", re.IGNORECASE)
 _SENTENCE = re.compile(r"\b(of|with|photo|photograph|picture|image)\b", re.IGNORECASE)
 _PLURAL = re.compile(
@@ -40,6 +42,24 @@ def check_nouns(tokenizer: Vocabulary, subjects: Sequence[Subject]) -> Iterator[
             what, fix = reason
             yield Problem("warning", f"subject {subject.id}", f"class noun {noun!r}: {what}", fix,
                           subject.id)  # fmt: skip
+
+
+def check_known(base: Base, subjects: Sequence[Subject]) -> Iterator[Problem]:
+    """Report, in one line, class nouns that the base's makers do not list, where they list any."""
+    known = {noun.lower() for noun in base.class_nouns} | {NO_NOUN}
+    unknown = {one.class_noun: one for one in reversed(subjects)
+               if one.class_noun.lower() not in known}  # fmt: skip
+    if not base.class_nouns or not unknown:
+        return
+    nouns = sorted(unknown)
+    more = f" and {len(nouns) - _MAX_NAMED} more" if len(nouns) > _MAX_NAMED else ""
+    named = ", ".join(map(repr, nouns[:_MAX_NAMED])) + more
+    known_to_it = f"{len(base.class_nouns)} classes: {', '.join(base.class_nouns)}"
+    what = f"class noun {named}: the base {base.name} draws {known_to_it}"
+    first = unknown[nouns[0]].id
+    yield Problem(
+        "warning", f"subject {first}", what, "set base to one that knows the class", first
+    )
 
 
 def _doubt(noun: str) -> tuple[str, str] | None:

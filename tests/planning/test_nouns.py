@@ -42,3 +42,16 @@ def test_class_nouns_with_equal_tokens_are_reported(tmp_path, tiny_base):
     assert warning.subject == "s2"
     assert "reads it as 'Cat', and each has class images of its own" in warning.what
     assert warning.fix == "write both as 'cat'"
+
+
+def test_a_class_that_the_base_does_not_draw_is_a_warning(tmp_path):
+    subjects = {"s0": "Dog", "s1": "teddy", "s2": "none", "s3": "drone", "s4": "teddy"}
+    [warning] = [one for one in check_file(write_job(tmp_path, "miniature", subjects)).problems
+                 if "draws" in one.what]  # fmt: skip
+    assert warning.severity == "warning"
+    assert "class noun 'drone', 'teddy': the base miniature draws 16 classes: dog" in warning.what
+    assert "set base" in warning.fix
+
+
+def test_a_base_that_lists_no_classes_may_know_any(tmp_path, tiny_base):
+    assert warnings_of(tmp_path, tiny_base, "drone") == []
