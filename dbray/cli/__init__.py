@@ -116,8 +116,8 @@ def _add_job_commands(commands: Any) -> None:
     demo.add_argument("-o", "--output", default="demo", help="folder to make (default: demo)")
 
     init = _add(commands, "init", "setup:init", "write a manifest and a job file for a folder")
-    init.add_argument("photos", help="folder of one subject's photographs, or with a sub-folder for "
-                      "each subject")  # fmt: skip
+    init.add_argument("photos", help="folder of one subject's photographs, or with a "
+                      "sub-folder for each subject")  # fmt: skip
     init.add_argument("-o", "--output", default="job.yaml", help="job file (default: job.yaml)")
     init.add_argument("--class", dest="class_noun", metavar="NOUN",
                       help="class noun of subjects whose folder has no class.txt; auto: a CLIP "
@@ -225,8 +225,9 @@ def _add_model_commands(commands: Any) -> None:
     serve.add_argument("--keys", help="file of API keys; required beyond loopback")
     serve.add_argument("--base", help="base to load (default: that of the registry's first model)")
     for command in (export, generate):
-        command.add_argument("--base", help="base to load instead of the one in the model's record; "
-                             "with the model 'base', the base itself (default: miniature)")  # fmt: skip
+        command.add_argument("--base", help="base to load instead of the one in the model's "
+                             "record; with the model 'base', the base itself "
+                             "(default: miniature)")  # fmt: skip
     for command in (export, import_, generate, serve):
         command.add_argument("--base-revision", metavar="COMMIT", help="commit of a hub id")
     for command in (listing, show, remove, export, import_, generate, serve):

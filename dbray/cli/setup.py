@@ -83,7 +83,7 @@ def init(args: argparse.Namespace) -> int:
     photos, job_file = Path(args.photos), Path(args.output)
     manifest_file = _manifest_path(job_file, args.force)
     if not is_folder(photos):
-        fix = "give the folder of a subject's photographs, or the one with a sub-folder for each subject"
+        fix = "give the folder of a subject's photographs, or one with a sub-folder for each"
         raise SpecError.of(args.photos, "is not a folder", fix)
     base, revision = _base_to_write(args.base, args.base_revision)
     subjects, problems = validation.scan(photos.resolve(), args.class_noun)
