@@ -18,7 +18,7 @@ from dbray.spec.suites import expand_suites
 MAX_SAMPLING_STEPS = 999
 """A schedule has 1000 timesteps; leading spacing with offset 1 has room for one step less."""
 
-Sampler = Literal["ddpm", "euler_ancestral", "ddim", "dpm++", "euler"]
+Sampler = Literal["ddpm", "euler_ancestral", "ddim", "dpm++", "dpm++_sde", "euler"]
 """Of all families together; each has some of them."""
 
 # The paper's kinds of prompts: recontextualisation, art rendition, accessory, and a last plain one

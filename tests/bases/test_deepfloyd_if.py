@@ -58,7 +58,7 @@ def test_the_text_is_that_of_the_pipeline(backbone, pipeline, prompt):
 
 @pytest.mark.parametrize("negative", ["", "a cat"])
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
-@pytest.mark.parametrize("sampler", ["ddpm", "dpm++"])
+@pytest.mark.parametrize("sampler", ["ddpm", "dpm++", "dpm++_sde"])
 def test_images_are_those_of_the_pipeline(backbone, pipeline, sampler, guidance, negative):
     sampling = Sampling(sampler, 2, guidance, negative)
     [image] = generate(backbone, [PROMPT], [0], sampling, size=(32, 48))

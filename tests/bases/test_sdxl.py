@@ -136,12 +136,14 @@ def drawn(pipeline, backbone, sampler="ddim", **options):
 
 @pytest.mark.parametrize("negative", ["", "a cat"])
 @pytest.mark.parametrize("size", [(32, 32), (32, 48)])
-def test_images_equal_those_of_the_pipeline(both, size, negative):
+@pytest.mark.parametrize("sampler", ["ddim", "dpm++_sde"])
+def test_images_equal_those_of_the_pipeline(both, sampler, size, negative):
     backbone, pipeline = both
-    sampling = Sampling("ddim", 2, 5.0, negative)
+    sampling = Sampling(sampler, 2, 5.0, negative)
     [image] = generate(backbone, [PROMPT], [0], sampling, size=size)
     width, height = size
-    wanted = drawn(pipeline, backbone, width=width, height=height, negative_prompt=negative or None)
+    wanted = drawn(pipeline, backbone, sampler, width=width, height=height,
+                   negative_prompt=negative or None)  # fmt: skip
     assert np.abs(image - wanted).max() <= 1
 
 

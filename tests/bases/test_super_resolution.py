@@ -28,7 +28,7 @@ from dbray.training.data import shrunk
 PROMPT = "a photo of zb dog"
 METHODS = ["full", {"kind": "lora", "rank": 4}]
 CASES = [(name, sampler) for name, samplers in
-         (("deepfloyd_if_ii", ("ddpm", "dpm++")), ("x4_upscaler", ("ddpm", "ddim")))
+         (("deepfloyd_if_ii", ("ddpm", "dpm++", "dpm++_sde")), ("x4_upscaler", ("ddpm", "ddim")))
          for sampler in samplers]  # fmt: skip
 
 

@@ -60,7 +60,7 @@ class DeepFloydIF(StableDiffusion):
     recipes = recipes(
         lora={"learning_rate": 5e-6, "steps": 1200}, full={"learning_rate": 1e-7, "steps": 150}
     )
-    samplers = ("ddpm", "dpm++")
+    samplers = ("ddpm", "dpm++", "dpm++_sde")
     defaults = {  # noqa: RUF012 - those of the pipeline
         "prior": {"sampler": "ddpm", "steps": 100, "guidance": 7.0},
         "previews": {"sampler": "ddpm", "steps": 100, "guidance": 7.0},
@@ -120,6 +120,10 @@ class DeepFloydIF(StableDiffusion):
         schedulers: dict[str, tuple[Any, dict[str, Any]]] = {
             "ddpm": (diffusers.DDPMScheduler, {}),
             "dpm++": (diffusers.DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
+            "dpm++_sde": (
+                diffusers.DPMSolverMultistepScheduler,
+                {"algorithm_type": "sde-dpmsolver++"},
+            ),
         }
         scheduler_class, options = schedulers[name]
         return scheduler_class.from_config(config, **options)

@@ -60,7 +60,7 @@ class StableDiffusion(Family):
         "time_cond_proj_dim",
     )
     """Keys of the UNet's configuration that require inputs which dbray does not give."""
-    samplers = ("ddpm", "euler_ancestral", "ddim", "dpm++")
+    samplers = ("ddpm", "euler_ancestral", "ddim", "dpm++", "dpm++_sde")
 
     def check(self, layout: Layout) -> None:
         """Reject pipelines that need more than noisy latents and text, or have other targets."""
@@ -168,6 +168,10 @@ class StableDiffusion(Family):
             "ddim": (diffusers.DDIMScheduler, {"clip_sample": False}),
             "euler_ancestral": (diffusers.EulerAncestralDiscreteScheduler, {}),
             "dpm++": (diffusers.DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
+            "dpm++_sde": (
+                diffusers.DPMSolverMultistepScheduler,
+                {"algorithm_type": "sde-dpmsolver++"},
+            ),
         }
         scheduler_class, options = schedulers[name]
         return scheduler_class.from_config(config, **options)

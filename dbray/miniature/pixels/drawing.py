@@ -30,7 +30,11 @@ class Cascade:
     """Both pipelines of a folder, on the CPU."""
 
     def __init__(self, folder: Path) -> None:
-        from diffusers import IFPipeline, IFSuperResolutionPipeline
+        from diffusers import (
+            DPMSolverMultistepScheduler,
+            IFPipeline,
+            IFSuperResolutionPipeline,
+        )
 
         first, second = folder / FIRST, folder / SUPER_RESOLUTION
         self.first: Any = IFPipeline.from_pretrained(first, local_files_only=True)
@@ -40,6 +44,10 @@ class Cascade:
         )
         for pipe in (self.first, self.second):
             pipe.set_progress_bar_config(disable=True)
+            # dpm++_sde, as dbray.yaml recommends: the usual sampler leaves a grain in few steps.
+            pipe.scheduler = DPMSolverMultistepScheduler.from_config(
+                pipe.scheduler.config, algorithm_type="sde-dpmsolver++"
+            )
 
     def draw(
         self, prompts: Sequence[str], seeds: Sequence[int], how: Drawing | None = None
