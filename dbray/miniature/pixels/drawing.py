@@ -30,11 +30,7 @@ class Cascade:
     """Both pipelines of a folder, on the CPU."""
 
     def __init__(self, folder: Path) -> None:
-        from diffusers import (
-            DPMSolverMultistepScheduler,
-            IFPipeline,
-            IFSuperResolutionPipeline,
-        )
+        from diffusers import IFPipeline, IFSuperResolutionPipeline
 
         first, second = folder / FIRST, folder / SUPER_RESOLUTION
         self.first: Any = IFPipeline.from_pretrained(first, local_files_only=True)
@@ -44,7 +40,12 @@ class Cascade:
         )
         for pipe in (self.first, self.second):
             pipe.set_progress_bar_config(disable=True)
-            # dpm++_sde, as dbray.yaml recommends: the usual sampler leaves a grain in few steps.
+
+    def sample_as_recommended(self) -> None:
+        """Draw with dpm++_sde from now on: the sampler of the files leaves a grain in few steps."""
+        from diffusers import DPMSolverMultistepScheduler
+
+        for pipe in (self.first, self.second):
             pipe.scheduler = DPMSolverMultistepScheduler.from_config(
                 pipe.scheduler.config, algorithm_type="sde-dpmsolver++"
             )

@@ -53,7 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--weights", type=Path, default=MINIATURE_FOLDER.with_name("cascade"))
     options = parser.parse_args(argv)
     cells = [cell for seed, noun in SUBJECTS for cell in _photographs(seed, noun)]
-    small, large = Cascade(options.weights).draw(PROMPTS, range(len(PROMPTS)))
+    cascade = Cascade(options.weights)
+    cascade.sample_as_recommended()
+    small, large = cascade.draw(PROMPTS, range(len(PROMPTS)))
     for low, high, prompt in zip(small, large, PROMPTS, strict=True):
         cells += _pair(Image.fromarray(low), Image.fromarray(high), prompt)
     compose(cells).quantize(192).save(options.path, optimize=True)
