@@ -62,8 +62,12 @@ def resolve(name: str, revision: str | None = None, needs_weights: bool = True) 
     return found
 
 
-def with_stage(base: Base, stage: Enlargement | None, needs_weights: bool = True) -> Base:
+def with_stage(
+    base: Base, stage: Enlargement | None, needs_weights: bool = True, section: str = ""
+) -> Base:
     """Return a base with the super-resolution networks that a job or a record names.
+
+    `section` is put before the keys that a message names, such as "super_resolution.".
 
     Raises:
         BaseError: it cannot be used, or none is named and the base is not a cascade.
@@ -72,18 +76,18 @@ def with_stage(base: Base, stage: Enlargement | None, needs_weights: bool = True
         return base
     second = base.super_resolution
     if stage.base is not None:
-        second = _second(stage.base, base, stage.base_revision, needs_weights)
+        second = _second(stage.base, base, stage.base_revision, needs_weights, section)
     if second is None:
         raise BaseError(f"base {base.name!r} has no super-resolution network; name one as "
                         "super_resolution.base")  # fmt: skip
-    try:
-        return replace(base, super_resolution=with_stage(second, stage.then, needs_weights))
-    except BaseError as exc:  # its advice names keys of the section
-        raise BaseError(str(exc).replace("base_revision", "then.base_revision")) from exc
+    following = with_stage(second, stage.then, needs_weights, f"{section}then.")
+    return replace(base, super_resolution=following)
 
 
-def _second(name: str, first: Base, revision: str | None, needs_weights: bool) -> Base:
-    found = _resolve(name, revision, needs_weights)
+def _second(
+    name: str, first: Base, revision: str | None, needs_weights: bool, section: str = ""
+) -> Base:
+    found = _resolve(name, revision, needs_weights, section)
     family: Any = found.family
     if not family.is_super_resolution:
         raise BaseError(f"base {name!r}: {family.name} is not a super-resolution network; name a "
@@ -94,9 +98,11 @@ def _second(name: str, first: Base, revision: str | None, needs_weights: bool) -
         raise BaseError(f"base {name!r}: {exc}") from exc
 
 
-def _resolve(name: str, revision: str | None, needs_weights: bool = True) -> Base:
+def _resolve(
+    name: str, revision: str | None, needs_weights: bool = True, section: str = ""
+) -> Base:
     try:
-        chosen, commit = _find_folder(name, revision)
+        chosen, commit = _find_folder(name, revision, section=section)
         folder = _first_of(chosen)
         layout = Layout(folder)
         if not needs_weights and layout.is_empty:
@@ -172,7 +178,9 @@ def load_tokenizer(base: Base, name: str | None = None) -> Any:
         raise BaseError(f"base {base.name!r}: {folder} cannot be loaded: {exc}") from exc
 
 
-def _find_folder(name: str, revision: str | None, *, whole: bool = True) -> tuple[Path, str | None]:
+def _find_folder(
+    name: str, revision: str | None, *, whole: bool = True, section: str = ""
+) -> tuple[Path, str | None]:
     """Find the folder of a base and, if it is from the hub, its commit.
 
     Of a base from the hub that is not here yet, only the index comes unless it is wanted `whole`.
@@ -184,7 +192,7 @@ def _find_folder(name: str, revision: str | None, *, whole: bool = True) -> tupl
         revision,
         lambda commit: _download(name, commit, whole),
         known="'miniature', a diffusers folder, or a hub id such as 'owner/name'",
-        pin="set base_revision to its commit",
+        pin=f"set {section}base_revision to its commit",
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 
 from dbray import bases
@@ -51,10 +50,9 @@ def find_second_stage(
 ) -> tuple[Base, list[Problem]]:
     """Return the base with the second stage that the job names, and what is wrong with that."""
     try:
-        return bases.with_stage(base, job.super_resolution, needs_weights), []
+        return bases.with_stage(base, job.super_resolution, needs_weights, f"{_KEY}."), []
     except BaseError as exc:
-        what = re.sub(r"(then\.)*base_revision", rf"{_KEY}.\g<0>", f"{_KEY}: {exc}")
-        return base, [Problem("error", where(_KEY), what, f"change '{_KEY}'")]
+        return base, [Problem("error", where(_KEY), f"{_KEY}: {exc}", f"change '{_KEY}'")]
 
 
 def check_second_stage(job: Job, base: Base, where: Callable[[str], str]) -> Iterator[Problem]:

@@ -31,11 +31,8 @@ _SINGULAR = re.compile(
 
 def check_nouns(tokenizer: Vocabulary, subjects: Sequence[Subject]) -> Iterator[Problem]:
     """Report each doubtful class noun once, at the first subject that has it."""
-    first: dict[str, Subject] = {}
-    for subject in subjects:
-        first.setdefault(subject.class_noun, subject)
     read: dict[tuple[int, ...], str] = {}
-    for noun, subject in first.items():
+    for noun, subject in _first_of_each(subjects).items():
         tokens = tuple(tokenizer.encode(noun, add_special_tokens=False))
         reason = _doubt(noun) or _same(noun, read.setdefault(tokens, noun))
         if reason is not None:
@@ -47,19 +44,25 @@ def check_nouns(tokenizer: Vocabulary, subjects: Sequence[Subject]) -> Iterator[
 def check_known(base: Base, subjects: Sequence[Subject]) -> Iterator[Problem]:
     """Report, in one line, class nouns that the base's makers do not list, where they list any."""
     known = {noun.lower() for noun in base.class_nouns} | {NO_NOUN}
-    unknown = {one.class_noun: one for one in reversed(subjects)
-               if one.class_noun.lower() not in known}  # fmt: skip
+    first = _first_of_each(subjects)
+    unknown = sorted(noun for noun in first if noun.lower() not in known)
     if not base.class_nouns or not unknown:
         return
-    nouns = sorted(unknown)
-    more = f" and {len(nouns) - _MAX_NAMED} more" if len(nouns) > _MAX_NAMED else ""
-    named = ", ".join(map(repr, nouns[:_MAX_NAMED])) + more
-    known_to_it = f"{len(base.class_nouns)} classes: {', '.join(base.class_nouns)}"
-    what = f"class noun {named}: the base {base.name} draws {known_to_it}"
-    first = unknown[nouns[0]].id
-    yield Problem(
-        "warning", f"subject {first}", what, "set base to one that knows the class", first
-    )
+    more = len(unknown) - _MAX_NAMED
+    named = ", ".join(map(repr, unknown[:_MAX_NAMED])) + (f" and {more} more" if more > 0 else "")
+    what = (f"class noun {named}: the base {base.name} draws {len(base.class_nouns)} classes: "
+            f"{', '.join(base.class_nouns)}")  # fmt: skip
+    where = first[unknown[0]].id
+    fix = "set base to one that knows the class"
+    yield Problem("warning", f"subject {where}", what, fix, where)
+
+
+def _first_of_each(subjects: Sequence[Subject]) -> dict[str, Subject]:
+    """Return the first subject of every class noun."""
+    first: dict[str, Subject] = {}
+    for subject in subjects:
+        first.setdefault(subject.class_noun, subject)
+    return first
 
 
 def _doubt(noun: str) -> tuple[str, str] | None:

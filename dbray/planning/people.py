@@ -7,7 +7,7 @@ photograph, so only `dbray validate` asks for it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from dbray.errors import BaseError, DbrayError, Problem
 from dbray.planning import zero_shot
@@ -23,8 +23,8 @@ MIN_SHARE = 0.8
 """Below this probability nothing is said: the look is only a hint."""
 _TEXTS = ("a photo of one person", "a photo of several people", "a photo without any people")
 _FAULTS = {
-    1: ("seem to show several people", "crop them to the subject"),
-    2: ("seem to show nobody", "replace them by photographs of the subject"),
+    1: ("may show several people", "crop them to the subject"),
+    2: ("may show nobody", "replace them by photographs of the subject"),
 }
 """By the place of the text."""
 
@@ -56,12 +56,9 @@ def _faults(subject: Subject, classifier: Classifier) -> Iterator[Problem]:
         found = [image for image, share in zip(subject.images, shares[:, place], strict=True)
                  if share >= MIN_SHARE]  # fmt: skip
         if found:
-            yield _warning(subject, f"{_named(found)} {what}", fix)
+            named = ", ".join(image.rpartition("/")[2] for image in found)
+            yield _warning(subject, f"{named} {what}", fix)
 
 
 def _warning(subject: Subject, what: str, fix: str) -> Problem:
     return Problem("warning", f"subject {subject.id}", what, fix, subject.id)
-
-
-def _named(images: Sequence[str]) -> str:
-    return ", ".join(image.rpartition("/")[2] for image in images)

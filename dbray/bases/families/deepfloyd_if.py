@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dbray.bases.layout import Layout
-    from dbray.spec.sections import Sampler
 
 CHANNELS = 3
 _TEXT_LENGTH = 77
@@ -60,7 +59,8 @@ class DeepFloydIF(StableDiffusion):
     recipes = recipes(
         lora={"learning_rate": 5e-6, "steps": 1200}, full={"learning_rate": 1e-7, "steps": 150}
     )
-    samplers = ("ddpm", "dpm++", "dpm++_sde")
+    samplers = ("ddpm", "dpm++", "dpm++_sde")  # they take the variance, or leave it out
+    clipping = {}  # noqa: RUF012 - never changed; as the base says
     defaults = {  # noqa: RUF012 - those of the pipeline
         "prior": {"sampler": "ddpm", "steps": 100, "guidance": 7.0},
         "previews": {"sampler": "ddpm", "steps": 100, "guidance": 7.0},
@@ -112,21 +112,6 @@ class DeepFloydIF(StableDiffusion):
         if group != "attention" or config.get("only_cross_attention"):
             return None
         return len(self.targets["attention"]) * num_blocks(config)
-
-    def scheduler(self, name: Sampler, config: Mapping[str, Any]) -> Any:
-        """Make a sampler that takes the variance or leaves it out, with the base's thresholding."""
-        import diffusers
-
-        schedulers: dict[str, tuple[Any, dict[str, Any]]] = {
-            "ddpm": (diffusers.DDPMScheduler, {}),
-            "dpm++": (diffusers.DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
-            "dpm++_sde": (
-                diffusers.DPMSolverMultistepScheduler,
-                {"algorithm_type": "sde-dpmsolver++"},
-            ),
-        }
-        scheduler_class, options = schedulers[name]
-        return scheduler_class.from_config(config, **options)
 
     def tokenize(self, tokenizers: Mapping[str, Any], prompts: Sequence[str]) -> Tensors:
         """Return token ids of the lower-cased prompts, and the mask of non-padding tokens."""

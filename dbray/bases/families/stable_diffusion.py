@@ -7,7 +7,7 @@ Shape suffixes: N prompts, B rows, C channels, H height, W width.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from dbray.bases import clip_layout
 from dbray.bases.families.family import KEPT_PER_BLOCK, Family, Tensors, recipes
@@ -61,6 +61,9 @@ class StableDiffusion(Family):
     )
     """Keys of the UNet's configuration that require inputs which dbray does not give."""
     samplers = ("ddpm", "euler_ancestral", "ddim", "dpm++", "dpm++_sde")
+    # Clipping to [-1, 1] is for pixels and washes latents out. It is the default of ddpm and ddim,
+    # and a base saved with another scheduler (Euler, DPM++, UniPC) does not disable it.
+    clipping: ClassVar[Mapping[str, Any]] = {"clip_sample": False}
 
     def check(self, layout: Layout) -> None:
         """Reject pipelines that need more than noisy latents and text, or have other targets."""
@@ -161,17 +164,13 @@ class StableDiffusion(Family):
         """Make one of diffusers' samplers with the base's noise schedule."""
         import diffusers
 
-        # Clipping to [-1, 1] is for pixels and washes latents out. It is the default of ddpm and
-        # ddim, and a base saved with another scheduler (Euler, DPM++, UniPC) does not disable it.
-        schedulers: dict[str, tuple[Any, dict[str, Any]]] = {
-            "ddpm": (diffusers.DDPMScheduler, {"clip_sample": False}),
-            "ddim": (diffusers.DDIMScheduler, {"clip_sample": False}),
+        dpm = diffusers.DPMSolverMultistepScheduler
+        schedulers: dict[str, tuple[Any, Mapping[str, Any]]] = {
+            "ddpm": (diffusers.DDPMScheduler, self.clipping),
+            "ddim": (diffusers.DDIMScheduler, self.clipping),
             "euler_ancestral": (diffusers.EulerAncestralDiscreteScheduler, {}),
-            "dpm++": (diffusers.DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
-            "dpm++_sde": (
-                diffusers.DPMSolverMultistepScheduler,
-                {"algorithm_type": "sde-dpmsolver++"},
-            ),
+            "dpm++": (dpm, {"algorithm_type": "dpmsolver++"}),
+            "dpm++_sde": (dpm, {"algorithm_type": "sde-dpmsolver++"}),
         }
         scheduler_class, options = schedulers[name]
         return scheduler_class.from_config(config, **options)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dbray.bases.families.deepfloyd_if import DeepFloydIF
 from dbray.miniature.pixels.export import FIRST, SUPER_RESOLUTION
 
 
@@ -43,12 +44,8 @@ class Cascade:
 
     def sample_as_recommended(self) -> None:
         """Draw with dpm++_sde from now on: the sampler of the files leaves a grain in few steps."""
-        from diffusers import DPMSolverMultistepScheduler
-
         for pipe in (self.first, self.second):
-            pipe.scheduler = DPMSolverMultistepScheduler.from_config(
-                pipe.scheduler.config, algorithm_type="sde-dpmsolver++"
-            )
+            pipe.scheduler = DeepFloydIF().scheduler("dpm++_sde", pipe.scheduler.config)
 
     def draw(
         self, prompts: Sequence[str], seeds: Sequence[int], how: Drawing | None = None
