@@ -71,7 +71,7 @@ def _rates(summary: Summary) -> list[Figure]:
         note = f"{_number(rate)} per second" if rate else ""
         figures.append(Figure("Class images", f"{summary.prior_images:,}", note))
     if summary.prior_sets is not None:
-        figures.append(Figure("Prior sets", f"{summary.prior_sets:,}", "one per class noun"))
+        figures.append(Figure("Prior sets", f"{summary.prior_sets:,}", "each of one class noun"))
     return figures
 
 
