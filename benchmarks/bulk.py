@@ -6,7 +6,8 @@
 
 The peer is the diffusers script of that name, run as its users do: one process per subject, on the
 same base, photographs and settings. It is timed on a few subjects and extrapolated, because each
-subject costs the same. The ceiling is also measured: only the steps, in a bare loop. With
+subject costs the same; on some before dbray and on the others after it, since machines change
+their speed. The ceiling is also measured: only the steps, in a bare loop. With
 `--unpacked`, the same job is also run with one subject at a time in each lane. Measure on an
 otherwise idle machine.
 """
@@ -117,6 +118,7 @@ def recipe_of(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "method": method_settings(args),
         "steps": args.steps,
+        "precision": args.precision,
         "learning_rate": LEARNING_RATE[args.method],
         "min_snr_gamma": None,  # the peer weights all timesteps equally
     }
@@ -176,22 +178,35 @@ def measure_ceiling(lanes: int, pack: int, args: argparse.Namespace) -> dict[str
     }
 
 
-def measure_peer(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Time the peer's script on a few subjects, and once with existing class images."""
-    stand_in = folder / "stand-in" / "torchvision"
-    stand_in.mkdir(parents=True)
-    (stand_in / "__init__.py").write_text('__version__ = "0.0"\n')
-    (stand_in / "transforms.py").write_text(_TRANSFORMS)
-    subjects = sorted((folder / "photos").iterdir())[: args.peer_subjects]
-    fresh = [run_peer(folder, args, subject, f"classes-{subject.name}") for subject in subjects]
-    shared = run_peer(folder, args, subjects[0], f"classes-{subjects[0].name}")
-    return {
-        "peer_seconds_per_subject": round(statistics.mean(fresh), 1),
-        "peer_seconds": [round(seconds, 1) for seconds in fresh],
-        "peer_seconds_with_class_images_at_hand": round(shared, 1),
-        "peer_subjects_per_hour": round(3600 / statistics.mean(fresh), 1),
-        "peer_subjects_per_hour_with_class_images_at_hand": round(3600 / shared, 1),
-    }
+class Peer:
+    """The script, timed on a few subjects, and once with existing class images."""
+
+    def __init__(self, folder: Path, args: argparse.Namespace) -> None:
+        self._folder, self._args = folder, args
+        self._subjects = sorted((folder / "photos").iterdir())[: args.peer_subjects]
+        self._seconds: list[float] = []
+        stand_in = folder / "stand-in" / "torchvision"
+        stand_in.mkdir(parents=True)
+        (stand_in / "__init__.py").write_text('__version__ = "0.0"\n')
+        (stand_in / "transforms.py").write_text(_TRANSFORMS)
+
+    def measure(self, upto: int | None = None) -> None:
+        """Time the subjects that are left, up to this one."""
+        self._seconds += map(self._run, self._subjects[len(self._seconds) : upto])
+
+    def facts(self) -> dict[str, Any]:
+        """All figures; measures the run with existing class images."""
+        fresh, shared = self._seconds, self._run(self._subjects[0])
+        return {
+            "peer_seconds_per_subject": round(statistics.mean(fresh), 1),
+            "peer_seconds": [round(seconds, 1) for seconds in fresh],
+            "peer_seconds_with_class_images_at_hand": round(shared, 1),
+            "peer_subjects_per_hour": round(3600 / statistics.mean(fresh), 1),
+            "peer_subjects_per_hour_with_class_images_at_hand": round(3600 / shared, 1),
+        }
+
+    def _run(self, subject: Path) -> float:
+        return run_peer(self._folder, self._args, subject, f"classes-{subject.name}")
 
 
 def run_peer(folder: Path, args: argparse.Namespace, subject: Path, classes: str) -> float:
@@ -217,7 +232,7 @@ def run_peer(folder: Path, args: argparse.Namespace, subject: Path, classes: str
         "lr_scheduler": "constant",
         "lr_warmup_steps": 0,
         "checkpointing_steps": 10 * args.steps,
-        "mixed_precision": "no",
+        "mixed_precision": {"fp32": "no", "bf16": "bf16"}[args.precision],
         "seed": 0,
         "output_dir": folder / "peer-out" / subject.name,
     }
@@ -241,16 +256,18 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=8)
     # The peer trains these alone.
     parser.add_argument("--targets", nargs="+", default=["attention"])
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--pack", type=_pack, default=1, help="a number, or auto")
     parser.add_argument("--unpacked", action="store_true", help="also run the job with pack 1")
     parser.add_argument("--peer", help="path to the script of diffusers for the method")
-    parser.add_argument("--peer-subjects", type=int, default=3)
+    parser.add_argument("--peer-subjects", type=int, default=4)
     parser.add_argument("--keep", action="store_true", help="keep the figures in results/")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         facts = measure(Path(name), args)
     print_table(facts)
-    finish("bulk" if args.method == "full" else f"bulk-{args.method}", facts, args.keep)
+    name = "bulk" if args.method == "full" else f"bulk-{args.method}"
+    finish(name if args.precision == "fp32" else f"{name}-{args.precision}", facts, args.keep)
 
 
 def _pack(text: str) -> int | str:
@@ -260,11 +277,15 @@ def _pack(text: str) -> int | str:
 def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Measure dbray, the bare steps and the peer."""
     write_subjects(folder / "photos", args.subjects, args.class_nouns)
+    script = Peer(folder, args) if args.peer else None
+    if script:
+        script.measure(upto=args.peer_subjects // 2)
     facts: dict[str, Any] = {
         "method": args.method,
         "subjects": args.subjects,
         "class_nouns": args.class_nouns,
         "steps": args.steps,
+        "precision": args.precision,
         "prior": PRIOR,
         **measure_dbray(folder, args, args.pack),
     }
@@ -276,8 +297,9 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
         unpacked = measure_dbray(folder, args, 1)
         facts |= {f"unpacked_{name}": value for name, value in unpacked.items()}
         facts["times_unpacked"] = round(ours / unpacked["subjects_per_hour"], 2)
-    if args.peer:
-        facts |= measure_peer(folder, args)
+    if script:
+        script.measure()
+        facts |= script.facts()
         peer, bare = facts["peer_subjects_per_hour"], facts["bare_subjects_per_hour"]
         facts["times_the_peer"] = round(ours / peer, 2)
         facts["times_the_peer_of_bare_steps"] = round(bare / peer, 2)

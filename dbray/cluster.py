@@ -22,7 +22,7 @@ from ray.exceptions import RayError
 
 from dbray.errors import SpecError
 from dbray.hardware import Hardware
-from dbray.processes import wait_passively, worker_environment
+from dbray.processes import look_rarely, wait_passively, worker_environment
 
 _OBJECT_STORE_BYTES = 512 * 2**20
 _ANSWER_SECONDS = 10.0
@@ -100,6 +100,7 @@ def start_local(note: Callable[[str], None], **options: Any) -> Any:
         SpecError: it cannot be started.
     """
     wait_passively(os.environ)
+    look_rarely(os.environ)
     try:
         return _init_local(note, options)
     except Exception as exc:  # Ray also raises plain exceptions

@@ -27,6 +27,7 @@ from dbray.errors import DbrayError, Diverged, LaneLost, TrainError
 from dbray.lanes.attempt import Attempt
 from dbray.lanes.beat import Beat, Clock
 from dbray.lanes.lane import Lane
+from dbray.lanes.trainer import LaneTrainer
 from dbray.planning.plan import PlannedSubject
 from dbray.planning.stop import StopMeasure
 from dbray.records.results import Failure
@@ -71,7 +72,7 @@ def run_lane(spec: LaneSpec) -> None:
     per_worker = {"CPU": float(resources.threads_per_worker)}
     filesystem, folder = Store(spec.job.storage).arrow(spec.scratch)
     callbacks: list[Any] = [_ReleaseOnDeath(spec), _Introduction(spec)]
-    trainer = ray.train.torch.TorchTrainer(
+    trainer = LaneTrainer(
         _work,
         train_loop_config={"spec": spec},
         scaling_config=ScalingConfig(

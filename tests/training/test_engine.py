@@ -20,7 +20,7 @@ from dbray.errors import LaneLost, OutOfMemory, TrainError
 from dbray.spec.recipe import Recipe
 from dbray.spec.resources import Resources
 from dbray.training.device import device_is_lost
-from dbray.training.engine import make_engine, memory_plan, set_types
+from dbray.training.engine import make_engine, memory_plan
 from dbray.training.plain import TorchEngine
 
 ROOT = Path(__file__).parents[2]
@@ -367,15 +367,27 @@ def test_frozen_weights_keep_their_16_bits(stored):
     assert set(found.values()) == {torch.float32}
 
 
-def test_frozen_float32_weights_are_held_in_16_bits_where_it_is_asked():
+def test_frozen_float32_weights_are_held_in_16_bits_in_bfloat16():
     module = Net(frozen=True)
-    set_types(module, half=True)
+    make_engine(module, Recipe(precision="bf16"), Resources(), CPU)
     assert module.time.weight.dtype == torch.bfloat16
     assert module.inside.weight.dtype == torch.float32
     exact = Net(frozen=True)
     with torch.autocast("cpu", torch.bfloat16):
         found, wanted = (loss_of(InFloat(net), 0, 0) for net in (module, exact))
     assert torch.equal(found, wanted)  # autocast rounds them as well
+
+
+def test_attention_in_bfloat16_on_a_cpu_is_not_the_fused_one_whose_gradients_are_slow():
+    heads = torch.randn(1, 2, 16, 8, requires_grad=True)
+
+    def gradient_of(precision: str, dtype: torch.dtype) -> str:
+        make_engine(Net(), Recipe(precision=precision), Resources(), CPU)
+        attended = nn.functional.scaled_dot_product_attention(*3 * (heads.to(dtype),))
+        return type(attended.grad_fn).__name__
+
+    assert "Flash" not in gradient_of("bf16", torch.bfloat16)
+    assert "Flash" in gradient_of("fp32", torch.float32)  # and the process can change its mind
 
 
 def test_a_state_of_something_else_is_refused():
