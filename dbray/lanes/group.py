@@ -16,6 +16,11 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError
 from ray.train import ControllerError
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group_table,
+    remove_placement_group,
+)
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dbray.cluster import hardware
@@ -81,6 +86,7 @@ class Lanes:
         self, queue: Any, specs: Sequence[LaneSpec], on_lost: Callable[[str], None]
     ) -> None:
         self._queue = queue
+        self._others = set(placement_group_table())
         self._over = threading.Event()
         self._threads = [_LaneThread(spec, on_lost, self._over) for spec in specs]
 
@@ -141,8 +147,22 @@ class Lanes:
             with suppress(LaneLost):
                 for controller in self._ask("controllers"):
                     ray.kill(controller)
+                for room in self._rooms():
+                    remove_placement_group(room)
         ray.kill(self._queue)
         self.join(_JOIN_SECONDS)
+
+    def _rooms(self) -> list[PlacementGroup]:
+        """What the lanes occupy or wait for: Ray would keep it, and give it, to dead controllers.
+
+        Ray does not tell whose a placement group is, but the Ray job is part of its id.
+        """
+        ray_job = ray.get_runtime_context().get_job_id()
+        return [
+            PlacementGroup(ray.PlacementGroupID(bytes.fromhex(name)))
+            for name, group in placement_group_table().items()
+            if name.endswith(ray_job) and group["state"] != "REMOVED" and name not in self._others
+        ]
 
 
 class _LaneThread(threading.Thread):
@@ -181,9 +201,17 @@ class _LaneThread(threading.Thread):
             run_lane(self._spec)
         except LaneLost as exc:
             if not self._over.is_set():
-                ray.get(self._spec.queue.release.remote(self._spec.name))
+                self._free()
             return exc
         return None
+
+    def _free(self) -> None:
+        """Free what a lost lane has: its subjects, and the room of its workers."""
+        queue, name = self._spec.queue, self._spec.name
+        ray.get(queue.release.remote(name))
+        room: Any = ray.get(queue.room.remote(name))
+        if room is not None:
+            remove_placement_group(room)
 
     def _may_restart(self, error: LaneLost) -> bool:
         if self._num_ended() > self._ended_before:

@@ -147,6 +147,7 @@ class LeaseQueue:
         self._num_ended: Counter[str] = Counter()
         self._last_noun: dict[str, str] = {}
         self._controllers: dict[str, Any] = {}
+        self._rooms: dict[str, Any] = {}
 
     def introduce(self, lane: str, controller: Any) -> None:
         """The lane has started, or started again, with this actor in control of its workers."""
@@ -155,6 +156,14 @@ class LeaseQueue:
     def controllers(self) -> list[Any]:
         """The actors in control of the lanes, those that have ended included."""
         return list(self._controllers.values())
+
+    def occupy(self, lane: str, room: Any) -> None:
+        """The lane's workers have started, in this placement group."""
+        self._rooms[lane] = room
+
+    def room(self, lane: str) -> Any:
+        """The last placement group of a lane, if any; it may be free again."""
+        return self._rooms.get(lane)
 
     def release(self, lane: str) -> None:
         """The lane's workers died, or have just started: its subjects go to other lanes."""

@@ -1,4 +1,4 @@
-"""Ray Train's trainer of a lane, without the helper processes that a lane has no use for.
+"""Ray Train's trainer of a lane, without the helper processes that a lane does not need.
 
 On a small machine they matter: every actor of Ray wakes 100 times a second, each time in the place
 of a lane that trains.
@@ -13,7 +13,7 @@ from ray.train.v2._internal.execution.callback import RayTrainCallback
 
 _UNUSED = (
     DatasetsCallback,  # hands out shards of datasets, of which a lane has none
-    PlacementGroupCleanerCallback,  # Ray itself frees the room of a controller that dies
+    PlacementGroupCleanerCallback,  # the driver frees the room of a lane that is lost
 )
 
 

@@ -20,7 +20,7 @@ import ray.train
 import ray.train.torch
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback, WorkerGroupError
-from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 
 from dbray.bases import Base
 from dbray.errors import DbrayError, Diverged, LaneLost, TrainError
@@ -109,11 +109,12 @@ class _ReleaseOnDeath(UserCallback):
         self._queue.release.remote(self._lane)
 
 
-class _Introduction(ControllerCallback):
-    """Gives the queue the lane's controller, so that the driver can end a lane that waits for room.
+class _Introduction(ControllerCallback, WorkerGroupCallback):
+    """Gives the queue the lane's controller and its workers' room, for the driver to end and free.
 
-    Ray has no public hook for the start of a controller; it runs internal callbacks that it is
-    given, for uses such as this one.
+    A lane may wait for room until the job ends; and where a controller dies, Ray keeps the room
+    until then. Ray has no public hooks for either; it runs internal callbacks that it is given, for
+    uses such as this one.
     """
 
     def __init__(self, spec: LaneSpec) -> None:
@@ -123,6 +124,11 @@ class _Introduction(ControllerCallback):
         """Called by Ray Train before it asks for room."""
         controller = ray.get_runtime_context().current_actor
         self._queue.introduce.remote(self._lane, controller)
+
+    def after_worker_group_start(self, worker_group: Any) -> None:
+        """Called by Ray Train once the workers are there."""
+        room = worker_group.get_worker_group_state().placement_group_handle.placement_group
+        self._queue.occupy.remote(self._lane, room)
 
 
 def _reason(exc: Exception) -> str:
