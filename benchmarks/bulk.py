@@ -263,8 +263,8 @@ def main() -> None:
     parser.add_argument("--peer-subjects", type=int, default=4)
     parser.add_argument("--keep", action="store_true", help="keep the figures in results/")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        facts = measure(Path(name), args)
+    with tempfile.TemporaryDirectory() as folder:
+        facts = measure(Path(folder), args)
     print_table(facts)
     name = "bulk" if args.method == "full" else f"bulk-{args.method}"
     finish(name if args.precision == "fp32" else f"{name}-{args.precision}", facts, args.keep)

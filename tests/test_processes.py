@@ -17,6 +17,12 @@ def test_environment_variables_of_the_user_are_kept():
     assert environment == own
 
 
+def test_a_local_ray_looks_as_often_as_the_user_wants():
+    environment = {"METRICS_RECORD_INTERVAL_S": "5"}
+    processes.look_rarely(environment)
+    assert environment["METRICS_RECORD_INTERVAL_S"] == "5"
+
+
 def test_workers_on_other_nodes_wait_as_this_process_does(monkeypatch):
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     assert processes.worker_environment() == {"OMP_WAIT_POLICY": "PASSIVE"}
